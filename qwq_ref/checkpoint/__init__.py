@@ -1,0 +1,1 @@
+"""Files -> named arrays: safetensors, sharded checkpoints, and the Hugging Face cache."""

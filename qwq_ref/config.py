@@ -1,0 +1,341 @@
+"""config.json, read, checked and typed; and the one table of dimension letters.
+
+Every constant of the model lives in a `Config`. The reader accepts what Hugging Face's `Qwen2Config` accepts for
+a real model of this architecture, in every spelling that published files use, and refuses what would silently
+compute something else.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from .errors import ConfigError
+from .files import StrPath, read_json
+
+DIMENSIONS = {
+    "T": "new tokens in this call",
+    "S": "positions visible in the cache, the new tokens included",
+    "D": "hidden size",
+    "F": "MLP intermediate size",
+    "H": "query heads",
+    "K": "key-value heads",
+    "G": "query heads per key-value head, H / K",
+    "E": "head dimension",
+    "V": "vocabulary",
+    "L": "layers",
+}
+
+LayerType = Literal["full_attention", "sliding_attention"]
+
+_CONFIG_BYTES = 1 << 20
+# A dimension beyond these is a broken file, not a model: each is >= 8 x the largest Qwen2 ever published.
+_LIMITS = {
+    "vocab_size": 1 << 22,
+    "hidden_size": 1 << 18,
+    "intermediate_size": 1 << 20,
+    "num_hidden_layers": 1 << 12,
+    "num_attention_heads": 1 << 12,
+    "num_key_value_heads": 1 << 12,
+    "head_dim": 1 << 12,
+    "max_position_embeddings": 1 << 26,
+    "sliding_window": 1 << 26,
+    "max_window_layers": 1 << 12,
+    "original_max_position_embeddings": 1 << 26,
+}
+
+
+@dataclass(frozen=True)
+class Rope:
+    """Rotary position embedding: plain (type "default") or YaRN (Peng et al. 2023, arXiv:2309.00071).
+
+    Field names and defaults are Hugging Face's (`_compute_yarn_parameters`); all but `theta` concern YaRN only.
+    """
+
+    theta: float
+    type: Literal["default", "yarn"] = "default"
+    factor: float = 1.0
+    original_max_position_embeddings: int = 0
+    attention_factor: float | None = None
+    mscale: float | None = None
+    mscale_all_dim: float | None = None
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    truncate: bool = True
+
+    @property
+    def attention_scaling(self) -> float:
+        """The factor on cos and sin; scores grow by its square. 0.1 ln(factor) + 1 unless the file says otherwise."""
+        if self.type == "default":
+            return 1.0
+        if self.attention_factor is not None:
+            return self.attention_factor
+
+        def mscale(weight: float) -> float:
+            return 0.1 * weight * math.log(self.factor) + 1.0
+
+        if self.mscale and self.mscale_all_dim:
+            return mscale(self.mscale) / mscale(self.mscale_all_dim)
+        return mscale(1.0)
+
+
+@dataclass(frozen=True)
+class Config:
+    """A model of the Qwen2 architecture. Long names are config.json's; letters are `DIMENSIONS`."""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    rms_norm_eps: float
+    rope: Rope
+    max_position_embeddings: int
+    tie_word_embeddings: bool = False
+    sliding_window: int | None = None
+    layer_types: tuple[LayerType, ...] = field(default=(), repr=False)  # empty: full attention throughout
+    swiglu_beta: float = 1.0
+
+    @property
+    def V(self) -> int:
+        return self.vocab_size
+
+    @property
+    def D(self) -> int:
+        return self.hidden_size
+
+    @property
+    def F(self) -> int:
+        return self.intermediate_size
+
+    @property
+    def L(self) -> int:
+        return self.num_hidden_layers
+
+    @property
+    def H(self) -> int:
+        return self.num_attention_heads
+
+    @property
+    def K(self) -> int:
+        return self.num_key_value_heads
+
+    @property
+    def G(self) -> int:
+        return self.num_attention_heads // self.num_key_value_heads
+
+    @property
+    def E(self) -> int:
+        return self.head_dim
+
+    def window(self, layer: int) -> int | None:
+        """How many keys a query of this layer sees, itself included; None is all of them."""
+        sliding = bool(self.layer_types) and self.layer_types[layer] == "sliding_attention"
+        return self.sliding_window if sliding else None
+
+    @property
+    def head_name(self) -> str:
+        """The tensor that makes logits: the embedding itself where the two are tied."""
+        return "model.embed_tokens.weight" if self.tie_word_embeddings else "lm_head.weight"
+
+    def tensors(self) -> dict[str, tuple[int, ...]]:
+        """Name -> shape of every tensor that the model has, in the order of the computation: a checkpoint's contract.
+
+        Projections are [out, in], as in torch.nn.Linear. q, k and v have biases; o and the MLP have none.
+        """
+        shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (self.V, self.D)}
+        for layer in range(self.L):
+            path = f"model.layers.{layer}"
+            shapes[f"{path}.input_layernorm.weight"] = (self.D,)
+            for name, heads in (("q", self.H), ("k", self.K), ("v", self.K)):
+                shapes[f"{path}.self_attn.{name}_proj.weight"] = (heads * self.E, self.D)
+                shapes[f"{path}.self_attn.{name}_proj.bias"] = (heads * self.E,)
+            shapes[f"{path}.self_attn.o_proj.weight"] = (self.D, self.H * self.E)
+            shapes[f"{path}.post_attention_layernorm.weight"] = (self.D,)
+            shapes[f"{path}.mlp.gate_proj.weight"] = (self.F, self.D)
+            shapes[f"{path}.mlp.up_proj.weight"] = (self.F, self.D)
+            shapes[f"{path}.mlp.down_proj.weight"] = (self.D, self.F)
+        shapes["model.norm.weight"] = (self.D,)
+        if not self.tie_word_embeddings:
+            shapes["lm_head.weight"] = (self.V, self.D)
+        return shapes
+
+    @classmethod
+    def from_file(cls, path: StrPath) -> Config:
+        """Read a config.json. Raises ConfigError."""
+        return cls.from_dict(read_json(path, _CONFIG_BYTES, ConfigError), path)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any], source: StrPath = "config") -> Config:
+        """Check and type the contents of a config.json; `source` names it in errors. Raises ConfigError.
+
+        Unknown keys are ignored, as in Hugging Face: files carry dozens that do not concern inference.
+        """
+        read = _Reader(values, source)
+        read.expect("model_type", "qwen2")
+        read.expect("architectures", ["Qwen2ForCausalLM"])
+        read.expect("hidden_act", "silu")
+        if values.get("quantization_config") is not None:
+            raise read.error(
+                "quantization_config", "quantised checkpoints are not read yet; use an fp32, fp16 or bf16 one"
+            )
+
+        layers = read.integer("num_hidden_layers")
+        hidden = read.integer("hidden_size")
+        heads = read.integer("num_attention_heads")
+        kv_heads = read.integer("num_key_value_heads", default=heads)
+        if heads % kv_heads:
+            raise read.error("num_key_value_heads", f"{kv_heads} does not divide num_attention_heads {heads}")
+        if values.get("head_dim") is None and hidden % heads:
+            raise read.error(
+                "hidden_size",
+                f"{hidden} is not a multiple of num_attention_heads {heads}, and there is no head_dim",
+            )
+        head_dim = read.integer("head_dim", default=hidden // heads)
+        if head_dim % 2:
+            raise read.error("head_dim", f"{head_dim} is odd; RoPE rotates pairs")
+        max_positions = read.integer("max_position_embeddings")
+        window, layer_types = _attention_pattern(read, layers)
+        return cls(
+            vocab_size=read.integer("vocab_size"),
+            hidden_size=hidden,
+            intermediate_size=read.integer("intermediate_size"),
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
+            num_key_value_heads=kv_heads,
+            head_dim=head_dim,
+            rms_norm_eps=read.positive("rms_norm_eps"),
+            rope=_rope(read, max_positions),
+            max_position_embeddings=max_positions,
+            tie_word_embeddings=read.boolean("tie_word_embeddings", default=False),
+            sliding_window=window,
+            layer_types=layer_types,
+            swiglu_beta=read.positive("swiglu_beta", default=1.0),
+        )
+
+
+def _attention_pattern(read: _Reader, layers: int) -> tuple[int | None, tuple[LayerType, ...]]:
+    """The window, and which layers have one. As in HF, a `layer_types` overrides `max_window_layers`."""
+    types = read.values.get("layer_types")
+    if types is not None:
+        known = ("full_attention", "sliding_attention")
+        if not isinstance(types, list) or len(types) != layers or any(kind not in known for kind in types):
+            raise read.error("layer_types", f"must list {layers} entries, each one of {' or '.join(known)}")
+    if not read.boolean("use_sliding_window", default=False) or read.values.get("sliding_window") is None:
+        if types is not None and "sliding_attention" in types:
+            raise read.error(
+                "layer_types", "names sliding_attention, but use_sliding_window or sliding_window is not set"
+            )
+        return None, ()
+    window = read.integer("sliding_window")
+    if types is None:
+        full = read.integer("max_window_layers", smallest=0)
+        types = ["full_attention" if layer < full else "sliding_attention" for layer in range(layers)]
+    return window, tuple(types)
+
+
+def _rope(read: _Reader, max_positions: int) -> Rope:
+    """From `rope_scaling` (with `type` or `rope_type`) or from `rope_parameters`: the spelling depends on the file's age."""
+    name = "rope_scaling" if read.values.get("rope_scaling") else "rope_parameters"
+    given = read.values.get(name) or {}
+    if not isinstance(given, dict):
+        raise read.error(name, f"must be an object, got {_show(given)}")
+    rope = _Reader(given, read.source, prefix=f"{name}.")
+    theta = rope.positive("rope_theta") if "rope_theta" in given else read.positive("rope_theta")
+    if theta <= 1:
+        raise read.error("rope_theta", f"must be > 1, got {theta:g}")
+    for where in (read, rope):
+        if where.values.get("partial_rotary_factor") not in (None, 1, 1.0):
+            raise where.error("partial_rotary_factor", "only whole heads are rotated in this architecture")
+    kind = given.get("rope_type", given.get("type", "default"))
+    if kind == "default":
+        return Rope(theta=theta)
+    if kind != "yarn":
+        raise rope.error("rope_type", f'unknown type {_show(kind)}; this architecture has "default" and "yarn"')
+
+    # HF: a value at the top level wins; without any, the trained length is taken for max_position_embeddings.
+    at_top = read.values.get("original_max_position_embeddings") is not None
+    original = (read if at_top else rope).integer("original_max_position_embeddings", default=max_positions)
+    factor = rope.positive("factor", default=max_positions / original)
+    if factor < 1:
+        raise rope.error("factor", f"must be >= 1, got {factor:g}")
+    beta_fast = rope.positive("beta_fast", default=32.0)
+    beta_slow = rope.positive("beta_slow", default=1.0)
+    if beta_fast < beta_slow:
+        raise rope.error("beta_fast", f"{beta_fast:g} is below beta_slow {beta_slow:g}")
+    optional = {
+        key: rope.positive(key)
+        for key in ("attention_factor", "mscale", "mscale_all_dim")
+        if given.get(key) is not None
+    }
+    return Rope(
+        theta=theta,
+        type="yarn",
+        factor=factor,
+        original_max_position_embeddings=original,
+        beta_fast=beta_fast,
+        beta_slow=beta_slow,
+        truncate=rope.boolean("truncate", default=True),
+        **optional,
+    )
+
+
+class _Reader:
+    """One JSON object, read field by field; every refusal names the file and the field."""
+
+    def __init__(self, values: dict[str, Any], source: StrPath, prefix: str = "") -> None:
+        self.values = values
+        self.source = source
+        self.prefix = prefix
+
+    def error(self, name: str, problem: str) -> ConfigError:
+        return ConfigError(self.source, self.prefix + name, problem)
+
+    def _get(self, name: str, default: Any) -> Any:
+        """null means the same as absent, as in Hugging Face's own files."""
+        value = self.values.get(name)
+        if value is None:
+            value = default
+        if value is None:
+            raise self.error(name, "is missing")
+        return value
+
+    def expect(self, name: str, wanted: Any) -> None:
+        """A field that only says which architecture this is: absent is fine, anything else is another model."""
+        value = self.values.get(name)
+        if value is not None and value != wanted:
+            raise self.error(name, f"must be {_show(wanted)}, got {_show(value)}")
+
+    def integer(self, name: str, default: int | None = None, smallest: int = 1) -> int:
+        value = self._get(name, default)
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise self.error(name, f"must be an integer, got {_show(value)}")
+        if not smallest <= value <= _LIMITS[name]:
+            raise self.error(name, f"must be {smallest} to {_LIMITS[name]}, got {_show(value)}")
+        return value
+
+    def positive(self, name: str, default: float | None = None) -> float:
+        value = self._get(name, default)
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise self.error(name, f"must be a number, got {_show(value)}")
+        if not 0 < value < 1e30:  # also false for NaN; from_dict may be given one
+            raise self.error(name, f"must be positive and finite, got {_show(value)}")
+        return float(value)
+
+    def boolean(self, name: str, default: bool) -> bool:
+        value = self._get(name, default)
+        if not isinstance(value, bool):
+            raise self.error(name, f"must be true or false, got {_show(value)}")
+        return value
+
+
+def _show(value: Any) -> str:
+    """A value from a file, short enough for a one-line message."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # an int too long to print; a list that is too deep
+        return f"a {type(value).__name__} that is too large to print"
+    return text if len(text) <= 60 else text[:57] + "..."

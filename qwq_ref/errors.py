@@ -1,0 +1,52 @@
+"""Every error that a user's input can cause: one line, naming the file and the field.
+
+The classes are few on purpose: one per kind of input, so that a caller can catch what it can act on.
+"""
+
+from __future__ import annotations
+
+import os
+
+
+class QwqError(Exception):
+    """Base of the project's errors; `str(error)` is one printable line, `file: field: problem`.
+
+    file     the file (or other source) at fault, as the user named it; None where there is none
+    field    the field, tensor or option inside it; None where the whole file is meant
+    problem  what is wrong, and where it helps what would be right
+    """
+
+    def __init__(self, file: str | os.PathLike[str] | None, field: str | None, problem: str) -> None:
+        self.file = None if file is None else os.fspath(file)
+        self.field = field
+        self.problem = problem
+        super().__init__(": ".join(_printable(part) for part in (self.file, field, problem) if part))
+
+
+class ConfigError(QwqError):
+    """config.json or generation_config.json is malformed, or describes a model that this is not."""
+
+
+class CheckpointError(QwqError):
+    """A weight file is malformed, incomplete, or not the one that the config describes."""
+
+
+class TokenizerError(QwqError):
+    """tokenizer.json is malformed, or not a Qwen2 byte-level BPE."""
+
+
+class TemplateError(QwqError):
+    """A chat template or the messages given to it cannot be rendered."""
+
+
+class MemoryLimitError(QwqError):
+    """A model does not fit in the memory that this process may use; raised before loading."""
+
+
+class UsageError(QwqError):
+    """An option or argument has an impossible value; the command line exits with 2."""
+
+
+def _printable(text: str) -> str:
+    """Escape what would break the one-line promise: a hostile file chooses its own names."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)[:1000]

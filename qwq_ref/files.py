@@ -1,0 +1,99 @@
+"""Reading files that must not be trusted: sizes, kinds and JSON are checked before anything is kept."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+from .errors import QwqError
+
+StrPath = str | os.PathLike[str]
+
+
+def open_regular(path: StrPath, error: type[QwqError]) -> int:
+    """Open a regular file for reading -> file descriptor, which the caller closes.
+
+    Non-blocking, so that a FIFO or a device cannot hang the process before `fstat` refuses it.
+    Symbolic links are followed: the Hugging Face cache is made of them. Raises `error`.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except (OSError, ValueError) as problem:  # ValueError: a NUL in the name
+        reason = problem.strerror if isinstance(problem, OSError) else str(problem)
+        raise error(path, None, f"cannot be opened ({reason})") from None
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise error(path, None, "is not a regular file")
+    return descriptor
+
+
+def pread_exactly(descriptor: int, buffer: memoryview, offset: int, path: StrPath, error: type[QwqError]) -> None:
+    """Fill `buffer` from the file at `offset`. A file that shrank is an error, where a map would be SIGBUS."""
+    done = 0
+    while done < len(buffer):
+        got = os.preadv(descriptor, [buffer[done : done + (1 << 30)]], offset + done)
+        if got == 0:
+            raise error(path, None, f"ends at byte {offset + done}: it is shorter than it was when opened")
+        done += got
+
+
+def read_file(path: StrPath, limit: int, error: type[QwqError]) -> bytes:
+    """The whole of a regular file of at most `limit` bytes. Raises `error`."""
+    descriptor = open_regular(path, error)
+    try:
+        size = os.fstat(descriptor).st_size
+        if size > limit:
+            raise error(path, None, f"is {size:,} bytes long; at most {limit:,} are read")
+        data = bytearray(size)
+        pread_exactly(descriptor, memoryview(data), 0, path, error)
+        return bytes(data)
+    finally:
+        os.close(descriptor)
+
+
+def parse_json(data: bytes, path: StrPath, error: type[QwqError]) -> dict[str, Any]:
+    """Parse a JSON object strictly: UTF-8, no duplicate keys, no NaN or infinity. Raises `error`.
+
+    json.loads alone accepts all three, keeps the last of two equal keys, and reads 1e999 as infinity.
+    """
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        result = dict(pairs)
+        if len(result) != len(pairs):
+            seen: set[str] = set()
+            twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+            raise error(path, twice, "appears twice")
+        return result
+
+    def finite(text: str) -> float:
+        value = float(text)
+        if value in (float("inf"), float("-inf")):
+            raise error(path, None, f"holds a number beyond the range of a double ({text[:40]})")
+        return value
+
+    def not_a_number(text: str) -> float:
+        raise error(path, None, f"holds {text}, which is not JSON")
+
+    try:
+        value = json.loads(
+            data.decode("utf-8"), object_pairs_hook=unique, parse_float=finite, parse_constant=not_a_number
+        )
+    except UnicodeDecodeError as problem:
+        raise error(path, None, f"is not UTF-8 (byte {problem.start})") from None
+    except RecursionError:
+        raise error(path, None, "is nested too deeply") from None
+    except json.JSONDecodeError as problem:
+        raise error(path, None, f"is not JSON (line {problem.lineno}, column {problem.colno}: {problem.msg})") from None
+    except ValueError as problem:  # an integer of more digits than Python converts
+        raise error(path, None, f"is not JSON ({problem})") from None
+    if not isinstance(value, dict):
+        raise error(path, None, f"must hold a JSON object, not a {type(value).__name__}")
+    return value
+
+
+def read_json(path: StrPath, limit: int, error: type[QwqError]) -> dict[str, Any]:
+    """`parse_json` of a regular file of at most `limit` bytes."""
+    return parse_json(read_file(path, limit, error), Path(path), error)
