@@ -1,0 +1,200 @@
+"""The operations of a Qwen2 block: pure functions from arrays to arrays.
+
+Precision. An operation computes in the precision of its inputs: float32, or float64 for the truth that everything
+is judged against. The third precision is an emulation of bfloat16: values stay in float32 storage, and `rnd` rounds
+them to bfloat16 exactly where Hugging Face's eager bfloat16 model rounds. In the other two `rnd` is `exact`.
+Sums inside a matmul, a norm or a softmax are never rounded on the way.
+
+Where Hugging Face decides, the function in `transformers/models/qwen2/modeling_qwen2.py` is named.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..config import Rope
+
+Array = NDArray[Any]
+Round = Callable[[Array], Array]
+Tap = Callable[[str, Array], None]
+
+
+def exact(x: Array) -> Array:
+    """x [...] -> [...]
+
+    No rounding beyond that of the array's own type.
+    """
+    return x
+
+
+def to_bf16(x: Array) -> Array:
+    """x [...] -> [...]
+
+    The nearest bfloat16, ties to even, kept in float32: bfloat16 is the upper half of a float32.
+    """
+    bits = np.asarray(x, np.float32).view(np.uint32)
+    tie_to_even = (bits >> 16) & 1
+    rounded = (bits + 0x7FFF + tie_to_even) & 0xFFFF0000
+    return np.where(np.isnan(x), np.float32(np.nan), rounded.view(np.float32))
+
+
+def no_tap(name: str, value: Array) -> None:
+    """value [...]
+
+    The tap that looks at nothing.
+    """
+
+
+def embed(ids: Array, w: Array) -> Array:
+    """ids [T], w [V, D] -> [T, D]
+
+    Row `ids[t]` of the table for each token. IndexError for an id beyond it. HF: `nn.Embedding`.
+    """
+    return w[ids]
+
+
+def linear(x: Array, w: Array, b: Array | None = None, rnd: Round = exact) -> Array:
+    """x [T, n], w [m, n], b [m] -> [T, m]
+
+    y = x w^T + b. The weight is [out, in]. In bfloat16 the bias is added before the one rounding, as in torch.
+    HF: `nn.Linear`.
+    """
+    y = x @ w.T
+    if b is not None:
+        y = y + b
+    return rnd(y)
+
+
+def rmsnorm(x: Array, w: Array, eps: float, rnd: Round = exact) -> Array:
+    """x [T, D], w [D] -> [T, D]
+
+    y = w * x / sqrt(mean(x^2) + eps), where the normalised x is rounded *before* it meets the weight: the other
+    order changes a quarter of all bfloat16 outputs. Zhang & Sennrich 2019, arXiv:1910.07467; HF: `Qwen2RMSNorm`.
+    """
+    mean_square = np.mean(x * x, axis=-1, keepdims=True)
+    normalised = x * (1 / np.sqrt(mean_square + eps))
+    return rnd(w * rnd(normalised))
+
+
+def rope_frequencies(rope: Rope, E: int) -> Array:
+    """-> [E/2]
+
+    Radians per position of each pair of dimensions, in float32 always: theta^(-2i/E), and for YaRN a blend.
+
+    At position 131,071 the last bit of a frequency moves an angle by 7e-3 radians, so the bits are part of the spec.
+    Libraries differ in float32 `theta ** t` by up to 2 ulp. Here the exponent 2i/E is rounded to float32, the power
+    is taken in float64 and rounded once (which is the correctly rounded float32 power), and the reciprocal is float32.
+
+    YaRN (arXiv:2309.00071, section 3.2; HF: `_compute_yarn_parameters`): pairs that turn more than `beta_fast` times
+    within the trained length keep their frequency, those that turn less than `beta_slow` times are slowed by `factor`,
+    and a linear ramp joins the two.
+    """
+    exponents = np.arange(0, E, 2, dtype=np.float32) / np.float32(E)
+    periods = (np.float64(rope.theta) ** exponents.astype(np.float64)).astype(np.float32)  # over 2 pi
+    frequencies: Array = 1 / periods
+    if rope.type == "default":
+        return frequencies
+
+    def dimension_of(turns: float) -> float:
+        """The pair that turns so many times within the trained length."""
+        return E * math.log(rope.original_max_position_embeddings / (turns * 2 * math.pi)) / (2 * math.log(rope.theta))
+
+    low, high = dimension_of(rope.beta_fast), dimension_of(rope.beta_slow)
+    if rope.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, E - 1)  # HF clips at E - 1, although there are only E/2 pairs
+    if low == high:
+        high += 0.001
+    ramp = np.clip((np.arange(E // 2, dtype=np.float32) - np.float32(low)) / np.float32(high - low), 0, 1)
+    keep = 1 - ramp
+    slowed = 1 / (np.float32(rope.factor) * periods)
+    blend: Array = slowed * (1 - keep) + frequencies * keep  # 1 - keep, not ramp: HF's rounding, to the bit
+    return blend
+
+
+def rope_tables(
+    inv_freq: Array, scaling: float, positions: Array, dtype: Any, rnd: Round = exact
+) -> tuple[Array, Array]:
+    """inv_freq [E/2], positions [T] -> cos [T, E], sin [T, E]
+
+    cos and sin of position * frequency, each half of E alike, both multiplied by YaRN's `attention_scaling`.
+    The angle is computed in `dtype`: in float32 it is off by up to 4e-3 radians at position 131,071.
+    HF: `Qwen2RotaryEmbedding.forward`.
+    """
+    angles = positions.astype(dtype)[:, None] * inv_freq.astype(dtype)
+    angles = np.concatenate([angles, angles], axis=-1)
+    return rnd(np.cos(angles) * scaling), rnd(np.sin(angles) * scaling)
+
+
+def rope(x: Array, cos: Array, sin: Array, rnd: Round = exact) -> Array:
+    """x [T, N, E], cos [T, E], sin [T, E] -> [T, N, E]
+
+    Turn each head's pairs (i, i + E/2) by the position's angles. The pairs are halves, not neighbours.
+    Su et al. 2021, arXiv:2104.09864; HF: `apply_rotary_pos_emb`.
+    """
+    first, second = np.split(x, 2, axis=-1)
+    turned = np.concatenate([-second, first], axis=-1)
+    return rnd(rnd(x * cos[:, None]) + rnd(turned * sin[:, None]))
+
+
+def causal_mask(T: int, S: int, window: int | None = None) -> Array:
+    """-> [T, S]
+
+    True where a query may look: at itself and before it, and within a window only at the last `window` keys, itself
+    included. The T queries are the last of the S positions. HF: `sliding_window_causal_mask_function`.
+    """
+    query = np.arange(S - T, S)[:, None]
+    key = np.arange(S)[None, :]
+    visible = key <= query
+    if window is not None:
+        visible = visible & (key > query - window)
+    return visible
+
+
+def softmax(x: Array) -> Array:
+    """x [..., S] -> [..., S]
+
+    exp(x - max x) / sum: shifting by the maximum changes nothing but keeps exp from overflowing.
+    """
+    e: Array = np.exp(x - np.max(x, axis=-1, keepdims=True))
+    normalised: Array = e / np.sum(e, axis=-1, keepdims=True)
+    return normalised
+
+
+def attention(q: Array, k: Array, v: Array, visible: Array, rnd: Round = exact, tap: Tap = no_tap) -> Array:
+    """q [T, H, E], k [S, K, E], v [S, K, E], visible [T, S] -> [T, H, E]
+
+    softmax(q k^T / sqrt(E)) v, where G = H / K neighbouring query heads share one key-value head: query head h reads
+    key-value head h // G. Taps "scores" (-inf where not visible) and "probs", both [H, T, S].
+    Vaswani et al. 2017, arXiv:1706.03762; Ainslie et al. 2023, arXiv:2305.13245; HF: `eager_attention_forward`.
+    """
+    (T, H, E), (S, K, _) = q.shape, k.shape
+    q_KGTE = q.reshape(T, K, H // K, E).transpose(1, 2, 0, 3)
+    k_K1ES = k.transpose(1, 2, 0)[:, None]
+    v_K1SE = v.transpose(1, 0, 2)[:, None]
+
+    scores_KGTS = rnd(rnd(q_KGTE @ k_K1ES) * E**-0.5)
+    scores_KGTS = np.where(visible, scores_KGTS, -np.inf)
+    probs_KGTS = rnd(softmax(scores_KGTS))
+    heads_KGTE = rnd(probs_KGTS @ v_K1SE)
+
+    tap("scores", scores_KGTS.reshape(H, T, S))
+    tap("probs", probs_KGTS.reshape(H, T, S))
+    return heads_KGTE.transpose(2, 0, 1, 3).reshape(T, H, E)
+
+
+def swiglu(gate: Array, up: Array, beta: float = 1.0, rnd: Round = exact) -> Array:
+    """gate [T, F], up [T, F] -> [T, F]
+
+    swish_beta(gate) * up, with swish_beta(x) = x * sigmoid(beta x); beta = 1 is SiLU, which the published model uses.
+    Shazeer 2020, arXiv:2002.05202; HF: `Qwen2MLP`.
+    """
+    # exp only of what is never positive: HF's 1 / (1 + exp(-x)) overflows below -88 and gives 0, where this is right.
+    scaled = beta * gate
+    sigmoid = np.exp(np.minimum(scaled, 0)) / (1 + np.exp(-np.abs(scaled)))
+    return rnd(rnd(gate * sigmoid) * up)

@@ -1,0 +1,41 @@
+"""Profiles, the long tier, and the enforcement of the spec's shape contracts in every test."""
+
+import os
+
+# Before NumPy and torch: pytest-xdist's workers own the cores, one thread each.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+import contracts
+import pytest
+from hypothesis import HealthCheck, settings
+from shared_data import shared_data  # noqa: F401
+
+_common = {"deadline": None, "print_blob": True, "suppress_health_check": [HealthCheck.too_slow]}
+settings.register_profile("fast", max_examples=60, derandomize=True, database=None, **_common)
+settings.register_profile("long", max_examples=10_000, **_common)
+settings.load_profile("fast")
+
+
+def pytest_addoption(parser):
+    parser.addoption("--long", action="store_true", help="10,000 Hypothesis examples a test, and the tests marked long")
+
+
+def pytest_configure(config):
+    if config.getoption("--long"):
+        settings.load_profile("long")
+
+
+def pytest_collection_modifyitems(config, items):
+    if not config.getoption("--long"):
+        for item in items:
+            if item.get_closest_marker("long"):
+                item.add_marker(pytest.mark.skip(reason="long tier: run with --long"))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def shape_contracts():
+    with contracts.enforced():
+        yield
