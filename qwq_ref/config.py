@@ -7,6 +7,7 @@ compute something else.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -43,6 +44,7 @@ _LIMITS = {
     "sliding_window": 1 << 26,
     "max_window_layers": 1 << 12,
     "original_max_position_embeddings": 1 << 26,
+    "top_k": 1 << 22,
 }
 
 
@@ -137,6 +139,12 @@ class Config:
         return self.sliding_window if sliding else None
 
     @property
+    def positions(self) -> int:
+        """How many positions the model is made for, by its RoPE as it is now."""
+        stretched = int(self.rope.factor * self.rope.original_max_position_embeddings)  # 0 without YaRN
+        return max(self.max_position_embeddings, stretched)
+
+    @property
     def head_name(self) -> str:
         """The tensor that makes logits: the embedding itself where the two are tied."""
         return "model.embed_tokens.weight" if self.tie_word_embeddings else "lm_head.weight"
@@ -163,6 +171,11 @@ class Config:
             shapes["lm_head.weight"] = (self.V, self.D)
         return shapes
 
+    def with_rope(self, values: dict[str, Any], source: StrPath) -> Config:
+        """The same model with another position embedding, as `rope_parameters` would give it. Raises ConfigError."""
+        rope = _rope(FieldReader({"rope_parameters": values}, source), self.max_position_embeddings)
+        return dataclasses.replace(self, rope=rope)
+
     @classmethod
     def from_file(cls, path: StrPath) -> Config:
         """Read a config.json. Raises ConfigError."""
@@ -174,7 +187,7 @@ class Config:
 
         Unknown keys are ignored, as in Hugging Face: files carry dozens that do not concern inference.
         """
-        read = _Reader(values, source)
+        read = FieldReader(values, source)
         read.expect("model_type", "qwen2")
         read.expect("architectures", ["Qwen2ForCausalLM"])
         read.expect("hidden_act", "silu")
@@ -217,7 +230,7 @@ class Config:
         )
 
 
-def _attention_pattern(read: _Reader, layers: int) -> tuple[int | None, tuple[LayerType, ...]]:
+def _attention_pattern(read: FieldReader, layers: int) -> tuple[int | None, tuple[LayerType, ...]]:
     """The window, and which layers have one. As in HF, a `layer_types` overrides `max_window_layers`."""
     types = read.values.get("layer_types")
     if types is not None:
@@ -237,13 +250,13 @@ def _attention_pattern(read: _Reader, layers: int) -> tuple[int | None, tuple[La
     return window, tuple(types)
 
 
-def _rope(read: _Reader, max_positions: int) -> Rope:
-    """From `rope_scaling` (with `type` or `rope_type`) or from `rope_parameters`: the spelling depends on the file's age."""
+def _rope(read: FieldReader, max_positions: int) -> Rope:
+    """From `rope_scaling` (with `type` or `rope_type`) or `rope_parameters`: the spelling depends on the file's age."""
     name = "rope_scaling" if read.values.get("rope_scaling") else "rope_parameters"
     given = read.values.get(name) or {}
     if not isinstance(given, dict):
         raise read.error(name, f"must be an object, got {_show(given)}")
-    rope = _Reader(given, read.source, prefix=f"{name}.")
+    rope = FieldReader(given, read.source, prefix=f"{name}.")
     theta = rope.positive("rope_theta") if "rope_theta" in given else read.positive("rope_theta")
     if theta <= 1:
         raise read.error("rope_theta", f"must be > 1, got {theta:g}")
@@ -283,7 +296,7 @@ def _rope(read: _Reader, max_positions: int) -> Rope:
     )
 
 
-class _Reader:
+class FieldReader:
     """One JSON object, read field by field; every refusal names the file and the field."""
 
     def __init__(self, values: dict[str, Any], source: StrPath, prefix: str = "") -> None:
@@ -323,6 +336,12 @@ class _Reader:
             raise self.error(name, f"must be a number, got {_show(value)}")
         if not 0 < value < 1e30:  # also false for NaN; from_dict may be given one
             raise self.error(name, f"must be positive and finite, got {_show(value)}")
+        return float(value)
+
+    def number(self, name: str, default: float, smallest: float, largest: float) -> float:
+        value = self._get(name, default)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not smallest <= value <= largest:
+            raise self.error(name, f"must be a number from {smallest:g} to {largest:g}, got {_show(value)}")
         return float(value)
 
     def boolean(self, name: str, default: bool) -> bool:

@@ -34,7 +34,10 @@ def pread_exactly(descriptor: int, buffer: memoryview, offset: int, path: StrPat
     """Fill `buffer` from the file at `offset`. A file that shrank is an error, where a map would be SIGBUS."""
     done = 0
     while done < len(buffer):
-        got = os.preadv(descriptor, [buffer[done : done + (1 << 30)]], offset + done)
+        try:
+            got = os.preadv(descriptor, [buffer[done : done + (1 << 30)]], offset + done)
+        except OSError as problem:  # a failing disk, a network file system that went away
+            raise error(path, None, f"cannot be read ({problem.strerror})") from None
         if got == 0:
             raise error(path, None, f"ends at byte {offset + done}: it is shorter than it was when opened")
         done += got
