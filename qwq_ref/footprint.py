@@ -67,3 +67,8 @@ def gqa_saving(config: Config, context: int) -> tuple[float, float]:
     """
     mha = dataclasses.replace(config, num_key_value_heads=config.H)
     return 1 - config.K / config.H, 1 - step_bytes(config, context) / step_bytes(mha, context)
+
+
+def human(size: float) -> str:
+    """Bytes for people: GiB, or MiB where that reads better."""
+    return f"{size / 2**30:.2f} GiB" if size >= 2**30 / 10 else f"{size / 2**20:.2f} MiB"

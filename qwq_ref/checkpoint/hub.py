@@ -19,8 +19,9 @@ _PATTERNS = ["*.json", "*.safetensors", "*.jinja", "merges.txt", "vocab.txt"]
 def resolve(model: StrPath, *, offline: bool = False, cache_dir: StrPath | None = None) -> Path:
     """A folder, a .safetensors file, a shipped name or `owner/name[@revision]` -> the folder or file it names.
 
-    A local path wins over a name, and a shipped name (`qwq-32b`, of which only the config is shipped) over the hub. A complete snapshot in the cache is used as it is; else it is downloaded, unless
-    `offline` or HF_HUB_OFFLINE is set. `cache_dir` replaces the place that HF_HUB_CACHE or HF_HOME give.
+    A local path wins over a name, and a shipped name (`qwq-32b`, of which only the config is shipped) over the hub.
+    A complete snapshot in the cache is used as it is; else it is downloaded, unless `offline` or HF_HUB_OFFLINE is
+    set. `cache_dir` replaces the place that HF_HUB_CACHE or HF_HOME give.
     Raises CheckpointError.
     """
     name = os.fspath(model)

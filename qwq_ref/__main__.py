@@ -1,0 +1,5 @@
+"""`python -m qwq_ref` is `qwq`."""
+
+from .cli import main
+
+raise SystemExit(main())

@@ -1,0 +1,185 @@
+"""`qwq generate`: answer one prompt, streaming. The answer goes to stdout, the reasoning to stderr."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import sys
+from typing import TYPE_CHECKING
+
+from ..errors import UsageError
+from .options import add_rope_arguments, chosen_rope, progress_bar, read_prompt
+
+if TYPE_CHECKING:
+    from ..engine.generate import Run
+    from ..engine.model import Generation, Model
+
+_DIM, _PLAIN = "\x1b[2m", "\x1b[0m"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("positional", nargs="?", metavar="PROMPT", help="the prompt; else -p, -f, or standard input")
+    parser.add_argument("-m", "--model", required=True, help="a folder, a .safetensors file, or a hub id")
+    parser.add_argument("-p", "--prompt", help="the prompt")
+    parser.add_argument("-f", "--file", help="read the prompt from a file (after PROMPT, if both are given)")
+    parser.add_argument("-s", "--system", help="a system prompt")
+    parser.add_argument("-n", "--max-tokens", type=int, metavar="N", help="default: to the end of the answer")
+    parser.add_argument("-c", "--ctx-size", type=int, metavar="N", help="context in tokens; default: what fits")
+    parser.add_argument("-t", "--threads", type=int, metavar="N", help="threads; default: one per core")
+    parser.add_argument("--raw", action="store_true", help="continue the text as it is, without the chat template")
+    parser.add_argument("--chat-template-file", metavar="FILE", help="a Jinja template instead of the model's own")
+    parser.add_argument("--offline", action="store_true", help="download nothing")
+    parser.add_argument("--json", action="store_true", help="one JSON object at the end instead of a stream")
+    sampling = parser.add_argument_group("sampling", "defaults come from the model's generation_config.json")
+    sampling.add_argument("--temp", type=float, metavar="X", help="temperature; 0 takes the likeliest token")
+    sampling.add_argument("--top-k", type=int, metavar="N", help="keep the N likeliest tokens; 0 keeps all")
+    sampling.add_argument("--top-p", type=float, metavar="X", help="keep the likeliest tokens that sum to X")
+    sampling.add_argument("--min-p", type=float, metavar="X", help="keep tokens X times as likely as the likeliest")
+    sampling.add_argument("--presence-penalty", type=float, metavar="X", help="against loops, 0 to 2")
+    sampling.add_argument("--repeat-penalty", type=float, metavar="X", help="above 1 against repetition")
+    sampling.add_argument("--samplers", metavar="A;B;...", help="the order of: penalties;temperature;top_k;top_p;min_p")
+    sampling.add_argument("--seed", type=int, metavar="N", help="the same seed gives the same answer")
+    thinking = parser.add_argument_group("reasoning")
+    thinking.add_argument("--think", choices=["show", "hide", "only"], default="show", help="default: show, on stderr")
+    thinking.add_argument("--think-budget", type=int, metavar="N", help="close the reasoning after N tokens; 0: none")
+    add_rope_arguments(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    if options.threads is not None:
+        if options.threads < 1:
+            raise UsageError(None, "threads", f"must be at least 1, got {options.threads}")
+        for library in ("OMP", "OPENBLAS", "MKL", "VECLIB_MAXIMUM"):  # read once, when NumPy is first imported
+            os.environ[f"{library}_NUM_THREADS"] = str(options.threads)
+    prompt = read_prompt(options)
+
+    from ..checkpoint import Checkpoint, resolve
+    from ..engine.model import load
+    from ..footprint import weight_bytes
+
+    path = resolve(options.model, offline=options.offline)
+    with Checkpoint.open(path) as checkpoint:  # headers only, for what must be known before loading
+        config = checkpoint.config
+    with progress_bar("loading", weight_bytes(config, "fp32"), "B") as progress:
+        model = load(
+            path,
+            context=options.ctx_size,
+            rope=chosen_rope(options, config),
+            chat_template=options.chat_template_file,
+            offline=options.offline,
+            progress=progress,
+        )
+    if options.verbose:
+        print(f"context: {model.context} tokens; chat template: {'yes' if model.template else 'no'}", file=sys.stderr)
+    return _answer(options, model, prompt)
+
+
+def _answer(options: argparse.Namespace, model: Model, prompt: str) -> int:
+    with contextlib.ExitStack() as stack:
+        generation = model.generate(
+            prompt,
+            system=options.system,
+            raw=options.raw,
+            max_tokens=options.max_tokens,
+            seed=options.seed,
+            think_budget=options.think_budget,
+            progress=lambda count: bar(count),
+            temperature=options.temp,
+            top_k=options.top_k,
+            top_p=options.top_p,
+            min_p=options.min_p,
+            presence_penalty=options.presence_penalty,
+            repetition_penalty=options.repeat_penalty,
+            steps=tuple(filter(None, options.samplers.split(";"))) if options.samplers is not None else None,
+        )
+        bar = stack.enter_context(progress_bar("prompt", len(generation.run.prompt), "token", at_least=512))
+        interrupted = False
+        texts = {"thinking": "", "answer": ""}
+        writer = _Writer(options)
+        try:
+            for piece in generation:
+                if piece.kind == "answer" and not texts["answer"]:
+                    piece = type(piece)(piece.text.lstrip("\n"), piece.kind)
+                texts[piece.kind] += piece.text
+                writer.write(piece.text, piece.kind)
+        except KeyboardInterrupt:
+            interrupted = True
+        writer.close()
+    if options.json:
+        print(json.dumps(_report(model, generation.run, texts, interrupted), ensure_ascii=False))
+    _summarise(options, generation, interrupted)
+    return 130 if interrupted else 0
+
+
+class _Writer:
+    """The answer on stdout and the reasoning on stderr, dimmed on a terminal; neither with --json."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        shown = {"show": ("thinking", "answer"), "hide": ("answer",), "only": ("thinking",)}[options.think]
+        self.shown = () if options.json else shown
+        self.thinking_to = sys.stdout if options.think == "only" else sys.stderr
+        self.dim = self.thinking_to.isatty() and "NO_COLOR" not in os.environ
+        self.last = ""
+        self.kind: str | None = None
+
+    def write(self, text: str, kind: str) -> None:
+        if kind not in self.shown or not text:
+            return
+        if self.kind == "thinking" and kind == "answer":
+            self.close()
+            self.thinking_to.write("\n")
+        stream = self.thinking_to if kind == "thinking" else sys.stdout
+        if self.dim and kind == "thinking":
+            text = f"{_DIM}{text}{_PLAIN}"
+        stream.write(text)
+        stream.flush()
+        self.last, self.kind = text.removesuffix(_PLAIN), kind
+
+    def close(self) -> None:
+        """End the last line, so that whatever comes next starts on its own."""
+        if self.last and not self.last.endswith("\n"):
+            stream = self.thinking_to if self.kind == "thinking" else sys.stdout
+            stream.write("\n")
+            stream.flush()
+        self.last = ""
+
+
+def _report(model: Model, run: Run, texts: dict[str, str], interrupted: bool) -> dict[str, object]:
+    from ..engine.memory import peak_bytes
+
+    return {
+        "model": str(model.path),
+        "answer": texts["answer"],
+        "thinking": texts["thinking"],
+        "finish_reason": "interrupt" if interrupted else run.finish_reason,
+        "seed": run.seed,
+        "prompt_tokens": len(run.prompt),
+        "output_tokens": len(run.output),
+        "prompt_tok_s": _rate(len(run.prompt), run.prompt_seconds),
+        "output_tok_s": _rate(len(run.output), run.output_seconds),
+        "peak_memory_bytes": peak_bytes(),
+    }
+
+
+def _summarise(options: argparse.Namespace, generation: Generation, interrupted: bool) -> None:
+    """What a user must know, then how fast it was: on stderr."""
+    from ..engine.memory import peak_bytes
+
+    run = generation.run
+    if run.finish_reason in ("length", "context") and not interrupted:
+        limit = "max-tokens" if run.finish_reason == "length" else "the context"
+        what = "the reasoning used up" if generation.still_thinking else "the answer was cut off by"
+        print(f"qwq: {what} {limit} ({len(run.output)} tokens)", file=sys.stderr)
+    if not options.json:
+        print(
+            f"prompt: {len(run.prompt)} tokens, {_rate(len(run.prompt), run.prompt_seconds):.1f} tokens/s; "
+            f"output: {len(run.output)} tokens, {_rate(len(run.output), run.output_seconds):.1f} tokens/s; "
+            f"peak memory: {peak_bytes() / 2**20:.0f} MiB; seed: {run.seed}",
+            file=sys.stderr,
+        )
+
+
+def _rate(count: int, seconds: float) -> float:
+    return round(count / seconds, 3) if seconds > 0 else 0.0

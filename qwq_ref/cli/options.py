@@ -1,0 +1,75 @@
+"""Options that commands share, and what they mean."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from ..config import Config, Rope
+from ..errors import UsageError
+
+
+def add_rope_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("long context")
+    group.add_argument("--rope-scaling", choices=["none", "yarn"], help="position scaling; default: the config's own")
+    group.add_argument("--rope-scale", type=float, default=4.0, metavar="X", help="YaRN's factor (default 4)")
+    group.add_argument(
+        "--yarn-orig-ctx", type=int, metavar="N", help="length trained on, 32768 for QwQ-32B; default: the config's"
+    )
+
+
+def chosen_rope(options: argparse.Namespace, config: Config) -> Rope | None:
+    """The position embedding that the options ask for; None is the config's own. Raises ConfigError."""
+    if options.rope_scaling is None:
+        return None
+    scaling: dict[str, Any] = {"rope_type": "default"}
+    if options.rope_scaling == "yarn":
+        original = options.yarn_orig_ctx or config.rope.original_max_position_embeddings or None
+        scaling = {"rope_type": "yarn", "factor": options.rope_scale, "original_max_position_embeddings": original}
+    return config.with_rope({"rope_theta": config.rope.theta, **scaling}, "command line").rope
+
+
+def read_prompt(options: argparse.Namespace) -> str:
+    """The prompt: an argument, a file, or what is piped in; of two, first the argument. Raises UsageError."""
+    parts = [text for text in (options.prompt, options.positional) if text is not None]
+    if len(parts) == 2:
+        raise UsageError(None, "prompt", "is given twice, with -p and without")
+    if options.file is not None:
+        try:
+            parts.append(Path(options.file).read_text("utf-8"))
+        except (OSError, UnicodeDecodeError) as problem:
+            reason = problem.strerror if isinstance(problem, OSError) else "is not UTF-8"
+            raise UsageError(options.file, None, f"cannot be read ({reason})") from None
+    if not parts:
+        if sys.stdin.isatty():
+            raise UsageError(None, "prompt", "is missing: give it as an argument, with -f, or on standard input")
+        try:
+            parts.append(sys.stdin.buffer.read().decode("utf-8").removesuffix("\n"))
+        except UnicodeDecodeError:
+            raise UsageError("standard input", None, "is not UTF-8") from None
+    prompt = "\n\n".join(parts)
+    if not prompt.strip():
+        raise UsageError(None, "prompt", "is empty")
+    return prompt
+
+
+@contextlib.contextmanager
+def progress_bar(what: str, total: int, unit: str, at_least: int = 0) -> Iterator[Callable[[int], object]]:
+    """A progress bar on stderr, if that is a terminal and there is enough to wait for."""
+    if not sys.stderr.isatty() or total < at_least:
+        yield lambda count: None
+        return
+    from tqdm import tqdm
+
+    with tqdm(total=total, desc=what, unit=unit, unit_scale=True, leave=False, file=sys.stderr) as bar:
+
+        def update(count: int) -> None:
+            bar.update(count)
+            if bar.n >= total:  # gone before anything else is written
+                bar.close()
+
+        yield update

@@ -1,0 +1,281 @@
+"""A model that can be asked: weights, tokenizer, chat template and sampling defaults of one checkpoint."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import secrets
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from .. import footprint
+from ..checkpoint import Checkpoint, GenerationConfig, resolve
+from ..config import Config, Rope
+from ..errors import UsageError
+from ..spec import Sampling, forward
+from ..spec.ops import Array
+from ..text import StreamDecoder, ThinkingSplitter, Tokenizer, load_tokenizer, prompt_is_thinking
+from ..text.chat import ChatTemplate, load_chat_template
+from . import memory
+from .generate import PROMPT_CHUNK, Run, generate
+
+Kind = Literal["thinking", "answer"]
+Progress = Callable[[int], object]
+
+# What a spent thinking budget puts in the model's mouth, before it closes its reasoning.
+_ENOUGH = "\n\nI have thought long enough; here is the answer.\n"
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A piece of the output: some characters, and which part of the output they belong to."""
+
+    text: str
+    kind: Kind
+
+    def __str__(self) -> str:
+        return self.text
+
+
+class NumpyBackend:
+    """The spec itself, in float32."""
+
+    def __init__(self, config: Config, weights: Mapping[str, Array]) -> None:
+        self.config = config
+        self.weights = weights
+
+    def step(self, ids: Sequence[int], cache: Any) -> tuple[Array, Any]:
+        logits, cache = forward(self.config, self.weights, ids, cache)
+        return logits[-1], cache
+
+
+class Model:
+    """Made by `load`.
+
+    config, defaults      config.json and generation_config.json
+    tokenizer, template   text <-> ids; `template` is None for a model that has none
+    context               positions that fit, prompt and output together
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        config: Config,
+        weights: Mapping[str, Array],
+        tokenizer: Tokenizer,
+        template: ChatTemplate | None,
+        defaults: GenerationConfig,
+        context: int,
+    ) -> None:
+        self.path = path
+        self.config = config
+        self.tokenizer = tokenizer
+        self.template = template
+        self.defaults = defaults
+        self.context = context
+        self._weights = weights
+        self._backend = NumpyBackend(config, weights)
+
+    def logits(self, token_ids: Sequence[int]) -> Array:
+        """token_ids [T] -> float32 [T, V]: logits of the token after each."""
+        return forward(self.config, self._weights, token_ids)[0]
+
+    def prompt_ids(self, prompt: str | list[dict[str, Any]], system: str | None = None, raw: bool = False) -> list[int]:
+        """A question, or a conversation of messages with `role` and `content` -> the ids of a prompt.
+
+        raw   the text as it is, without a chat template. Raises TemplateError, TokenizerError, UsageError.
+        """
+        if raw:
+            if not isinstance(prompt, str) or system is not None:
+                raise UsageError(None, "raw", "takes a plain text, with no messages and no system prompt")
+            return self.tokenizer.encode(prompt)
+        if self.template is None:
+            raise UsageError(self.path, None, "has no chat template: give one, or a raw prompt")
+        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+        if system is not None:
+            messages = [{"role": "system", "content": system}, *messages]
+        return self.template.encode(self.tokenizer, messages)
+
+    def sampling(self, **changes: Any) -> Sampling:
+        """The checkpoint's own sampling, with `changes` (None leaves a value alone). Raises UsageError."""
+        own = {
+            "temperature": self.defaults.effective_temperature,
+            "top_k": self.defaults.top_k,
+            "top_p": self.defaults.top_p,
+            "min_p": self.defaults.min_p,
+            "repetition_penalty": self.defaults.repetition_penalty,
+        }
+        try:
+            return Sampling(**own | {name: value for name, value in changes.items() if value is not None})
+        except ValueError as problem:
+            name, _, rest = str(problem).partition(" ")
+            raise UsageError(None, name, rest) from None
+
+    def generate(
+        self,
+        prompt: str | list[dict[str, Any]],
+        *,
+        system: str | None = None,
+        raw: bool = False,
+        max_tokens: int | None = None,
+        seed: int | None = None,
+        think_budget: int | None = None,
+        progress: Progress | None = None,
+        **sampling: Any,
+    ) -> Generation:
+        """Answer a prompt -> an iterator of `Piece`, which carries the `Run` so far.
+
+        max_tokens    None: until the model ends its answer or the context is full
+        seed          None: a random one, kept in `run.seed`
+        think_budget  tokens of reasoning after which it is closed; 0 turns reasoning off
+        sampling      fields of `Sampling`; what is not given is the checkpoint's
+
+        Raises UsageError, before anything is computed, for a prompt that does not fit, or not with max_tokens.
+        """
+        how = self.sampling(**sampling)
+        ids = self.prompt_ids(prompt, system, raw)
+        thinking = prompt_is_thinking(ids, self.tokenizer)
+        budget = _Budget(self.tokenizer, think_budget, thinking)
+        if thinking and think_budget == 0:
+            ids, thinking = ids + budget.closing, False
+        if not ids:
+            raise UsageError(None, "prompt", "is empty")
+        if seed is not None and not 0 <= seed < 2**64:
+            raise UsageError(None, "seed", f"must be 0 to 2^64 - 1, got {seed}")
+        if max_tokens is not None and max_tokens < 1:
+            raise UsageError(None, "max_tokens", f"must be at least 1, got {max_tokens}")
+        wanted = len(ids) + (max_tokens or 1)
+        if wanted > self.context:
+            output = f"{max_tokens or 'one'} more do" if (max_tokens or 1) > 1 else "one more does"
+            raise UsageError(
+                None, "prompt", f"of {len(ids)} tokens and {output} not fit in the context of {self.context}"
+            )
+        run = Run(ids, secrets.randbits(32) if seed is None else seed)
+        tokens = generate(
+            self._backend,
+            run,
+            how,
+            end_ids=self.defaults.eos_token_ids,
+            vocabulary=min(self.tokenizer.size, self.config.V),
+            context=self.context,
+            max_tokens=max_tokens,
+            intervene=budget if think_budget and thinking else None,
+            progress=progress,
+        )
+        return Generation(run, tokens, self.tokenizer, thinking)
+
+
+class Generation(Iterator[Piece]):
+    """Pieces of text as they are made. `run` tells how far it is and, at the end, why it ended."""
+
+    def __init__(self, run: Run, tokens: Iterator[int], tokenizer: Tokenizer, thinking: bool) -> None:
+        self.run = run
+        self.still_thinking = thinking
+        self._pieces = self._decode(tokens, tokenizer, thinking)
+
+    def __iter__(self) -> Generation:
+        return self
+
+    def __next__(self) -> Piece:
+        return next(self._pieces)
+
+    def _decode(self, tokens: Iterator[int], tokenizer: Tokenizer, thinking: bool) -> Iterator[Piece]:
+        splitter = ThinkingSplitter(tokenizer, thinking)
+        decoder = StreamDecoder(tokenizer)
+        kind: Kind = "thinking" if thinking else "answer"
+        for token in tokens:
+            part = splitter.feed(token)
+            if part == "marker":
+                text, part = decoder.finish(), kind
+                kind = "answer" if kind == "thinking" else "thinking"
+                self.still_thinking = kind == "thinking"
+            else:
+                text = decoder.feed(token)
+            if text:
+                yield Piece(text, part)
+        if rest := decoder.finish():
+            yield Piece(rest, kind)
+
+
+class _Budget:
+    """Closes the reasoning once it has taken its tokens: a hook for `generate`."""
+
+    def __init__(self, tokenizer: Tokenizer, tokens: int | None, thinking: bool) -> None:
+        if tokens is not None and tokens < 0:
+            raise UsageError(None, "think_budget", f"must be at least 0, got {tokens}")
+        self.end = tokenizer.think_end
+        if tokens is not None and thinking and self.end is None:
+            raise UsageError(None, "think_budget", "this model has no </think> token")
+        self.tokens = tokens
+        after = tokenizer.encode("\n\n")
+        self.closing = [] if self.end is None else [self.end, *after]
+        self.forced = tokenizer.encode(_ENOUGH) + self.closing
+
+    def __call__(self, output: list[int]) -> Sequence[int]:
+        return self.forced if len(output) == self.tokens and self.end not in output else ()
+
+
+def load(
+    model: str | os.PathLike[str],
+    *,
+    context: int | None = None,
+    rope: Rope | None = None,
+    chat_template: str | os.PathLike[str] | None = None,
+    offline: bool = False,
+    progress: Progress | None = None,
+) -> Model:
+    """Read a model into memory: a folder, a .safetensors file, a hub id, or the name of a shipped model.
+
+    context        positions to make room for; None: as many as the model knows, or as fit in memory
+    rope           another position embedding than the config's, such as YaRN
+    chat_template  a Jinja file to use instead of the checkpoint's
+    progress       called with the number of weight bytes read since its last call
+
+    Raises a QwqError: MemoryLimitError, before any weight is read, for a model that does not fit.
+    """
+    path = resolve(model, offline=offline)
+    folder = path if path.is_dir() else path.parent
+    with Checkpoint.open(path) as checkpoint:
+        config = checkpoint.config if rope is None else dataclasses.replace(checkpoint.config, rope=rope)
+        tokenizer = load_tokenizer(folder, config.vocab_size)
+        has_template = any((folder / name).exists() for name in ("chat_template.jinja", "tokenizer_config.json"))
+        template = load_chat_template(folder, chat_template) if has_template or chat_template else None
+        defaults = GenerationConfig.from_folder(folder, config)
+        context = _fitting_context(config, context, model)
+
+        weights: dict[str, Array] = {}
+        for name in checkpoint:
+            weights[name] = checkpoint[name]
+            if progress is not None:
+                progress(weights[name].nbytes)
+    return Model(path, config, weights, tokenizer, template, defaults, context)
+
+
+def _fitting_context(config: Config, context: int | None, model: str | os.PathLike[str]) -> int:
+    """The context to make room for. Raises MemoryLimitError if it, or with none given a small one, does not fit."""
+    limit = config.positions
+    if context is not None and not 1 <= context <= limit:
+        raise UsageError(None, "ctx-size", f"must be 1 to {limit}, which the model was made for, got {context}")
+    weights = footprint.weight_bytes(config, "fp32")
+    # The spec's cache is a value: while it grows, the old and the new one exist side by side, for one layer's pair.
+    per_position = footprint.kv_bytes_per_token(config, "fp32") * (config.L + 1) // config.L
+
+    def scratch(context: int) -> int:
+        """A chunk of the prompt: logits, MLP activations, and three arrays of scores."""
+        widest = max(config.V, 4 * config.F, 3 * config.H * context)
+        return np.dtype(np.float32).itemsize * min(PROMPT_CHUNK, context) * widest
+
+    available = memory.available_bytes()
+    wanted = context or min(limit, PROMPT_CHUNK)
+    parts = {"weights": weights, "KV cache": per_position * wanted, "scratch": scratch(wanted)}
+    memory.require(parts, model, available)
+    if context is not None:
+        return context
+    largest = limit
+    while largest > wanted and weights + per_position * largest + scratch(largest) > available:
+        largest //= 2
+    return max(largest, wanted)
