@@ -12,6 +12,16 @@ import contracts
 import pytest
 from hypothesis import HealthCheck, settings
 from shared_data import shared_data  # noqa: F401
+from small_tokenizer import (  # noqa: F401
+    folder,
+    real,
+    real_folder,
+    real_hf,
+    real_plain_hf,
+    small,
+    small_hf,
+    small_plain_hf,
+)
 
 _common = {"deadline": None, "print_blob": True, "suppress_health_check": [HealthCheck.too_slow]}
 settings.register_profile("fast", max_examples=60, derandomize=True, database=None, **_common)
