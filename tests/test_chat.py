@@ -300,10 +300,16 @@ def test_where_the_template_comes_from(tmp_path):
     assert template.render([{"role": "user", "content": "x"}], more="!") == "other x!"
 
 
-@pytest.mark.parametrize("value", [None, 5, [], [{"name": "rag", "template": "x"}], [{"name": "default"}], ["x"]])
-def test_no_template(tmp_path, value):
+def test_no_template(tmp_path):
+    assert load_chat_template(tmp_path) is None
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": None, "eos_token": "x"}))
+    assert load_chat_template(tmp_path) is None
+
+
+@pytest.mark.parametrize("value", [5, [], [{"name": "rag", "template": "x"}], [{"name": "default"}], ["x"]])
+def test_what_is_not_a_template(tmp_path, value):
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": value}))
-    with pytest.raises(TemplateError, match=r"tokenizer_config\.json: chat_template: is missing"):
+    with pytest.raises(TemplateError, match=r"tokenizer_config\.json: chat_template: must be"):
         load_chat_template(tmp_path)
 
 

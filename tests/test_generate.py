@@ -444,6 +444,17 @@ def test_rope_options_reach_the_model(scripted, capsys):
     assert "context: 8192 tokens" in capsys.readouterr().err
 
 
+def test_a_base_model_without_a_template_takes_a_raw_prompt(random_folder, tmp_path, capsys):
+    values = json.loads((random_folder / "config.json").read_text())
+    folder = write_checkpoint(tmp_path, values, random_weights(Config.from_dict(values), 0))
+    (folder / "chat_template.jinja").unlink()
+    assert main(["generate", "-m", str(folder), "what?", "-n", "2"]) == 2
+    assert "has no chat template" in capsys.readouterr().err
+    assert main(["generate", "-m", str(folder), "what?", "-n", "2", "--raw", "--json"]) == 0
+    prompt = qwq_ref.text.load_tokenizer(folder).encode("what?")
+    assert json.loads(capsys.readouterr().out)["prompt_tokens"] == len(prompt)
+
+
 def test_threads_are_set_before_numpy_is_imported(scripted):
     folder = str(scripted("two", "4!"))
     script = (

@@ -6,7 +6,7 @@ Each side is judged against the float64 spec, which is itself held to HF patched
 import hf
 import numpy as np
 import torch
-from hypothesis import assume, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from models import config_values, configs, random_weights, token_ids, yarn
 from transformers import Qwen2Config
@@ -145,6 +145,8 @@ def test_far_positions_under_yarn():
     ),
     plain=st.booleans(),
 )
+@example(100.0, 64, 32768, {"beta_fast": 64.0, "beta_slow": 0.5}, False)  # the ramp's end beyond the last pair
+@example(1e4, 8, 4, {}, False)  # a ramp without a length
 def test_rope_frequencies(theta, E, original, scaling, plain):
     """Bits: equal to HF's buffer wherever HF's own power is correctly rounded, and within a few ulp elsewhere.
 

@@ -242,8 +242,7 @@ def load(
     with Checkpoint.open(path) as checkpoint:
         config = checkpoint.config if rope is None else dataclasses.replace(checkpoint.config, rope=rope)
         tokenizer = load_tokenizer(folder, config.vocab_size)
-        has_template = any((folder / name).exists() for name in ("chat_template.jinja", "tokenizer_config.json"))
-        template = load_chat_template(folder, chat_template) if has_template or chat_template else None
+        template = load_chat_template(folder, chat_template)
         defaults = GenerationConfig.from_folder(folder, config)
         context = _fitting_context(config, context, model)
 

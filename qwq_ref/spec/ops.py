@@ -95,7 +95,7 @@ def rope_frequencies(rope: Rope, E: int) -> Array:
     and a linear ramp joins the two.
     """
     exponents = np.arange(0, E, 2, dtype=np.float32) / np.float32(E)
-    periods = (np.float64(rope.theta) ** exponents.astype(np.float64)).astype(np.float32)  # over 2 pi
+    periods = (rope.theta ** exponents.astype(np.float64)).astype(np.float32)  # over 2 pi
     frequencies: Array = 1 / periods
     if rope.type == "default":
         return frequencies

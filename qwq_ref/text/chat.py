@@ -148,9 +148,9 @@ class ChatTemplate:
         raise TemplateError(self.file, f"line {line}" if line else None, reason) from None
 
 
-def load_chat_template(folder: StrPath, override_file: StrPath | None = None) -> ChatTemplate:
+def load_chat_template(folder: StrPath, override_file: StrPath | None = None) -> ChatTemplate | None:
     """The template of a model: `override_file`, else chat_template.jinja, else that in tokenizer_config.json, the
-    "default" one if it has several. Raises TemplateError.
+    "default" one if it has several; None for a model that has none, such as a base model. Raises TemplateError.
     """
     configuration = Path(folder) / "tokenizer_config.json"
     values = read_json(configuration, _CONFIG_BYTES, TemplateError) if configuration.exists() else {}
@@ -171,11 +171,13 @@ def load_chat_template(folder: StrPath, override_file: StrPath | None = None) ->
         return ChatTemplate(source, file, variables)
 
     source = values.get("chat_template")
+    if source is None:
+        return None
     if isinstance(source, list):
         named = [entry for entry in source if isinstance(entry, dict) and entry.get("name") == "default"]
         source = named[0].get("template") if named else None
     if not isinstance(source, str):
-        raise TemplateError(configuration, "chat_template", "is missing or not a template, nor is there " + own.name)
+        raise TemplateError(configuration, "chat_template", "must be a template, or a list with one named default")
     return ChatTemplate(source, configuration, variables)
 
 
