@@ -233,7 +233,7 @@ class CacheMachine(RuleBasedStateMachine):
 
 
 TestCacheMachine = CacheMachine.TestCase
-TestCacheMachine.settings = settings(stateful_step_count=8)
+TestCacheMachine.settings = settings(max_examples=settings.default.max_examples // 2, stateful_step_count=8)
 
 
 # --- refusals ----------------------------------------------------------------------------------------------------
