@@ -239,7 +239,7 @@ TestCacheMachine.settings = settings(max_examples=settings.default.max_examples 
 # --- refusals ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("ids", [[], [[1, 2]], [1.0], [-1], [53], "12", [True]])
+@pytest.mark.parametrize("ids", [[], [[1, 2]], [1.0], [3, -1], [53, 0], "12", [True]])
 def test_ids_that_cannot_be(ids):
     config = Config.from_dict(config_values())
     with pytest.raises(ValueError, match="token_ids"):
