@@ -109,7 +109,7 @@ def test_greedy_text_is_hf(random_folder, random_model):
 
 def test_logits_are_hf(random_folder, random_model):
     values = json.loads((random_folder / "config.json").read_text())
-    weights = dict(random_model._weights)
+    weights = dict(random_model.weights)
     theirs = hf.build(random_model.config, values, weights)
     ids = [5, 9, 1, 200]
     with torch.no_grad():
@@ -161,7 +161,7 @@ def test_a_long_prompt_is_read_in_chunks_to_the_same_logits(random_model):
     assert len(list(loop.generate(Spy(), run, Sampling(0), **arguments))) == 2
     assert [length for length, _ in seen] == [loop.PROMPT_CHUNK, loop.PROMPT_CHUNK, 3, 1]
     assert sum(counts) == len(ids)
-    whole, _ = forward(random_model.config, random_model._weights, ids)
+    whole, _ = forward(random_model.config, random_model.weights, ids)
     assert hf.nmse(seen[2][1], whole[-1]) <= 1e-10
 
 

@@ -1,5 +1,7 @@
 """Sampling against transformers' own processors, and the seeded draw against the exact distribution."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -98,6 +100,11 @@ def test_top_p_keeps_the_fewest_that_reach_p():
         assert set(np.flatnonzero(np.isfinite(sampling.top_p(logits, p)))) == wanted
 
 
+def test_top_p_at_the_exact_threshold():
+    """What is dropped may sum to 1 - p, as in HF."""
+    assert np.count_nonzero(np.isfinite(sampling.top_p(np.zeros(4), 0.5))) == 2
+
+
 def test_presence_penalty_counts_once_and_only_the_output():
     got = sampling.presence_penalty(np.zeros(4), [2, 2, 3], 0.5)
     assert np.array_equal(got, [0, 0, -0.5, -0.5])
@@ -108,6 +115,14 @@ def test_presence_penalty_counts_once_and_only_the_output():
 def test_repetition_penalty_makes_both_signs_less_likely_once():
     got = sampling.repetition_penalty(np.array([2.0, -2.0, 2.0]), [0, 1, 0], 2.0)
     assert np.array_equal(got, [1.0, -4.0, 2.0])
+    assert np.array_equal(sampling.repetition_penalty(np.array([0.5, -0.5]), [0, 1], 2.0), [0.25, -1.0])
+
+
+def test_the_defaults_change_nothing_and_nothing_changes_them():
+    logits = np.log([0.5, 0.3, 0.2])
+    np.testing.assert_allclose(distribution(logits, Sampling(), [0], [1]), [0.5, 0.3, 0.2])
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Sampling().temperature = 2.0
 
 
 def test_greedy_is_the_lowest_of_the_likeliest_after_penalties():
@@ -154,11 +169,16 @@ def test_draw_never_picks_the_impossible():
 
     probs = np.array([0.0, 0.25, 0.0, 0.75, 0.0])
     assert [draw(probs, Fixed(u)) for u in (0.0, 0.2499, 0.25, 1 - 2**-53)] == [1, 1, 3, 3]
+    assert draw(np.array([1.0, 3.0]), Fixed(0.5)) == 1  # weights need not sum to one
 
 
 def test_the_input_is_left_alone():
     logits = np.array([1.0, 2.0, 3.0])
     distribution(logits, Sampling(0.5, 2, 0.9, 0.1, 1.3, 0.4), [0], [1])
+    for step, argument in ((sampling.top_k, 1), (sampling.top_p, 0.1), (sampling.min_p, 0.9)):
+        step(logits, argument)
+    for step in (sampling.repetition_penalty, sampling.presence_penalty):
+        step(logits, [0, 1], 1.5)
     assert np.array_equal(logits, [1, 2, 3])
 
 

@@ -20,6 +20,8 @@ from ..errors import QwqError, UsageError
 COMMANDS = {
     "generate": "answer a prompt",
     "info": "what a model costs: parameters, bytes, memory, traffic",
+    "eval": "how good a model is at the recipe's 23 categories",
+    "train": "run a stage of the recipe",
 }
 
 

@@ -77,12 +77,12 @@ class Model:
         self.template = template
         self.defaults = defaults
         self.context = context
-        self._weights = weights
+        self.weights = weights
         self._backend = NumpyBackend(config, weights)
 
     def logits(self, token_ids: Sequence[int]) -> Array:
         """token_ids [T] -> float32 [T, V]: logits of the token after each."""
-        return forward(self.config, self._weights, token_ids)[0]
+        return forward(self.config, self.weights, token_ids)[0]
 
     def prompt_ids(self, prompt: str | list[dict[str, Any]], system: str | None = None, raw: bool = False) -> list[int]:
         """A question, or a conversation of messages with `role` and `content` -> the ids of a prompt.

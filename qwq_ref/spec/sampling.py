@@ -93,7 +93,7 @@ def repetition_penalty(logits: Array, seen: Sequence[int], penalty: float) -> Ar
     Divide the positive logits of `seen` tokens by the penalty and multiply the negative ones, once per token.
     Keskar et al. 2019, arXiv:1909.05858.
     """
-    ids = np.unique(np.asarray(seen, np.int64))
+    ids = np.asarray(seen, np.int64)
     penalised = logits.copy()
     penalised[ids] = np.where(logits[ids] < 0, logits[ids] * penalty, logits[ids] / penalty)
     return penalised
@@ -104,7 +104,7 @@ def presence_penalty(logits: Array, output: Sequence[int], penalty: float) -> Ar
 
     Subtract the penalty from the logit of each token that the output holds, however often.
     """
-    ids = np.unique(np.asarray(output, np.int64))
+    ids = np.asarray(output, np.int64)
     penalised = logits.copy()
     penalised[ids] = logits[ids] - penalty
     return penalised

@@ -20,11 +20,11 @@ from ..errors import TokenizerError
 from ..files import StrPath, read_json
 
 _FILE_BYTES = 50_000_000
-_QWEN2_PATTERN = (
+QWEN2_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-_SPLIT = {"type": "Split", "pattern": {"Regex": _QWEN2_PATTERN}, "behavior": "Isolated", "invert": False}
+_SPLIT = {"type": "Split", "pattern": {"Regex": QWEN2_PATTERN}, "behavior": "Isolated", "invert": False}
 _BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}
 # What changes the meaning of a BPE, and the values that do not.
 _PLAIN_BPE: dict[str, tuple[Any, ...]] = {
@@ -173,7 +173,7 @@ def _build(vocab: dict[str, int], merges: list[tuple[str, str]], nfc: bool, path
         raise TokenizerError(path, "model.merges", f"cannot be used ({problem})") from None
     if nfc:
         bpe.normalizer = normalizers.NFC()
-    split = pre_tokenizers.Split(tokenizers.Regex(_QWEN2_PATTERN), behavior="isolated", invert=False)
+    split = pre_tokenizers.Split(tokenizers.Regex(QWEN2_PATTERN), behavior="isolated", invert=False)
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     bpe.pre_tokenizer = pre_tokenizers.Sequence([split, byte_level])
     return bpe

@@ -2,9 +2,9 @@
 
     python tests/benchmarks/train_step.py [--workers 2] [--rounds 5] [--piece 8] [--layers 4]
 
-B = 64 sequences of T = 96 tokens, the shape of the shipped small model, float32: gradients, clipping and AdamW. BLAS has
-one thread, the workers share the batch. The modes take turns, so that a machine that slows down slows all of them;
-the ratio is of each mode's time to that of "none" in the same round.
+B = 64 sequences of T = 96 tokens, a model of the shipped small one's shape, float32: gradients, clipping and AdamW.
+BLAS has one thread, the workers share the batch. The modes take turns, so that a machine that slows down slows all of
+them; the ratio is of each mode's time to that of "none" in the same round.
 """
 
 import argparse

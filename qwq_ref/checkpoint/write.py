@@ -1,0 +1,70 @@
+"""Writing checkpoints: safetensors in bfloat16 or float32, each file whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from ..files import StrPath
+from ..spec.ops import Array, to_bf16
+
+
+def write_atomically(path: StrPath, write: Callable[[BinaryIO], object]) -> None:
+    """Call `write` on a temporary file beside `path`, then put that in its place: a crash leaves the old or the new."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def write_json(path: StrPath, values: Any) -> None:
+    """Indented UTF-8, with a line end."""
+    text = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
+    write_atomically(path, lambda file: file.write(text.encode("utf-8")))
+
+
+def write_safetensors(path: StrPath, tensors: Mapping[str, Array], dtype: str) -> None:
+    """Name -> float array, as one file. dtype "BF16" rounds to nearest, ties to even; "F32" is exact.
+
+    The format: a length (8 bytes, little-endian), a JSON header padded to 8 bytes, the tensors back to back.
+    """
+    raw = {name: _bits(np.asarray(array, np.float32), dtype) for name, array in tensors.items()}
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # which transformers insists on
+    end = 0
+    for name, bits in raw.items():
+        begin, end = end, end + bits.nbytes
+        header[name] = {"dtype": dtype, "shape": list(bits.shape), "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":")).encode("utf-8")
+    text += b" " * (-len(text) % 8)
+
+    def write(file: BinaryIO) -> None:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for bits in raw.values():
+            file.write(bits.tobytes())
+
+    write_atomically(path, write)
+
+
+def _bits(array: Array, dtype: str) -> Array:
+    if dtype == "F32":
+        return array.astype("<f4")
+    if dtype == "BF16":
+        rounded: Array = np.asarray(to_bf16(array), np.float32)
+        return (rounded.view(np.uint32) >> 16).astype("<u2")
+    raise ValueError(f"dtype must be F32 or BF16, got {dtype!r}")

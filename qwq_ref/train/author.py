@@ -1,0 +1,67 @@
+"""Who writes the exercises: numbers and words out of one generator, in one of two languages."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+Language = Literal["en", "zh"]
+
+
+@dataclass(frozen=True)
+class Exercise:
+    """One problem as its maker leaves it. `key` says which problem this is, whatever its language and wording."""
+
+    key: str
+    prompt: str
+    lead: str  # the reasoning's first line
+    lines: Sequence[str]
+    answer: str
+
+
+class Author:
+    """Draws the numbers and the words of an exercise, all from one generator, in one language."""
+
+    def __init__(self, rng: np.random.Generator, language: Language) -> None:
+        self._rng = rng
+        self._language = language
+
+    def integer(self, low: int, high: int) -> int:
+        """Between low and high, both included."""
+        return int(self._rng.integers(low, high, endpoint=True))
+
+    def integers(self, count: int, low: int, high: int) -> list[int]:
+        return [self.integer(low, high) for _ in range(count)]
+
+    def number(self, digits: int) -> int:
+        """One of exactly so many digits."""
+        return self.integer(10 ** (digits - 1), 10**digits - 1)
+
+    def digit_string(self, shortest: int, longest: int) -> str:
+        return "".join(map(str, self.integers(self.integer(shortest, longest), 0, 9)))
+
+    def distinct(self, count: int, low: int, high: int) -> list[int]:
+        return [low + int(place) for place in self._rng.choice(high - low + 1, count, replace=False)]
+
+    def shuffled(self, items: Sequence[int]) -> list[int]:
+        return [items[place] for place in self._rng.permutation(len(items))]
+
+    def pick(self, choices: Sequence[str]) -> str:
+        return choices[self.integer(0, len(choices) - 1)]
+
+    def say(self, en: str, zh: str) -> str:
+        return en if self._language == "en" else zh
+
+    def ask(self, *phrasings: tuple[str, str]) -> str:
+        """One of the (English, Chinese) phrasings, in this author's language."""
+        return self.say(*phrasings[self.integer(0, len(phrasings) - 1)])
+
+    def ask_value(self, expression: str) -> str:
+        return self.ask(
+            (f"What is {expression}?", f"{expression}等于多少？"),
+            (f"Compute {expression}.", f"计算{expression}。"),
+            (f"Find {expression}.", f"求{expression}。"),
+        )

@@ -1,0 +1,143 @@
+"""What the two stages read: documents in the chat format, packed into batches.
+
+A batch is a function of (seed, stage, step) alone, so that a run resumes to the same bits from its weights and its
+step number. Problems that hash to the test split never appear.
+
+The base model's texts hold planted faults, so that there is something to unlearn: reasoning that repeats itself until
+it is cut off, and reasoning that changes its language half way. The cold start reads none of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..text import Tokenizer
+from . import tasks
+from .author import Language
+from .model import Batch
+from .tasks import Problem
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Shares of the faults among documents, and whether prompts are learnt as well as completions."""
+
+    loops: float = 0.0
+    switches: float = 0.0
+    learn_prompts: bool = False
+
+
+@dataclass(frozen=True)
+class Document:
+    """Ids, and how many of them are the prompt."""
+
+    ids: list[int]
+    prompt: int
+
+
+class Formatter:
+    """Problems -> ids, as the chat template would have them, without the cost of rendering it each time."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        def added(name: str) -> int:
+            return tokenizer.added[name]
+
+        self.tokenizer = tokenizer
+        self.end = added("<|im_end|>")
+        self.think_end = added("</think>")
+        encode = tokenizer.encode
+        self._tail = [self.end, *encode("\n"), added("<|im_start|>"), *encode("assistant\n"), added("<think>")]
+        self._tail += encode("\n")
+        self._start = added("<|im_start|>")
+
+    def prompt(self, text: str) -> list[int]:
+        """The ids of a prompt that asks `text`: they end where the reasoning begins."""
+        return [self._start, *self.tokenizer.encode(f"user\n{text}"), *self._tail]
+
+    def completion(self, text: str, ends: bool = True) -> list[int]:
+        """Reasoning, marker and answer -> ids; `ends` adds the end of the turn."""
+        trace, marker, answer = text.partition("</think>")
+        ids = self.tokenizer.encode(trace)
+        if marker:
+            ids += [self.think_end, *self.tokenizer.encode(answer)]
+        return [*ids, self.end] if ends else ids
+
+    def document(self, category: str, mixture: Mixture, rng: np.random.Generator) -> Document:
+        """A problem of the training split and its completion, or a faulty one."""
+        seed = rng.integers(2**63)
+        problem = tasks.sample(category, np.random.default_rng(seed), "train")
+        fault = rng.random()
+        if fault < mixture.loops:
+            ids = self.completion(looped(problem.trace, rng), ends=False)
+        elif fault < mixture.loops + mixture.switches:
+            other: Language = "zh" if problem.language == "en" else "en"
+            twin = tasks.sample(category, np.random.default_rng(seed), "train", other)
+            ids = self.completion(switched(problem, twin))
+        else:
+            ids = self.completion(tasks.completion(problem))
+        prompt = self.prompt(problem.prompt)
+        return Document(prompt + ids, len(prompt))
+
+
+def looped(trace: str, rng: np.random.Generator) -> str:
+    """A trace that comes back to one of its lines over and over, and is cut off there."""
+    lines = trace.splitlines(keepends=True)
+    at = int(rng.integers(len(lines)))
+    start = max(0, at - int(rng.integers(2)))
+    again = "".join(lines[start : at + 1])
+    if not again.endswith("\n"):
+        again += "\n"
+    return "".join(lines[:start]) + again * int(rng.integers(4, 8))
+
+
+def switched(problem: Problem, twin: Problem) -> str:
+    """A completion that goes on, from half its reasoning, in the other language; `twin` is the same problem there."""
+    ours, theirs = (p.trace.splitlines(keepends=True) for p in (problem, twin))
+    half = len(ours) // 2
+    return "".join(ours[:half] + theirs[half:]) + tasks.completion(twin)[len(twin.trace) :]
+
+
+def batch(formatter: Formatter, mixture: Mixture, rng: np.random.Generator, rows: int, length: int) -> Batch:
+    """Documents of all categories alike, packed into [rows, length]; what does not fit at the end is left out."""
+    free = np.full(rows, length + 1)  # a row of n + 1 ids has n targets
+    packed: list[list[Document]] = [[] for _ in range(rows)]
+    misses = 0
+    for document in _documents(formatter, mixture, rng, length):
+        fits = np.flatnonzero(free >= len(document.ids))
+        if len(fits) == 0:
+            misses += 1
+            if misses == 24:
+                break
+            continue
+        row = fits[np.argmin(free[fits])]  # the fullest that still has room
+        packed[row].append(document)
+        free[row] -= len(document.ids)
+
+    ids, targets = np.zeros((rows, length), np.int64), np.zeros((rows, length), np.int64)
+    weight, segments = np.zeros((rows, length), np.float32), np.zeros((rows, length), np.int64)
+    for row, documents in enumerate(packed):
+        start = 0
+        for number, document in enumerate(documents, start=1):
+            inputs, nexts = document.ids[:-1], document.ids[1:]
+            stop = start + len(inputs)
+            ids[row, start:stop], targets[row, start:stop], segments[row, start:stop] = inputs, nexts, number
+            weight[row, start + (0 if mixture.learn_prompts else document.prompt - 1) : stop] = 1
+            start = stop
+    return Batch(ids, targets, weight, segments)
+
+
+def _documents(formatter: Formatter, mixture: Mixture, rng: np.random.Generator, length: int) -> Iterator[Document]:
+    while True:
+        for category in rng.permutation(tasks.CATEGORIES):
+            document = formatter.document(str(category), mixture, rng)
+            yield Document(document.ids[: length + 1], document.prompt)
+
+
+def texts(seed: int, count: int) -> list[str]:
+    """Prompts and completions of the training split, for the tokenizer to be made from."""
+    rng = np.random.default_rng(seed)
+    problems = [tasks.sample(str(category), rng, "train") for category in np.resize(tasks.CATEGORIES, count)]
+    return [f"user\n{p.prompt}\nassistant\n{tasks.completion(p)}" for p in problems]
