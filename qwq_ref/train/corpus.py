@@ -137,7 +137,7 @@ def _documents(formatter: Formatter, mixture: Mixture, rng: np.random.Generator,
 
 
 def texts(seed: int, count: int) -> list[str]:
-    """Prompts and completions of the training split, for the tokenizer to be made from."""
+    """Plain text between the added tokens of training documents, for the tokenizer to be made from."""
     rng = np.random.default_rng(seed)
     problems = [tasks.sample(str(category), rng, "train") for category in np.resize(tasks.CATEGORIES, count)]
-    return [f"user\n{p.prompt}\nassistant\n{tasks.completion(p)}" for p in problems]
+    return [part for p in problems for part in (f"user\n{p.prompt}", *tasks.completion(p).split("</think>"))]

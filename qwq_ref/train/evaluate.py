@@ -35,12 +35,14 @@ class Score:
 
 
 def problems(category: str, n: int, seed: int) -> list[Problem]:
-    """n problems of the test split, the same for the same seed; distinct where the category has that many."""
+    """n problems of the test split, the same for the same seed. Small categories have fewer than 2,000 of them (a few
+    hundred in countdown2 and gcd): after 3 n draws, problems come again, in either language and any wording.
+    """
     number = [*tasks.CATEGORIES, *tasks.HARDER].index(category)
     rng = np.random.default_rng([seed, number])
     found: dict[str, Problem] = {}
     spare: list[Problem] = []
-    for _ in range(20 * n):
+    for _ in range(3 * n):
         problem = tasks.sample(category, rng, "test")
         if problem.key in found:
             spare.append(problem)

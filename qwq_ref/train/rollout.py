@@ -41,7 +41,10 @@ def answers(
 ) -> list[Answer]:
     """Sample one answer to each prompt. Prompt n draws from a generator of its own, keyed by (seed, n), so that
     neither the batch size nor the number of workers changes an answer beyond the rounding of its logits.
+    ValueError for a model with a sliding window, or for penalties.
     """
+    if config.sliding_window is not None:
+        raise ValueError("a sliding window is not batched")
     order = sorted(range(len(prompts)), key=lambda n: len(prompts[n]))  # rows of a batch are then of nearly one length
     chunks = [order[start : start + batch] for start in range(0, len(order), batch)]
 
