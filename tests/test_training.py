@@ -187,6 +187,14 @@ def test_ctrl_c_saves_and_a_second_call_goes_on(tmp_path):
     assert seen == [3, 4, 5, 6]
 
 
+def test_one_run_at_a_time_in_a_folder(tmp_path):
+    def second(done, total, loss):
+        with pytest.raises(UsageError, match="another run"):
+            stages.train("base", tmp_path)
+
+    stages.train("base", tmp_path, steps=1, progress=second)
+
+
 def test_another_recipe_is_refused_and_loses_nothing(base):
     before = {path.name: path.read_bytes() for path in base.iterdir()}
     for other in ({"seed": 2}, {"seed": 1, "steps": 7}):

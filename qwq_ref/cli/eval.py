@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UsageError
-from .options import progress_bar
+from .options import add_model_argument, progress_bar
 
 if TYPE_CHECKING:
     from ..engine.model import Model
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("-m", "--model", required=True, help="a folder, a .safetensors file, or a hub id")
+    add_model_argument(parser)
     parser.add_argument("-n", type=int, default=2000, metavar="N", help="problems a category (default 2000)")
     parser.add_argument("--categories", metavar="A,B,...", help="default: the 23, then the harder variants")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the problems and of the answers")

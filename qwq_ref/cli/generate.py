@@ -10,7 +10,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from ..errors import UsageError
-from .options import add_rope_arguments, chosen_rope, progress_bar, read_prompt
+from .options import add_model_argument, add_rope_arguments, chosen_rope, progress_bar, read_prompt
 
 if TYPE_CHECKING:
     from ..engine.generate import Run
@@ -21,7 +21,7 @@ _DIM, _PLAIN = "\x1b[2m", "\x1b[0m"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("positional", nargs="?", metavar="PROMPT", help="the prompt; else -p, -f, or standard input")
-    parser.add_argument("-m", "--model", required=True, help="a folder, a .safetensors file, or a hub id")
+    add_model_argument(parser)
     parser.add_argument("-p", "--prompt", help="the prompt")
     parser.add_argument("-f", "--file", help="read the prompt from a file (after PROMPT, if both are given)")
     parser.add_argument("-s", "--system", help="a system prompt")

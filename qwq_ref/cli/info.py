@@ -13,7 +13,7 @@ from .. import footprint
 from ..config import Config
 from ..errors import UsageError
 from ..footprint import human
-from .options import add_rope_arguments, chosen_rope, progress_bar
+from .options import DEFAULT_MODEL, MODELS, add_rope_arguments, chosen_rope, progress_bar
 
 _CONTEXTS = (4_096, 8_192, 32_768, 131_072)
 
@@ -22,8 +22,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "model",
         nargs="?",
-        default="qwq-32b",
-        help="a config.json, a folder, a .safetensors file, or a hub id; default: QwQ-32B's own config",
+        default=DEFAULT_MODEL,
+        help=f"a config.json, {MODELS}, qwq-32b (its config alone)",
     )
     parser.add_argument("-c", "--ctx-size", type=int, action="append", metavar="N", help="a context to reckon with")
     parser.add_argument("--check", action="store_true", help="read every weight and look for NaN and infinity")

@@ -12,6 +12,13 @@ from typing import Any
 from ..config import Config, Rope
 from ..errors import UsageError
 
+DEFAULT_MODEL = "qwq-nano"
+MODELS = "a folder, a .safetensors file, a hub id, or a shipped model: qwq-nano (the default), qwq-nano-base"
+
+
+def add_model_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-m", "--model", default=DEFAULT_MODEL, help=MODELS)
+
 
 def add_rope_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("long context")

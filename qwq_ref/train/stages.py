@@ -9,11 +9,13 @@ the end the checkpoint itself in the Hugging Face layout, in bfloat16.
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import fcntl
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -113,6 +115,36 @@ def train(
     total = steps or stage.steps
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    with _alone(folder):
+        _train(
+            name, stage, total, folder, base, template, seed, workers, checkpointing, seconds_between_saves, progress
+        )
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """One run at a time in a folder: two would overwrite each other's state."""
+    with open(folder / ".lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UsageError(folder, None, "another run is at work here") from None
+        yield
+
+
+def _train(
+    name: str,
+    stage: Stage,
+    total: int,
+    folder: Path,
+    base: StrPath | None,
+    template: str | None,
+    seed: int,
+    workers: int,
+    checkpointing: Checkpointing,
+    seconds_between_saves: float,
+    progress: Callable[[int, int, float], object] | None,
+) -> None:
     recipe = {"stage": name, "seed": seed, "steps": total, **asdict(stage)} | {"steps": total}
     _check_recipe(folder / "recipe.json", recipe)
     if base is None:
