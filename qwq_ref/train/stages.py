@@ -72,8 +72,8 @@ class Stage:
 
 
 STAGES = {
-    "base": Stage(Mixture(loops=0.15, switches=0.15, learn_prompts=True), steps=2000, rate=3e-3),
-    "cold-start": Stage(Mixture(), steps=700, rate=1e-3, warmup=20, floor=0.02),
+    "base": Stage(Mixture(loops=0.15, switches=0.15, learn_prompts=True), steps=1600, rate=3e-3),
+    "cold-start": Stage(Mixture(), steps=600, rate=1e-3, warmup=20, floor=0.02),
 }
 
 
