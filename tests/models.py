@@ -33,10 +33,14 @@ def yarn(**changes):
 
 
 @st.composite
-def configs(draw):
-    """config.json values over the whole architecture: G 1-8, tied or not, YaRN, sliding windows, D != H * E."""
+def configs(draw, smallest_head=2):
+    """config.json values over the whole architecture: G 1-8, tied or not, YaRN, sliding windows, D != H * E.
+
+    `smallest_head` is for relative gates in float32: a key of one head of two numbers can cancel to nothing, while the
+    rounding of what it was summed from stays.
+    """
     K, G = draw(st.integers(1, 3)), draw(st.integers(1, 8))
-    E = 2 * draw(st.integers(1, 9))
+    E = 2 * draw(st.integers(smallest_head // 2, 9))
     L = draw(st.integers(1, 4))
     values = config_values(
         num_key_value_heads=K,

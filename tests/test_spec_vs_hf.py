@@ -20,8 +20,8 @@ U = 2.0**-24  # unit roundoff of float32
 
 
 @st.composite
-def cases(draw):
-    values = draw(configs())
+def cases(draw, **kwargs):
+    values = draw(configs(**kwargs))
     return values, draw(token_ids(values)), draw(seeds)
 
 
@@ -34,14 +34,14 @@ def both(values, ids, seed, harsh=False):
     return config, weights, theirs, ours, cache
 
 
-@given(cases())
+@given(cases(smallest_head=8))
 def test_every_tap_at_hf_initialisation(case):
     config, _, theirs, ours, cache = both(*case)
     for name, error in hf.errors(config, ours, theirs, cache).items():
         assert error <= 1e-11, name
 
 
-@settings(max_examples=settings.default.max_examples // 3)  # each is 12
+@settings(max_examples=settings.default.max_examples // 20 + 10)  # each is 12
 @given(configs(), seeds)
 def test_every_tap_on_harsh_weights_is_as_near_the_truth_as_hf(values, seed):
     """Ours may be at most 4 x as far from float64 as HF's.
@@ -75,7 +75,7 @@ def test_float64_is_the_truth(case, harsh):
         assert error <= 1e-22, name
 
 
-@given(cases(), st.data())
+@given(cases(smallest_head=8), st.data())
 def test_prompt_then_decode_with_a_cache(case, data):
     values, ids, seed = case
     assume(values.get("sliding_window") != 1)  # HF's sliding cache keeps the last W - 1 keys as [-W + 1:], all at W = 1
