@@ -73,7 +73,7 @@ class Stage:
 
 STAGES = {
     "base": Stage(Mixture(loops=0.15, switches=0.15, learn_prompts=True), steps=1600, rate=3e-3),
-    "cold-start": Stage(Mixture(), steps=600, rate=1e-3, warmup=20, floor=0.02),
+    "cold-start": Stage(Mixture(), steps=900, rate=2e-3, warmup=50, floor=0.02),
 }
 
 
