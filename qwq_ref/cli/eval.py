@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UsageError
-from .options import add_model_argument, progress_bar
+from .options import add_model_argument, progress_bar, set_threads
 
 if TYPE_CHECKING:
     from ..engine.model import Model
@@ -29,8 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    for library in ("OMP", "OPENBLAS", "MKL", "VECLIB_MAXIMUM"):  # each worker has one BLAS thread
-        os.environ[f"{library}_NUM_THREADS"] = "1"
+    set_threads(1)  # the workers own the cores
     for name in ("n", "max_tokens", "threads"):
         if getattr(options, name) < 1:
             raise UsageError(None, name.replace("_", "-"), f"must be at least 1, got {getattr(options, name)}")

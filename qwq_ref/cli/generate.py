@@ -10,7 +10,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from ..errors import UsageError
-from .options import add_model_argument, add_rope_arguments, chosen_rope, progress_bar, read_prompt
+from .options import add_model_argument, add_rope_arguments, chosen_rope, progress_bar, read_prompt, set_threads
 
 if TYPE_CHECKING:
     from ..engine.generate import Run
@@ -51,8 +51,7 @@ def run(options: argparse.Namespace) -> int:
     if options.threads is not None:
         if options.threads < 1:
             raise UsageError(None, "threads", f"must be at least 1, got {options.threads}")
-        for library in ("OMP", "OPENBLAS", "MKL", "VECLIB_MAXIMUM"):  # read once, when NumPy is first imported
-            os.environ[f"{library}_NUM_THREADS"] = str(options.threads)
+        set_threads(options.threads)
     prompt = read_prompt(options)
 
     from ..checkpoint import Checkpoint, resolve

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +15,12 @@ from ..errors import UsageError
 
 DEFAULT_MODEL = "qwq-nano"
 MODELS = "a folder, a .safetensors file, a hub id, or a shipped model: qwq-nano (the default), qwq-nano-base"
+
+
+def set_threads(threads: int) -> None:
+    """Give BLAS so many threads. It reads this once, when NumPy is first imported."""
+    for library in ("OMP", "OPENBLAS", "MKL", "VECLIB_MAXIMUM"):
+        os.environ[f"{library}_NUM_THREADS"] = str(threads)
 
 
 def add_model_argument(parser: argparse.ArgumentParser) -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from ..errors import UsageError
-from .options import progress_bar
+from .options import progress_bar, set_threads
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,28 +26,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    import os
-
     if (options.stage == "cold-start") != (options.model is not None):
         raise UsageError(None, "model", "is what cold-start starts from, and base does without")
-    for library in ("OMP", "OPENBLAS", "MKL", "VECLIB_MAXIMUM"):  # each worker has one BLAS thread
-        os.environ[f"{library}_NUM_THREADS"] = "1"
+    if options.threads < 1 or (options.steps is not None and options.steps < 1):
+        raise UsageError(None, "threads and steps", "must be at least 1")
+    set_threads(1)  # the workers own the cores
+    from ..text.chat import load_chat_template
     from ..train.stages import STAGES, train
 
+    template = None
+    if options.chat_template_file is not None:
+        chat = load_chat_template(Path(options.chat_template_file).parent, options.chat_template_file)
+        template = chat.source if chat else None
     total = options.steps or STAGES[options.stage].steps
-    template = Path(options.chat_template_file).read_text("utf-8") if options.chat_template_file else None
-    started = [0.0, 0]
     with progress_bar(options.stage, total, "step") as bar:
-
-        def progress(done: int, total: int, loss: float) -> None:
-            if not started[1]:
-                started[:] = [time.perf_counter(), done]
-                bar(done - 1)
-            bar(1)
-            if not sys.stderr.isatty() and (done % 50 == 0 or done == total):
-                rate = (time.perf_counter() - started[0]) / max(1, done - started[1])
-                print(f"step {done} of {total}: loss {loss:.4f}, {rate:.2f} s a step", file=sys.stderr, flush=True)
-
         train(
             options.stage,
             options.out,
@@ -56,6 +49,23 @@ def run(options: argparse.Namespace) -> int:
             steps=options.steps,
             workers=options.threads,
             checkpointing=options.checkpointing,
-            progress=progress,
+            progress=_Progress(bar),
         )
     return 0
+
+
+class _Progress:
+    """A bar on a terminal; elsewhere a line every fifty steps."""
+
+    def __init__(self, bar: Callable[[int], object]) -> None:
+        self.bar = bar
+        self.done = 0
+        self.since = time.perf_counter()
+
+    def __call__(self, done: int, total: int, loss: float) -> None:
+        self.bar(done - self.done)
+        self.done = done
+        if not sys.stderr.isatty() and (done % 50 == 0 or done == total):
+            now = time.perf_counter()
+            print(f"step {done} of {total}: loss {loss:.4f}, {now - self.since:.0f} s", file=sys.stderr, flush=True)
+            self.since = now
