@@ -7,7 +7,7 @@ import sys
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import configs, random_weights
 from small_tokenizer import TEMPLATE
@@ -287,6 +287,7 @@ def test_rows_refuse_penalties():
         rollout.distribution_rows(np.zeros((1, 3)), Sampling(presence_penalty=1.0))
 
 
+@settings(max_examples=settings.default.max_examples // 20 + 10)  # each is sixty forward passes
 @given(configs(), st.integers(0, 2**31))
 def test_batched_answers_are_those_of_the_spec_one_by_one(values, seed):
     """In float64 and with one uniform number a token, the batch says what a loop over `spec.forward` says."""
