@@ -41,6 +41,8 @@ def run(options: argparse.Namespace) -> int:
         if name not in (*CATEGORIES, *HARDER):
             raise UsageError(None, "categories", f"there is no {name!r}; there are {', '.join((*CATEGORIES, *HARDER))}")
     model = load(options.model, offline=options.offline)
+    if model.config.sliding_window is not None:
+        raise UsageError(options.model, "sliding_window", "is not supported by the batched sampler")
     answerer = _answerer(model, options)
     scores = []
     with progress_bar("categories", len(chosen), "category") as bar:
