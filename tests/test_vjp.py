@@ -207,6 +207,7 @@ def test_attention(case):
     kept = checked.attention_probs(q, k, visible, segments)
     for a, b in zip(ours, vjp.attention_vjp(q, k, v, visible, dy, segments, kept), strict=True):
         assert np.array_equal(a, b)
+    assert np.array_equal(kept, vjp.attention_probs(q, k, visible, segments))
     for before, after in zip(given, (q, k, v, dy), strict=True):
         assert np.array_equal(before, after)
 
