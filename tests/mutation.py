@@ -1,6 +1,6 @@
 """Mutation testing of the spec: change one thing at a time, and count how many changes the fast tier notices.
 
-    python tests/mutation.py [--workers 2] [--only ops.py] [--json FILE]
+    python tests/mutation.py [--workers 2] [--only ops.py] [--lines 98,110] [--json FILE]
 
 Every operator, comparison, constant, name of a weight or tap, rounding, and call of a function that has a twin is
 changed once. A mutant is killed if a test fails (or takes ten times as long as all of them should); a survivor is
@@ -213,6 +213,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--only", choices=FILES)
+    parser.add_argument("--lines", help="only mutants of these lines, such as 98,110")
     parser.add_argument("--json")
     options = parser.parse_args()
     for threads in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
@@ -225,7 +226,8 @@ def main():
     jobs = [(0, "ops.py", 0, "no change", (SPEC / "ops.py").read_text())]
     for name in FILES if options.only is None else [options.only]:
         for line, what, tree in mutants(ast.parse((SPEC / name).read_text())):
-            jobs.append((len(jobs), name, line, what, ast.unparse(tree)))
+            if options.lines is None or str(line) in options.lines.split(","):
+                jobs.append((len(jobs), name, line, what, ast.unparse(tree)))
     print(f"{len(jobs) - 1} mutants", file=sys.stderr)
 
     results = []
