@@ -374,7 +374,9 @@ def test_reasoning_is_dimmed_on_a_terminal(scripted):
 def test_ctrl_c_keeps_the_partial_answer(scripted):
     folder = scripted("two", "4!", ends=False)  # goes on until the context is full
     command = [sys.executable, "-m", "qwq_ref", "generate", "-m", str(folder), "what?"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    # A test run in the background of a shell has SIGINT ignored, and its children inherit that.
+    heed = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **heed)
     first = process.stdout.read(2)
     process.send_signal(signal.SIGINT)
     rest, err = process.communicate(timeout=60)
