@@ -131,6 +131,13 @@ def test_greedy_is_the_lowest_of_the_likeliest_after_penalties():
     assert np.array_equal(distribution(logits, Sampling(0, presence_penalty=1.0), output=[1, 2]), [0, 0, 0, 1])
 
 
+def test_steps_that_are_off_are_skipped_and_those_that_are_on_are_not():
+    logits = np.log([0.5, 0.25, 0.15, 0.1])
+    assert np.array_equal(distribution(logits, Sampling(top_k=1)), [1, 0, 0, 0])
+    how = Sampling(top_p=0.6, min_p=0.4)  # min-p first would leave one
+    assert np.count_nonzero(distribution(logits, how)) == 2
+
+
 def test_steps_run_in_the_order_given_and_only_those():
     logits = np.log([0.5, 0.3, 0.2])
     late = Sampling(temperature=4.0, top_p=0.6, steps=("top_p", "temperature"))
@@ -197,6 +204,7 @@ def test_the_input_is_left_alone():
         {"repetition_penalty": 0.0},
         {"repetition_penalty": float("inf")},
         {"presence_penalty": float("nan")},
+        {"presence_penalty": float("-inf")},
         {"steps": ("top_k", "top_k")},
         {"steps": ("heat",)},
     ],
