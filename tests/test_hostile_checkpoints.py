@@ -1,5 +1,6 @@
 """Every weight file that must be refused: typed, in one line that names the file and the tensor, and cheaply."""
 
+import functools
 import json
 import os
 import shutil
@@ -9,6 +10,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import pytest
+import refusals
 from hypothesis import given
 from hypothesis import strategies as st
 from models import config_values, random_weights
@@ -61,15 +63,7 @@ def split():
     return shards, {name: shard for shard, weights in shards.items() for name in weights}
 
 
-def refused(call, file, field, words):
-    with pytest.raises(CheckpointError) as caught:
-        call()
-    error = caught.value
-    assert (error.file, error.field) == (str(file), field)
-    assert words in error.problem
-    assert str(error).startswith(": ".join(part for part in (str(file), field) if part) + ": ")
-    assert str(error).isprintable()  # so it is one line, too
-    assert len(str(error)) < 500
+refused = functools.partial(refusals.refused, CheckpointError, 500)
 
 
 @pytest.fixture

@@ -1,10 +1,12 @@
 """Every config.json or generation_config.json that must be refused, and the spellings that must not be."""
 
+import functools
 import json
 import math
 
 import numpy as np
 import pytest
+import refusals
 from hypothesis import given
 from hypothesis import strategies as st
 from models import config_values, yarn
@@ -16,16 +18,7 @@ from qwq_ref.errors import ConfigError
 GOOD = json.dumps(config_values())
 
 
-def refused(call, file, field, words):
-    """`call()` raises ConfigError: one line that starts with the file, then the field, and says what is wrong."""
-    with pytest.raises(ConfigError) as caught:
-        call()
-    error = caught.value
-    assert (error.file, error.field) == (str(file), field)
-    assert words in error.problem
-    assert str(error).startswith(": ".join(part for part in (str(file), field) if part) + ": ")
-    assert str(error).isprintable()  # so it is one line, too
-    assert len(str(error)) < 400
+refused = functools.partial(refusals.refused, ConfigError, 400)
 
 
 def labels(cases):
