@@ -75,6 +75,10 @@ class Checkpoint(Mapping[str, NDArray[np.float32]]):
     def __getitem__(self, name: str) -> NDArray[np.float32]:
         return self._homes[name].read(name)
 
+    def rows(self, name: str, begin: int, end: int) -> NDArray[np.float32]:
+        """Rows [begin, end) of a tensor: what of a large matrix fits in little memory."""
+        return self._homes[name].read(name, begin, end)
+
     def __contains__(self, name: object) -> bool:  # Mapping's own would read the tensor
         return name in self._homes
 

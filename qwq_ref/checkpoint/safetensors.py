@@ -60,28 +60,32 @@ class SafetensorsFile:
     def close(self) -> None:
         self._file.close()
 
-    def blocks(self, name: str) -> Iterator[tuple[int, NDArray[np.unsignedinteger]]]:
-        """The tensor's raw bits in pieces of <= 8 MiB: (flat index of the first element, uint16 or uint32 [n]).
+    def blocks(
+        self, name: str, begin: int = 0, end: int | None = None
+    ) -> Iterator[tuple[int, NDArray[np.unsignedinteger]]]:
+        """The raw bits of the elements [begin, end) in pieces of <= 8 MiB: (flat index of the first, uint16 or 32 [n]).
 
         The next piece overwrites the last one. Raises CheckpointError where the file shrank.
         """
         tensor = self.tensors[name]
         dtype = _BITS[tensor.dtype]
-        count = tensor.nbytes // dtype.itemsize
-        buffer = np.empty(min(count, _BLOCK_BYTES // dtype.itemsize), dtype)
-        for start in range(0, count, max(1, len(buffer))):
-            block = buffer[: count - start]
+        end = tensor.nbytes // dtype.itemsize if end is None else end
+        buffer = np.empty(min(end - begin, _BLOCK_BYTES // dtype.itemsize), dtype)
+        for start in range(begin, end, max(1, len(buffer))):
+            block = buffer[: end - start]
             offset = tensor.begin + start * dtype.itemsize
             pread_exactly(self._file.fileno(), block.data.cast("B"), offset, self.path, CheckpointError)
             yield start, block
 
-    def read(self, name: str) -> NDArray[np.float32]:
-        """The tensor, in its shape, widened to float32 exactly. Holds the result and one block at a time."""
+    def read(self, name: str, begin: int = 0, end: int | None = None) -> NDArray[np.float32]:
+        """The tensor, or rows [begin, end) of it, widened to float32 exactly. Holds the result and one block."""
         tensor = self.tensors[name]
-        result = np.empty(tensor.shape, np.float32)
+        shape = tensor.shape if end is None else (end - begin, *tensor.shape[1:])
+        result = np.empty(shape, np.float32)
         flat = result.reshape(-1)
-        for start, block in self.blocks(name):
-            part = flat[start : start + len(block)]
+        first = begin * math.prod(tensor.shape[1:])
+        for start, block in self.blocks(name, first, first + len(flat)):
+            part = flat[start - first : start - first + len(block)]
             if tensor.dtype == "F16":
                 part[:] = block.view("<f2")
             else:

@@ -32,6 +32,7 @@ from .ops import (
     rope_tables,
     swiglu,
     to_bf16,
+    to_fp16,
 )
 
 KV = tuple[Array, Array]
@@ -111,7 +112,7 @@ def forward(
 
     weights    name -> array, by the names of `config.tensors()`; read one at a time, so they may live on disk
     token_ids  integers in [0, V), at least one; they follow the positions that `cache` holds
-    dtype      np.float32, np.float64, or "bfloat16" (emulated: see `ops.py`)
+    dtype      np.float32, np.float64, or "bfloat16" or "float16" (emulated: see `ops.py`)
 
     Raises ValueError for ids or a dtype that cannot be. HF: `Qwen2ForCausalLM.forward`.
     """
@@ -174,11 +175,11 @@ def crop(cache: Cache, length: int) -> Cache:
 
 def _precision(dtype: Any) -> tuple[Any, Round]:
     """The type to compute in, and the rounding that goes with it."""
-    if isinstance(dtype, str) and dtype == "bfloat16":
-        return np.float32, to_bf16
+    if isinstance(dtype, str) and dtype in ("bfloat16", "float16"):
+        return np.float32, to_bf16 if dtype == "bfloat16" else to_fp16
     if np.dtype(dtype) in (np.float32, np.float64):
         return np.dtype(dtype).type, exact
-    raise ValueError(f'dtype must be float32, float64 or "bfloat16", got {dtype!r}')
+    raise ValueError(f'dtype must be float32, float64, "bfloat16" or "float16", got {dtype!r}')
 
 
 def _checked_ids(config: Config, token_ids: Any) -> Array:

@@ -1,9 +1,9 @@
 """The operations of a Qwen2 block: pure functions from arrays to arrays.
 
 Precision. An operation computes in the precision of its inputs: float32, or float64 for the truth that everything
-is judged against. The third precision is an emulation of bfloat16: values stay in float32 storage, and `rnd` rounds
-them to bfloat16 exactly where Hugging Face's eager bfloat16 model rounds. In the other two `rnd` is `exact`.
-Sums inside a matmul, a norm or a softmax are never rounded on the way.
+is judged against; there `rnd` is `exact`. bfloat16 and float16 are emulated: values stay in float32 storage, and `rnd`
+rounds them exactly where Hugging Face's eager model of that type rounds. Sums inside a matmul, a norm or a softmax are
+never rounded on the way.
 
 Where Hugging Face decides, the function in `transformers/models/qwen2/modeling_qwen2.py` is named.
 """
@@ -43,6 +43,15 @@ def to_bf16(x: Array) -> Array:
     return np.where(np.isnan(x), np.float32(np.nan), rounded.view(np.float32))
 
 
+def to_fp16(x: Array) -> Array:
+    """x [...] -> [...]
+
+    The nearest float16, ties to even, kept in float32. Beyond 65,504 it is an infinity, as on every machine.
+    """
+    with np.errstate(over="ignore"):
+        return np.asarray(x, np.float32).astype(np.float16).astype(np.float32)
+
+
 def no_tap(name: str, value: Array) -> None:
     """value [...]
 
@@ -61,7 +70,7 @@ def embed(ids: Array, w: Array) -> Array:
 def linear(x: Array, w: Array, b: Array | None = None, rnd: Round = exact) -> Array:
     """x [T, n], w [m, n], b [m] -> [T, m]
 
-    y = x w^T + b. The weight is [out, in]. In bfloat16 the bias is added before the one rounding, as in torch.
+    y = x w^T + b. The weight is [out, in]. Rounding comes once, after the bias, as in torch.
     HF: `nn.Linear`.
     """
     y = x @ w.T
@@ -166,26 +175,42 @@ def softmax(x: Array) -> Array:
     return normalised
 
 
-def attention(q: Array, k: Array, v: Array, visible: Array, rnd: Round = exact, tap: Tap = no_tap) -> Array:
-    """q [T, H, E], k [S, K, E], v [S, K, E], visible [T, S] -> [T, H, E]
+def attention_scores(q: Array, k: Array, visible: Array, rnd: Round = exact) -> Array:
+    """q [T, H, E], k [S, K, E], visible [T, S] -> [H, T, S]
 
-    softmax(q k^T / sqrt(E)) v, where G = H / K neighbouring query heads share one key-value head: query head h reads
-    key-value head h // G. Taps "scores" (-inf where not visible) and "probs", both [H, T, S].
-    Vaswani et al. 2017, arXiv:1706.03762; Ainslie et al. 2023, arXiv:2305.13245; HF: `eager_attention_forward`.
+    q k^T / sqrt(E), and -inf where not visible. G = H / K neighbouring query heads share one key head: query head h
+    reads key head h // G. Ainslie et al. 2023, arXiv:2305.13245; HF: `repeat_kv`.
     """
     (T, H, E), (S, K, _) = q.shape, k.shape
     q_KGTE = q.reshape(T, K, H // K, E).transpose(1, 2, 0, 3)
     k_K1ES = k.transpose(1, 2, 0)[:, None]
-    v_K1SE = v.transpose(1, 0, 2)[:, None]
-
     scores_KGTS = rnd(rnd(q_KGTE @ k_K1ES) * E**-0.5)
-    scores_KGTS = np.where(visible, scores_KGTS, -np.inf)
-    probs_KGTS = rnd(softmax(scores_KGTS))
-    heads_KGTE = rnd(probs_KGTS @ v_K1SE)
+    return np.where(visible, scores_KGTS, -np.inf).reshape(H, T, S)
 
-    tap("scores", scores_KGTS.reshape(H, T, S))
-    tap("probs", probs_KGTS.reshape(H, T, S))
+
+def attention_heads(probs: Array, v: Array, rnd: Round = exact) -> Array:
+    """probs [H, T, S], v [S, K, E] -> [T, H, E]
+
+    Each query head's average of the values, weighted by its probabilities; the heads share values as they share keys.
+    """
+    (H, T, S), (_, K, E) = probs.shape, v.shape
+    probs_KGTS = probs.reshape(K, H // K, T, S)
+    v_K1SE = v.transpose(1, 0, 2)[:, None]
+    heads_KGTE = rnd(probs_KGTS @ v_K1SE)
     return heads_KGTE.transpose(2, 0, 1, 3).reshape(T, H, E)
+
+
+def attention(q: Array, k: Array, v: Array, visible: Array, rnd: Round = exact, tap: Tap = no_tap) -> Array:
+    """q [T, H, E], k [S, K, E], v [S, K, E], visible [T, S] -> [T, H, E]
+
+    softmax(q k^T / sqrt(E)) v. Taps "scores" and "probs", both [H, T, S].
+    Vaswani et al. 2017, arXiv:1706.03762; HF: `eager_attention_forward`.
+    """
+    scores = attention_scores(q, k, visible, rnd)
+    tap("scores", scores)
+    probs = rnd(softmax(scores))
+    tap("probs", probs)
+    return attention_heads(probs, v, rnd)
 
 
 def swiglu(gate: Array, up: Array, beta: float = 1.0, rnd: Round = exact) -> Array:

@@ -1,0 +1,258 @@
+"""One pass over the weights, for many computations side by side.
+
+Layer by layer and operation by operation, every stream computes its own result of every phase; then a visitor sees
+them all at once, and may put another value in their place: that of somebody else's model. From there on, every
+stream continues from what it was given, so that each result is judged on the inputs that it was really made from.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from ..checkpoint import Checkpoint
+from ..config import Config
+from ..spec.ops import Array
+from .graph import BEFORE, EMBED, LAYER, PREVIOUS, Arithmetic, Op, Phase, absolute, after
+
+_BLOCK_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class Stream:
+    """A computation: its arithmetic, and the lines of the table that a mistake changes, by the tap they make."""
+
+    arithmetic: Arithmetic
+    replaces: Mapping[str, Op] = field(default_factory=dict)
+
+
+class Weights:
+    """Weights by name, from a mapping or a checkpoint; of a matrix, never more than a block of rows at once.
+
+    digests   name -> SHA-256 of the float32 values, of every tensor that was read whole, if asked for
+    progress  called with the number of parameters read since its last call
+    """
+
+    def __init__(
+        self,
+        source: Mapping[str, Array],
+        block_bytes: int = _BLOCK_BYTES,
+        digest: bool = False,
+        progress: Callable[[int], object] = lambda count: None,
+    ) -> None:
+        self.digests: dict[str, str] = {}
+        self._source = source
+        self._block_bytes = block_bytes
+        self._digest = digest
+        self._progress = progress
+
+    def vector(self, name: str) -> Array:
+        return np.concatenate([block for _, block in self.blocks(name)])
+
+    def matrix(self, name: str) -> Array:
+        """The whole of it, for a mistake that needs it so."""
+        return np.asarray(self._source[name], np.float32)
+
+    def gather(self, name: str, ids: Sequence[int]) -> Array:
+        """Rows [len(ids), n]. Only those are read, unless the tensor's digest is wanted."""
+        if self._digest:
+            for _ in self.blocks(name):
+                pass
+        rows = {token: self._rows(name, token, token + 1)[0] for token in sorted(set(ids))}
+        return np.stack([rows[token] for token in ids])
+
+    def blocks(self, name: str) -> Iterator[tuple[int, Array]]:
+        """(first row, float32 rows [n, ...]) of a tensor, in order."""
+        shape = self._shape(name)
+        digest = hashlib.sha256() if self._digest and name not in self.digests else None
+        step = max(1, self._block_bytes // (4 * max(1, math.prod(shape[1:]))))
+        for begin in range(0, shape[0], step):
+            block = self._rows(name, begin, min(begin + step, shape[0]))
+            if digest is not None:
+                digest.update(np.ascontiguousarray(block, "<f4").data)
+            self._progress(block.size)
+            yield begin, block
+        if digest is not None:
+            self.digests[name] = digest.hexdigest()
+
+    def _shape(self, name: str) -> tuple[int, ...]:
+        if isinstance(self._source, Checkpoint):
+            return self._source.tensors[name].shape
+        return tuple(np.shape(self._source[name]))
+
+    def _rows(self, name: str, begin: int, end: int) -> Array:
+        if isinstance(self._source, Checkpoint):
+            return self._source.rows(name, begin, end)
+        return np.asarray(self._source[name][begin:end], np.float32)
+
+
+# (index of the phase, full name of the tap, stream -> result) -> a value for all streams to go on with, or None.
+# A stream with a mistake is there only where its result can differ from that of its arithmetic without the mistake;
+# nothing is there where an input or the weights are not known.
+Visit = Callable[[int, str, dict[int, Array]], Array | None]
+
+
+def walk(
+    config: Config, phases: Sequence[Phase], streams: Sequence[Stream], weights: Weights | None, visit: Visit
+) -> None:
+    """Run the table once, showing every result to `visit`, in the order of the computation.
+
+    The stream of an arithmetic without a mistake comes before those with one. `weights` may be None: then the
+    operations that need none run wherever `visit` has given their inputs.
+    """
+    _Walk(config, phases, streams, weights, visit).run()
+
+
+class _Walk:
+    def __init__(
+        self, config: Config, phases: Sequence[Phase], streams: Sequence[Stream], weights: Weights | None, visit: Visit
+    ) -> None:
+        self.config = config
+        self.phases = phases
+        self.streams = streams
+        self.weights = weights
+        self.visit = visit
+        # Own results of each stream, by (phase, tap). What a stream with a mistake has not, it shares with its base.
+        self.own: list[dict[tuple[int, str], Array]] = [{} for _ in streams]
+        plain = {stream.arithmetic: s for s, stream in enumerate(streams) if not stream.replaces}
+        self.base = [plain[stream.arithmetic] if stream.replaces else None for stream in streams]
+
+    def run(self) -> None:
+        self._rows_of_table(BEFORE, 0, None)
+        previous = EMBED
+        kept = {op.tap for op in BEFORE if op.tap != EMBED}
+        for layer in range(self.config.L):
+            self._rows_of_table(LAYER, layer, previous)
+            previous = absolute(layer, "resid_post")
+            for own in self.own:
+                for key in [key for key in own if key[1] not in kept and key[1] != previous]:
+                    del own[key]
+        self._rows_of_table(after(self.config), 0, previous)
+
+    def _rows_of_table(self, table: Sequence[Op], layer: int, previous: str | None) -> None:
+        groups = itertools.groupby(table, lambda op: op.matrix or op.tap)  # one reading of a matrix for all that use it
+        for _, group in groups:
+            self._group(list(group), layer, previous)
+
+    def _group(self, ops: list[Op], layer: int, previous: str | None) -> None:
+        jobs: list[_Job] = []
+        for op, p, s in itertools.product(ops, range(len(self.phases)), range(len(self.streams))):
+            job = self._job(op, p, s, layer, previous)
+            if job is not None:
+                jobs.append(job)
+        self._compute(jobs, layer)
+        for op, p in itertools.product(ops, range(len(self.phases))):
+            results = {job.stream: job.result for job in jobs if job.tap == op.tap and job.phase == p and job.done}
+            self._show(p, absolute(layer, op.tap), results)
+
+    def _job(self, op: Op, p: int, s: int, layer: int, previous: str | None) -> _Job | None:
+        """What a stream has to do for one result: nothing if its inputs are unknown, or its base does the same."""
+        stream = self.streams[s]
+        mine = stream.replaces.get(op.tap, op)
+        if self.weights is None and (mine.matrix or mine.vectors):
+            return None
+        dirty = mine is not op
+        values = []
+        for name in mine.inputs:
+            full = previous if name == PREVIOUS else absolute(layer, name.removeprefix("*"))
+            assert full is not None
+            parts = []
+            for q in range(0 if name.startswith("*") else p, p + 1):
+                value = self.own[s].get((q, full))
+                if value is not None:
+                    dirty = True
+                elif (base := self.base[s]) is not None:
+                    value = self.own[base].get((q, full))
+                if value is None:
+                    return None
+                parts.append(value)
+            values.append(parts[0] if len(parts) == 1 else np.concatenate(parts))
+        if self.base[s] is not None and not dirty:
+            return None
+        return _Job(op.tap, mine, p, s, values)
+
+    def _compute(self, jobs: list[_Job], layer: int) -> None:
+        by_matrix: dict[tuple[str, Any], list[_Job]] = {}
+        for job in jobs:
+            if job.op.matrix is None or job.op.tap == EMBED:
+                self._run(job, layer, None, 0)
+            else:
+                by_matrix.setdefault((absolute(layer, job.op.matrix), job.op.change), []).append(job)
+        for (name, change), sharing in by_matrix.items():
+            assert self.weights is not None
+            blocks: Iterable[tuple[int, Array]] = self.weights.blocks(name)
+            if change is not None:
+                blocks = [(0, change(self.config, self.weights.matrix(name)))]
+            for first, block in blocks:
+                cast: dict[Any, Array] = {}
+                for job in sharing:
+                    arithmetic = self.streams[job.stream].arithmetic
+                    kind = (arithmetic.dtype, arithmetic.rnd)
+                    if kind not in cast:
+                        cast[kind] = arithmetic.rnd(np.asarray(block, arithmetic.dtype))
+                    self._run(job, layer, cast[kind], first)
+
+    def _run(self, job: _Job, layer: int, block: Array | None, first: int) -> None:
+        """A result, or the columns of it that a block of the matrix makes."""
+        arithmetic, phase = self.streams[job.stream].arithmetic, self.phases[job.phase]
+        weights = [] if block is None else [block]
+        for name in job.op.vectors:
+            vector = self._vector(absolute(layer, name))
+            weights.append(vector if block is None else vector[first : first + len(block)])
+        if job.op.tap == EMBED and self.weights is not None and job.op.matrix is not None:
+            weights.append(self._embedding(job.op.matrix)[phase.start : phase.S])
+        weights = [arithmetic.rnd(np.asarray(w, arithmetic.dtype)) for w in weights[0 if block is None else 1 :]]
+        if block is not None:
+            weights.insert(0, block)
+        job.parts.append(arithmetic.run(job.op, self.config, phase, layer, job.values, weights))
+
+    def _vector(self, name: str) -> Array:
+        assert self.weights is not None
+        if name not in self._small:
+            self._small = {name: self.weights.vector(name)}  # the last one: a group's operations share it
+        return self._small[name]
+
+    def _embedding(self, name: str) -> Array:
+        """Rows of all phases' tokens, in their order."""
+        assert self.weights is not None
+        if name not in self._small:
+            self._small = {name: self.weights.gather(name, [token for phase in self.phases for token in phase.ids])}
+        return self._small[name]
+
+    _small: Mapping[str, Array] = {}
+
+    def _show(self, p: int, name: str, results: dict[int, Array]) -> None:
+        given = self.visit(p, name, results)
+        for s, stream in enumerate(self.streams):
+            if given is not None:
+                self.own[s].pop((p, name), None)
+                if self.base[s] is None:
+                    self.own[s][p, name] = np.asarray(given, stream.arithmetic.dtype)
+            elif s in results:
+                self.own[s][p, name] = results[s]
+
+
+class _Job:
+    """One stream's part in one result. A matrix makes it block by block of its columns."""
+
+    def __init__(self, tap: str, op: Op, phase: int, stream: int, values: list[Array]) -> None:
+        self.tap = tap
+        self.op = op
+        self.phase = phase
+        self.stream = stream
+        self.values = values
+        self.parts: list[Array] = []
+
+    @property
+    def done(self) -> bool:
+        return bool(self.parts)
+
+    @property
+    def result(self) -> Array:
+        return self.parts[0] if len(self.parts) == 1 else np.concatenate(self.parts, axis=1)
