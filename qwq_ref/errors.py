@@ -39,6 +39,10 @@ class TemplateError(QwqError):
     """A chat template or the messages given to it cannot be rendered."""
 
 
+class GoldenError(QwqError):
+    """A golden pack, or a candidate's tensors, is malformed or not what it says."""
+
+
 class MemoryLimitError(QwqError):
     """A model does not fit in the memory that this process may use; raised before loading."""
 
