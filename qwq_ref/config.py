@@ -176,6 +176,24 @@ class Config:
         rope = _rope(FieldReader({"rope_parameters": values}, source), self.max_position_embeddings)
         return dataclasses.replace(self, rope=rope)
 
+    def to_dict(self) -> dict[str, Any]:
+        """The contents of a config.json that says the same: `Config.from_dict` gives an equal one."""
+        values: dict[str, Any] = {"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"], "hidden_act": "silu"}
+        values |= {
+            name: value
+            for name, value in dataclasses.asdict(self).items()
+            if name not in ("rope", "layer_types", "sliding_window")
+        }
+        if self.layer_types:
+            values |= {"use_sliding_window": True, "sliding_window": self.sliding_window}
+            values["layer_types"] = list(self.layer_types)
+        values["rope_theta"] = self.rope.theta
+        if self.rope.type == "yarn":
+            given = dataclasses.asdict(self.rope).items()
+            scaling = {name: value for name, value in given if name not in ("theta", "type") and value is not None}
+            values["rope_scaling"] = {"rope_type": "yarn", **scaling}
+        return values
+
     @classmethod
     def from_file(cls, path: StrPath) -> Config:
         """Read a config.json. Raises ConfigError."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -40,31 +42,54 @@ def write_json(path: StrPath, values: Any) -> None:
 
 
 def write_safetensors(path: StrPath, tensors: Mapping[str, Array], dtype: str) -> None:
-    """Name -> float array, as one file. dtype "BF16" rounds to nearest, ties to even; "F32" is exact.
+    """Name -> float array, as one file. dtype "BF16" rounds to nearest, ties to even; "F32" is exact."""
+    shapes = {name: np.shape(array) for name, array in tensors.items()}
+
+    def write(file: BinaryIO) -> None:
+        stream = SafetensorsStream(file, shapes, dtype)
+        for name, array in tensors.items():
+            stream.append(name, array)
+
+    write_atomically(path, write)
+
+
+class SafetensorsStream:
+    """A safetensors file that is written tensor by tensor, as they are made: only their shapes are known before.
 
     The format: a length (8 bytes, little-endian), a JSON header padded to 8 bytes, the tensors back to back.
     """
-    raw = {name: _bits(np.asarray(array, np.float32), dtype) for name, array in tensors.items()}
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # which transformers insists on
-    end = 0
-    for name, bits in raw.items():
-        begin, end = end, end + bits.nbytes
-        header[name] = {"dtype": dtype, "shape": list(bits.shape), "data_offsets": [begin, end]}
-    text = json.dumps(header, separators=(",", ":")).encode("utf-8")
-    text += b" " * (-len(text) % 8)
 
-    def write(file: BinaryIO) -> None:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for bits in raw.values():
-            file.write(bits.tobytes())
+    def __init__(self, file: BinaryIO, shapes: Mapping[str, tuple[int, ...]], dtype: str) -> None:
+        if dtype not in _SIZES:
+            raise ValueError(f"dtype must be one of {', '.join(_SIZES)}, got {dtype!r}")
+        header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # which transformers insists on
+        end = 0
+        for name, shape in shapes.items():
+            begin, end = end, end + math.prod(shape) * _SIZES[dtype]
+            header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, end]}
+        text = json.dumps(header, separators=(",", ":")).encode("utf-8")
+        text += b" " * (-len(text) % 8)
+        self.digest = hashlib.sha256()
+        self._file = file
+        self._dtype = dtype
+        self._waiting = list(shapes.items())[::-1]
+        self._write(len(text).to_bytes(8, "little") + text)
 
-    write_atomically(path, write)
+    def append(self, name: str, array: Array) -> None:
+        """The next tensor, in the order of the shapes."""
+        assert (name, np.shape(array)) == self._waiting.pop()
+        self._write(_bits(np.asarray(array, np.float32), self._dtype).tobytes())
+
+    def _write(self, data: bytes) -> None:
+        self._file.write(data)
+        self.digest.update(data)
+
+
+_SIZES = {"F32": 4, "BF16": 2}
 
 
 def _bits(array: Array, dtype: str) -> Array:
     if dtype == "F32":
         return array.astype("<f4")
-    if dtype == "BF16":
-        rounded: Array = np.asarray(to_bf16(array), np.float32)
-        return (rounded.view(np.uint32) >> 16).astype("<u2")
-    raise ValueError(f"dtype must be F32 or BF16, got {dtype!r}")
+    rounded: Array = np.asarray(to_bf16(array), np.float32)
+    return (rounded.view(np.uint32) >> 16).astype("<u2")

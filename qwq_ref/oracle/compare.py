@@ -1,0 +1,335 @@
+"""Holding a candidate against a golden pack: which taps are right, where it first goes wrong, and what came of that.
+
+Two errors of a tap are told apart. Its *error* is its distance from the golden value; it grows with all that went wrong
+before. Its *introduced* error is its distance from what the reference operation makes of the candidate's own inputs;
+only this operation can be to blame for it. Each is allowed `MARGIN` times what correct implementations in the
+candidate's precision have: at that tap as measured in the pack, and on those inputs as measured here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from ..errors import GoldenError, UsageError
+from ..spec import causal_mask
+from ..spec.ops import Array, to_bf16, to_fp16
+from .candidate import Candidate, Misfit, fit
+from .graph import CORRECT, LOGITS, TRUTH, UNIT, Phase, letters, shape_of, split_name, tap_names
+from .metrics import Distance, distance, error, logit_metrics, tidy_scores
+from .pack import PRECISIONS, Golden
+from .sizes import reduce
+from .walk import Stream, Weights, walk
+
+MARGIN = 4.0
+
+
+@dataclass(frozen=True)
+class TapResult:
+    """What became of one tap of one phase.
+
+    status      ok; introduced: wrong, on inputs that are what they are; propagated: beyond what is allowed, but right on
+                its inputs; beyond: the same, where its own part cannot be told (its inputs or the weights are not
+                known); nan; shape
+    distance    from the golden value; None where the pack does not keep it, or it could not be measured
+    allowed     relative error, of `distance.error`
+    introduced  relative error on the candidate's own inputs; None where that is not known
+    own_allowed the same for it
+    where       in words, if only a part of it is wrong
+    """
+
+    phase: str
+    tap: str
+    status: str
+    precision: str
+    distance: Distance | None = None
+    allowed: float | None = None
+    introduced: float | None = None
+    own_allowed: float | None = None
+    where: str = ""
+    note: str = ""
+
+    @property
+    def wrong(self) -> bool:
+        return self.status != "ok"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The numbers of a comparison, in the order of the computation; `report` puts them into words."""
+
+    results: tuple[TapResult, ...]
+    missing: tuple[tuple[str, str], ...]
+    precision: str
+    logits: Mapping[str, Any] | None
+    notes: tuple[str, ...] = ()
+    mismatch: str = ""  # why nothing was compared: other tokens, nothing in common
+
+    @property
+    def first(self) -> TapResult | None:
+        """The first divergence: the first result that is wrong and not only because its inputs were."""
+        wrong = [result for result in self.results if result.wrong]
+        return next((result for result in wrong if result.status != "propagated"), wrong[0] if wrong else None)
+
+    @property
+    def drift(self) -> bool:
+        """Every operation is right on its inputs, yet their roundings add up to more than in our own runs."""
+        return bool(self.results) and all(r.status in ("ok", "propagated") for r in self.results) and any(
+            r.wrong for r in self.results
+        )
+
+    @property
+    def passed(self) -> bool:
+        return not self.mismatch and (self.first is None or self.drift)
+
+
+class Theirs:
+    """A candidate's tensors in the shapes of their taps, each checked once it is read."""
+
+    def __init__(self, golden: Golden, candidate: Candidate, precision: str | Mapping[str, str] | None) -> None:
+        self.config = golden.manifest.config
+        self.phases = golden.manifest.phases
+        self.candidate = candidate
+        self.declared = dict(candidate.precision)
+        if precision is not None:
+            self.declared |= {"": precision} if isinstance(precision, str) else dict(precision)
+        for tap, name in self.declared.items():
+            if name not in PRECISIONS:
+                raise UsageError(None, f"precision of {tap}" if tap else "precision", f"must be one of {_PRECISIONS}")
+        self.detected = "" in self.declared
+        if not self.detected:
+            self.declared[""] = self._detect()
+
+    def has(self, phase: Phase, tap: str) -> bool:
+        return (phase.name, tap) in self.candidate.tensors
+
+    def read(self, phase: Phase, tap: str) -> tuple[Array, bool]:
+        """(float array in the tap's shape, whether it is the last row alone). Raises Misfit."""
+        array = np.asarray(self.candidate.tensors[phase.name, tap]())
+        if array.dtype.kind != "f":
+            raise Misfit(f"is {array.dtype}, not floating point")
+        value, last = fit(array, shape_of(tap, self.config, phase))
+        if value.dtype.itemsize < 4:
+            value = value.astype(np.float32)
+        if tap.endswith(".scores"):
+            layer = split_name(tap)[0]
+            assert layer is not None
+            visible = causal_mask(phase.T, phase.S, self.config.window(layer))
+            value, _ = tidy_scores(value, visible[-1:] if last else visible)
+        return value, last
+
+    def precision(self, tap: str) -> str:
+        """As declared for this tap, for its name within a layer, or for all."""
+        return self.declared.get(tap, self.declared.get(split_name(tap)[1], self.declared[""]))
+
+    def _detect(self) -> str:
+        """The precision that the values betray. Of all taps but the embedding, which may be exact in any."""
+        names = [key for key in self.candidate.tensors if not key[1].endswith(("embed_tokens", "0.resid_pre"))]
+        halves = {"bf16": 0, "fp16": 0}
+        step = max(1, len(names) // 8)
+        sample = names[::step]
+        for key in sample:
+            value = np.asarray(self.candidate.tensors[key]())
+            if value.dtype.kind != "f":
+                continue
+            for name, rnd in (("bf16", to_bf16), ("fp16", to_fp16)):
+                with np.errstate(invalid="ignore"):
+                    halves[name] += int(np.array_equal(rnd(value), value, equal_nan=True))
+        best = max(halves, key=lambda name: halves[name])
+        return best if 2 * halves[best] > len(sample) else "fp32"
+
+
+_PRECISIONS = ", ".join(PRECISIONS)
+
+
+def compare_taps(
+    golden: Golden,
+    candidate: Candidate,
+    weights: Mapping[str, Array] | None = None,
+    precision: str | Mapping[str, str] | None = None,
+    progress: Callable[[int], object] = lambda count: None,
+) -> Comparison:
+    """Compare every tap that both sides have.
+
+    weights    the model's, to tell introduced from propagated error at the operations that use them
+    precision  "fp32", "bf16" or "fp16", or by tap (its name, or that within a layer; "" for the rest)
+    progress   called with the number of bytes of golden values held against theirs since its last call
+
+    Raises GoldenError for a broken pack, UsageError for a precision that is none.
+    """
+    manifest = golden.manifest
+    if candidate.token_ids is not None and list(candidate.token_ids) != manifest.token_ids:
+        return Comparison((), (), "", None, mismatch=_other_tokens(list(candidate.token_ids), manifest.token_ids))
+    names = {phase.name for phase in manifest.phases}
+    taps = set(tap_names(manifest.config))
+    if not any(phase in names and tap in taps for phase, tap in candidate.tensors):
+        raise GoldenError(candidate.source, None, "holds no tap of this pack, in none of its phases")
+    theirs = Theirs(golden, candidate, precision)
+    check = _Check(golden, theirs, progress)
+    precisions = sorted({theirs.precision(tap) for _, tap in candidate.tensors if tap in taps})
+    plain = [TRUTH, *(arithmetic for name in precisions for arithmetic in CORRECT[name])]
+    check.streams = {name: [plain.index(arithmetic) for arithmetic in CORRECT[name]] for name in precisions}
+    walk(
+        manifest.config,
+        manifest.phases,
+        [Stream(arithmetic) for arithmetic in plain],
+        None if weights is None else Weights(weights),
+        check,
+    )
+    order = {tap: i for i, tap in enumerate(tap_names(manifest.config))}
+    phase_order = {phase.name: i for i, phase in enumerate(manifest.phases)}
+    results = sorted(check.results, key=lambda result: (phase_order[result.phase], order[result.tap]))
+    missing = [
+        (phase.name, tap) for phase in manifest.phases for tap in manifest.sizes if not theirs.has(phase, tap)
+    ]
+    kind = theirs.declared[""] + ("" if theirs.detected else " (told from the values)")
+    return Comparison(tuple(_settled(results)), tuple(missing), kind, check.logits, tuple(candidate.notes))
+
+
+class _Check:
+    """The visitor: sees what the reference makes of the candidate's inputs, and hands on what the candidate made."""
+
+    def __init__(self, golden: Golden, theirs: Theirs, progress: Callable[[int], object]) -> None:
+        self.golden = golden
+        self.theirs = theirs
+        self.progress = progress
+        self.streams: dict[str, list[int]] = {}
+        self.results: list[TapResult] = []
+        self.logits: dict[str, Any] | None = None
+
+    def __call__(self, p: int, tap: str, computed: dict[int, Array]) -> Array | None:
+        phase = self.theirs.phases[p]
+        if not self.theirs.has(phase, tap):
+            return None
+        precision = self.theirs.precision(tap)
+        try:
+            value, last = self.theirs.read(phase, tap)
+        except Misfit as problem:
+            self.results.append(TapResult(phase.name, tap, "shape", precision, note=str(problem)))
+            return None
+        axis = letters(tap).index("T")
+        if last:
+            computed = {s: np.take(result, [-1], axis) for s, result in computed.items()}
+        own, own_allowed = self._introduced(value, computed, precision)
+        far, allowed = self._error(phase, tap, value, last, precision)
+        note = "the last token alone" if last and phase.T > 1 else ""
+        bad = _first_nan(value, tap)
+        if bad is not None:
+            self.results.append(
+                TapResult(phase.name, tap, "nan", precision, far, allowed, own, own_allowed, note=f"at {bad}")
+            )
+            return None
+        introduced = own is not None and own_allowed is not None and not own <= own_allowed
+        beyond = far is not None and allowed is not None and not far.error <= allowed
+        status = "introduced" if introduced else "ok" if not beyond else "beyond" if own is None else "propagated"
+        where = ""
+        if introduced:
+            where = localise(value, computed[0], [computed[s] for s in self.streams[precision]], letters(tap))[0]
+        elif status == "beyond":
+            where = ""
+        self.results.append(
+            TapResult(phase.name, tap, status, precision, far, allowed, own, own_allowed, where, note)
+        )
+        return None if last and phase.T > 1 else value
+
+    def _error(
+        self, phase: Phase, tap: str, value: Array, last: bool, precision: str
+    ) -> tuple[Distance | None, float | None]:
+        size = self.golden.manifest.sizes.get(tap)
+        if size is None or (last and phase.T > 1 and size not in ("full", "last")):
+            return None, None
+        right = self.golden.read(phase.name, tap)
+        self.progress(right.nbytes)
+        if last and size == "full":
+            right = np.take(right, [-1], letters(tap).index("T"))
+        reduced = reduce(value, letters(tap), "full" if last else size)
+        allowed = MARGIN * self.golden.manifest.rounding[phase.name][tap][precision]
+        far = distance(reduced, right)
+        if tap == LOGITS and size in ("full", "last") and phase.name == "prompt" and np.isfinite(reduced).all():
+            self.logits = logit_metrics(reduced, right, allowed)
+        return far, allowed
+
+    def _introduced(
+        self, value: Array, computed: dict[int, Array], precision: str
+    ) -> tuple[float | None, float | None]:
+        if 0 not in computed:
+            return None, None
+        right = computed[0]
+        ways = [computed[s] for s in self.streams[precision] if s in computed]
+        return error(value, right), MARGIN * allowed_of(ways, right, precision)
+
+
+def allowed_of(ways: Sequence[Array], right: Array, precision: str) -> float:
+    """The largest relative error of correct ways to compute a result: one more rounding of it is always correct."""
+    return max([UNIT[precision]] + [error(way, right) for way in ways])
+
+
+def _settled(results: Sequence[TapResult]) -> list[TapResult]:
+    """q_proj is made from what q_matmul is made from: where the product is wrong, the sum with the bias is not to
+    blame. Both are judged on the layer's normalised input, so that rounding between the two does not count."""
+    import dataclasses
+
+    wrong = {(r.phase, r.tap) for r in results if r.status == "introduced" and r.tap.endswith("_matmul")}
+    settled = []
+    for result in results:
+        product = (result.phase, result.tap.removesuffix("_proj") + "_matmul")
+        if result.status == "introduced" and result.tap.endswith("_proj") and product in wrong:
+            result = dataclasses.replace(result, status="propagated", note="its product is wrong")
+        settled.append(result)
+    return settled
+
+
+def localise(
+    value: Array, right: Array, ways: Sequence[Array], dims: Sequence[str]
+) -> tuple[str, tuple[int, Array] | None]:
+    """Where a wrong result is wrong -> (in words, (axis, indices) of the narrowest part), if it is a part.
+
+    A slice along an axis is wrong if its error is beyond MARGIN times the largest error of the correct ways in it.
+    Heads that are flattened into one axis count as heads.
+    """
+    value, right = (np.nan_to_num(np.asarray(x, np.float64), neginf=-1e9) for x in (value, right))
+    differences = [np.nan_to_num(np.asarray(way, np.float64), neginf=-1e9) - right for way in ways]
+    best: tuple[float, str, tuple[int, Array] | None] = (1.0, "", None)
+    for axis, letter in enumerate(dims):
+        if right.shape[axis] == 1 or letter not in _SLICES:
+            continue
+        axes = tuple(i for i in range(right.ndim) if i != axis)
+        off = np.sum((value - right) ** 2, axis=axes)
+        scale = np.sum(right**2, axis=axes)
+        noise = np.max([np.sum(d**2, axis=axes) for d in differences] + [scale * 2.0**-48], axis=0)
+        bad = np.flatnonzero(off > MARGIN**2 * noise)
+        share = len(bad) / right.shape[axis]
+        if 0 < share < best[0]:
+            best = (share, f"{_SLICES[letter]} {_spans(bad)} of {right.shape[axis]}", (axis, bad))
+    return best[1], best[2]
+
+
+_SLICES = {"T": "token", "S": "key", "H": "head", "K": "head", "D": "channel", "F": "channel", "V": "logit"}
+
+
+def _spans(indices: Array) -> str:
+    """0, 1, 2, 5 -> "0-2, 5"."""
+    breaks = np.flatnonzero(np.diff(indices) != 1)
+    starts, ends = [0, *(breaks + 1)], [*breaks, len(indices) - 1]
+    spans = [
+        f"{indices[a]}" if a == b else f"{indices[a]}-{indices[b]}" for a, b in zip(starts, ends, strict=True)
+    ]
+    return ", ".join(spans if len(spans) <= 6 else [*spans[:5], f"and {len(indices)} in all"])
+
+
+def _first_nan(value: Array, tap: str) -> list[int] | None:
+    wrong = np.isnan(value) | (np.isposinf(value) if tap.endswith(".scores") else np.isinf(value))
+    return [int(i) for i in np.unravel_index(int(wrong.argmax()), value.shape)] if wrong.any() else None
+
+
+def _other_tokens(theirs: list[int], ours: list[int]) -> str:
+    if len(theirs) != len(ours):
+        return f"other tokens: {len(theirs)} of them, where the pack was recorded on {len(ours)}"
+    at = next(i for i, (a, b) in enumerate(zip(theirs, ours, strict=True)) if a != b)
+    return f"other tokens: position {at} is {theirs[at]}, where the pack was recorded on {ours[at]}"
+
+
+__all__ = ["Comparison", "TapResult", "compare_taps", "field"]

@@ -1,0 +1,190 @@
+"""Recording a golden pack: one pass over the weights, a block of a matrix at a time, in every arithmetic at once."""
+
+from __future__ import annotations
+
+import contextlib
+import fnmatch
+import math
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+from ..checkpoint import Checkpoint
+from ..checkpoint.write import SafetensorsStream, write_json, write_safetensors
+from ..config import Config
+from ..engine import memory
+from ..errors import UsageError
+from ..files import StrPath
+from ..spec.ops import Array
+from .graph import CORRECT, LAYER, LOGITS, TRUTH, UNIT, Phase, letters, phases_of, shape_of, tap_names
+from .metrics import error
+from .pack import Manifest, stored_shape, write_manifest
+from .sizes import SIZES, reduce
+from .walk import Stream, Weights, walk
+
+_SMALLEST_BLOCK, _LARGEST_BLOCK = 1 << 20, 64 << 20
+# Copies of a block that are alive at once: as read, in float64, rounded to bfloat16 and float16, and on the way there.
+_COPIES = 9
+MODEL = "model"
+
+
+def record(
+    config: Config,
+    weights: Mapping[str, Array],
+    out: StrPath,
+    token_ids: Sequence[int],
+    decode: int = 0,
+    *,
+    name: str = "",
+    taps: Sequence[str] = ("*",),
+    sizes: str | Mapping[str, str] = "full",
+    max_memory: int | None = None,
+    include_weights: bool = False,
+    progress: Callable[[int], object] = lambda count: None,
+) -> Path:
+    """Record a pack of a model -> its folder.
+
+    weights          by the names of `Config.tensors()`: a mapping, or a Checkpoint, which is read a block at a time
+    token_ids        the last `decode` of them are fed one at a time after the others
+    taps             patterns of tap names, as of a shell, that are kept
+    sizes            what is kept of them: one of full, last, stats, sketch, or patterns -> one; the first that fits
+    max_memory       bytes that this process may hold; None: what the system has to spare
+    include_weights  put the model itself into the pack (bfloat16 where that loses nothing, else float32)
+    progress         called with the number of parameters read since its last call, of `parameters(config)`
+
+    Raises UsageError, and MemoryLimitError before anything is read. What is interrupted leaves nothing behind.
+    """
+    out = Path(out)
+    phases = _checked_phases(config, token_ids, decode)
+    kept = _kept(config, taps, sizes)
+    if out.exists():
+        raise UsageError(out, None, "exists already; a pack is written to a new folder")
+    plain = [TRUTH, *(arithmetic for several in CORRECT.values() for arithmetic in several)]
+    block_bytes = _block_bytes(config, phases, len(plain), max_memory, name or out)
+    reader = Weights(weights, block_bytes, digest=True, progress=progress)
+    unfinished = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    unfinished.mkdir(parents=True)
+    try:
+        with contextlib.ExitStack() as files:
+            streams = {
+                phase.name: SafetensorsStream(
+                    files.enter_context(_new(unfinished / f"{phase.name}.safetensors")),
+                    {tap: stored_shape(tap, size, config, phase) for tap, size in kept.items()},
+                    "F32",
+                )
+                for phase in phases
+            }
+            rounding: dict[str, dict[str, dict[str, float]]] = {phase.name: {} for phase in phases}
+
+            def visit(p: int, tap: str, results: dict[int, Array]) -> None:
+                if tap not in kept:
+                    return
+                right = reduce(results[0], letters(tap), kept[tap])
+                streams[phases[p].name].append(tap, right)
+                worst = dict(UNIT)  # an implementation may always round a result once
+                names = [precision for precision, several in CORRECT.items() for _ in several]
+                for precision, s in zip(names, range(1, len(plain)), strict=True):
+                    measured = error(reduce(results[s], letters(tap), kept[tap]), right)
+                    worst[precision] = float(f"{max(worst[precision], measured):.4g}")
+                rounding[phases[p].name][tap] = worst
+
+            walk(config, phases, [Stream(arithmetic) for arithmetic in plain], reader, visit)
+            files_of = {
+                phase: (f"{phase}.safetensors", stream.digest.hexdigest()) for phase, stream in streams.items()
+            }
+        if include_weights:
+            _write_model(unfinished / MODEL, config, weights)
+        manifest = Manifest(
+            name, config, phases, kept, _smoothed(rounding), reader.digests, files_of, MODEL if include_weights else None
+        )
+        write_manifest(unfinished, manifest)
+        unfinished.rename(out)
+    except BaseException:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise
+    return out
+
+
+@contextlib.contextmanager
+def _new(path: Path):  # type: ignore[no-untyped-def]
+    """A new file; on disk for good when it is left."""
+    file: BinaryIO
+    with open(path, "wb") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _checked_phases(config: Config, token_ids: Sequence[int], decode: int) -> tuple[Phase, ...]:
+    if not 0 <= decode < max(1, len(token_ids)):
+        raise UsageError(None, "decode", f"must leave a prompt: 0 to {len(token_ids) - 1}, got {decode}")
+    if not len(token_ids) or min(token_ids) < 0 or max(token_ids) >= config.V:
+        raise UsageError(None, "token_ids", f"must be at least one id below vocab_size {config.V}")
+    return phases_of(token_ids, decode)
+
+
+def _kept(config: Config, taps: Sequence[str], sizes: str | Mapping[str, str]) -> dict[str, str]:
+    """Tap -> size, of those that are kept."""
+    by_pattern = {"*": sizes} if isinstance(sizes, str) else dict(sizes)
+    for size in by_pattern.values():
+        if size not in SIZES:
+            raise UsageError(None, "size", f"must be one of {', '.join(SIZES)}, got {size}")
+    names = tap_names(config)
+    for pattern in taps:
+        if not fnmatch.filter(names, pattern):
+            raise UsageError(None, "taps", f"{pattern} matches no tap; they are named like {names[4]}")
+    kept = {}
+    for tap in names:
+        if any(fnmatch.fnmatchcase(tap, pattern) for pattern in taps):
+            size = next((size for pattern, size in by_pattern.items() if fnmatch.fnmatchcase(tap, pattern)), None)
+            if size is not None:
+                kept[tap] = size
+    return kept
+
+
+def _block_bytes(
+    config: Config, phases: Sequence[Phase], streams: int, max_memory: int | None, model: StrPath
+) -> int:
+    """How much of a matrix to hold at once. Raises MemoryLimitError if even a little does not fit."""
+    names = [f"model.layers.0.{op.tap}" for op in LAYER]
+    per_layer = sum(math.prod(shape_of(tap, config, phase)) for tap in names for phase in phases)
+    logits = sum(math.prod(shape_of(LOGITS, config, phase)) for phase in phases)
+    # float64 for the truth, float32 for the others, and two float64 copies of one result while it is measured.
+    activations = 4 * (streams + 1) * max(per_layer, 2 * logits) + 16 * max(logits, per_layer // 4)
+    vectors = 16 * max(config.D, config.H * config.E)
+    held = memory.peak_bytes()
+    available = memory.available_bytes() + held if max_memory is None else max_memory
+    parts = {
+        "this process": held,
+        "results": activations,
+        "a block of weights": _COPIES * _SMALLEST_BLOCK + vectors,
+    }
+    memory.require(parts, model, available)
+    spare = available - held - activations - vectors
+    return max(_SMALLEST_BLOCK, min(_LARGEST_BLOCK, spare // _COPIES))
+
+
+def _smoothed(rounding: dict[str, dict[str, dict[str, float]]]) -> dict[str, dict[str, dict[str, float]]]:
+    """Steps of decoding have one token each, so few numbers: what is allowed in one of them is allowed in all."""
+    steps = [taps for phase, taps in rounding.items() if phase != "prompt"]
+    for tap in rounding["prompt"] if steps else ():
+        worst = {precision: max(taps[tap][precision] for taps in steps) for precision in CORRECT}
+        for taps in steps:
+            taps[tap] = worst
+    return rounding
+
+
+def _write_model(folder: Path, config: Config, weights: Mapping[str, Array]) -> None:
+    """The model in the Hugging Face layout."""
+    from ..spec.ops import to_bf16
+
+    folder.mkdir()
+    write_json(folder / "config.json", config.to_dict())
+    arrays = {name: weights[name] for name in config.tensors()}
+    exact = all((to_bf16(array) == array).all() for array in arrays.values())
+    write_safetensors(folder / "model.safetensors", arrays, "BF16" if exact else "F32")
+
+
+__all__ = ["Checkpoint", "record"]

@@ -1,0 +1,614 @@
+"""Every mistake of the oracle's catalogue, made by Hugging Face's model: what the oracle has to find.
+
+`planted(name, hf, config)` patches a model that `hf.build` made, in the way in which somebody would have written the
+mistake in torch, in whatever type the model computes in. Nothing here comes from the spec or the oracle. Enter it
+first and `hf.taps` inside it: modules are called as ever, so that the taps show what the mistaken model computes.
+
+Start with `past=None`. Mistakes of the mask give the model a cache that forgets nothing, also where layers have a
+window, as in an implementation whose mask alone makes the window: their scores are [H, T, S]. Elsewhere, the scores of
+a layer with a window have the keys that HF's own cache holds, the last ones of the S.
+"""
+
+import copy
+import math
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from models import yarn
+from torch.nn import functional as F
+from transformers import DynamicCache
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+from transformers.models.qwen2 import modeling_qwen2
+from transformers.models.qwen2.modeling_qwen2 import apply_rotary_pos_emb, eager_attention_forward
+
+
+class Site:
+    """The model to plant in, and the way back: what is changed through a site is restored at the end."""
+
+    def __init__(self, hf, config, layers, stack: ExitStack) -> None:
+        self.hf = hf
+        self.config = config
+        self.everywhere = layers is None
+        self.layers = set(range(config.L)) if layers is None else set(layers)
+        self.blocks = [block for i, block in enumerate(hf.model.layers) if i in self.layers]
+        self.rotary = hf.model.rotary_emb
+        self.current: int | None = None  # the layer whose attention runs: functions that HF looks up do not know it
+        self._stack = stack
+        for i, block in enumerate(hf.model.layers):
+            stack.callback(block.self_attn.register_forward_pre_hook(partial(self._enter, i)).remove)
+
+    def _enter(self, layer, module, args) -> None:
+        self.current = layer
+
+    @property
+    def norms(self):
+        inner = [norm for block in self.blocks for norm in (block.input_layernorm, block.post_attention_layernorm)]
+        return [*inner, self.hf.model.norm] if self.everywhere else inner
+
+    @property
+    def matrices(self):
+        """The linear modules of the chosen layers."""
+        return [module for block in self.blocks for module in block.modules() if isinstance(module, torch.nn.Linear)]
+
+    def set(self, owner, name, value) -> None:
+        """An attribute, a buffer, or a method of one instance."""
+        own = name in vars(owner) or name in vars(owner).get("_buffers", ())
+        restore = partial(setattr, owner, name, getattr(owner, name)) if own else partial(delattr, owner, name)
+        self._stack.callback(restore)
+        setattr(owner, name, value)
+
+    def edit(self, parameter, value) -> None:
+        self._stack.callback(parameter.data.copy_, parameter.detach().clone())
+        parameter.data.copy_(value)
+
+
+@dataclass(frozen=True)
+class Plant:
+    """How to plant a mistake.
+
+    put     (site) -> None: plants it
+    values  changes for `config_values` that give a small model on which the mistake has an effect
+    whole   it is one of the whole model, not of a layer
+    grid    the weights have to lie on a 4-bit grid: see `on_grid`
+    silent  the types in which it changes no bit
+    hides   taps, relative to their layer, that do not show what the mistaken model computes
+    """
+
+    put: Callable[[Site], None]
+    values: Mapping[str, Any] = field(default_factory=dict)
+    whole: bool = False
+    grid: bool = False
+    silent: frozenset[torch.dtype] = frozenset()
+    hides: frozenset[str] = frozenset()
+
+
+@contextmanager
+def planted(name, hf, config, layers=None):
+    """Within it, `hf` makes the mistake: in every layer, or in a set of `layers` only."""
+    plant = PLANTS[name]
+    if layers is not None:
+        if plant.whole:
+            raise ValueError(f"{name} is a mistake of the whole model: it cannot be planted in layers {sorted(layers)}")
+        if not set(layers) <= set(range(config.L)):
+            raise ValueError(f"layers {sorted(layers)} of a model of {config.L}")
+    with ExitStack() as stack, torch.no_grad():
+        plant.put(Site(hf, config, layers, stack))
+        yield
+
+
+# The ways to plant.
+
+
+def forwards(pick, wrong):
+    """Another `forward` of some modules: `wrong(module, true forward, arguments of the call...)`."""
+
+    def put(site):
+        for module in pick(site):
+            site.set(module, "forward", partial(wrong, module, module.forward))
+
+    return put
+
+
+def function(owner, name, wrong):
+    """Another function where HF's attention looks one up, in the chosen layers."""
+
+    def put(site):
+        true = getattr(owner, name)
+        site.set(owner, name, lambda *a, **k: (wrong if site.current in site.layers else true)(*a, **k))
+
+    return put
+
+
+# Positions.
+
+YARN = {"rope_scaling": yarn()}
+RAMP = {"rope_scaling": yarn(original_max_position_embeddings=512)}  # has a pair in the middle of the ramp
+BF16, FP16 = torch.bfloat16, torch.float16
+
+
+class Theta(float):
+    """HF's functions take powers of theta in float32, where libraries differ. Here they are rounded correctly, as those
+    of the model that `hf.build` makes: the mistake is the only difference."""
+
+    def __pow__(self, exponents):
+        return (float(self) ** exponents.double()).to(exponents.dtype)
+
+
+def hf_rope(site, **changes):
+    """-> (frequencies, attention scaling) as HF makes them from other `rope_parameters`"""
+    config = copy.deepcopy(site.hf.config)
+    parameters = config.rope_parameters | changes
+    config.rope_parameters = parameters | {"rope_theta": Theta(parameters["rope_theta"])}
+    if parameters["rope_type"] == "default":
+        return site.rotary.compute_default_rope_parameters(config)
+    return ROPE_INIT_FUNCTIONS[parameters["rope_type"]](config)
+
+
+def plain_rope(site):
+    return hf_rope(site, rope_type="default")[0].double()
+
+
+def reread(**changes):
+    """RoPE from other parameters."""
+
+    def put(site):
+        inv_freq, scaling = hf_rope(site, **changes)
+        site.set(site.rotary, "inv_freq", inv_freq)
+        site.set(site.rotary, "attention_scaling", scaling)
+
+    return put
+
+
+def frequencies(wrong):
+    """(site, the right ones) -> the wrong ones"""
+    return lambda site: site.set(site.rotary, "inv_freq", wrong(site, site.rotary.inv_freq))
+
+
+def tables(wrong):
+    return forwards(lambda site: [site.rotary], wrong)
+
+
+def positions(wrong):
+    """(positions, the first of them) -> the wrong ones; the first is 0 in the prompt only"""
+    return tables(lambda rotary, true, x, ids: true(x, wrong(ids, ids[:, :1])))
+
+
+def cos_only(rotary, true, x, position_ids):
+    cos, _ = true(x, position_ids)
+    scaling, rotary.attention_scaling = rotary.attention_scaling, 1.0
+    _, sin = true(x, position_ids)
+    rotary.attention_scaling = scaling
+    return cos, sin
+
+
+def bf16_tables(rotary, true, x, position_ids):
+    return tuple(table.bfloat16().to(x.dtype) for table in true(x, position_ids))
+
+
+def exponent_halved(site, inv_freq):
+    theta, E = site.hf.config.rope_parameters["rope_theta"], site.config.E
+    return (theta ** (-torch.arange(E // 2, dtype=torch.float64) / E)).float()
+
+
+def ramp_reversed(site, inv_freq):
+    """The two ends of the ramp in each other's place: the blend and its mirror image sum to the sum of the ends."""
+    plain = plain_rope(site)
+    return (plain + plain / site.config.rope.factor - inv_freq.double()).float()
+
+
+def interleaved(q, k, cos, sin):
+    cos, sin = (table[..., : table.shape[-1] // 2].repeat_interleave(2, dim=-1)[:, None] for table in (cos, sin))
+
+    def turn(x):
+        turned = torch.stack((-x[..., 1::2], x[..., ::2]), dim=-1).flatten(-2)
+        return x * cos + turned * sin
+
+    return turn(q), turn(k)
+
+
+def rotation(wrong):
+    return function(modeling_qwen2, "apply_rotary_pos_emb", wrong)
+
+
+# Norms.
+
+
+def norm(scale=None, weigh=None):
+    """Qwen2RMSNorm with another divisor or another weight. `scale(module, x)` gives x, normalised, in float32."""
+
+    def forward(module, true, x):
+        def normalise(x):
+            return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + module.variance_epsilon)
+
+        normalised = scale(module, x.float(), normalise) if scale else normalise(x.float())
+        if weigh:
+            return weigh(module.weight, normalised, x.dtype)
+        return module.weight * normalised.to(x.dtype)
+
+    return forwards(lambda site: site.norms, forward)
+
+
+def eps(value):
+    def put(site):
+        for module in site.norms:
+            site.set(module, "variance_epsilon", value)
+
+    return put
+
+
+def norm_weights_swapped(site):
+    for block in site.blocks:
+        first, second = (norm.weight for norm in (block.input_layernorm, block.post_attention_layernorm))
+        kept = first.detach().clone()
+        site.edit(first, second)
+        site.edit(second, kept)
+
+
+# Attention.
+
+
+def scaling(wrong):
+    def put(site):
+        for block in site.blocks:
+            site.set(block.self_attn, "scaling", wrong(site.config))
+
+    return put
+
+
+def mask(wrong):
+    """Another mask: `wrong(visible [T, S], how far each key lies ahead of each query [T, S], site)` -> bool [T, S]."""
+
+    def put(site):
+        def attention(module, query, key, value, attention_mask, **kwargs):
+            T, S = query.shape[2], key.shape[2]
+            least = torch.finfo(query.dtype).min
+            ahead = torch.arange(S) - torch.arange(S - T, S)[:, None]
+            visible = wrong(attention_mask[0, 0] > least / 2, ahead, site)
+            changed = torch.zeros_like(attention_mask).masked_fill(~visible, least)
+            return eager_attention_forward(module, query, key, value, changed, **kwargs)
+
+        site.set(modeling_qwen2, "DynamicCache", lambda config: DynamicCache())  # without a config, it forgets nothing
+        function(modeling_qwen2, "eager_attention_forward", attention)(site)
+
+    return put
+
+
+def window(wrong):
+    """(W, whether HF has a window on this layer) -> the wrong window, or None"""
+
+    def how(visible, ahead, site):
+        sliding = site.hf.config.layer_types[site.current] == "sliding_attention"
+        keys = wrong(site.hf.config.sliding_window, sliding)
+        return (ahead <= 0) if keys is None else (ahead <= 0) & (ahead > -keys)
+
+    return mask(how)
+
+
+def hides_self(visible, ahead, site):
+    strict = visible & (ahead < 0)
+    return torch.where(strict.any(-1, keepdim=True), strict, visible)
+
+
+def is_step(ahead):
+    """This is not the prompt: there are more keys than queries."""
+    return ahead.shape[1] > ahead.shape[0]
+
+
+def misses_oldest(visible, ahead, site):
+    return visible & (torch.arange(ahead.shape[1]) > 0) if is_step(ahead) else visible
+
+
+def softmax(wrong):
+    return function(F, "softmax", wrong)
+
+
+def bf16_softmax(x, dim, dtype):
+    """As it is written out; torch's own, given bfloat16, rounds only its input and its result."""
+    x = x.bfloat16()
+    e = (x - x.amax(dim, keepdim=True)).exp()
+    return e / e.sum(dim, keepdim=True)
+
+
+def softmax_over_heads(x, dim, dtype):
+    # -1e4 is what masks were made of before they had a type's least number; heads differ little enough beneath it.
+    x = torch.where(x <= torch.finfo(x.dtype).min / 2, -1e4, x)
+    return torch.softmax(x, dim=1, dtype=dtype)
+
+
+def not_transposed(module, *args, **kwargs):
+    heads, probs = eager_attention_forward(module, *args, **kwargs)
+    return heads.transpose(1, 2).contiguous(), probs
+
+
+class Cache:
+    """What attention sees of HF's cache: one `update`, that of the mistake."""
+
+    def __init__(self, past, wrong) -> None:
+        self.past = past
+        self.wrong = wrong
+
+    def update(self, keys, values, layer):
+        return self.wrong(self.past, keys, values, layer)
+
+
+def cache(wrong):
+    """`wrong(cache, keys, values, layer, cos and sin)` -> all keys, all values"""
+
+    def attend(attn, true, *args, past_key_values, position_embeddings, **kwargs):
+        past = Cache(past_key_values, partial(wrong, tables=position_embeddings))
+        return true(*args, past_key_values=past, position_embeddings=position_embeddings, **kwargs)
+
+    return forwards(lambda site: [block.self_attn for block in site.blocks], attend)
+
+
+def bf16_cache(past, keys, values, layer, tables):
+    return past.update(keys.bfloat16().to(keys.dtype), values.bfloat16().to(values.dtype), layer)
+
+
+def values_rotated(past, keys, values, layer, tables):
+    return past.update(keys, apply_rotary_pos_emb(values, values, *tables)[1], layer)
+
+
+def cache_unrotated(site):
+    plain = []
+
+    def rotate(q, k, cos, sin):
+        plain[:] = [k]
+        return apply_rotary_pos_emb(q, k, cos, sin)
+
+    def update(past, keys, values, layer, tables):
+        kept, values = past.update(plain.pop(), values, layer)
+        return torch.cat((kept[..., : -keys.shape[2], :], keys), dim=2), values
+
+    rotation(rotate)(site)
+    cache(update)(site)
+
+
+def without_bias(names):
+    def put(site):
+        for block in site.blocks:
+            for name in names:
+                bias = getattr(block.self_attn, f"{name}_proj").bias
+                site.edit(bias, torch.zeros_like(bias))
+
+    return put
+
+
+# MLP and residual stream.
+
+
+def activation(wrong):
+    return forwards(lambda site: [block.mlp.act_fn for block in site.blocks], lambda module, true, x: wrong(x))
+
+
+def gate_up_swapped(mlp, true, x):
+    return mlp.down_proj(mlp.act_fn(mlp.up_proj(x)) * mlp.gate_proj(x))
+
+
+def residual(add):
+    """Qwen2DecoderLayer with other sums: `add(stream, normalised, result)`."""
+
+    def forward(block, true, stream, **kwargs):
+        normalised = block.input_layernorm(stream)
+        stream = add(stream, normalised, block.self_attn(hidden_states=normalised, **kwargs)[0])
+        normalised = block.post_attention_layernorm(stream)
+        return add(stream, normalised, block.mlp(normalised))
+
+    return forwards(lambda site: site.blocks, forward)
+
+
+def mlp_in_parallel(site):
+    """x + attention(norm(x)) + mlp(norm'(x)), with the sums in HF's order. The second norm is given what it is given
+    in HF and reads x instead, so that its input is still the sum that the tap resid_mid means."""
+    before = []
+
+    def first(module, true, x):
+        before[:] = [x]
+        return true(x)
+
+    forwards(lambda site: [block.input_layernorm for block in site.blocks], first)(site)
+    second = forwards(
+        lambda site: [block.post_attention_layernorm for block in site.blocks],
+        lambda module, true, x: true(before.pop()),
+    )
+    second(site)
+
+
+# Weights.
+
+
+def weights(wrong, pick=lambda site: site.matrices):
+    def put(site):
+        for module in pick(site):
+            site.edit(module.weight, wrong(module.weight.detach()))
+
+    return put
+
+
+def awq_order(w):
+    """The nibbles of an int32 taken as they lie; AWQ has put these outputs there."""
+    return w if len(w) % 8 else w.unflatten(0, (-1, 8))[:, [0, 2, 4, 6, 1, 3, 5, 7]].flatten(0, 1)
+
+
+def heads_permuted(site):
+    def pairs(rows):
+        """Row i of a head becomes row 2i, row i + E/2 becomes row 2i + 1."""
+        heads = rows.unflatten(0, (-1, site.config.E))
+        first, second = heads.chunk(2, dim=1)
+        return torch.stack((first, second), dim=2).reshape(rows.shape)
+
+    for block in site.blocks:
+        for module in (block.self_attn.q_proj, block.self_attn.k_proj):
+            site.edit(module.weight, pairs(module.weight.detach()))
+            site.edit(module.bias, pairs(module.bias.detach()))
+
+
+GROUP, LEVELS = 128, 16
+
+
+def on_grid(weights: dict[str, np.ndarray], group: int = GROUP) -> dict[str, np.ndarray]:
+    """The weights with the layers' matrices quantised to 4 bits: scale * (q - zero), q in 0 ... 15.
+
+    A scale has four significant bits, so that bfloat16 holds every weight exactly, and every group has two values next
+    to each other, so that its scale can be told from its values.
+    """
+    return {name: quantise(w, group) if ".layers." in name and w.ndim == 2 else w.copy() for name, w in weights.items()}
+
+
+def quantise(w, group=GROUP):
+    size = min(group, w.shape[1])
+    groups = w.astype(np.float64).reshape(len(w), -1, size)  # ValueError where the size does not divide
+    least = np.minimum(groups.min(-1, keepdims=True), 0)
+    most = np.maximum(groups.max(-1, keepdims=True), 0)
+    mantissa, exponent = np.frexp((most - least) / (LEVELS - 1))
+    scale = np.ldexp(np.ceil(mantissa * 16) / 16, exponent)
+    zero = np.round(-least / scale)
+    q = np.clip(np.round(groups / scale) + zero, 0, LEVELS - 1)
+    alone = ~(np.diff(np.sort(q, axis=-1), axis=-1) == 1).any(-1)
+    q[alone, 0] = np.where(q[alone, 1] > 0, q[alone, 1] - 1, 1)
+    return (scale * (q - zero)).reshape(w.shape).astype(w.dtype)
+
+
+def steps_off(by):
+    """Dequantised with another zero point."""
+
+    def wrong(w):
+        groups = w.double().unflatten(1, (-1, min(GROUP, w.shape[1])))
+        gaps = groups.sort(dim=-1).values.diff(dim=-1)
+        step = gaps.where(gaps > 0, torch.inf).amin(-1, keepdim=True)
+        if ((groups / step).round() * step != groups).any():
+            raise ValueError("these weights do not lie on a 4-bit grid: see on_grid")
+        return (groups + by * step).flatten(1).to(w.dtype)
+
+    return weights(wrong)
+
+
+# Precision.
+
+
+def multiplied(rounded):
+    """Matrices multiplied from rounded inputs; the sums are as precise as ever.
+
+    Through the function below the modules, which the taps of the products without biases call, too.
+    """
+
+    def put(site):
+        heads = [site.hf.lm_head] if site.everywhere else []
+        chosen = {id(module.weight) for module in (*site.matrices, *heads)}
+
+        def linear(x, w, bias=None):
+            return true(rounded(x), rounded(w), bias) if id(w) in chosen else true(x, w, bias)
+
+        true = F.linear
+        site.set(F, "linear", linear)
+
+    return put
+
+
+def tf32(x):
+    """The ten bits behind the first that a tensor core keeps of a float32."""
+    mantissa, exponent = torch.frexp(x.float())
+    return torch.ldexp(torch.round(mantissa * 2**11), exponent - 11).to(x.dtype)
+
+
+WINDOW = {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1}
+EPS = {"rms_norm_eps": 1e-2}  # far enough from 1e-6 to be seen in bfloat16, too
+NARROW = {"hidden_size": 40}  # a multiple of the heads, so that hidden_size // heads is hidden_size / heads
+
+PLANTS: dict[str, Plant] = {
+    "rope-interleaved": Plant(rotation(interleaved)),
+    "rope-backwards": Plant(rotation(lambda q, k, cos, sin: apply_rotary_pos_emb(q, k, cos, -sin))),
+    "rope-missing": Plant(rotation(lambda q, k, cos, sin: (q, k))),
+    "positions-from-one": Plant(positions(lambda ids, start: ids + 1), whole=True),
+    "decode-position-late": Plant(positions(lambda ids, start: ids - (start > 0).long()), whole=True),
+    "decode-position-restarts": Plant(positions(lambda ids, start: ids - start), whole=True),
+    "rope-theta-1e4": Plant(reread(rope_theta=1e4), {"rope_theta": 1e6}, whole=True),
+    "rope-theta-1e6": Plant(reread(rope_theta=1e6), whole=True),
+    "rope-exponent-halved": Plant(frequencies(exponent_halved), whole=True),
+    "rope-frequencies-bf16": Plant(frequencies(lambda site, inv_freq: inv_freq.bfloat16()), whole=True),
+    "rope-tables-bf16": Plant(tables(bf16_tables), whole=True, silent=frozenset({BF16})),
+    "yarn-missing": Plant(reread(rope_type="default"), YARN, whole=True),
+    "yarn-no-attention-scaling": Plant(reread(attention_factor=1.0), YARN, whole=True),
+    "yarn-scaling-on-cos-only": Plant(tables(cos_only), YARN, whole=True),
+    "yarn-factor-twice": Plant(
+        frequencies(lambda site, inv_freq: hf_rope(site, factor=site.config.rope.factor**2)[0]), YARN, whole=True
+    ),
+    "yarn-ramp-untruncated": Plant(
+        lambda site: reread(truncate=not site.hf.config.rope_parameters.get("truncate", True))(site), RAMP, whole=True
+    ),
+    "yarn-ramp-reversed": Plant(frequencies(ramp_reversed), YARN, whole=True),
+    "yarn-as-linear": Plant(
+        frequencies(lambda site, inv_freq: (plain_rope(site) / site.config.rope.factor).float()), YARN, whole=True
+    ),
+    "eps-1e-6": Plant(eps(1e-6), EPS),
+    "eps-outside-root": Plant(
+        norm(lambda module, x, true: x / (x.pow(2).mean(-1, keepdim=True).sqrt() + module.variance_epsilon)), EPS
+    ),
+    "layernorm": Plant(norm(lambda module, x, true: true(x - x.mean(-1, keepdim=True)))),
+    "norm-sum-of-squares": Plant(
+        norm(lambda module, x, true: x * torch.rsqrt(x.pow(2).sum(-1, keepdim=True) + module.variance_epsilon))
+    ),
+    "norm-plus-one": Plant(norm(weigh=lambda weight, x, dtype: (1 + weight) * x.to(dtype))),
+    "norm-weight-missing": Plant(norm(weigh=lambda weight, x, dtype: x.to(dtype))),
+    "norm-weights-swapped": Plant(norm_weights_swapped),
+    "final-norm-missing": Plant(forwards(lambda site: [site.hf.model.norm], lambda module, true, x: x), whole=True),
+    "norm-weight-before-cast": Plant(
+        norm(weigh=lambda weight, x, dtype: (weight.float() * x).to(dtype)), silent=frozenset({torch.float32})
+    ),
+    "heads-tiled": Plant(function(modeling_qwen2, "repeat_kv", lambda x, G: x.repeat(1, G, 1, 1))),
+    "scores-not-scaled": Plant(scaling(lambda config: 1.0)),
+    "scores-scaled-by-hidden": Plant(scaling(lambda config: (config.D / config.H) ** -0.5), NARROW),
+    "mask-missing": Plant(mask(lambda visible, ahead, site: torch.ones_like(visible))),
+    "mask-hides-self": Plant(mask(hides_self)),
+    "mask-one-ahead": Plant(mask(lambda visible, ahead, site: visible | (ahead == 1))),
+    "window-ignored": Plant(window(lambda W, sliding: None), WINDOW),
+    "window-one-wider": Plant(window(lambda W, sliding: W + 1 if sliding else None), WINDOW),
+    "window-one-narrower": Plant(window(lambda W, sliding: max(1, W - 1) if sliding else None), WINDOW),
+    "window-everywhere": Plant(window(lambda W, sliding: W), WINDOW),
+    "window-on-the-other-layers": Plant(window(lambda W, sliding: None if sliding else W), WINDOW),
+    "softmax-bf16": Plant(softmax(bf16_softmax)),
+    "softmax-over-heads": Plant(softmax(softmax_over_heads)),
+    "q-bias-missing": Plant(without_bias("q")),
+    "k-bias-missing": Plant(without_bias("k")),
+    "v-bias-missing": Plant(without_bias("v")),
+    "qkv-biases-missing": Plant(without_bias("qkv")),
+    "heads-not-transposed": Plant(function(modeling_qwen2, "eager_attention_forward", not_transposed)),
+    "cache-unrotated": Plant(cache_unrotated),
+    "decode-misses-newest": Plant(
+        mask(lambda visible, ahead, site: hides_self(visible, ahead, site) if is_step(ahead) else visible)
+    ),
+    "decode-misses-oldest": Plant(mask(misses_oldest)),
+    "values-rotated": Plant(cache(values_rotated)),
+    "cache-bf16": Plant(cache(bf16_cache), silent=frozenset({BF16})),
+    "gate-up-swapped": Plant(forwards(lambda site: [block.mlp for block in site.blocks], gate_up_swapped)),
+    "gelu": Plant(activation(F.gelu)),
+    "gelu-tanh": Plant(activation(partial(F.gelu, approximate="tanh"))),
+    "quick-gelu": Plant(activation(lambda x: x * torch.sigmoid(1.702 * x))),
+    "swish-beta-ln2": Plant(activation(lambda x: x * torch.sigmoid(math.log(2) * x))),
+    "relu": Plant(activation(F.relu)),
+    "activation-missing": Plant(activation(lambda x: x)),
+    "residual-from-norm": Plant(residual(lambda stream, normalised, result: normalised + result)),
+    "residual-missing": Plant(residual(lambda stream, normalised, result: result)),
+    "mlp-in-parallel": Plant(mlp_in_parallel),
+    "weights-in-out": Plant(weights(lambda w: w.reshape(w.shape[1], w.shape[0]).T)),
+    "heads-permuted": Plant(heads_permuted),
+    "awq-nibble-order": Plant(weights(awq_order)),
+    "gptq-zero-high": Plant(steps_off(-1), grid=True),
+    "gptq-zero-low": Plant(steps_off(1), grid=True),
+    "head-tied": Plant(
+        lambda site: site.edit(site.hf.lm_head.weight, site.hf.model.embed_tokens.weight.detach()), whole=True
+    ),
+    "embedding-scaled": Plant(
+        forwards(
+            lambda site: [site.hf.model.embed_tokens], lambda module, true, ids: true(ids) * module.embedding_dim**0.5
+        ),
+        whole=True,
+    ),
+    "matmul-tf32": Plant(multiplied(tf32), silent=frozenset({BF16, FP16})),
+    "matmul-bf16": Plant(multiplied(lambda x: x.bfloat16().to(x.dtype)), silent=frozenset({BF16})),
+}
