@@ -9,6 +9,7 @@ import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 from transformers.models.qwen2 import modeling_qwen2
 
+from qwq_ref.oracle import torch_hooks
 from qwq_ref.spec import rope_frequencies
 
 
@@ -32,84 +33,7 @@ def taps(hf, ids, past=None):
 
     bfloat16 comes back as float32. Shapes are the spec's: no batch axis, heads split.
     """
-    seen = {}
-    handles = []
-    config = hf.config
-    T, E = len(ids), hf.model.layers[0].self_attn.head_dim
-
-    def keep(name, value):
-        value = value.detach()
-        seen[name] = (value.float() if value.dtype == torch.bfloat16 else value).numpy().copy()
-
-    def on(module, hook, pre=False):
-        register = module.register_forward_pre_hook if pre else module.register_forward_hook
-        handles.append(register(hook))
-
-    def output(name, module):
-        on(module, lambda m, args, result: keep(name, result[0]))
-
-    def rotary(m, args, result):
-        keep("model.rotary_emb.cos", result[0][0])
-        keep("model.rotary_emb.sin", result[1][0])
-
-    def projection(path, name, heads):
-        def hook(m, args, result):
-            keep(f"{path}.{name}_matmul", torch.nn.functional.linear(args[0], m.weight)[0])
-            keep(f"{path}.{name}_proj", result[0])
-
-        return hook
-
-    output("model.embed_tokens", hf.model.embed_tokens)
-    on(hf.model.rotary_emb, rotary)
-    for i, layer in enumerate(hf.model.layers):
-        path = f"model.layers.{i}"
-        attn, mlp = layer.self_attn, layer.mlp
-        on(layer, lambda m, args, path=path: keep(f"{path}.resid_pre", args[0][0]), pre=True)
-        output(f"{path}.input_layernorm", layer.input_layernorm)
-        for name, heads in (("q", config.num_attention_heads), ("k", config.num_key_value_heads)):
-            on(getattr(attn, f"{name}_proj"), projection(f"{path}.self_attn", name, heads))
-        on(attn.v_proj, projection(f"{path}.self_attn", "v", config.num_key_value_heads))
-        on(attn.o_proj, lambda m, a, path=path: keep(f"{path}.self_attn.heads", a[0][0].reshape(T, -1, E)), pre=True)
-        output(f"{path}.self_attn.o_proj", attn.o_proj)
-        on(layer.post_attention_layernorm, lambda m, a, path=path: keep(f"{path}.resid_mid", a[0][0]), pre=True)
-        output(f"{path}.post_attention_layernorm", layer.post_attention_layernorm)
-        output(f"{path}.mlp.gate_proj", mlp.gate_proj)
-        output(f"{path}.mlp.up_proj", mlp.up_proj)
-        on(mlp.down_proj, lambda m, args, path=path: keep(f"{path}.mlp.act", args[0][0]), pre=True)
-        output(f"{path}.mlp.down_proj", mlp.down_proj)
-        output(f"{path}.resid_post", layer)
-    output("model.norm", hf.model.norm)
-    output("lm_head", hf.lm_head)
-
-    layers_turned, layers_attended = iter(range(len(hf.model.layers))), iter(range(len(hf.model.layers)))
-    true_rope, true_softmax = modeling_qwen2.apply_rotary_pos_emb, torch.nn.functional.softmax
-
-    def rope(q, k, cos, sin, **kwargs):
-        q, k = true_rope(q, k, cos, sin, **kwargs)
-        path = f"model.layers.{next(layers_turned)}.self_attn"
-        keep(f"{path}.q_rope", q[0].transpose(0, 1))
-        keep(f"{path}.k_rope", k[0].transpose(0, 1))
-        return q, k
-
-    def softmax(x, **kwargs):
-        probs = true_softmax(x, **kwargs)
-        path = f"model.layers.{next(layers_attended)}.self_attn"
-        keep(f"{path}.scores", torch.where(x <= torch.finfo(x.dtype).min / 2, -torch.inf, x)[0])
-        # HF casts the float32 result at once; the tap is what attention goes on with.
-        keep(f"{path}.probs", probs.to(x.dtype)[0])
-        return probs
-
-    try:
-        with (
-            mock.patch.object(modeling_qwen2, "apply_rotary_pos_emb", rope),
-            mock.patch.object(torch.nn.functional, "softmax", softmax),
-            torch.no_grad(),
-        ):
-            result = hf(torch.tensor([list(map(int, ids))]), past_key_values=past, use_cache=True)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return seen, result.past_key_values
+    return torch_hooks.run(hf, ids, past)
 
 
 @contextmanager
@@ -129,7 +53,7 @@ def in_float64(hf):
         return angles.cos() * self.attention_scaling, angles.sin() * self.attention_scaling
 
     @functools.wraps(true_softmax)
-    def softmax(x, dim, dtype=None):
+    def softmax(x, dim, dtype=None, _stacklevel=3):
         return true_softmax(x, dim=dim)
 
     with (

@@ -4,9 +4,9 @@
 mistake in torch, in whatever type the model computes in. Nothing here comes from the spec or the oracle. Enter it
 first and `hf.taps` inside it: modules are called as ever, so that the taps show what the mistaken model computes.
 
-Start with `past=None`. Mistakes of the mask give the model a cache that forgets nothing, also where layers have a
-window, as in an implementation whose mask alone makes the window: their scores are [H, T, S]. Elsewhere, the scores of
-a layer with a window have the keys that HF's own cache holds, the last ones of the S.
+Start with `past=None`: the mistaken model makes its cache, which in layers with a window keeps what a wrong window
+needs, or all keys for "mask-missing" and "softmax-over-heads", where those behind the window still count. The scores of
+such a layer have the keys that its cache holds, the last ones of the S.
 """
 
 import copy
@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 import torch
 from models import yarn
-from torch.nn import functional as F
-from transformers import DynamicCache
+from torch.nn import functional
+from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.qwen2 import modeling_qwen2
 from transformers.models.qwen2.modeling_qwen2 import apply_rotary_pos_emb, eager_attention_forward
@@ -64,7 +64,7 @@ class Site:
 
     def edit(self, parameter, value) -> None:
         self._stack.callback(parameter.data.copy_, parameter.detach().clone())
-        parameter.data.copy_(value)
+        parameter.data.copy_(value.detach().clone())  # a copy, since it may be a view of this very parameter
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,6 @@ class Plant:
     whole   it is one of the whole model, not of a layer
     grid    the weights have to lie on a 4-bit grid: see `on_grid`
     silent  the types in which it changes no bit
-    hides   taps, relative to their layer, that do not show what the mistaken model computes
     """
 
     put: Callable[[Site], None]
@@ -84,7 +83,6 @@ class Plant:
     whole: bool = False
     grid: bool = False
     silent: frozenset[torch.dtype] = frozenset()
-    hides: frozenset[str] = frozenset()
 
 
 @contextmanager
@@ -96,7 +94,7 @@ def planted(name, hf, config, layers=None):
             raise ValueError(f"{name} is a mistake of the whole model: it cannot be planted in layers {sorted(layers)}")
         if not set(layers) <= set(range(config.L)):
             raise ValueError(f"layers {sorted(layers)} of a model of {config.L}")
-    with ExitStack() as stack, torch.no_grad():
+    with ExitStack() as stack:
         plant.put(Site(hf, config, layers, stack))
         yield
 
@@ -260,51 +258,63 @@ def scaling(wrong):
     return put
 
 
-def mask(wrong):
-    """Another mask: `wrong(visible [T, S], how far each key lies ahead of each query [T, S], site)` -> bool [T, S]."""
+def seen(key, query, W):
+    """HF's mask: what lies behind, and no further than the window; W is infinite where there is none."""
+    return (key <= query) & (key > query - W)
+
+
+def mask(wrong=seen, window=lambda W, configured: W, forgets=True):
+    """Other keys are seen: `wrong(positions of the keys [S], of the queries [T, 1], W)` -> bool [T, S].
+
+    `window(W, the config's W)` is the wrong W of a layer. The cache keeps what that needs, or all if it never forgets.
+    """
 
     def put(site):
-        def attention(module, query, key, value, attention_mask, **kwargs):
-            T, S = query.shape[2], key.shape[2]
-            least = torch.finfo(query.dtype).min
-            ahead = torch.arange(S) - torch.arange(S - T, S)[:, None]
-            visible = wrong(attention_mask[0, 0] > least / 2, ahead, site)
-            changed = torch.zeros_like(attention_mask).masked_fill(~visible, least)
-            return eager_attention_forward(module, query, key, value, changed, **kwargs)
+        config = site.hf.config
+        configured = config.sliding_window or math.inf
+        true = [configured if kind == "sliding_attention" else math.inf for kind in config.layer_types]
+        windows = [window(W, configured) if i in site.layers else W for i, W in enumerate(true)]
 
-        site.set(modeling_qwen2, "DynamicCache", lambda config: DynamicCache())  # without a config, it forgets nothing
-        function(modeling_qwen2, "eager_attention_forward", attention)(site)
+        def new_cache(config):
+            past = DynamicCache(config=config)
+            past.layers = [
+                DynamicSlidingWindowLayer(W) if forgets and math.isfinite(W) else DynamicLayer() for W in windows
+            ]
+            return past
+
+        def attention(module, q, k, v, attention_mask, position_ids, **kwargs):
+            # HF makes one mask for all layers of a kind, which no longer keep the same keys.
+            query = position_ids[0, :, None]
+            key = torch.arange(int(query[-1]) + 1)[-k.shape[2] :]
+            look = wrong if module.layer_idx in site.layers else seen
+            hidden = ~look(key, query, windows[module.layer_idx])
+            changed = torch.zeros(hidden.shape, dtype=q.dtype).masked_fill(hidden, torch.finfo(q.dtype).min)
+            return eager_attention_forward(module, q, k, v, changed[None, None], position_ids=position_ids, **kwargs)
+
+        site.set(modeling_qwen2, "DynamicCache", new_cache)
+        site.set(modeling_qwen2, "eager_attention_forward", attention)
 
     return put
 
 
-def window(wrong):
-    """(W, whether HF has a window on this layer) -> the wrong window, or None"""
-
-    def how(visible, ahead, site):
-        sliding = site.hf.config.layer_types[site.current] == "sliding_attention"
-        keys = wrong(site.hf.config.sliding_window, sliding)
-        return (ahead <= 0) if keys is None else (ahead <= 0) & (ahead > -keys)
-
-    return mask(how)
+def hides_self(key, query, W):
+    strict = seen(key, query, W) & (key != query)
+    return torch.where(strict.any(-1, keepdim=True), strict, seen(key, query, W))
 
 
-def hides_self(visible, ahead, site):
-    strict = visible & (ahead < 0)
-    return torch.where(strict.any(-1, keepdim=True), strict, visible)
-
-
-def is_step(ahead):
-    """This is not the prompt: there are more keys than queries."""
-    return ahead.shape[1] > ahead.shape[0]
-
-
-def misses_oldest(visible, ahead, site):
-    return visible & (torch.arange(ahead.shape[1]) > 0) if is_step(ahead) else visible
+def in_decode(wrong):
+    return lambda key, query, W: (wrong if query[0] > 0 else seen)(key, query, W)
 
 
 def softmax(wrong):
-    return function(F, "softmax", wrong)
+    """Like torch's own function, it tells a function mode of its call, so that those who watch see one softmax."""
+
+    def softmax(x, dim, dtype):
+        if torch.overrides.has_torch_function_unary(x):
+            return torch.overrides.handle_torch_function(softmax, (x,), x, dim=dim, dtype=dtype)
+        return wrong(x, dim, dtype)
+
+    return function(functional, "softmax", softmax)
 
 
 def bf16_softmax(x, dim, dtype):
@@ -314,10 +324,14 @@ def bf16_softmax(x, dim, dtype):
     return e / e.sum(dim, keepdim=True)
 
 
-def softmax_over_heads(x, dim, dtype):
-    # -1e4 is what masks were made of before they had a type's least number; heads differ little enough beneath it.
-    x = torch.where(x <= torch.finfo(x.dtype).min / 2, -1e4, x)
-    return torch.softmax(x, dim=1, dtype=dtype)
+def softmax_over_heads(site):
+    def over_heads(x, dim, dtype):
+        # -1e4 is what masks were made of before they had a type's least number, beneath which heads can overflow.
+        x = torch.where(x <= torch.finfo(x.dtype).min / 2, -1e4, x)
+        return torch.softmax(x, dim=1, dtype=dtype)
+
+    mask(forgets=False)(site)  # what all heads hide, they share: that it was forgotten would show
+    softmax(over_heads)(site)
 
 
 def not_transposed(module, *args, **kwargs):
@@ -422,10 +436,10 @@ def mlp_in_parallel(site):
 # Weights.
 
 
-def weights(wrong, pick=lambda site: site.matrices):
+def weights(wrong):
     def put(site):
-        for module in pick(site):
-            site.edit(module.weight, wrong(module.weight.detach()))
+        for module in site.matrices:
+            site.edit(module.weight, wrong(module.weight))
 
     return put
 
@@ -444,8 +458,8 @@ def heads_permuted(site):
 
     for block in site.blocks:
         for module in (block.self_attn.q_proj, block.self_attn.k_proj):
-            site.edit(module.weight, pairs(module.weight.detach()))
-            site.edit(module.bias, pairs(module.bias.detach()))
+            site.edit(module.weight, pairs(module.weight))
+            site.edit(module.bias, pairs(module.bias))
 
 
 GROUP, LEVELS = 128, 16
@@ -454,15 +468,20 @@ GROUP, LEVELS = 128, 16
 def on_grid(weights: dict[str, np.ndarray], group: int = GROUP) -> dict[str, np.ndarray]:
     """The weights with the layers' matrices quantised to 4 bits: scale * (q - zero), q in 0 ... 15.
 
-    A scale has four significant bits, so that bfloat16 holds every weight exactly, and every group has two values next
-    to each other, so that its scale can be told from its values.
+    Each row has a scale and a zero for every `group` columns, or for all where it has fewer; matrices whose columns
+    are no multiple of it stay as they are. A scale has four significant bits, so that bfloat16 holds every weight
+    exactly. Every group has two values next to each other, so that its scale can be told from its values.
     """
-    return {name: quantise(w, group) if ".layers." in name and w.ndim == 2 else w.copy() for name, w in weights.items()}
+    return {
+        name: quantised(w, group) if ".layers." in name and w.ndim == 2 else w.copy() for name, w in weights.items()
+    }
 
 
-def quantise(w, group=GROUP):
+def quantised(w, group):
     size = min(group, w.shape[1])
-    groups = w.astype(np.float64).reshape(len(w), -1, size)  # ValueError where the size does not divide
+    if w.shape[1] % size:
+        return w.copy()
+    groups = w.astype(np.float64).reshape(len(w), -1, size)
     least = np.minimum(groups.min(-1, keepdims=True), 0)
     most = np.maximum(groups.max(-1, keepdims=True), 0)
     mantissa, exponent = np.frexp((most - least) / (LEVELS - 1))
@@ -474,18 +493,30 @@ def quantise(w, group=GROUP):
     return (scale * (q - zero)).reshape(w.shape).astype(w.dtype)
 
 
+def step_of(w):
+    """The distance of neighbouring values of each group, [out, groups, 1], or None if there is no grid."""
+    size = min(GROUP, w.shape[1])
+    if w.shape[1] % size:
+        return None
+    groups = w.double().unflatten(1, (-1, size))
+    gaps = groups.sort(dim=-1).values.diff(dim=-1)
+    step = gaps.where(gaps > 0, torch.inf).amin(-1, keepdim=True)
+    q = groups / step
+    return step if (q.round() == q).all() and (q.amax(-1) - q.amin(-1) < LEVELS).all() else None
+
+
 def steps_off(by):
-    """Dequantised with another zero point."""
+    """Dequantised with another zero point, where the weights lie on a 4-bit grid."""
 
-    def wrong(w):
-        groups = w.double().unflatten(1, (-1, min(GROUP, w.shape[1])))
-        gaps = groups.sort(dim=-1).values.diff(dim=-1)
-        step = gaps.where(gaps > 0, torch.inf).amin(-1, keepdim=True)
-        if ((groups / step).round() * step != groups).any():
-            raise ValueError("these weights do not lie on a 4-bit grid: see on_grid")
-        return (groups + by * step).flatten(1).to(w.dtype)
+    def put(site):
+        steps = {module: step for module in site.matrices if (step := step_of(module.weight)) is not None}
+        if not steps:
+            raise ValueError("no matrix lies on a 4-bit grid: see on_grid")
+        for module, step in steps.items():
+            w = module.weight
+            site.edit(w, w + by * step.expand(-1, -1, w.shape[1] // step.shape[1]).flatten(1).to(w.dtype))
 
-    return weights(wrong)
+    return put
 
 
 # Precision.
@@ -504,8 +535,8 @@ def multiplied(rounded):
         def linear(x, w, bias=None):
             return true(rounded(x), rounded(w), bias) if id(w) in chosen else true(x, w, bias)
 
-        true = F.linear
-        site.set(F, "linear", linear)
+        true = functional.linear
+        site.set(functional, "linear", linear)
 
     return put
 
@@ -563,34 +594,34 @@ PLANTS: dict[str, Plant] = {
     "heads-tiled": Plant(function(modeling_qwen2, "repeat_kv", lambda x, G: x.repeat(1, G, 1, 1))),
     "scores-not-scaled": Plant(scaling(lambda config: 1.0)),
     "scores-scaled-by-hidden": Plant(scaling(lambda config: (config.D / config.H) ** -0.5), NARROW),
-    "mask-missing": Plant(mask(lambda visible, ahead, site: torch.ones_like(visible))),
+    "mask-missing": Plant(mask(lambda key, query, W: key + query >= 0, forgets=False)),
     "mask-hides-self": Plant(mask(hides_self)),
-    "mask-one-ahead": Plant(mask(lambda visible, ahead, site: visible | (ahead == 1))),
-    "window-ignored": Plant(window(lambda W, sliding: None), WINDOW),
-    "window-one-wider": Plant(window(lambda W, sliding: W + 1 if sliding else None), WINDOW),
-    "window-one-narrower": Plant(window(lambda W, sliding: max(1, W - 1) if sliding else None), WINDOW),
-    "window-everywhere": Plant(window(lambda W, sliding: W), WINDOW),
-    "window-on-the-other-layers": Plant(window(lambda W, sliding: None if sliding else W), WINDOW),
+    "mask-one-ahead": Plant(mask(lambda key, query, W: seen(key, query, W) | (key == query + 1))),
+    "window-ignored": Plant(mask(window=lambda W, configured: math.inf), WINDOW),
+    "window-one-wider": Plant(mask(window=lambda W, configured: W + 1), WINDOW),
+    "window-one-narrower": Plant(mask(window=lambda W, configured: max(1, W - 1)), WINDOW),
+    "window-everywhere": Plant(mask(window=lambda W, configured: configured), WINDOW),
+    "window-on-the-other-layers": Plant(
+        mask(window=lambda W, configured: configured if math.isinf(W) else math.inf), WINDOW
+    ),
     "softmax-bf16": Plant(softmax(bf16_softmax)),
-    "softmax-over-heads": Plant(softmax(softmax_over_heads)),
+    "softmax-over-heads": Plant(softmax_over_heads),
     "q-bias-missing": Plant(without_bias("q")),
     "k-bias-missing": Plant(without_bias("k")),
     "v-bias-missing": Plant(without_bias("v")),
     "qkv-biases-missing": Plant(without_bias("qkv")),
     "heads-not-transposed": Plant(function(modeling_qwen2, "eager_attention_forward", not_transposed)),
     "cache-unrotated": Plant(cache_unrotated),
-    "decode-misses-newest": Plant(
-        mask(lambda visible, ahead, site: hides_self(visible, ahead, site) if is_step(ahead) else visible)
-    ),
-    "decode-misses-oldest": Plant(mask(misses_oldest)),
+    "decode-misses-newest": Plant(mask(in_decode(hides_self))),
+    "decode-misses-oldest": Plant(mask(in_decode(lambda key, query, W: seen(key, query, W) & (key > 0)))),
     "values-rotated": Plant(cache(values_rotated)),
     "cache-bf16": Plant(cache(bf16_cache), silent=frozenset({BF16})),
     "gate-up-swapped": Plant(forwards(lambda site: [block.mlp for block in site.blocks], gate_up_swapped)),
-    "gelu": Plant(activation(F.gelu)),
-    "gelu-tanh": Plant(activation(partial(F.gelu, approximate="tanh"))),
+    "gelu": Plant(activation(functional.gelu)),
+    "gelu-tanh": Plant(activation(partial(functional.gelu, approximate="tanh"))),
     "quick-gelu": Plant(activation(lambda x: x * torch.sigmoid(1.702 * x))),
     "swish-beta-ln2": Plant(activation(lambda x: x * torch.sigmoid(math.log(2) * x))),
-    "relu": Plant(activation(F.relu)),
+    "relu": Plant(activation(functional.relu)),
     "activation-missing": Plant(activation(lambda x: x)),
     "residual-from-norm": Plant(residual(lambda stream, normalised, result: normalised + result)),
     "residual-missing": Plant(residual(lambda stream, normalised, result: result)),
@@ -600,9 +631,7 @@ PLANTS: dict[str, Plant] = {
     "awq-nibble-order": Plant(weights(awq_order)),
     "gptq-zero-high": Plant(steps_off(-1), grid=True),
     "gptq-zero-low": Plant(steps_off(1), grid=True),
-    "head-tied": Plant(
-        lambda site: site.edit(site.hf.lm_head.weight, site.hf.model.embed_tokens.weight.detach()), whole=True
-    ),
+    "head-tied": Plant(lambda site: site.edit(site.hf.lm_head.weight, site.hf.model.embed_tokens.weight), whole=True),
     "embedding-scaled": Plant(
         forwards(
             lambda site: [site.hf.model.embed_tokens], lambda module, true, ids: true(ids) * module.embedding_dim**0.5

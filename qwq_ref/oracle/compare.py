@@ -25,6 +25,7 @@ from .sizes import reduce
 from .walk import Stream, Weights, walk
 
 MARGIN = 4.0
+_HIDDEN_PROBABILITY = 1e-6
 
 
 @dataclass(frozen=True)
@@ -111,15 +112,38 @@ class Theirs:
         array = np.asarray(self.candidate.tensors[phase.name, tap]())
         if array.dtype.kind != "f":
             raise Misfit(f"is {array.dtype}, not floating point")
-        value, last = fit(array, shape_of(tap, self.config, phase))
+        value, last = fit(self._all_keys(array, phase, tap), shape_of(tap, self.config, phase))
         if value.dtype.itemsize < 4:
             value = value.astype(np.float32)
         if tap.endswith(".scores"):
             layer = split_name(tap)[0]
             assert layer is not None
-            visible = causal_mask(phase.T, phase.S, self.config.window(layer))
-            value, _ = tidy_scores(value, visible[-1:] if last else visible)
+            visible = causal_mask(phase.T, phase.S, self.config.window(layer))[-1 if last else 0 :]
+            value = tidy_scores(value, visible, self._looks_at_hidden(phase, tap, visible))
         return value, last
+
+    def _looks_at_hidden(self, phase: Phase, tap: str, visible: Array) -> bool:
+        """Whether the probabilities show that hidden keys were looked at: then scores without a mask are no accident
+        of where they were tapped."""
+        probs = tap.removesuffix("scores") + "probs"
+        if not self.has(phase, probs):
+            return False
+        try:
+            return bool((np.abs(self.read(phase, probs)[0]) > _HIDDEN_PROBABILITY)[:, ~visible].any())
+        except (Misfit, IndexError):
+            return False
+
+    def _all_keys(self, array: Array, phase: Phase, tap: str) -> Array:
+        """Scores or probabilities of a cache that has dropped what the window hides: it holds the last of S keys."""
+        layer, name = split_name(tap)
+        if name not in ("self_attn.scores", "self_attn.probs") or layer is None:
+            return array
+        window = self.config.window(layer)
+        if window is None or not array.ndim or not min(window, phase.S) <= array.shape[-1] < phase.S:
+            return array
+        hidden = -np.inf if name == "self_attn.scores" else 0.0
+        before = [(0, 0)] * (array.ndim - 1) + [(phase.S - array.shape[-1], 0)]
+        return np.pad(array, before, constant_values=hidden)
 
     def precision(self, tap: str) -> str:
         """As declared for this tap, for its name within a layer, or for all."""

@@ -78,15 +78,17 @@ def distance(theirs: Array, right: Array) -> Distance:
     return Distance(error(a, b), cosine, largest, tuple(int(i) for i in at), p99)
 
 
-def tidy_scores(scores: Array, visible: Array) -> tuple[Array, bool]:
-    """scores [H, T, S], visible [T, S] -> (with -inf for every way of hiding a key, whether none was hidden at all).
+def tidy_scores(scores: Array, visible: Array, masked: bool = False) -> Array:
+    """scores [H, T, S], visible [T, S] -> the same with -inf for every way of hiding a key.
 
-    Scores from before the mask are as good as those after it: the hidden ones are hidden then.
+    Scores from before the mask are as good as those after it: if none is hidden, those are that should be, unless they
+    are known to be `masked` already.
     """
     hidden = scores <= _HIDDEN
-    masked = np.broadcast_to(~visible, scores.shape)
-    unmasked = bool(masked.any() and not hidden[masked].any())
-    return np.where(masked if unmasked else hidden, -np.inf, scores), unmasked
+    should = np.broadcast_to(~visible, scores.shape)
+    if not masked and should.any() and not hidden[should].any():
+        hidden = should
+    return np.where(hidden, -np.inf, scores)
 
 
 def seen(scores: Array, sentinel: float) -> Array:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -99,14 +99,20 @@ Visit = Callable[[int, str, dict[int, Array]], Array | None]
 
 
 def walk(
-    config: Config, phases: Sequence[Phase], streams: Sequence[Stream], weights: Weights | None, visit: Visit
+    config: Config,
+    phases: Sequence[Phase],
+    streams: Sequence[Stream],
+    weights: Weights | None,
+    visit: Visit,
+    layers: Collection[int] | None = None,
 ) -> None:
     """Run the table once, showing every result to `visit`, in the order of the computation.
 
     The stream of an arithmetic without a mistake comes before those with one. `weights` may be None: then the
-    operations that need none run wherever `visit` has given their inputs.
+    operations that need none run wherever `visit` has given their inputs. Of layers that are not among `layers`, only
+    the last result is asked for.
     """
-    _Walk(config, phases, streams, weights, visit).run()
+    _Walk(config, phases, streams, weights, visit).run(range(config.L) if layers is None else layers)
 
 
 class _Walk:
@@ -123,13 +129,17 @@ class _Walk:
         plain = {stream.arithmetic: s for s, stream in enumerate(streams) if not stream.replaces}
         self.base = [plain[stream.arithmetic] if stream.replaces else None for stream in streams]
 
-    def run(self) -> None:
+    def run(self, layers: Collection[int]) -> None:
         self._rows_of_table(BEFORE, 0, None)
         previous = EMBED
         kept = {op.tap for op in BEFORE if op.tap != EMBED}
         for layer in range(self.config.L):
-            self._rows_of_table(LAYER, layer, previous)
+            if layer in layers:
+                self._rows_of_table(LAYER, layer, previous)
             previous = absolute(layer, "resid_post")
+            if layer not in layers:
+                for p in range(len(self.phases)):
+                    self._show(p, previous, {})
             for own in self.own:
                 for key in [key for key in own if key[1] not in kept and key[1] != previous]:
                     del own[key]
