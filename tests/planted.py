@@ -14,7 +14,7 @@ import math
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from functools import partial
+from functools import partial, wraps
 from typing import Any
 
 import numpy as np
@@ -76,6 +76,8 @@ class Plant:
     whole   it is one of the whole model, not of a layer
     grid    the weights have to lie on a 4-bit grid: see `on_grid`
     silent  the types in which it changes no bit
+    quiet    it takes a long prompt to show
+    flips    it rounds what two correct implementations compute a bit differently, so that some of it falls elsewhere
     """
 
     put: Callable[[Site], None]
@@ -83,6 +85,8 @@ class Plant:
     whole: bool = False
     grid: bool = False
     silent: frozenset[torch.dtype] = frozenset()
+    quiet: bool = False
+    flips: bool = False
 
 
 @contextmanager
@@ -117,7 +121,12 @@ def function(owner, name, wrong):
 
     def put(site):
         true = getattr(owner, name)
-        site.set(owner, name, lambda *a, **k: (wrong if site.current in site.layers else true)(*a, **k))
+
+        @wraps(true)  # those who watch functions know them by name
+        def chosen(*args, **kwargs):
+            return (wrong if site.current in site.layers else true)(*args, **kwargs)
+
+        site.set(owner, name, chosen)
 
     return put
 
@@ -184,6 +193,18 @@ def cos_only(rotary, true, x, position_ids):
     return cos, sin
 
 
+def by_ratio(rotary, true, x, position_ids):
+    """As llama.cpp's CPU kernel has it; without YaRN."""
+    theta, E = rotary.config.rope_parameters["rope_theta"], 2 * len(rotary.inv_freq)
+    ratio = torch.tensor(theta ** (-2 / E), dtype=torch.float32)
+    angle, angles = position_ids.float(), []
+    for _ in range(E // 2):
+        angles.append(angle)
+        angle = angle * ratio
+    both = torch.cat([torch.stack(angles, dim=-1)] * 2, dim=-1)
+    return both.cos().to(x.dtype), both.sin().to(x.dtype)
+
+
 def bf16_tables(rotary, true, x, position_ids):
     return tuple(table.bfloat16().to(x.dtype) for table in true(x, position_ids))
 
@@ -197,6 +218,12 @@ def ramp_reversed(site, inv_freq):
     """The two ends of the ramp in each other's place: the blend and its mirror image sum to the sum of the ends."""
     plain = plain_rope(site)
     return (plain + plain / site.config.rope.factor - inv_freq.double()).float()
+
+
+def interpolated(site):
+    """Position interpolation, which has no attention scaling."""
+    site.set(site.rotary, "inv_freq", (plain_rope(site) / site.config.rope.factor).float())
+    site.set(site.rotary, "attention_scaling", 1.0)
 
 
 def interleaved(q, k, cos, sin):
@@ -324,6 +351,11 @@ def bf16_softmax(x, dim, dtype):
     return e / e.sum(dim, keepdim=True)
 
 
+def softmax_of_bf16(x, dim, dtype):
+    """What torch makes of it: the input and the result are rounded, nothing between them."""
+    return torch.softmax(x.bfloat16(), dim=dim)
+
+
 def softmax_over_heads(site):
     def over_heads(x, dim, dtype):
         # -1e4 is what masks were made of before they had a type's least number, beneath which heads can overflow.
@@ -446,20 +478,47 @@ def weights(wrong):
 
 def awq_order(w):
     """The nibbles of an int32 taken as they lie; AWQ has put these outputs there."""
-    return w if len(w) % 8 else w.unflatten(0, (-1, 8))[:, [0, 2, 4, 6, 1, 3, 5, 7]].flatten(0, 1)
+    if len(w) % 8:
+        return w
+
+    def moved(x):
+        return x.unflatten(0, (-1, 8))[:, [0, 2, 4, 6, 1, 3, 5, 7]].flatten(0, 1)
+
+    step = step_of(w)
+    if step is None:
+        return moved(w)
+    steps = step.expand(-1, -1, w.shape[1] // step.shape[1]).flatten(1)  # scales are not packed: they stay
+    return (moved(w) * steps / moved(steps)).to(w.dtype)
 
 
-def heads_permuted(site):
-    def pairs(rows):
-        """Row i of a head becomes row 2i, row i + E/2 becomes row 2i + 1."""
-        heads = rows.unflatten(0, (-1, site.config.E))
-        first, second = heads.chunk(2, dim=1)
-        return torch.stack((first, second), dim=2).reshape(rows.shape)
+def pairs(rows, E):
+    """Row i of a head becomes row 2i, row i + E/2 becomes row 2i + 1."""
+    first, second = rows.unflatten(0, (-1, E)).chunk(2, dim=1)
+    return torch.stack((first, second), dim=2).reshape(rows.shape)
 
+
+def halves(rows, E):
+    """Row 2i of a head becomes row i, row 2i + 1 becomes row i + E/2."""
+    heads = rows.unflatten(0, (-1, E))
+    return torch.cat((heads[:, ::2], heads[:, 1::2]), dim=1).reshape(rows.shape)
+
+
+def heads_permuted(order):
+    def put(site):
+        for block in site.blocks:
+            for module in (block.self_attn.q_proj, block.self_attn.k_proj):
+                site.edit(module.weight, order(module.weight, site.config.E))
+                site.edit(module.bias, order(module.bias, site.config.E))
+
+    return put
+
+
+def gate_up_weights_swapped(site):
     for block in site.blocks:
-        for module in (block.self_attn.q_proj, block.self_attn.k_proj):
-            site.edit(module.weight, pairs(module.weight))
-            site.edit(module.bias, pairs(module.bias))
+        gate, up = block.mlp.gate_proj.weight, block.mlp.up_proj.weight
+        kept = gate.detach().clone()
+        site.edit(gate, up)
+        site.edit(up, kept)
 
 
 GROUP, LEVELS = 128, 16
@@ -522,8 +581,8 @@ def steps_off(by):
 # Precision.
 
 
-def multiplied(rounded):
-    """Matrices multiplied from rounded inputs; the sums are as precise as ever.
+def multiplied(rounded, result=lambda y: y):
+    """Matrices multiplied from rounded inputs, result and bias rounded, too; sums are as precise as ever.
 
     Through the function below the modules, which the taps of the products without biases call, too.
     """
@@ -533,7 +592,9 @@ def multiplied(rounded):
         chosen = {id(module.weight) for module in (*site.matrices, *heads)}
 
         def linear(x, w, bias=None):
-            return true(rounded(x), rounded(w), bias) if id(w) in chosen else true(x, w, bias)
+            if id(w) not in chosen:
+                return true(x, w, bias)
+            return result(true(rounded(x), rounded(w), None if bias is None else result(bias)))
 
         true = functional.linear
         site.set(functional, "linear", linear)
@@ -545,6 +606,15 @@ def tf32(x):
     """The ten bits behind the first that a tensor core keeps of a float32."""
     mantissa, exponent = torch.frexp(x.float())
     return torch.ldexp(torch.round(mantissa * 2**11), exponent - 11).to(x.dtype)
+
+
+def cut_to_tf32(x):
+    mantissa, exponent = torch.frexp(x.float())
+    return torch.ldexp(torch.trunc(mantissa * 2**11), exponent - 11).to(x.dtype)
+
+
+def through_bf16(x):
+    return x.bfloat16().to(x.dtype)
 
 
 WINDOW = {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1}
@@ -562,6 +632,7 @@ PLANTS: dict[str, Plant] = {
     "rope-theta-1e6": Plant(reread(rope_theta=1e6), whole=True),
     "rope-exponent-halved": Plant(frequencies(exponent_halved), whole=True),
     "rope-frequencies-bf16": Plant(frequencies(lambda site, inv_freq: inv_freq.bfloat16()), whole=True),
+    "rope-angles-by-ratio": Plant(tables(by_ratio), whole=True, quiet=True),
     "rope-tables-bf16": Plant(tables(bf16_tables), whole=True, silent=frozenset({BF16})),
     "yarn-missing": Plant(reread(rope_type="default"), YARN, whole=True),
     "yarn-no-attention-scaling": Plant(reread(attention_factor=1.0), YARN, whole=True),
@@ -573,9 +644,7 @@ PLANTS: dict[str, Plant] = {
         lambda site: reread(truncate=not site.hf.config.rope_parameters.get("truncate", True))(site), RAMP, whole=True
     ),
     "yarn-ramp-reversed": Plant(frequencies(ramp_reversed), YARN, whole=True),
-    "yarn-as-linear": Plant(
-        frequencies(lambda site, inv_freq: (plain_rope(site) / site.config.rope.factor).float()), YARN, whole=True
-    ),
+    "yarn-as-linear": Plant(interpolated, YARN, whole=True),
     "eps-1e-6": Plant(eps(1e-6), EPS),
     "eps-outside-root": Plant(
         norm(lambda module, x, true: x / (x.pow(2).mean(-1, keepdim=True).sqrt() + module.variance_epsilon)), EPS
@@ -605,6 +674,7 @@ PLANTS: dict[str, Plant] = {
         mask(window=lambda W, configured: configured if math.isinf(W) else math.inf), WINDOW
     ),
     "softmax-bf16": Plant(softmax(bf16_softmax)),
+    "softmax-bf16-inputs": Plant(softmax(softmax_of_bf16), silent=frozenset({BF16}), flips=True),
     "softmax-over-heads": Plant(softmax_over_heads),
     "q-bias-missing": Plant(without_bias("q")),
     "k-bias-missing": Plant(without_bias("k")),
@@ -617,6 +687,7 @@ PLANTS: dict[str, Plant] = {
     "values-rotated": Plant(cache(values_rotated)),
     "cache-bf16": Plant(cache(bf16_cache), silent=frozenset({BF16})),
     "gate-up-swapped": Plant(forwards(lambda site: [block.mlp for block in site.blocks], gate_up_swapped)),
+    "gate-up-weights-swapped": Plant(gate_up_weights_swapped),
     "gelu": Plant(activation(functional.gelu)),
     "gelu-tanh": Plant(activation(partial(functional.gelu, approximate="tanh"))),
     "quick-gelu": Plant(activation(lambda x: x * torch.sigmoid(1.702 * x))),
@@ -627,7 +698,8 @@ PLANTS: dict[str, Plant] = {
     "residual-missing": Plant(residual(lambda stream, normalised, result: result)),
     "mlp-in-parallel": Plant(mlp_in_parallel),
     "weights-in-out": Plant(weights(lambda w: w.reshape(w.shape[1], w.shape[0]).T)),
-    "heads-permuted": Plant(heads_permuted),
+    "heads-permuted": Plant(heads_permuted(pairs)),
+    "heads-unpermuted": Plant(heads_permuted(halves)),
     "awq-nibble-order": Plant(weights(awq_order)),
     "gptq-zero-high": Plant(steps_off(-1), grid=True),
     "gptq-zero-low": Plant(steps_off(1), grid=True),
@@ -639,5 +711,7 @@ PLANTS: dict[str, Plant] = {
         whole=True,
     ),
     "matmul-tf32": Plant(multiplied(tf32), silent=frozenset({BF16, FP16})),
-    "matmul-bf16": Plant(multiplied(lambda x: x.bfloat16().to(x.dtype)), silent=frozenset({BF16})),
+    "matmul-tf32-truncated": Plant(multiplied(cut_to_tf32), silent=frozenset({BF16, FP16})),
+    "matmul-bf16": Plant(multiplied(through_bf16), silent=frozenset({BF16})),
+    "matmul-autocast-bf16": Plant(multiplied(through_bf16, through_bf16), silent=frozenset({BF16})),
 }

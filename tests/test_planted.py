@@ -16,13 +16,13 @@ from planted import PLANTS, on_grid, planted
 
 from qwq_ref.config import Config
 from qwq_ref.oracle.graph import CORRECT, TRUTH, Phase, phases_of, shape_of, split_name, tap_names
-from qwq_ref.oracle.mistakes import BY_NAME, grid_scale
+from qwq_ref.oracle.mistakes import BY_NAME, grid_steps
 from qwq_ref.oracle.walk import Stream, Weights, walk
 from qwq_ref.spec.ops import to_bf16
 
 IDS = tuple(int(token) for token in np.random.default_rng(2).integers(0, 53, 17))
 PHASES = phases_of(IDS, 3)
-# Chunks, and a cache: what there is between a prompt and a step.
+# A chunk of several tokens behind a cache: what there is between a prompt and a step.
 CHUNKS = (Phase("a", 0, IDS[:9]), Phase("b", 9, IDS[9:13]), *phases_of(IDS, 4)[1:])
 EVERYTHING = {
     "rope_scaling": yarn(original_max_position_embeddings=512),
@@ -33,8 +33,8 @@ EVERYTHING = {
     "rms_norm_eps": 1e-2,
     "hidden_size": 40,
 }
-# Type -> its correct arithmetic, and how far a prediction may be off: bfloat16 and float16 round where a mistake was
-# written down, and the catalogue rounds where it was written down there. Twice the unit roundoff covers all.
+# Type -> its correct arithmetic, and how far off a prediction may be. In the two small types a plant rounds after every
+# operation of torch, and the catalogue less often: one step of the type covers that.
 TYPES = {
     torch.float32: (TRUTH, 5e-7),
     torch.bfloat16: (CORRECT["bf16"][0], 2.0**-7),
@@ -153,7 +153,7 @@ def check(case, name, layers=None):
     for (p, tap), (truth, mistake) in case.predict(name, seen).items():
         here = layers is None or split_name(tap)[0] in layers
         error = off(mistake if here else truth, seen[p, tap])
-        assert error <= case.tolerance, (p, tap)
+        assert error <= (1e-3 if PLANTS[name].flips else case.tolerance), (p, tap)
         if here and case.changed(name, tap):
             missed, hit = max(missed, off(truth, seen[p, tap])), max(hit, error)
     assert missed > 2 * hit
@@ -169,8 +169,11 @@ def test_every_mistake_of_the_catalogue_can_be_planted():
     assert set(PLANTS) == set(BY_NAME)
 
 
+LOUD = [name for name, plant in PLANTS.items() if not plant.quiet]
+
+
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
-@pytest.mark.parametrize("name", PLANTS)
+@pytest.mark.parametrize("name", LOUD)
 def test_the_prediction_comes_true(name, dtype):
     case = small_case(name, dtype)
     if dtype in PLANTS[name].silent:
@@ -179,7 +182,15 @@ def test_the_prediction_comes_true(name, dtype):
         check(case, name)
 
 
-@pytest.mark.parametrize("name", [name for name in PLANTS if torch.float32 not in PLANTS[name].silent])
+@pytest.mark.parametrize(
+    "name",
+    [
+        name
+        for name in LOUD
+        if torch.float32 not in PLANTS[name].silent
+        and BY_NAME[name].replaces(Config.from_dict(config_values(num_hidden_layers=3, **EVERYTHING)))
+    ],
+)
 def test_it_comes_true_in_a_model_that_has_everything(name):
     """YaRN, windows, a head_dim of its own; and chunks of a prompt behind a cache."""
     check(case_of(json.dumps(EVERYTHING), True, torch.float32, CHUNKS), name)
@@ -231,7 +242,7 @@ def test_weights_on_a_grid():
             continue
         assert np.array_equal(w, to_bf16(w))
         groups = w.astype(np.float64).reshape(len(w), -1, min(128, w.shape[1]))
-        step = grid_scale(w)[..., None]
+        step = grid_steps(w).reshape(groups.shape)[..., :1]
         assert np.array_equal(np.round(groups / step) * step, groups)
         assert np.max(np.ptp(groups, axis=-1) / step[..., 0]) == 15
         assert np.linalg.norm(w - weights[name]) < 0.15 * np.linalg.norm(w)

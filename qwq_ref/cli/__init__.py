@@ -21,6 +21,7 @@ COMMANDS = {
     "generate": "answer a prompt",
     "info": "what a model costs: parameters, bytes, memory, traffic",
     "eval": "how good a model is at the recipe's 23 categories",
+    "golden": "right values of every intermediate result, and whether somebody's are",
     "train": "run a stage of the recipe",
 }
 

@@ -10,7 +10,15 @@ import sys
 from typing import TYPE_CHECKING
 
 from ..errors import UsageError
-from .options import add_model_argument, add_rope_arguments, chosen_rope, progress_bar, read_prompt, set_threads
+from .options import (
+    add_model_argument,
+    add_prompt_arguments,
+    add_rope_arguments,
+    chosen_rope,
+    progress_bar,
+    read_prompt,
+    set_threads,
+)
 
 if TYPE_CHECKING:
     from ..engine.generate import Run
@@ -20,10 +28,8 @@ _DIM, _PLAIN = "\x1b[2m", "\x1b[0m"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("positional", nargs="?", metavar="PROMPT", help="the prompt; else -p, -f, or standard input")
+    add_prompt_arguments(parser)
     add_model_argument(parser)
-    parser.add_argument("-p", "--prompt", help="the prompt")
-    parser.add_argument("-f", "--file", help="read the prompt from a file (after PROMPT, if both are given)")
     parser.add_argument("-s", "--system", help="a system prompt")
     parser.add_argument("-n", "--max-tokens", type=int, metavar="N", help="default: to the end of the answer")
     parser.add_argument("-c", "--ctx-size", type=int, metavar="N", help="context in tokens; default: what fits")

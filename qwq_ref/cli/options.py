@@ -27,6 +27,13 @@ def add_model_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-m", "--model", default=DEFAULT_MODEL, help=MODELS)
 
 
+def add_prompt_arguments(parser: argparse.ArgumentParser) -> None:
+    """What `read_prompt` reads."""
+    parser.add_argument("positional", nargs="?", metavar="PROMPT", help="the prompt; else -p, -f, or standard input")
+    parser.add_argument("-p", "--prompt", help="the prompt")
+    parser.add_argument("-f", "--file", help="read the prompt from a file (after PROMPT, if both are given)")
+
+
 def add_rope_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("long context")
     group.add_argument("--rope-scaling", choices=["none", "yarn"], help="position scaling; default: the config's own")

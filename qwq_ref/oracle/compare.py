@@ -9,7 +9,8 @@ candidate's precision have: at that tap as measured in the pack, and on those in
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+import dataclasses
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -78,8 +79,10 @@ class Comparison:
     @property
     def drift(self) -> bool:
         """Every operation is right on its inputs, yet their roundings add up to more than in our own runs."""
-        return bool(self.results) and all(r.status in ("ok", "propagated") for r in self.results) and any(
-            r.wrong for r in self.results
+        return (
+            bool(self.results)
+            and all(r.status in ("ok", "propagated") for r in self.results)
+            and any(r.wrong for r in self.results)
         )
 
     @property
@@ -196,19 +199,15 @@ def compare_taps(
     precisions = sorted({theirs.precision(tap) for _, tap in candidate.tensors if tap in taps})
     plain = [TRUTH, *(arithmetic for name in precisions for arithmetic in CORRECT[name])]
     check.streams = {name: [plain.index(arithmetic) for arithmetic in CORRECT[name]] for name in precisions}
-    walk(
-        manifest.config,
-        manifest.phases,
-        [Stream(arithmetic) for arithmetic in plain],
-        None if weights is None else Weights(weights),
-        check,
-    )
+    reader = None if weights is None else Weights(weights, digest=True)
+    walk(manifest.config, manifest.phases, [Stream(arithmetic) for arithmetic in plain], reader, check)
+    for name, digest in (reader.digests if reader else {}).items():
+        if digest != manifest.weights.get(name, digest):
+            raise GoldenError(golden.path, f"weights.{name}", "differs: this is not the model that was recorded")
     order = {tap: i for i, tap in enumerate(tap_names(manifest.config))}
     phase_order = {phase.name: i for i, phase in enumerate(manifest.phases)}
     results = sorted(check.results, key=lambda result: (phase_order[result.phase], order[result.tap]))
-    missing = [
-        (phase.name, tap) for phase in manifest.phases for tap in manifest.sizes if not theirs.has(phase, tap)
-    ]
+    missing = [(phase.name, tap) for phase in manifest.phases for tap in manifest.sizes if not theirs.has(phase, tap)]
     kind = theirs.declared[""] + ("" if theirs.detected else " (told from the values)")
     return Comparison(tuple(_settled(results)), tuple(missing), kind, check.logits, tuple(candidate.notes))
 
@@ -251,12 +250,9 @@ class _Check:
         status = "introduced" if introduced else "ok" if not beyond else "beyond" if own is None else "propagated"
         where = ""
         if introduced:
-            where = localise(value, computed[0], [computed[s] for s in self.streams[precision]], letters(tap))[0]
-        elif status == "beyond":
-            where = ""
-        self.results.append(
-            TapResult(phase.name, tap, status, precision, far, allowed, own, own_allowed, where, note)
-        )
+            ways = [computed[s] for s in self.streams[precision]]
+            where = localise(value, computed[0], ways, letters(tap), self.theirs.config.E)[0]
+        self.results.append(TapResult(phase.name, tap, status, precision, far, allowed, own, own_allowed, where, note))
         return None if last and phase.T > 1 else value
 
     def _error(
@@ -294,8 +290,6 @@ def allowed_of(ways: Sequence[Array], right: Array, precision: str) -> float:
 def _settled(results: Sequence[TapResult]) -> list[TapResult]:
     """q_proj is made from what q_matmul is made from: where the product is wrong, the sum with the bias is not to
     blame. Both are judged on the layer's normalised input, so that rounding between the two does not count."""
-    import dataclasses
-
     wrong = {(r.phase, r.tap) for r in results if r.status == "introduced" and r.tap.endswith("_matmul")}
     settled = []
     for result in results:
@@ -307,40 +301,56 @@ def _settled(results: Sequence[TapResult]) -> list[TapResult]:
 
 
 def localise(
-    value: Array, right: Array, ways: Sequence[Array], dims: Sequence[str]
+    value: Array, right: Array, ways: Sequence[Array], dims: Sequence[str], E: int
 ) -> tuple[str, tuple[int, Array] | None]:
     """Where a wrong result is wrong -> (in words, (axis, indices) of the narrowest part), if it is a part.
 
     A slice along an axis is wrong if its error is beyond MARGIN times the largest error of the correct ways in it.
-    Heads that are flattened into one axis count as heads.
+    Of an axis of heads that are flattened, slices are heads of `E` channels.
     """
     value, right = (np.nan_to_num(np.asarray(x, np.float64), neginf=-1e9) for x in (value, right))
     differences = [np.nan_to_num(np.asarray(way, np.float64), neginf=-1e9) - right for way in ways]
     best: tuple[float, str, tuple[int, Array] | None] = (1.0, "", None)
     for axis, letter in enumerate(dims):
-        if right.shape[axis] == 1 or letter not in _SLICES:
+        width = E if letter.endswith("*E") else 1
+        count = right.shape[axis] // width
+        if count == 1 or letter not in _SLICES:
             continue
-        axes = tuple(i for i in range(right.ndim) if i != axis)
-        off = np.sum((value - right) ** 2, axis=axes)
-        scale = np.sum(right**2, axis=axes)
-        noise = np.max([np.sum(d**2, axis=axes) for d in differences] + [scale * 2.0**-48], axis=0)
-        bad = np.flatnonzero(off > MARGIN**2 * noise)
-        share = len(bad) / right.shape[axis]
+
+        def by_slice(x: Array, axis: int = axis, width: int = width) -> Array:
+            others = tuple(i for i in range(x.ndim) if i != axis)
+            return np.asarray(np.sum(x**2, axis=others).reshape(-1, width).sum(axis=1))
+
+        noise = np.max([by_slice(d) for d in differences] + [by_slice(right) * 2.0**-48], axis=0)
+        bad = np.flatnonzero(by_slice(value - right) > MARGIN**2 * noise)
+        share = len(bad) / count
         if 0 < share < best[0]:
-            best = (share, f"{_SLICES[letter]} {_spans(bad)} of {right.shape[axis]}", (axis, bad))
+            words = f"{_SLICES[letter]} {_spans(bad)} of {count}"
+            if share > 0.5 and _SLICES[letter] in ("channel", "logit"):
+                words = ""  # noise hides some of many: nothing to tell anybody
+            indices = (bad[:, None] * width + np.arange(width)).ravel()
+            best = (share, words, (axis, indices))
     return best[1], best[2]
 
 
-_SLICES = {"T": "token", "S": "key", "H": "head", "K": "head", "D": "channel", "F": "channel", "V": "logit"}
+_SLICES = {
+    "T": "token",
+    "S": "key",
+    "H": "head",
+    "K": "key-value head",
+    "H*E": "head",
+    "K*E": "key-value head",
+    "D": "channel",
+    "F": "channel",
+    "V": "logit",
+}
 
 
 def _spans(indices: Array) -> str:
     """0, 1, 2, 5 -> "0-2, 5"."""
     breaks = np.flatnonzero(np.diff(indices) != 1)
     starts, ends = [0, *(breaks + 1)], [*breaks, len(indices) - 1]
-    spans = [
-        f"{indices[a]}" if a == b else f"{indices[a]}-{indices[b]}" for a, b in zip(starts, ends, strict=True)
-    ]
+    spans = [f"{indices[a]}" if a == b else f"{indices[a]}-{indices[b]}" for a, b in zip(starts, ends, strict=True)]
     return ", ".join(spans if len(spans) <= 6 else [*spans[:5], f"and {len(indices)} in all"])
 
 
@@ -354,6 +364,3 @@ def _other_tokens(theirs: list[int], ours: list[int]) -> str:
         return f"other tokens: {len(theirs)} of them, where the pack was recorded on {len(ours)}"
     at = next(i for i, (a, b) in enumerate(zip(theirs, ours, strict=True)) if a != b)
     return f"other tokens: position {at} is {theirs[at]}, where the pack was recorded on {ours[at]}"
-
-
-__all__ = ["Comparison", "TapResult", "compare_taps", "field"]

@@ -154,7 +154,7 @@ class _Trial:
         ways = [computed[s] for s in self.ways[precision]]
         allowed = MARGIN * allowed_of(ways, right, precision)
         wrong = result.note != "its product is wrong" and not error(value, right) <= allowed
-        part = localise(value, right, ways, dims)[1] if wrong else None
+        part = localise(value, right, ways, dims, self.theirs.config.E)[1] if wrong else None
         if place[1].endswith(".scores"):
             sentinel = sentinel_for(right)
             value, right = seen(value, sentinel), seen(right, sentinel)
@@ -186,7 +186,9 @@ class _Trial:
                 evidence.share[place] = 1 - (residual / off) ** 2 if off > 0 else 0.0
                 if residual <= MARGIN * own and residual < off:
                     evidence.explains[place] = residual / own if own > 0 else 0.0
-            elif not residual <= MARGIN * own and _size(predicted - right) > MARGIN * max(noise, UNIT[precision] * size):
+            elif not residual <= MARGIN * own and _size(predicted - right) > MARGIN * max(
+                noise, UNIT[precision] * size
+            ):
                 evidence.against += 1
 
 
@@ -224,9 +226,7 @@ def _conclude(trial: _Trial, tried: Mapping[str, tuple[Mistake, object]]) -> Dia
         equals = [name for name in fitting[1:] if rank(name) == rank(best) and nearness(name) < _ALIKE * nearness(best)]
         evidence = trial.evidence[best]
         explained = tuple(place for place in left if place in evidence.explains)
-        causes.append(
-            Cause(tried[best][0], explained, evidence.against, evidence.share[first], tuple(equals))
-        )
+        causes.append(Cause(tried[best][0], explained, evidence.against, evidence.share[first], tuple(equals)))
         left = [place for place in left if place not in evidence.explains]
     nearest = None
     if unexplained:

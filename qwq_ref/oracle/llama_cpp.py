@@ -372,7 +372,7 @@ def capture(
     folder: StrPath | None = None,
     *,
     threads: int | None = None,
-    cache_type: str = "f32",
+    cache_type: str | None = None,
     flash_attention: bool = False,
     all_logits: bool = True,
     gpu_layers: int = 0,
@@ -382,7 +382,8 @@ def capture(
 
     folder           keep the tensors there (see `read_dump`), not in memory; it must not exist
     threads          for the computation; None: llama.cpp's own default
-    cache_type       of keys and values: f32, f16 (llama.cpp's default), bf16 or q8_0
+    cache_type       of keys and values: f32, f16 (llama.cpp's default), bf16 or q8_0. None: f32, or f16 with flash
+                     attention, which older versions refuse for others
     flash_attention  one fused operation, which has no scores and no probs, and rounds keys and values to f16
     all_logits       of every token of the prompt; else of its last, and the last layer goes on with that row alone
     gpu_layers       how many layers to offload
@@ -392,6 +393,7 @@ def capture(
     UsageError without llama-cpp-python (0.3.2 or later), or for a setting that it lacks. GoldenError for a file that
     llama.cpp refuses: it wants D = H E and, in the file, every tensor of the model.
     """
+    cache_type = cache_type or ("f16" if flash_attention else "f32")
     if cache_type not in _CACHE_TYPES:
         raise UsageError(None, "cache_type", f"must be one of {', '.join(_CACHE_TYPES)}, got {cache_type}")
     if not phases:
@@ -420,7 +422,10 @@ def capture(
             _Recorder(library, keep) as recorder,
             library.context(gguf_path, model, settings, flash_attention, recorder, errors) as context,
         ):
+            tokens = library.vocabulary(model)
             for phase in phases:
+                if not all(0 <= token < tokens for token in phase.ids):  # older versions abort the process
+                    raise GoldenError(gguf_path, phase.name, f"has tokens that are not among the model's {tokens}")
                 recorder.begin()
                 wanted = [all_logits or i == phase.T - 1 for i in range(phase.T)]
                 library.decode(gguf_path, context, phase, wanted, recorder, errors)
@@ -730,6 +735,12 @@ class _Library:
             yield model
         finally:
             free(model)
+
+    def vocabulary(self, model: Any) -> int:
+        """How many tokens a model has."""
+        if hasattr(self.api, "llama_model_get_vocab"):  # since 2025
+            return int(self.api.llama_vocab_n_tokens(self.api.llama_model_get_vocab(model)))
+        return int(self.api.llama_n_vocab(model))
 
     @contextlib.contextmanager
     def context(

@@ -119,8 +119,10 @@ def _frequencies(change: Callable[[Config, Array], Array]) -> Any:
     return _rotary(run)
 
 
-def _linear_interpolation(config: Config, inv_freq: Array) -> Array:
-    return _plain(config) / np.float32(config.rope.factor)
+def _interpolated(at: At) -> tuple[Array, Array]:
+    """Position interpolation, which has no attention scaling."""
+    inv_freq = _plain(at.config) / np.float32(at.config.rope.factor)
+    return rope_tables(inv_freq, 1.0, at.positions(), at.dtype, at.rnd)
 
 
 def _ramp_reversed(config: Config, inv_freq: Array) -> Array:
@@ -135,6 +137,19 @@ def _plain(config: Config) -> Array:
 def _whole_exponent(config: Config, inv_freq: Array) -> Array:
     """theta^(-i/E) for theta^(-2i/E)."""
     return np.asarray(config.rope.theta ** -(np.arange(config.E // 2) / config.E), np.float32)
+
+
+def _angles_by_ratio(at: At) -> tuple[Array, Array]:
+    """Each pair's angle is the one before it times theta^(-2/E), all in float32. With YaRN, pairs are slowed after it."""
+    rope_, E = at.config.rope, at.config.E
+    ratio = np.float32(rope_.theta ** (-2 / E))
+    steps = np.full((at.phase.T, E // 2), ratio, np.float32)
+    steps[:, 0] = at.positions()
+    angles = np.multiply.accumulate(steps, axis=1)
+    angles = angles * (rope_frequencies(rope_, E) / _plain(at.config))
+    angles = np.concatenate([angles, angles], axis=1).astype(at.dtype)
+    scaling = rope_.attention_scaling
+    return at.rnd(np.cos(angles) * scaling), at.rnd(np.sin(angles) * scaling)
 
 
 def _sin_without_scaling(at: At) -> tuple[Array, Array]:
@@ -349,49 +364,83 @@ def _in_out(config: Config, w: Array) -> Array:
     return w.reshape(w.shape[::-1]).T
 
 
-def _awq_order(config: Config, w: Array) -> Array:
-    """Rows of each eight in the order in which AWQ packs them."""
-    if len(w) % 8:
-        return w
-    return w.reshape(-1, 8, w.shape[1])[:, [0, 2, 4, 6, 1, 3, 5, 7]].reshape(w.shape)
-
-
 def _halves_to_pairs(config: Config, rows: Array) -> Array:
     """Rows (or a bias) of q or k, permuted for interleaved RoPE as Llama's checkpoints are in some formats."""
     return rows.reshape(-1, 2, config.E // 2, *rows.shape[1:]).swapaxes(1, 2).reshape(rows.shape)
 
 
-def _permuted(config: Config) -> dict[str, Op]:
+def _pairs_to_halves(config: Config, rows: Array) -> Array:
+    """The other way round."""
+    return rows.reshape(-1, config.E // 2, 2, *rows.shape[1:]).swapaxes(1, 2).reshape(rows.shape)
+
+
+def _permuted(order: Callable[[Config, Array], Array]) -> Any:
     def run(at: At, values: Values, weights: Values) -> Array:
-        bias = [_halves_to_pairs(at.config, w) for w in weights[1:]]
-        return project(at, values, [weights[0], *bias])
+        return project(at, values, [weights[0], *(order(at.config, w) for w in weights[1:])])
 
-    taps = [f"self_attn.{name}_{kind}" for name in "qk" for kind in ("matmul", "proj")]
-    return _changed(*taps, run=run, change=_halves_to_pairs)(config)
+    return _changed(
+        *(f"self_attn.{name}_{kind}" for name in "qk" for kind in ("matmul", "proj")), run=run, change=order
+    )
 
 
-def grid_scale(w: Array, group: int = 128) -> Array | None:
-    """w [out, in] -> [out, in / group]: the step of weights that lie on a 4-bit grid, or None if they do not.
+def _gate_up_weights_swapped(config: Config) -> dict[str, Op]:
+    gate, up = line(config, "mlp.gate_proj"), line(config, "mlp.up_proj")
+    return {
+        gate.tap: dataclasses.replace(gate, matrix=up.matrix),
+        up.tap: dataclasses.replace(up, matrix=gate.matrix),
+    }
 
-    The smallest gap between two values of a group: right as soon as two of its values are neighbours.
+
+def grid_steps(w: Array) -> Array | None:
+    """w [out, in] -> [out, in]: the step of 4-bit weights under each, 0 in rows that lie on no grid; None if all do.
+
+    Groups of 32, 64, 128 or all inputs share a step: the coarsest that fits. It is the smallest gap between two values
+    of a group, refined by least squares: storing a weight in bfloat16 moves it by less than a tenth of a step.
     """
-    group = min(group, w.shape[1])
-    if w.shape[1] % group:
-        return None
-    rows = np.sort(w.reshape(len(w), -1, group).astype(np.float64), axis=-1)
-    gaps = np.diff(rows, axis=-1)
-    gaps = np.where(gaps > 1e-5 * np.abs(rows).max(axis=-1, keepdims=True), gaps, np.inf)
-    step = gaps.min(axis=-1)
-    steps = (rows[..., -1] - rows[..., 0]) / step
-    if not np.isfinite(step).all() or steps.max() > 15.5:
-        return None
-    return np.asarray(step)
+    for group in (w.shape[1], 128, 64, 32):
+        if w.shape[1] % group:
+            continue
+        groups = w.reshape(len(w), -1, group).astype(np.float64)
+        rows = np.sort(groups, axis=-1)
+        gaps = np.diff(rows, axis=-1)
+        largest = np.abs(rows).max(axis=-1, keepdims=True)
+        gaps = np.where(gaps > largest / 64, gaps, np.inf)  # 16 steps span more than the largest value
+        step = gaps.min(axis=-1, keepdims=True)
+        step = np.where(np.isfinite(step), step, 0)
+        for _ in range(3):
+            n = np.round(_divided(rows - rows[..., :1], step))
+            step = _divided(np.sum(n * (rows - rows[..., :1]), axis=-1, keepdims=True), np.sum(n * n, axis=-1, keepdims=True))  # fmt: skip
+        n = _divided(rows - rows[..., :1], step)
+        fits = (np.abs(n - np.round(n)).max(axis=-1, keepdims=True) < 0.1) & (n.max(axis=-1, keepdims=True) < 15.5)
+        whole = (fits & (step > 0)).all(axis=1, keepdims=True)
+        if whole.mean() > 0.5:
+            return np.broadcast_to(np.where(whole, step, 0), groups.shape).reshape(w.shape)
+    return None
+
+
+def _divided(a: Array, b: Array) -> Array:
+    return np.asarray(np.divide(a, b, out=np.zeros(np.broadcast_shapes(a.shape, b.shape)), where=b > 0))
+
+
+def _awq_order(config: Config, w: Array) -> Array:
+    """Rows of each eight in the order in which AWQ packs them; their scales are not packed, and stay."""
+    if len(w) % 8:
+        return w
+    steps = grid_steps(w)
+    moved = _moved(w)
+    if steps is None:
+        return moved
+    return (moved * np.where(steps > 0, _divided(steps, _moved(steps)), 1)).astype(w.dtype)
+
+
+def _moved(w: Array) -> Array:
+    return w.reshape(-1, 8, w.shape[1])[:, [0, 2, 4, 6, 1, 3, 5, 7]].reshape(w.shape)
 
 
 def _zero_off(by: int) -> Any:
     def change(config: Config, w: Array) -> Array:
-        step = grid_scale(w)
-        return w if step is None else (w + by * np.repeat(step, w.shape[1] // step.shape[1], axis=1)).astype(w.dtype)
+        steps = grid_steps(w)
+        return w if steps is None else (w + by * steps).astype(w.dtype)
 
     return _read_as(change)
 
@@ -405,14 +454,18 @@ def _tied(config: Config) -> dict[str, Op]:
 # Precision.
 
 
-def _multiplied_in(round_inputs: Callable[[Array], Array], taps: tuple[str, ...] = (*_MATRICES, LOGITS)) -> Any:
+def _multiplied_in(round_inputs: Round, round_result: Round = exact) -> Any:
+    """Matrices multiplied from rounded inputs and weights, the result rounded, too; biases are in its precision."""
+
     def run(true: Run) -> Run:
-        return lambda at, values, weights: true(
-            at, [round_inputs(values[0])], [round_inputs(weights[0]), *weights[1:]]
-        )
+        def rounded(at: At, values: Values, weights: Values) -> Array:
+            biases = [round_result(w) for w in weights[1:]]
+            return round_result(true(at, [round_inputs(values[0])], [round_inputs(weights[0]), *biases]))
+
+        return rounded
 
     return lambda config: {
-        tap: dataclasses.replace(line(config, tap), run=run(line(config, tap).run)) for tap in taps
+        tap: dataclasses.replace(line(config, tap), run=run(line(config, tap).run)) for tap in (*_MATRICES, LOGITS)
     }
 
 
@@ -420,6 +473,12 @@ def _to_tf32(x: Array) -> Array:
     """The ten mantissa bits that a tensor core keeps of float32."""
     bits = np.asarray(x, np.float32).view(np.uint32)
     kept = (bits + 0x0FFF + ((bits >> 13) & 1)) & 0xFFFFE000
+    return np.asarray(kept.view(np.float32).astype(x.dtype))
+
+
+def _cut_to_tf32(x: Array) -> Array:
+    """The same without rounding: what a tensor core takes of a float32 that nobody converted."""
+    kept = np.asarray(x, np.float32).view(np.uint32) & 0xFFFFE000
     return np.asarray(kept.view(np.float32).astype(x.dtype))
 
 
@@ -470,14 +529,21 @@ MISTAKES: tuple[Mistake, ...] = (
     Mistake(
         "rope-exponent-halved",
         "RoPE's frequencies are theta^(-i/E); they are theta^(-2i/E)",
-        "two tokens",
-        _frequencies(_whole_exponent),
+        "a config without YaRN, and two tokens",
+        _only(lambda config: not _is_yarn(config), _frequencies(_whole_exponent)),
     ),
     Mistake(
         "rope-frequencies-bf16",
         "RoPE's frequencies are rounded to bfloat16; they stay float32 in every precision",
         "positions in the hundreds, or fp32",
         _frequencies(lambda config, inv_freq: to_bf16(inv_freq)),
+    ),
+    Mistake(
+        "rope-angles-by-ratio",
+        "RoPE's angles are multiplied up from one float32 ratio, theta^(-2/E), whose rounding grows from pair to pair "
+        "(llama.cpp's way)",
+        "fp32, and positions in the hundreds",
+        _rotary(_angles_by_ratio),
     ),
     Mistake(
         "rope-tables-bf16",
@@ -507,13 +573,15 @@ MISTAKES: tuple[Mistake, ...] = (
         "yarn-factor-twice",
         "YaRN's frequencies are divided by the factor twice",
         "a config with YaRN, and a long prompt",
-        lambda config: _frequencies(
-            lambda config, inv_freq: rope_frequencies(
-                dataclasses.replace(config.rope, factor=config.rope.factor**2), config.E
-            )
-        )(config)
-        if _is_yarn(config)
-        else {},
+        lambda config: (
+            _frequencies(
+                lambda config, inv_freq: rope_frequencies(
+                    dataclasses.replace(config.rope, factor=config.rope.factor**2), config.E
+                )
+            )(config)
+            if _is_yarn(config)
+            else {}
+        ),
     ),
     Mistake(
         "yarn-ramp-untruncated",
@@ -531,7 +599,7 @@ MISTAKES: tuple[Mistake, ...] = (
         "yarn-as-linear",
         "all frequencies are divided by the factor (position interpolation), instead of by YaRN's ramp",
         "a config with YaRN",
-        _only(_is_yarn, _frequencies(_linear_interpolation)),
+        _only(_is_yarn, _rotary(_interpolated)),
     ),
     Mistake(
         "eps-1e-6",
@@ -605,11 +673,11 @@ MISTAKES: tuple[Mistake, ...] = (
     ),
     Mistake(
         "scores-scaled-by-hidden",
-        "scores are divided by sqrt(hidden_size / heads), where the config's head_dim is another",
+        "scores are divided by sqrt(hidden_size // heads), where the config's head_dim is another",
         "a config with head_dim other than hidden_size / num_attention_heads",
         _only(
-            lambda config: config.D != config.H * config.E,
-            _changed("self_attn.scores", run=_scaled(lambda config: math.sqrt(config.E * config.H / config.D))),
+            lambda config: config.D // config.H not in (0, config.E),
+            _changed("self_attn.scores", run=_scaled(lambda config: math.sqrt(config.E / (config.D // config.H)))),
         ),
     ),
     Mistake(
@@ -665,6 +733,15 @@ MISTAKES: tuple[Mistake, ...] = (
         "softmax is computed in bfloat16; it is computed in float32 in every precision",
         "fp32 or fp16; in bf16, a long context",
         _changed("self_attn.probs", run=_softmax_in_bf16),
+    ),
+    Mistake(
+        "softmax-bf16-inputs",
+        "scores are rounded to bfloat16 before softmax, and probabilities after it",
+        "fp32 or fp16",
+        _changed(
+            "self_attn.probs",
+            run=lambda at, values, weights: _round_to_bf16(softmax(_round_to_bf16(values[0]))),
+        ),
     ),
     Mistake(
         "softmax-over-heads",
@@ -723,6 +800,12 @@ MISTAKES: tuple[Mistake, ...] = (
         "any tokens",
         _changed("mlp.act", inputs=("mlp.up_proj", "mlp.gate_proj")),
     ),
+    Mistake(
+        "gate-up-weights-swapped",
+        "the weights of gate_proj and up_proj are swapped",
+        "any tokens",
+        _gate_up_weights_swapped,
+    ),
     Mistake("gelu", "the MLP uses GELU (erf); it is SiLU", "any tokens", _activated(_gelu_erf)),
     Mistake("gelu-tanh", "the MLP uses GELU (tanh); it is SiLU", "any tokens", _activated(_gelu_tanh)),
     Mistake(
@@ -772,7 +855,13 @@ MISTAKES: tuple[Mistake, ...] = (
         "heads-permuted",
         "q_proj and k_proj are permuted for interleaved RoPE, as a Llama converter does; Qwen2's must not be",
         "two tokens",
-        _permuted,
+        _permuted(_halves_to_pairs),
+    ),
+    Mistake(
+        "heads-unpermuted",
+        "q_proj and k_proj are permuted from pairs to halves, as Meta's Llama weights must be; Qwen2's are in halves",
+        "two tokens",
+        _permuted(_pairs_to_halves),
     ),
     Mistake(
         "awq-nibble-order",
@@ -806,10 +895,22 @@ MISTAKES: tuple[Mistake, ...] = (
         _multiplied_in(_to_tf32),
     ),
     Mistake(
+        "matmul-tf32-truncated",
+        "matrices are multiplied in TF32, from inputs that were cut to 10 bits instead of rounded",
+        "fp32",
+        _multiplied_in(_cut_to_tf32),
+    ),
+    Mistake(
         "matmul-bf16",
-        "matrices are multiplied in bfloat16 in a model of higher precision (autocast)",
+        "matrices are multiplied from bfloat16 inputs in a model of higher precision",
         "fp32 or fp16",
         _multiplied_in(_round_to_bf16),
+    ),
+    Mistake(
+        "matmul-autocast-bf16",
+        "matrices are multiplied in bfloat16, results and biases included, in a model of higher precision (autocast)",
+        "fp32 or fp16",
+        _multiplied_in(_round_to_bf16, _round_to_bf16),
     ),
 )
 

@@ -295,9 +295,7 @@ def _read_manifest(path: Path) -> Manifest:
                     )
     weights = take(values, "weights", dict)
     ordered = {tap: sizes[tap] for tap in tap_names(config) if tap in sizes}
-    return Manifest(
-        str(model.get("name", ""))[:200], config, tuple(phases), ordered, rounding, weights, files, folder
-    )
+    return Manifest(str(model.get("name", ""))[:200], config, tuple(phases), ordered, rounding, weights, files, folder)
 
 
 _KINDS: dict[type, str] = {dict: "an object", list: "a list", str: "a string", int: "an integer"}

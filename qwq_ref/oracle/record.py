@@ -7,18 +7,17 @@ import fnmatch
 import math
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
-from ..checkpoint import Checkpoint
 from ..checkpoint.write import SafetensorsStream, write_json, write_safetensors
 from ..config import Config
 from ..engine import memory
 from ..errors import UsageError
 from ..files import StrPath
 from ..spec.ops import Array
-from .graph import CORRECT, LAYER, LOGITS, TRUTH, UNIT, Phase, letters, phases_of, shape_of, tap_names
+from .graph import CORRECT, LAYER, LOGITS, TRUTH, UNIT, Phase, letters, phases_of, shape_of, split_name, tap_names
 from .metrics import error
 from .pack import Manifest, stored_shape, write_manifest
 from .sizes import SIZES, reduce
@@ -39,6 +38,7 @@ def record(
     *,
     name: str = "",
     taps: Sequence[str] = ("*",),
+    layers: Collection[int] | None = None,
     sizes: str | Mapping[str, str] = "full",
     max_memory: int | None = None,
     include_weights: bool = False,
@@ -49,6 +49,7 @@ def record(
     weights          by the names of `Config.tensors()`: a mapping, or a Checkpoint, which is read a block at a time
     token_ids        the last `decode` of them are fed one at a time after the others
     taps             patterns of tap names, as of a shell, that are kept
+    layers           of these layers only; taps outside of the layers are not concerned
     sizes            what is kept of them: one of full, last, stats, sketch, or patterns -> one; the first that fits
     max_memory       bytes that this process may hold; None: what the system has to spare
     include_weights  put the model itself into the pack (bfloat16 where that loses nothing, else float32)
@@ -58,7 +59,7 @@ def record(
     """
     out = Path(out)
     phases = _checked_phases(config, token_ids, decode)
-    kept = _kept(config, taps, sizes)
+    kept = _kept(config, taps, layers, sizes)
     if out.exists():
         raise UsageError(out, None, "exists already; a pack is written to a new folder")
     plain = [TRUTH, *(arithmetic for several in CORRECT.values() for arithmetic in several)]
@@ -91,13 +92,18 @@ def record(
                 rounding[phases[p].name][tap] = worst
 
             walk(config, phases, [Stream(arithmetic) for arithmetic in plain], reader, visit)
-            files_of = {
-                phase: (f"{phase}.safetensors", stream.digest.hexdigest()) for phase, stream in streams.items()
-            }
+            files_of = {phase: (f"{phase}.safetensors", stream.digest.hexdigest()) for phase, stream in streams.items()}
         if include_weights:
             _write_model(unfinished / MODEL, config, weights)
         manifest = Manifest(
-            name, config, phases, kept, _smoothed(rounding), reader.digests, files_of, MODEL if include_weights else None
+            name,
+            config,
+            phases,
+            kept,
+            _smoothed(rounding),
+            reader.digests,
+            files_of,
+            MODEL if include_weights else None,
         )
         write_manifest(unfinished, manifest)
         unfinished.rename(out)
@@ -108,9 +114,8 @@ def record(
 
 
 @contextlib.contextmanager
-def _new(path: Path):  # type: ignore[no-untyped-def]
+def _new(path: Path) -> Iterator[BinaryIO]:
     """A new file; on disk for good when it is left."""
-    file: BinaryIO
     with open(path, "wb") as file:
         yield file
         file.flush()
@@ -125,7 +130,9 @@ def _checked_phases(config: Config, token_ids: Sequence[int], decode: int) -> tu
     return phases_of(token_ids, decode)
 
 
-def _kept(config: Config, taps: Sequence[str], sizes: str | Mapping[str, str]) -> dict[str, str]:
+def _kept(
+    config: Config, taps: Sequence[str], layers: Collection[int] | None, sizes: str | Mapping[str, str]
+) -> dict[str, str]:
     """Tap -> size, of those that are kept."""
     by_pattern = {"*": sizes} if isinstance(sizes, str) else dict(sizes)
     for size in by_pattern.values():
@@ -137,6 +144,9 @@ def _kept(config: Config, taps: Sequence[str], sizes: str | Mapping[str, str]) -
             raise UsageError(None, "taps", f"{pattern} matches no tap; they are named like {names[4]}")
     kept = {}
     for tap in names:
+        layer = split_name(tap)[0]
+        if layer is not None and layers is not None and layer not in layers:
+            continue
         if any(fnmatch.fnmatchcase(tap, pattern) for pattern in taps):
             size = next((size for pattern, size in by_pattern.items() if fnmatch.fnmatchcase(tap, pattern)), None)
             if size is not None:
@@ -144,9 +154,7 @@ def _kept(config: Config, taps: Sequence[str], sizes: str | Mapping[str, str]) -
     return kept
 
 
-def _block_bytes(
-    config: Config, phases: Sequence[Phase], streams: int, max_memory: int | None, model: StrPath
-) -> int:
+def _block_bytes(config: Config, phases: Sequence[Phase], streams: int, max_memory: int | None, model: StrPath) -> int:
     """How much of a matrix to hold at once. Raises MemoryLimitError if even a little does not fit."""
     names = [f"model.layers.0.{op.tap}" for op in LAYER]
     per_layer = sum(math.prod(shape_of(tap, config, phase)) for tap in names for phase in phases)
@@ -185,6 +193,3 @@ def _write_model(folder: Path, config: Config, weights: Mapping[str, Array]) -> 
     arrays = {name: weights[name] for name in config.tensors()}
     exact = all((to_bf16(array) == array).all() for array in arrays.values())
     write_safetensors(folder / "model.safetensors", arrays, "BF16" if exact else "F32")
-
-
-__all__ = ["Checkpoint", "record"]

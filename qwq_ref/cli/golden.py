@@ -1,0 +1,272 @@
+"""`qwq golden`: record the right values of a model, and hold somebody's numbers against them."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import re
+import sys
+from pathlib import Path
+
+from ..errors import UsageError
+from .options import (
+    add_model_argument,
+    add_prompt_arguments,
+    add_rope_arguments,
+    chosen_rope,
+    progress_bar,
+    read_prompt,
+    set_threads,
+)
+
+DIFFERS = 3  # the exit status of a comparison that found a divergence; 1 and 2 are errors, as everywhere
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    commands = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    record = commands.add_parser("record", help="write a golden pack of a model", description=_record.__doc__)
+    record.add_argument("-o", "--out", required=True, metavar="DIR", help="where the pack goes: a new folder")
+    add_model_argument(record)
+    add_prompt_arguments(record)
+    record.add_argument("--ids", metavar="N,N,...", help="token ids, instead of a text")
+    record.add_argument("--chat", action="store_true", help="put the text into the model's chat template")
+    record.add_argument("--decode", type=int, default=0, metavar="N", help="feed the last N tokens one at a time")
+    record.add_argument("--taps", action="append", metavar="PATTERN", help="keep these taps only, such as *.q_rope")
+    record.add_argument("--layers", metavar="N,N,...", help="keep taps of these layers only; -1 is the last")
+    record.add_argument(
+        "--size",
+        action="append",
+        default=[],
+        metavar="[PATTERN=]SIZE",
+        help="what to keep of a tap: full (the default), last, stats or sketch; the first pattern that fits counts",
+    )
+    record.add_argument(
+        "--max-memory", metavar="SIZE", help="memory that may be used, such as 8G; default: what is free"
+    )
+    record.add_argument("--include-weights", action="store_true", help="put the model into the pack: for small ones")
+    record.add_argument("--offline", action="store_true", help="download nothing")
+    add_rope_arguments(record)
+
+    compare = commands.add_parser("compare", help="hold tensors against a pack", description=_compare.__doc__)
+    compare.add_argument("golden", help="a pack's folder, or the name of one that ships inside (qwq golden list)")
+    compare.add_argument("theirs", help="a folder of .npy, a .safetensors or .npz file, a pack, a llama.cpp capture")
+    compare.add_argument("-m", "--model", help="the model's weights, if they are not in the pack: names more causes")
+    compare.add_argument("--map", metavar="FILE", help="a YAML or JSON map of names (docs/adapters.md)")
+    compare.add_argument(
+        "--precision",
+        action="append",
+        default=[],
+        metavar="[TAP=]PRECISION",
+        help="fp32, bf16 or fp16; default: told from the values",
+    )
+    compare.add_argument("--html", metavar="FILE", help="write a report with plots")
+    compare.add_argument("--json", metavar="FILE", help="write everything as JSON; - is standard output")
+    compare.add_argument("--junit", metavar="FILE", help="write a test report")
+    compare.add_argument("--no-explain", action="store_true", help="locate only; do not look for the mistake")
+    compare.add_argument("--coverage", action="store_true", help="say which mistakes these tensors could not show")
+
+    vectors = commands.add_parser("vectors", help="write test vectors of every operation", description=_vectors.__doc__)
+    vectors.add_argument("-o", "--out", required=True, metavar="DIR", help="where they go: a new folder")
+    export = commands.add_parser("export", help="write a pack as one .npz", description=_export.__doc__)
+    export.add_argument("golden", help="a pack's folder, or the name of one that ships inside")
+    export.add_argument("-o", "--out", required=True, metavar="FILE", help="the .npz file")
+    commands.add_parser("list", help="the packs that ship inside", description=_list.__doc__)
+    commands.add_parser("mistakes", help="the mistakes that can be named", description=_mistakes.__doc__)
+    for command in (record, compare):
+        command.add_argument("-t", "--threads", type=int, metavar="N", help="threads for matrices; default: all cores")
+
+
+def run(options: argparse.Namespace) -> int:
+    threads = getattr(options, "threads", None)
+    if threads is not None:
+        if threads < 1:
+            raise UsageError(None, "threads", f"must be at least 1, got {threads}")
+        set_threads(threads)
+    actions = {
+        "record": _record,
+        "compare": _compare,
+        "vectors": _vectors,
+        "export": _export,
+        "list": _list,
+        "mistakes": _mistakes,
+    }
+    return actions[options.action](options)
+
+
+def _record(options: argparse.Namespace) -> int:
+    """Record a golden pack: one pass over the weights, a block at a time, so that the model need not fit in memory."""
+    from .. import footprint
+    from ..checkpoint import Checkpoint, resolve
+    from ..oracle import record
+
+    path = resolve(options.model, offline=options.offline)
+    folder = path if path.is_dir() else path.parent
+    with Checkpoint.open(path) as checkpoint:
+        rope = chosen_rope(options, checkpoint.config)
+        config = checkpoint.config if rope is None else dataclasses.replace(checkpoint.config, rope=rope)
+        total = footprint.parameters(config)
+        ids = _ids(options, folder, config.vocab_size)
+        with progress_bar("recording", total, "weights") as progress:
+            record(
+                config,
+                checkpoint,
+                options.out,
+                ids,
+                options.decode,
+                name=Path(options.model).name,
+                taps=options.taps or ["*"],
+                layers=_layers(options.layers, config.L),
+                sizes=_pairs(options.size, "*") or "full",
+                max_memory=_bytes(options.max_memory),
+                include_weights=options.include_weights,
+                progress=progress,
+            )
+    size = sum(file.stat().st_size for file in Path(options.out).rglob("*") if file.is_file())
+    print(
+        f"{options.out}: {len(ids) - options.decode} tokens and {options.decode} steps of decoding, "
+        f"{footprint.human(size)}",
+        file=sys.stderr,
+    )
+    return 0
+
+
+def _compare(options: argparse.Namespace) -> int:
+    """Compare a candidate's tensors with a golden pack: where it first diverges, and which known mistake does that.
+    Exit status: 0 all right, 3 it diverges, 1 broken input, 2 wrong use."""
+    from ..oracle import compare, open_golden
+
+    with open_golden(options.golden) as golden:
+        with progress_bar("comparing", golden.nbytes(), "B") as progress:
+            report = compare(
+                golden,
+                options.theirs,
+                model=options.model,
+                precision=_pairs(options.precision, "") or None,
+                name_map=options.map,
+                explain=not options.no_explain,
+                coverage=options.coverage or None,
+                progress=progress,
+            )
+    facts = json.dumps(report.to_dict(), indent=1, allow_nan=False) + "\n"
+    if options.html:
+        from ..oracle.html import page
+
+        _write(options.html, page(report.to_dict()))
+    if options.junit:
+        _write(options.junit, report.junit())
+    if options.json and options.json != "-":
+        _write(options.json, facts)
+    print(facts if options.json == "-" else str(report), end="" if options.json == "-" else "\n")
+    return 0 if report.passed else DIFFERS
+
+
+def _vectors(options: argparse.Namespace) -> int:
+    """Write inputs and outputs of each operation over hard cases, for somebody who tests one kernel."""
+    from ..oracle.vectors import write_vectors
+
+    print(f"{options.out}: {write_vectors(options.out)} cases", file=sys.stderr)
+    return 0
+
+
+def _export(options: argparse.Namespace) -> int:
+    """Write all tensors of a pack as one .npz, under PHASE/TAP."""
+    import numpy as np
+
+    from ..checkpoint.write import write_atomically
+    from ..oracle import open_golden
+
+    with open_golden(options.golden) as golden:
+        manifest = golden.manifest
+        arrays = {
+            f"{phase.name}/{tap}": golden.read(phase.name, tap) for phase in manifest.phases for tap in manifest.sizes
+        }
+        arrays["token_ids"] = np.array(manifest.token_ids)
+    write_atomically(options.out, lambda file: np.savez(file, **arrays))
+    return 0
+
+
+def _list(options: argparse.Namespace) -> int:
+    """The packs that ship inside: small models with their weights, for an implementer to start with."""
+    from ..oracle import conformance, open_golden
+
+    for name in conformance():
+        with open_golden(name) as golden:
+            m = golden.manifest
+            print(f"{name:<10} {m.phases[0].T} + {len(m.phases) - 1} tokens, {m.model}")
+            print(f"{'':<10} {golden.path}")
+    return 0
+
+
+def _mistakes(options: argparse.Namespace) -> int:
+    """The catalogue: what a divergence can be explained by."""
+    from ..oracle.mistakes import MISTAKES
+
+    for mistake in MISTAKES:
+        print(f"{mistake.name:<27} {mistake.says}")
+    return 0
+
+
+def _ids(options: argparse.Namespace, folder: Path, vocabulary: int) -> list[int]:
+    if options.ids is not None:
+        return _integers(options.ids, "ids")
+    from ..text import load_tokenizer
+    from ..text.chat import load_chat_template
+
+    text = read_prompt(options)
+    tokenizer = load_tokenizer(folder, vocabulary)
+    if not options.chat:
+        return tokenizer.encode(text)
+    template = load_chat_template(folder, None)
+    if template is None:
+        raise UsageError(folder, "chat", "there is no chat template")
+    return template.encode(tokenizer, [{"role": "user", "content": text}])
+
+
+def _integers(text: str, option: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise UsageError(None, option, f"must be integers with commas between them, got {text[:60]}") from None
+
+
+def _layers(text: str | None, L: int) -> list[int] | None:
+    if text is None:
+        return None
+    layers = _integers(text, "layers")
+    for layer in layers:
+        if not -L <= layer < L:
+            raise UsageError(None, "layers", f"must be {-L} to {L - 1}, got {layer}")
+    return [layer % L for layer in layers]
+
+
+def _pairs(given: list[str], default: str) -> dict[str, str]:
+    """["a=b", "c"] -> {"a": "b", default: "c"}, in this order but for the default, which comes last."""
+    pairs = dict(_pair(part, default) for part in given)
+    if default in pairs:
+        pairs[default] = pairs.pop(default)
+    return pairs
+
+
+def _pair(part: str, default: str) -> tuple[str, str]:
+    key, _, value = part.rpartition("=")
+    return key or default, value
+
+
+def _bytes(text: str | None) -> int | None:
+    """8G -> bytes, in powers of 1024."""
+    if text is None:
+        return None
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([KMGT]?)(?:i?B)?", text, re.IGNORECASE)
+    if match is None:
+        raise UsageError(None, "max-memory", f"must be a size such as 800M or 8G, got {text[:60]}")
+    return int(float(match[1]) * 1024 ** ("KMGT".index(match[2].upper()) + 1 if match[2] else 0))
+
+
+def _write(path: str, text: str) -> None:
+    from ..checkpoint.write import write_atomically
+
+    try:
+        write_atomically(path, lambda file: file.write(text.encode("utf-8")))
+    except OSError as problem:
+        raise UsageError(path, None, f"cannot be written ({problem.strerror})") from None

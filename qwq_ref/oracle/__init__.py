@@ -1,0 +1,166 @@
+"""The oracle: are my numbers right, and if not, where and why?
+
+    from qwq_ref import oracle
+
+    def test_my_model():
+        oracle.check("gqa", my_taps)          # {"model.layers.0.self_attn.q_proj": array, ...}
+
+`check` raises `Divergence`, an AssertionError that tells where it first goes wrong and which known mistake does that;
+`compare` returns the same as a `Report`. `record` makes a golden pack of any model.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..checkpoint import Checkpoint, resolve
+from ..errors import GoldenError, UsageError
+from ..files import StrPath
+from ..footprint import parameters
+from ..spec.ops import Array
+from .candidate import Candidate
+from .compare import Theirs, compare_taps
+from .diagnose import diagnose, visible
+from .pack import Golden
+from .record import record
+from .report import Divergence, Report
+
+__all__ = ["Candidate", "Divergence", "Golden", "Report", "check", "compare", "conformance", "record"]
+
+_SMALL = 50_000_000  # parameters of a model on which every mistake can be tried within seconds
+_CONFORMANCE = Path(__file__).parent / "conformance"
+
+Taps = Mapping[str, Any]
+
+
+def conformance() -> list[str]:
+    """Names of the packs that ship inside: small models with their weights, to start with."""
+    return sorted(path.name for path in _CONFORMANCE.iterdir() if path.is_dir()) if _CONFORMANCE.is_dir() else []
+
+
+def open_golden(golden: StrPath | Golden) -> contextlib.AbstractContextManager[Golden]:
+    """A pack by its folder, or by the name of one that ships inside; an open one stays open. Raises GoldenError."""
+    if isinstance(golden, Golden):
+        return contextlib.nullcontext(golden)
+    name = os.fspath(golden)
+    if not os.path.exists(name) and name in conformance():
+        return Golden.open(_CONFORMANCE / name)
+    return Golden.open(name)
+
+
+def compare(
+    golden: StrPath | Golden,
+    theirs: StrPath | Candidate | Taps,
+    *,
+    model: StrPath | Mapping[str, Array] | None = None,
+    precision: str | Mapping[str, str] | None = None,
+    name_map: StrPath | None = None,
+    explain: bool = True,
+    coverage: bool | None = None,
+    verify: bool = True,
+    progress: Callable[[int], object] = lambda count: None,
+) -> Report:
+    """Hold a candidate's tensors against a golden pack.
+
+    golden     a pack's folder, or the name of one that ships inside (`conformance()`)
+    theirs     a folder or file (see docs/adapters.md), a Candidate, or arrays: {tap: array} of the prompt, or
+               {phase: {tap: array}}
+    model      the weights: a checkpoint, or arrays by name. None: those in the pack, if it has them. Without any,
+               operations that have weights cannot be told from their inputs, and fewer mistakes can be named
+    precision  "fp32", "bf16" or "fp16", or by tap; None: as the candidate says, or as its values look
+    name_map   a YAML or JSON file, for tensors that are called otherwise
+    explain    look for the mistake that explains a divergence
+    coverage   find out which mistakes these tensors could not show; None: if all is right and the model is small
+    verify     hold the pack's files against their SHA-256 first
+    progress   called with the number of bytes compared since its last call, of `Golden.nbytes()`
+
+    Raises GoldenError, CheckpointError or ConfigError for broken input, UsageError for impossible options.
+    """
+    with contextlib.ExitStack() as stack:
+        opened = stack.enter_context(open_golden(golden))
+        if verify:
+            opened.verify()
+        candidate = as_candidate(theirs, opened, name_map, precision)
+        weights = _weights(opened, model, stack)
+        result = compare_taps(opened, candidate, weights, precision, progress)
+        manifest = opened.manifest
+        hidden = None
+        found = None
+        if not result.mismatch:
+            their_taps = Theirs(opened, candidate, precision)
+            found = diagnose(result, their_taps, weights) if explain else None
+            small = parameters(manifest.config) <= _SMALL
+            if weights is not None and (coverage or (coverage is None and small and result.passed)):
+                places = set(candidate.tensors)
+                shown = visible(manifest.config, manifest.phases, weights, their_taps.declared[""], places)
+                hidden = tuple(name for name, place in shown.items() if place is None)
+    from .diagnose import Diagnosis
+
+    return Report(
+        str(golden.path if isinstance(golden, Golden) else golden),
+        candidate.source,
+        manifest,
+        result,
+        found or Diagnosis(),
+        weights is not None,
+        hidden,
+        unknown=tuple(candidate.unknown),
+    )
+
+
+def check(golden: StrPath | Golden, theirs: StrPath | Candidate | Taps, **options: Any) -> Report:
+    """`compare`, and raise Divergence, an AssertionError, unless all is right."""
+    report = compare(golden, theirs, **options)
+    if not report.passed:
+        raise Divergence(report)
+    return report
+
+
+def as_candidate(
+    theirs: StrPath | Candidate | Taps,
+    golden: Golden,
+    name_map: StrPath | None = None,
+    precision: str | Mapping[str, str] | None = None,
+) -> Candidate:
+    """Whatever somebody calls their tensors, as a Candidate."""
+    if isinstance(theirs, Candidate):
+        return theirs
+    if isinstance(theirs, Mapping):
+        phases = {phase.name for phase in golden.manifest.phases}
+        nested = theirs if set(theirs) <= phases else {"prompt": theirs}
+        return Candidate(
+            "arrays",
+            {
+                (phase, tap): (lambda array=array: np.asarray(array))
+                for phase, taps in nested.items()
+                for tap, array in taps.items()
+            },
+        )
+    from .adapters import open_candidate
+
+    return open_candidate(theirs, golden.manifest.config, name_map)
+
+
+def _weights(
+    golden: Golden, model: StrPath | Mapping[str, Array] | None, stack: contextlib.ExitStack
+) -> Mapping[str, Array] | None:
+    if model is None:
+        if golden.model_path is None:
+            return None
+        return stack.enter_context(Checkpoint.open(golden.model_path))
+    if isinstance(model, Mapping):
+        return model
+    checkpoint = stack.enter_context(Checkpoint.open(resolve(model)))
+    shapes = {name: tensor.shape for name, tensor in checkpoint.tensors.items()}
+    if shapes != golden.manifest.config.tensors():
+        raise GoldenError(golden.path, "model", f"was recorded from a model of another shape than {model}")
+    return checkpoint
+
+
+__all__ += ["GoldenError", "UsageError"]
