@@ -397,6 +397,7 @@ NPY = {
     "header is no literal": (header(b"__import__('os').abort()"), "not a Python dict"),
     "header is no Python": (header(b"{'descr': <f4}"), "not a Python dict"),
     "header of NULs": (header(bytes(60)), "not a Python dict"),
+    "a header that Python warns of": (header(b"{'\\s': 1if 1else 2}"), "not a Python dict"),
     "deep nesting": (header(b"(" * 4000), "not a Python dict"),
     "deep minus": (header(b"-" * 4000 + b"1"), "not a Python dict"),
     "unhashable keys": (header(b"{[]: 1}"), "not a Python dict"),
@@ -439,6 +440,7 @@ def test_the_good_npy_is_read(tmp_path):
     assert np.array_equal(open_candidate(tmp_path, CONFIG).tensors["prompt", NORM](), TAPS["prompt", NORM])
 
 
+@pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("case", NPY)
 def test_bad_npy(case, tmp_path):
     """At once, when the folder is opened; also in an archive."""

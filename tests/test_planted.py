@@ -33,6 +33,7 @@ EVERYTHING = {
     "rms_norm_eps": 1e-2,
     "hidden_size": 40,
 }
+HAS_EVERYTHING = config_values(num_hidden_layers=3, **EVERYTHING)
 # Type -> its correct arithmetic, and how far off a prediction may be. In the two small types a plant rounds after every
 # operation of torch, and the catalogue less often: one step of the type covers that.
 TYPES = {
@@ -187,8 +188,7 @@ def test_the_prediction_comes_true(name, dtype):
     [
         name
         for name in LOUD
-        if torch.float32 not in PLANTS[name].silent
-        and BY_NAME[name].replaces(Config.from_dict(config_values(num_hidden_layers=3, **EVERYTHING)))
+        if torch.float32 not in PLANTS[name].silent and BY_NAME[name].replaces(Config.from_dict(HAS_EVERYTHING))
     ],
 )
 def test_it_comes_true_in_a_model_that_has_everything(name):

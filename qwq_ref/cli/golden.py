@@ -136,18 +136,17 @@ def _compare(options: argparse.Namespace) -> int:
     Exit status: 0 all right, 3 it diverges, 1 broken input, 2 wrong use."""
     from ..oracle import compare, open_golden
 
-    with open_golden(options.golden) as golden:
-        with progress_bar("comparing", golden.nbytes(), "B") as progress:
-            report = compare(
-                golden,
-                options.theirs,
-                model=options.model,
-                precision=_pairs(options.precision, "") or None,
-                name_map=options.map,
-                explain=not options.no_explain,
-                coverage=options.coverage or None,
-                progress=progress,
-            )
+    with open_golden(options.golden) as golden, progress_bar("comparing", golden.nbytes(), "B") as progress:
+        report = compare(
+            golden,
+            options.theirs,
+            model=options.model,
+            precision=_pairs(options.precision, "") or None,
+            name_map=options.map,
+            explain=not options.no_explain,
+            coverage=options.coverage or None,
+            progress=progress,
+        )
     facts = json.dumps(report.to_dict(), indent=1, allow_nan=False) + "\n"
     if options.html:
         from ..oracle.html import page
@@ -182,7 +181,7 @@ def _export(options: argparse.Namespace) -> int:
             f"{phase.name}/{tap}": golden.read(phase.name, tap) for phase in manifest.phases for tap in manifest.sizes
         }
         arrays["token_ids"] = np.array(manifest.token_ids)
-    write_atomically(options.out, lambda file: np.savez(file, **arrays))
+    write_atomically(options.out, lambda file: np.savez(file, **arrays))  # type: ignore[arg-type]
     return 0
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -136,11 +137,7 @@ def as_candidate(
         nested = theirs if set(theirs) <= phases else {"prompt": theirs}
         return Candidate(
             "arrays",
-            {
-                (phase, tap): (lambda array=array: np.asarray(array))
-                for phase, taps in nested.items()
-                for tap, array in taps.items()
-            },
+            {(phase, tap): partial(np.asarray, array) for phase, taps in nested.items() for tap, array in taps.items()},
         )
     from .adapters import open_candidate
 

@@ -19,7 +19,7 @@ class Candidate:
     source     what to call it in a report: a folder, a file
     tensors    (phase, tap) -> a function that reads it: floating point, in any shape that `fit` takes
     token_ids  what the model was run on, if it says so
-    precision  "fp32", "bf16" or "fp16" by tap, or for all of them under ""; what is not declared is told from the values
+    precision  "fp32", "bf16" or "fp16" by tap, or for all under ""; what is not declared is told from the values
     unknown    names in the source that are no tap: reported, not compared
     notes      what an adapter had to decide: reported
     """
@@ -36,11 +36,12 @@ class Misfit(ValueError):
     """A tensor's shape is not that of its tap, nor one that can be taken for it."""
 
 
-def fit(array: Array, shape: tuple[int, ...]) -> tuple[Array, bool]:
+def fit(array: Array, shape: tuple[int, ...], tokens: int = 0) -> tuple[Array, bool]:
     """An array as a candidate gave it -> (in the tap's own shape, whether it is the last row alone).
 
     Implementations add a batch axis of 1, flatten heads or split them, or keep heads before tokens (Hugging Face's
-    [1, H, T, E]). A prompt whose last row alone was computed is compared there. Raises Misfit for anything else.
+    [1, H, T, E]). A prompt whose last row alone was computed is compared there; `tokens` is its axis of tokens. Raises
+    Misfit for anything else.
     """
     squeezed = tuple(n for n in array.shape if n != 1)
     wanted = tuple(n for n in shape if n != 1)
@@ -48,8 +49,7 @@ def fit(array: Array, shape: tuple[int, ...]) -> tuple[Array, bool]:
         return array.reshape(shape), False
     if len(shape) == 3 and array.ndim >= 3 and array.shape[-3:] == (shape[1], shape[0], shape[2]):
         return np.swapaxes(array.reshape(shape[1], shape[0], shape[2]), 0, 1), False
-    tokens = 0 if len(shape) == 2 or shape[-1] != shape[1] else 0
-    last = shape[:tokens] + (1,) + shape[tokens + 1 :]
+    last = (*shape[:tokens], 1, *shape[tokens + 1 :])
     if array.size == np.prod(last) and _merges(squeezed, tuple(n for n in last if n != 1)):
         return array.reshape(last), True
     raise Misfit(f"shape {list(array.shape)}, but the tap is {list(shape)}")

@@ -8,8 +8,8 @@ candidate's precision have: at that tap as measured in the pack, and on those in
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
 import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,8 +33,8 @@ _HIDDEN_PROBABILITY = 1e-6
 class TapResult:
     """What became of one tap of one phase.
 
-    status      ok; introduced: wrong, on inputs that are what they are; propagated: beyond what is allowed, but right on
-                its inputs; beyond: the same, where its own part cannot be told (its inputs or the weights are not
+    status      ok; introduced: wrong, on inputs that are what they are; propagated: beyond what is allowed, but right
+                on its inputs; beyond: the same, where its own part cannot be told (its inputs or the weights are not
                 known); nan; shape
     distance    from the golden value; None where the pack does not keep it, or it could not be measured
     allowed     relative error, of `distance.error`
@@ -115,7 +115,7 @@ class Theirs:
         array = np.asarray(self.candidate.tensors[phase.name, tap]())
         if array.dtype.kind != "f":
             raise Misfit(f"is {array.dtype}, not floating point")
-        value, last = fit(self._all_keys(array, phase, tap), shape_of(tap, self.config, phase))
+        value, last = fit(self._all_keys(array, phase, tap), shape_of(tap, self.config, phase), letters(tap).index("T"))
         if value.dtype.itemsize < 4:
             value = value.astype(np.float32)
         if tap.endswith(".scores"):

@@ -79,7 +79,7 @@ def model(name: str) -> tuple[Config, dict[str, Array], list[int]]:
 
 
 def on_grid(w: Array) -> Array:
-    """w [out, in] -> the nearest of 16 multiples of a step for each row: as dequantised from 4 bits, and in bfloat16."""
+    """w [out, in] -> the nearest of 16 multiples of a step for each row: as dequantised from 4 bits."""
     step = 2.0 ** np.ceil(np.log2(np.abs(w).max(axis=1, keepdims=True) / 8))
     return np.asarray(np.clip(np.round(w / step), -8, 7) * step)
 

@@ -170,7 +170,7 @@ LAYER = (
         "self_attn.o_proj",
         ("T", "D"),
         ("self_attn.heads",),
-        lambda at, values, weights: project(at, [values[0].reshape(at.phase.T, -1)], weights),
+        lambda at, values, weights: project(at, [values[0].reshape(len(values[0]), -1)], weights),
         "self_attn.o_proj.weight",
     ),
     Op("resid_mid", ("T", "D"), ("resid_pre", "self_attn.o_proj"), add),

@@ -31,7 +31,6 @@ from .graph import (
     add,
     after,
     mix,
-    norm,
     project,
     same,
     score,
@@ -140,7 +139,7 @@ def _whole_exponent(config: Config, inv_freq: Array) -> Array:
 
 
 def _angles_by_ratio(at: At) -> tuple[Array, Array]:
-    """Each pair's angle is the one before it times theta^(-2/E), all in float32. With YaRN, pairs are slowed after it."""
+    """Each pair's angle is the one before it times theta^(-2/E), in float32. YaRN slows pairs after that."""
     rope_, E = at.config.rope, at.config.E
     ratio = np.float32(rope_.theta ** (-2 / E))
     steps = np.full((at.phase.T, E // 2), ratio, np.float32)
@@ -221,7 +220,7 @@ def _masked(hidden: Callable[[At, Array], Array], config: Callable[[Config], boo
 
 
 def _diagonal(at: At, ahead: int = 0) -> Array:
-    return np.arange(at.phase.S) == np.arange(at.phase.start, at.phase.S)[:, None] + ahead
+    return np.equal(np.arange(at.phase.S), np.arange(at.phase.start, at.phase.S)[:, None] + ahead)
 
 
 def _hides_self(at: At, visible: Array) -> Array:
@@ -308,12 +307,11 @@ def _values_rotated(config: Config) -> dict[str, Op]:
 
 
 def _cache_in_bf16(config: Config) -> dict[str, Op]:
-    return {
-        tap: dataclasses.replace(line(config, tap), run=lambda at, values, weights, run=run: run(
-            at, [values[0], _round_to_bf16(values[1])], weights
-        ))
-        for tap, run in (("self_attn.scores", score), ("self_attn.heads", mix))
-    }  # fmt: skip
+    def rounded(true: Run) -> Run:
+        return lambda at, values, weights: true(at, [values[0], _round_to_bf16(values[1])], weights)
+
+    taps = ("self_attn.scores", "self_attn.heads")
+    return {tap: dataclasses.replace(line(config, tap), run=rounded(line(config, tap).run)) for tap in taps}
 
 
 def _biases_missing(names: str) -> Any:
@@ -409,7 +407,8 @@ def grid_steps(w: Array) -> Array | None:
         step = np.where(np.isfinite(step), step, 0)
         for _ in range(3):
             n = np.round(_divided(rows - rows[..., :1], step))
-            step = _divided(np.sum(n * (rows - rows[..., :1]), axis=-1, keepdims=True), np.sum(n * n, axis=-1, keepdims=True))  # fmt: skip
+            products, squares = (np.sum(n * x, axis=-1, keepdims=True) for x in (rows - rows[..., :1], n))
+            step = _divided(products, squares)
         n = _divided(rows - rows[..., :1], step)
         fits = (np.abs(n - np.round(n)).max(axis=-1, keepdims=True) < 0.1) & (n.max(axis=-1, keepdims=True) < 15.5)
         whole = (fits & (step > 0)).all(axis=1, keepdims=True)

@@ -12,6 +12,7 @@ import contextlib
 import math
 import os
 import re
+import warnings
 import weakref
 import zipfile
 import zlib
@@ -139,7 +140,9 @@ class Npy:
 
     def _fields(self, text: bytes) -> tuple[str, bool, tuple[int, ...]]:
         try:
-            fields = ast.literal_eval(text.decode("latin-1").strip())
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # Python has opinions on escapes and digits
+                fields = ast.literal_eval(text.decode("latin-1").strip())
         except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
             raise self._error("has a header that is not a Python dict") from None
         if not isinstance(fields, dict) or set(fields) != {"descr", "fortran_order", "shape"}:

@@ -23,7 +23,7 @@ from .pack import Manifest, stored_shape, write_manifest
 from .sizes import SIZES, reduce
 from .walk import Stream, Weights, walk
 
-_SMALLEST_BLOCK, _LARGEST_BLOCK = 1 << 20, 64 << 20
+_SMALLEST_BLOCK, _LARGEST_BLOCK = 1 << 19, 4 << 20  # what is larger leaves the cache
 # Copies of a block that are alive at once: as read, in float64, rounded to bfloat16 and float16, and on the way there.
 _COPIES = 9
 MODEL = "model"
@@ -142,15 +142,15 @@ def _kept(
     for pattern in taps:
         if not fnmatch.filter(names, pattern):
             raise UsageError(None, "taps", f"{pattern} matches no tap; they are named like {names[4]}")
-    kept = {}
+    kept: dict[str, str] = {}
     for tap in names:
         layer = split_name(tap)[0]
         if layer is not None and layers is not None and layer not in layers:
             continue
         if any(fnmatch.fnmatchcase(tap, pattern) for pattern in taps):
-            size = next((size for pattern, size in by_pattern.items() if fnmatch.fnmatchcase(tap, pattern)), None)
-            if size is not None:
-                kept[tap] = size
+            fitting = [size for pattern, size in by_pattern.items() if fnmatch.fnmatchcase(tap, pattern)]
+            if fitting:
+                kept[tap] = fitting[0]
     return kept
 
 

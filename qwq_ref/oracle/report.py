@@ -11,7 +11,7 @@ from xml.sax.saxutils import quoteattr
 from .. import __version__
 from .compare import MARGIN, Comparison, TapResult
 from .diagnose import Cause, Diagnosis
-from .graph import split_name, tap_names
+from .graph import split_name
 from .mistakes import BY_NAME
 from .pack import Manifest
 
@@ -90,7 +90,8 @@ class Report:
         if first.where:
             yield f"  where: {first.where}"
         for i, cause in enumerate(d.causes):
-            yield f"  {'cause' if i == 0 and _explains(cause, first) else 'also'}: {cause.mistake.name}, {self.scope(cause)}"
+            role = "cause" if i == 0 and (first.phase, first.tap) in cause.explains else "also"
+            yield f"  {role}: {cause.mistake.name}, {self.scope(cause)}"
             yield f"    {cause.mistake.says}"
             yield f"    reproduces {len(cause.explains)} wrong taps to within rounding ({cause.share:.3%} of the error)"
             if cause.equals:
@@ -118,9 +119,8 @@ class Report:
         layers = {layer for r in wrong if (layer := split_name(r.tap)[0]) is not None}
         have = {layer for r in same if (layer := split_name(r.tap)[0]) is not None}
         if layers and layers != have:
-            parts.append(
-                f"in layer{'s' if len(layers) > 1 else ''} {_spans(sorted(layers))} only, of {_spans(sorted(have))}"
-            )
+            plural = "s" if len(layers) > 1 else ""
+            parts.append(f"in layer{plural} {_spans(sorted(layers))} only, of {_spans(sorted(have))}")
         in_phases, all_phases = {r.phase for r in wrong}, {r.phase for r in same}
         if "prompt" not in in_phases and "prompt" in all_phases:
             parts.append("in decoding only")
@@ -210,10 +210,6 @@ class Divergence(AssertionError):
         super().__init__(f"\n{report}")
 
 
-def _explains(cause: Cause, first: TapResult) -> bool:
-    return (first.phase, first.tap) in cause.explains
-
-
 def _phase_words(phase: str) -> str:
     return "in the prompt" if phase == "prompt" else f"in {phase}"
 
@@ -230,14 +226,10 @@ def _what_is_wrong(result: TapResult) -> str:
             f"{result.precision} may have {_number(result.own_allowed)}"
         )
     elif result.distance is not None:
-        parts.append(
-            f"error {_number(result.distance.error)}; allowed in {result.precision}: {_number(result.allowed)}"
-        )
-        parts.append(
-            "right on its own inputs"
-            if result.status == "propagated"
-            else "whether its inputs are to blame is not known"
-        )
+        allowed = _number(result.allowed)
+        parts.append(f"error {_number(result.distance.error)}, where a correct {result.precision} may have {allowed}")
+        propagated = result.status == "propagated"
+        parts.append("right on its own inputs" if propagated else "whether its inputs are to blame is not known")
     return "; ".join(parts)
 
 
@@ -256,8 +248,8 @@ def _worst(results: Sequence[TapResult]) -> str:
 
 def _logit_line(m: Mapping[str, Any]) -> str:
     return (
-        f"logits of {m['tokens']} tokens: KL {_number(m['kl'])} (largest {_number(m['kl_max'])}), top-1 {m['top1']:.1%}, "
-        f"top-5 {m['top5']:.1%}; top-1 {m['top1_decided']:.1%} of the {m['decided']} that rounding cannot turn"
+        f"logits of {m['tokens']} tokens: KL {_number(m['kl'])}, at most {_number(m['kl_max'])}; "
+        f"top-1 {m['top1']:.1%}, top-5 {m['top5']:.1%}; top-1 {m['top1_decided']:.1%} of the {m['decided']} that rounding cannot turn"
     )
 
 
@@ -322,6 +314,3 @@ def _failure(tag: str, message: str, text: str) -> str:
 
     clean = "".join(c if c.isprintable() or c in "\n\t" else "?" for c in text)
     return f"<{tag} message={quoteattr(message)}>{escape(clean)}</{tag}>"
-
-
-__all__ = ["Divergence", "Report", "tap_names"]

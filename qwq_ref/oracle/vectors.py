@@ -105,7 +105,11 @@ def _all_inputs() -> Iterator[tuple[str, str, Inputs]]:
     yield "linear", "no-bias", {"x": x, "w": w}
     yield "linear", "one-row", {"x": x[:1], "w": w}
     yield "linear", "long-sum", {"x": _grid(rng, 3, 5120), "w": _grid(rng, 7, 5120, scale=1 / 64)}
-    yield "linear", "cancels", {"x": np.concatenate([x, -x], axis=1), "w": np.concatenate([w, w + to_fp16(w / 64)], axis=1)}  # fmt: skip
+    yield (
+        "linear",
+        "cancels",
+        {"x": np.concatenate([x, -x], axis=1), "w": np.concatenate([w, w + to_fp16(w / 64)], axis=1)},
+    )
     yield "linear", "small-integers", {"x": np.round(4 * x), "w": np.round(8 * w)}
     yield "linear", "channel-x-4096", {"x": x * np.where(np.arange(37) == 3, 4096, 1).astype(np.float32), "w": w}
 
@@ -132,7 +136,11 @@ def _all_inputs() -> Iterator[tuple[str, str, Inputs]]:
     ):
         for kind, how in (("", plain), ("-yarn", long)):
             inv_freq = rope_frequencies(how, 128)
-            yield "rope_tables", name + kind, {"inv_freq": inv_freq, "scaling": how.attention_scaling, "positions": positions}  # fmt: skip
+            yield (
+                "rope_tables",
+                name + kind,
+                {"inv_freq": inv_freq, "scaling": how.attention_scaling, "positions": positions},
+            )
     cos, sin = (to_fp16(to_bf16(t)) for t in rope_tables(rope_frequencies(plain, 16), 1.0, np.arange(5), np.float32))
     yield "rope", "three-heads", {"x": _grid(rng, 5, 3, 16), "cos": cos, "sin": sin}
     yield "rope", "one-token", {"x": _grid(rng, 1, 3, 16), "cos": cos[:1], "sin": sin[:1]}
@@ -161,14 +169,26 @@ def _all_inputs() -> Iterator[tuple[str, str, Inputs]]:
     yield "attention", "mha", {"q": q[:, :2], "k": k, "v": v, "visible": causal_mask(6, 9)}
     yield "attention", "mqa", {"q": q, "k": k[:, :1], "v": v[:, :1], "visible": causal_mask(6, 9)}
     sink = np.where(np.arange(9)[:, None, None] == 0, 4, 1) * k
-    yield "attention", "sink", {"q": np.abs(q), "k": np.abs(sink).astype(np.float32), "v": v, "visible": causal_mask(6, 9)}  # fmt: skip
+    yield (
+        "attention",
+        "sink",
+        {"q": np.abs(q), "k": np.abs(sink).astype(np.float32), "v": v, "visible": causal_mask(6, 9)},
+    )
     probs = to_fp16(to_bf16(softmax(_grid(rng, 10, 6, 9).astype(np.float64))))
     yield "attention_heads", "gqa", {"probs": probs, "v": v}
 
     gate, up = _grid(rng, 3, 44, scale=2), _grid(rng, 3, 44)
     yield "swiglu", "usual", {"gate": gate, "up": up}
-    yield "swiglu", "sweep", {"gate": np.linspace(-100, 100, 201, dtype=np.float32)[None], "up": np.ones((1, 201), np.float32)}  # fmt: skip
-    yield "swiglu", "signed-zeros", {"gate": np.array([[0.0, -0.0, 1, -1]], np.float32), "up": np.array([[-1.0, 1, -0.0, 0]], np.float32)}  # fmt: skip
+    yield (
+        "swiglu",
+        "sweep",
+        {"gate": np.linspace(-100, 100, 201, dtype=np.float32)[None], "up": np.ones((1, 201), np.float32)},
+    )
+    yield (
+        "swiglu",
+        "signed-zeros",
+        {"gate": np.array([[0.0, -0.0, 1, -1]], np.float32), "up": np.array([[-1.0, 1, -0.0, 0]], np.float32)},
+    )
 
 
 def _measured(op: str, name: str, inputs: Inputs) -> Case:
@@ -304,7 +324,7 @@ def read_vectors(folder: StrPath) -> list[Case]:
 def compare_vectors(folder: StrPath, theirs: StrPath, precision: str = "fp32") -> list[Outcome]:
     """Hold somebody's outputs against a folder of vectors: THEIRS/OP.safetensors with a tensor CASE (or CASE/y), or
     THEIRS/OP/CASE.npy. Cases that are not there are left out. Raises GoldenError."""
-    from .npy import load_npy
+    from .npy import npy_file
 
     outcomes = []
     theirs = Path(theirs)
@@ -314,7 +334,7 @@ def compare_vectors(folder: StrPath, theirs: StrPath, precision: str = "fp32") -
         array = theirs / case.op / f"{case.name}.npy"
         tensors = theirs / f"{case.op}.safetensors"
         if array.exists():
-            outcomes.append(judge(case, load_npy(array), precision))
+            outcomes.append(judge(case, npy_file(array).read(), precision))
         elif tensors.exists():
             with as_golden_error():
                 file = SafetensorsFile(tensors)

@@ -21,7 +21,7 @@ from ..config import Config
 from ..spec.ops import Array
 from .graph import BEFORE, EMBED, LAYER, PREVIOUS, Arithmetic, Op, Phase, absolute, after
 
-_BLOCK_BYTES = 64 << 20
+_BLOCK_BYTES = 4 << 20  # in every type that it is cast to, it stays in the cache
 
 
 @dataclass(frozen=True)
@@ -188,39 +188,47 @@ class _Walk:
         return _Job(op.tap, mine, p, s, values)
 
     def _compute(self, jobs: list[_Job], layer: int) -> None:
-        by_matrix: dict[tuple[str, Any], list[_Job]] = {}
+        by_matrix: dict[tuple[str, Any], dict[tuple[Op, int], list[_Job]]] = {}
         for job in jobs:
             if job.op.matrix is None or job.op.tap == EMBED:
-                self._run(job, layer, None, 0)
+                job.parts.append(self._run(job.op, job.stream, job.phase, layer, job.values, None, 0))
             else:
-                by_matrix.setdefault((absolute(layer, job.op.matrix), job.op.change), []).append(job)
+                sharing = by_matrix.setdefault((absolute(layer, job.op.matrix), job.op.change), {})
+                sharing.setdefault((job.op, job.stream), []).append(job)
         for (name, change), sharing in by_matrix.items():
             assert self.weights is not None
             blocks: Iterable[tuple[int, Array]] = self.weights.blocks(name)
             if change is not None:
                 blocks = [(0, change(self.config, self.weights.matrix(name)))]
+            # Each token's result is its own: those of all phases are made at once.
+            rows = {key: np.concatenate([job.values[0] for job in several]) for key, several in sharing.items()}
             for first, block in blocks:
                 cast: dict[Any, Array] = {}
-                for job in sharing:
-                    arithmetic = self.streams[job.stream].arithmetic
+                for (op, s), several in sharing.items():
+                    arithmetic = self.streams[s].arithmetic
                     kind = (arithmetic.dtype, arithmetic.rnd)
                     if kind not in cast:
                         cast[kind] = arithmetic.rnd(np.asarray(block, arithmetic.dtype))
-                    self._run(job, layer, cast[kind], first)
+                    part = self._run(op, s, several[0].phase, layer, [rows[op, s]], cast[kind], first)
+                    for job in several:
+                        job.parts.append(part[: len(job.values[0])])
+                        part = part[len(job.values[0]) :]
 
-    def _run(self, job: _Job, layer: int, block: Array | None, first: int) -> None:
+    def _run(
+        self, op: Op, stream: int, p: int, layer: int, values: list[Array], block: Array | None, first: int
+    ) -> Array:
         """A result, or the columns of it that a block of the matrix makes."""
-        arithmetic, phase = self.streams[job.stream].arithmetic, self.phases[job.phase]
-        weights = [] if block is None else [block]
-        for name in job.op.vectors:
+        arithmetic, phase = self.streams[stream].arithmetic, self.phases[p]
+        weights = []
+        if op.tap == EMBED and self.weights is not None and op.matrix is not None:
+            weights.append(self._embedding(op.matrix)[phase.start : phase.S])
+        for name in op.vectors:
             vector = self._vector(absolute(layer, name))
             weights.append(vector if block is None else vector[first : first + len(block)])
-        if job.op.tap == EMBED and self.weights is not None and job.op.matrix is not None:
-            weights.append(self._embedding(job.op.matrix)[phase.start : phase.S])
-        weights = [arithmetic.rnd(np.asarray(w, arithmetic.dtype)) for w in weights[0 if block is None else 1 :]]
+        weights = [arithmetic.rnd(np.asarray(w, arithmetic.dtype)) for w in weights]
         if block is not None:
             weights.insert(0, block)
-        job.parts.append(arithmetic.run(job.op, self.config, phase, layer, job.values, weights))
+        return arithmetic.run(op, self.config, phase, layer, values, weights)
 
     def _vector(self, name: str) -> Array:
         assert self.weights is not None
@@ -249,7 +257,7 @@ class _Walk:
 
 
 class _Job:
-    """One stream's part in one result. A matrix makes it block by block of its columns."""
+    """One stream's part in one result, which a matrix makes block by block of its columns."""
 
     def __init__(self, tap: str, op: Op, phase: int, stream: int, values: list[Array]) -> None:
         self.tap = tap
