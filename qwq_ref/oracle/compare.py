@@ -9,6 +9,7 @@ candidate's precision have: at that tap as measured in the pack, and on those in
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,7 @@ from ..spec.ops import Array, to_bf16, to_fp16
 from .candidate import Candidate, Misfit, fit
 from .graph import CORRECT, LOGITS, TRUTH, UNIT, Phase, letters, shape_of, split_name, tap_names
 from .metrics import Distance, distance, error, logit_metrics, tidy_scores
+from .mistakes import BY_NAME, MISTAKES
 from .pack import PRECISIONS, Golden
 from .sizes import reduce
 from .walk import Stream, Weights, walk
@@ -199,8 +201,13 @@ def compare_taps(
     precisions = sorted({theirs.precision(tap) for _, tap in candidate.tensors if tap in taps})
     plain = [TRUTH, *(arithmetic for name in precisions for arithmetic in CORRECT[name])]
     check.streams = {name: [plain.index(arithmetic) for arithmetic in CORRECT[name]] for name in precisions}
+    streams = [Stream(arithmetic) for arithmetic in plain]
+    for mistake, name in itertools.product([m for m in MISTAKES if m.rounding], precisions):
+        check.roundings[mistake.name, name] = len(streams)
+        streams.append(Stream(CORRECT[name][0], mistake.replaces(manifest.config)))
     reader = None if weights is None else Weights(weights, digest=True)
-    walk(manifest.config, manifest.phases, [Stream(arithmetic) for arithmetic in plain], reader, check)
+    with np.errstate(all="ignore"):  # a candidate's values may be anything
+        walk(manifest.config, manifest.phases, streams, reader, check)
     for name, digest in (reader.digests if reader else {}).items():
         if digest != manifest.weights.get(name, digest):
             raise GoldenError(golden.path, f"weights.{name}", "differs: this is not the model that was recorded")
@@ -209,7 +216,8 @@ def compare_taps(
     results = sorted(check.results, key=lambda result: (phase_order[result.phase], order[result.tap]))
     missing = [(phase.name, tap) for phase in manifest.phases for tap in manifest.sizes if not theirs.has(phase, tap)]
     kind = theirs.declared[""] + ("" if theirs.detected else " (told from the values)")
-    return Comparison(tuple(_settled(results)), tuple(missing), kind, check.logits, tuple(candidate.notes))
+    notes = (*candidate.notes, *check.rounding_notes())
+    return Comparison(tuple(_settled(results)), tuple(missing), kind, check.logits, notes)
 
 
 class _Check:
@@ -222,6 +230,10 @@ class _Check:
         self.streams: dict[str, list[int]] = {}
         self.results: list[TapResult] = []
         self.logits: dict[str, Any] | None = None
+        # Mistakes that are only a matter of rounding, by precision: their streams, and the share of bits they get right
+        # beside that of Hugging Face's order.
+        self.roundings: dict[tuple[str, str], int] = {}
+        self.bits: dict[str, list[tuple[float, float]]] = {}
 
     def __call__(self, p: int, tap: str, computed: dict[int, Array]) -> Array | None:
         phase = self.theirs.phases[p]
@@ -237,6 +249,10 @@ class _Check:
         if last:
             computed = {s: np.take(result, [-1], axis) for s, result in computed.items()}
         own, own_allowed = self._introduced(value, computed, precision)
+        for (mistake, of), s in self.roundings.items():
+            if of == precision != "fp32" and s in computed:
+                same = (float(np.mean(value == computed[t])) for t in (s, self.streams[precision][0]))
+                self.bits.setdefault(mistake, []).append((next(same), next(same)))
         far, allowed = self._error(phase, tap, value, last, precision)
         note = "the last token alone" if last and phase.T > 1 else ""
         bad = _first_nan(value, tap)
@@ -271,6 +287,15 @@ class _Check:
         if tap == LOGITS and size in ("full", "last") and phase.name == "prompt" and np.isfinite(reduced).all():
             self.logits = logit_metrics(reduced, right, allowed)
         return far, allowed
+
+    def rounding_notes(self) -> list[str]:
+        """Of roundings that are no error, but not Hugging Face's."""
+        notes = []
+        for name, shares in self.bits.items():
+            theirs, right = np.mean(shares, axis=0)
+            if theirs > 0.98 and right < 0.95:
+                notes.append(f"{name}: {BY_NAME[name].says} ({theirs:.1%} of all bits agree with that; not an error)")
+        return notes
 
     def _introduced(
         self, value: Array, computed: dict[int, Array], precision: str

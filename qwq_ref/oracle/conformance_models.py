@@ -46,10 +46,12 @@ MODELS: dict[str, tuple[str, dict[str, Any], int]] = {
     "yarn": (
         "YaRN x 4, beyond the original length of 16",
         {
+            "num_attention_heads": 6,
+            "head_dim": 32,  # at 16 dimensions, YaRN's ramp has no middle
             "max_position_embeddings": 64,
             "rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16},
         },
-        43,
+        33,
     ),
 }
 

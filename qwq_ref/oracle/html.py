@@ -19,14 +19,15 @@ Facts = dict[str, Any]
 Place = tuple[str, str]  # phase, tap
 
 MOST = 50  # rows of the table of wrong taps
-_LEVELS = 6  # of colour, each `_factor` times the one before
-_STATUS = {
-    "ok": "right",
-    "introduced": "wrong in itself",
-    "propagated": "wrong from the inputs alone",
-    "beyond": "wrong from unknown inputs",
-    "nan": "NaN or infinity",
-    "shape": "of a wrong shape",
+_LEVELS, _STRONG = 6, 4  # of colour; from which on they need marks in the colour of the page
+_STATUS = {  # in words: of one tap, of many
+    "ok": ("right", "right"),
+    "introduced": ("wrong by itself", "wrong by themselves"),
+    "propagated": ("wrong only from its inputs", "wrong only from their inputs"),
+    "beyond": ("wrong, its inputs unknown", "wrong, their inputs unknown"),
+    "nan": ("NaN or infinity", "with NaN or infinity"),
+    "shape": ("unusable", "unusable"),
+    "missing": ("not compared", "not compared"),
 }
 _SEVERITY = ("ok", "propagated", "beyond", "introduced", "shape", "nan")
 _UNUSABLE = ("nan", "shape")
@@ -59,16 +60,15 @@ def page(facts: Facts) -> str:
 
 
 def _header(facts: Facts) -> str:
-    steps = len(facts["phases"]) - 1
-    tokens = f"{facts['phases'][0]['tokens']} tokens" if facts["phases"] else ""
-    decoding = f" and {steps} step{'s' if steps > 1 else ''} of decoding" if steps > 0 else ""
-    theirs = f"{len(facts['taps'])} taps in {facts['precision']}" if facts["taps"] else ""
-    return "<header>\n<h1>Golden report</h1>\n" + _pairs(
-        [
-            ("golden", _code(facts["golden"]) + _text(_aside(facts["model"], f"{tokens}{decoding}"))),
-            ("theirs", _code(facts["theirs"]) + _text(_aside(theirs))),
-        ]
-    ) + "</header>"  # fmt: skip
+    tokens = f"{facts['phases'][0]['tokens']} tokens"
+    if len(facts["phases"]) > 1:
+        tokens += f" and {_count(facts['phases'][1:], 'step')} of decoding"
+    theirs = f"{_count(facts['taps'], 'tap')} in {facts['precision']}" if facts["taps"] else ""
+    pairs = [
+        ("golden", f"{_code(facts['golden'])}: " + _text(", ".join(filter(None, [facts["model"], tokens])))),
+        ("theirs", _code(facts["theirs"]) + (f": {_text(theirs)}" if theirs else "")),
+    ]
+    return f"<header>\n<h1>Golden report</h1>\n{_pairs(pairs)}</header>"
 
 
 def _verdict(facts: Facts) -> str:
@@ -79,10 +79,10 @@ def _verdict(facts: Facts) -> str:
     if first is None:
         said = _badge(facts["passed"], _text(_nearest_to_allowed(facts["taps"])))
         if facts["drift"]:
-            wrong = sum(tap["status"] != "ok" for tap in facts["taps"])
+            wrong = [tap for tap in facts["taps"] if tap["status"] != "ok"]
             said += (
                 "<p><b>Drift</b>: every operation is right on its own inputs, but the roundings add up to more than in "
-                f"our runs: {wrong} taps.</p>\n"
+                f"our runs: {_count(wrong, 'tap')}.</p>\n"
             )
         return _section("Verdict", said + _counts(facts))
     said = _badge(False, f"first divergence at {_code(first['tap'])}, {_text(_in_phase(first['phase']))}")
@@ -96,16 +96,13 @@ def _verdict(facts: Facts) -> str:
 def _first(first: Facts) -> Iterable[tuple[str, str]]:
     """What is wrong at the first divergence."""
     status = first["status"]
-    yield "what", _text(_STATUS[status])
+    yield "what", _STATUS[status][0]
+    correct = f"a correct {_text(first['precision'])} may have"
     if status == "introduced":
-        yield (
-            "on its own inputs",
-            f"error {_own_error(first)}, {_times(first)}; a correct operation in {_text(first['precision'])} may have "
-            f"{_number(first['own_allowed'])}",
-        )
+        allowed = f"{_number(first['own_allowed'])} ({_excess_words(first)})"
+        yield "on its own inputs", f"error {_own_error(first)}, where {correct} {allowed}"
     if first["allowed"] is not None:
-        allowed = f"allowed in {_text(first['precision'])}: {_number(first['allowed'])}"
-        yield "from the golden value", f"error {_error(first)}; {allowed}"
+        yield "from the golden value", f"error {_error(first)}, where {correct} {_number(first['allowed'])}"
     for key in ("where", "note"):
         if first[key]:
             yield key, _text(first[key])
@@ -144,13 +141,12 @@ def _unexplained(facts: Facts) -> str:
 
 
 def _counts(facts: Facts) -> str:
-    items = [
-        (f"{count:,}", _status_mark(status), "not compared" if status == "missing" else _STATUS[status])
+    items = "".join(
+        f"<li><b>{count:,}</b> {_status_mark(status)}{_STATUS[status][count > 1]}</li>\n"
         for status, count in facts["counts"].items()
         if count
-    ]
-    inner = "".join(f"<li><b>{count}</b> {mark}{_text(words)}</li>\n" for count, mark, words in items)
-    return f'<ul class="counts" aria-label="taps by what became of them">\n{inner}</ul>\n' if inner else ""
+    )
+    return f'<ul class="counts" aria-label="taps by what became of them">\n{items}</ul>\n' if items else ""
 
 
 def _logits(facts: Facts) -> str:
@@ -199,7 +195,8 @@ _WRONG_HEAD = """\
 <th scope="colgroup" colspan="2">on its own inputs</th><th scope="col" rowspan="2">cosine</th>
 <th scope="col" rowspan="2">largest, at</th><th scope="col" rowspan="2">p99</th><th scope="col" rowspan="2">where</th>
 <th scope="col" rowspan="2">note</th></tr>
-<tr><th scope="col">error</th><th scope="col">allowed</th><th scope="col">introduced</th><th scope="col">allowed</th></tr>
+<tr><th scope="col">error</th><th scope="col">allowed</th>
+<th scope="col">introduced</th><th scope="col">allowed</th></tr>
 </thead>
 """
 
@@ -218,12 +215,12 @@ def _row(i: int, tap: Facts, is_first: bool, cause: str | None) -> str:
         largest,
         "" if tap["at"] is None else _number(tap["p99"], "infinite"),
     )
-    name = _code(tap["tap"]) + (" <b>← first divergence</b>" if is_first else "")
+    name = _code(tap["tap"]) + ("<b>← first divergence</b>" if is_first else "")
     return (
-        f'<tr{" class=first" if is_first else ""}><td>{i}</td><td>{_text(tap["phase"])}</td><th scope="row">{name}</th>'
-        f"<td>{_status_mark(status)}{_text(_STATUS[status])}</td>"
+        f'<tr{" class=first" if is_first else ""}><td>{i}</td><td class="k">{_text(tap["phase"])}</td>'
+        f'<th scope="row">{name}</th><td class="w">{_status_mark(status)}{_STATUS[status][0]}</td>'
         + "".join(f'<td class="n">{number}</td>' for number in numbers)
-        + f"<td>{_text(tap['where'])}</td><td>{_text('; '.join(filter(None, notes)))}</td></tr>\n"
+        + f'<td class="w">{_text(tap["where"])}</td><td>{_text("; ".join(filter(None, notes)))}</td></tr>\n'
     )
 
 
@@ -296,10 +293,10 @@ def _places(places: Collection[Sequence[str]], facts: Facts) -> str:
 
 def _badness(tap: Facts) -> tuple[int, float]:
     """For comparison: the worse, the larger."""
-    return _SEVERITY.index(tap["status"]) if tap["status"] in _SEVERITY else 0, times(tap) or 0
+    return _SEVERITY.index(tap["status"]), _excess(tap) or 0
 
 
-def times(tap: Facts) -> float | None:
+def _excess(tap: Facts) -> float | None:
     """How many times the allowed error a tap has: its own if that is what is wrong. None if it was not measured."""
     own, whole = _ratio(tap["introduced"], tap["own_allowed"]), _ratio(tap["error"], tap["allowed"])
     if tap["status"] == "introduced":
@@ -319,7 +316,7 @@ def _ratio(error: float | None, allowed: float | None) -> float | None:
 
 
 def _nearest_to_allowed(taps: Sequence[Facts]) -> str:
-    measured = [(ratio, tap) for tap in taps if tap["status"] == "ok" and (ratio := times(tap)) is not None]
+    measured = [(ratio, tap) for tap in taps if (ratio := _excess(tap)) is not None]
     if not measured:
         return "nothing could be measured"
     ratio, tap = max(measured, key=lambda item: item[0])
@@ -335,11 +332,13 @@ def _own_error(tap: Facts) -> str:
     return _number(tap["introduced"], "infinite" if tap["own_allowed"] is not None else "")
 
 
-def _times(tap: Facts) -> str:
-    ratio = times(tap)
+def _excess_words(tap: Facts) -> str:
+    ratio = _excess(tap)
     if ratio is None:
         return "not measured"
-    return f"{ratio:.3g} × allowed" if math.isfinite(ratio) else "infinitely far off"
+    if math.isinf(ratio):
+        return "infinitely far off"
+    return (f"{ratio:.3g}" if ratio < 1000 else f"{float(f'{ratio:.3g}'):,.0f}") + " × allowed"
 
 
 def _number(x: float | None, otherwise: str = "unknown") -> str:
@@ -355,13 +354,14 @@ def _count(things: Collection[Any], name: str) -> str:
 
 
 def _spans(numbers: Sequence[int]) -> str:
-    spans: list[list[int]] = []
-    for n in numbers:
-        if spans and spans[-1][1] == n - 1:
-            spans[-1][1] = n
-        else:
-            spans.append([n, n])
-    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in spans)
+    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in _runs(numbers))
+
+
+def _runs(numbers: Sequence[int]) -> list[tuple[int, int]]:
+    """Ascending numbers as the (first, last) of each run without a gap."""
+    starts = [n for i, n in enumerate(numbers) if i == 0 or numbers[i - 1] != n - 1]
+    ends = [n for i, n in enumerate(numbers) if i == len(numbers) - 1 or numbers[i + 1] != n + 1]
+    return list(zip(starts, ends, strict=True))
 
 
 def _place(tap: Facts) -> Place:
@@ -369,15 +369,15 @@ def _place(tap: Facts) -> Place:
 
 
 @dataclass(frozen=True)
-class Scale:
+class _Scale:
     """Colours by how many times the allowed error: level n begins at factor ** n."""
 
     factor: int
 
     @classmethod
-    def of(cls, taps: Iterable[Facts]) -> Scale:
+    def of(cls, taps: Iterable[Facts]) -> _Scale:
         """The finest that tells the worst of these taps from the others."""
-        ratios = [times(tap) for tap in taps if tap["status"] in _SCALES]
+        ratios = [_excess(tap) for tap in taps if tap["status"] in _SCALES]
         most = max((ratio for ratio in ratios if ratio is not None and math.isfinite(ratio)), default=1.0)
         return cls(next((f for f in (2, 4, 10, 100, 1000) if f**_LEVELS >= most), 10_000))
 
@@ -393,7 +393,7 @@ class Scale:
     def css(self, tap: Facts) -> str:
         """The class of a tap's cell."""
         kind = _SCALES.get(tap["status"])
-        return f"{kind}{self.level(times(tap))}" if kind else "o" if tap["status"] == "ok" else "x"
+        return f"{kind}{self.level(_excess(tap))}" if kind else "o" if tap["status"] == "ok" else "x"
 
 
 # The maps
@@ -407,14 +407,15 @@ def _pictures(facts: Facts) -> str:
         return ""
     start = facts["phases"][0]["name"]
     steps = len(facts["phases"]) - 1
-    scale = Scale.of(taps)
+    decoding = f"In decoding, the worst of {steps} steps" if steps > 1 else "In decoding"
+    scale = _Scale.of(taps)
     maps = ""
-    for name, title in (("prompt", "In the prompt"), ("decoding", f"In decoding, the worst of {steps} steps")):
+    for name, title in (("prompt", "In the prompt"), ("decoding", decoding)):
         cells = _worst_of_steps(tap for tap in taps if (tap["phase"] == start) == (name == "prompt"))
         if cells:
             here = first is not None and (first["phase"] == start) == (name == "prompt")
             maps += _map(name, title, cells, layers, scale, first["tap"] if here else None)
-    legend = _legend(facts, scale)
+    legend = _legend(facts, scale, 'class="h"' in maps)
     return _section("Error by tap and layer", f'{legend}<div class="maps">\n{maps}</div>\n{_depth(facts)}')
 
 
@@ -427,7 +428,7 @@ def _worst_of_steps(taps: Iterable[Facts]) -> dict[str, Facts]:
 
 
 @dataclass(frozen=True)
-class Row:
+class _Row:
     """A line of a map. It has these columns; those without a cell are hatched."""
 
     label: str
@@ -438,11 +439,15 @@ class Row:
     def group(self) -> str:
         return self.label.rpartition(".")[0]
 
+    @property
+    def missing(self) -> list[int]:
+        return [column for column in self.columns if column not in self.cells]
 
-def _map(name: str, title: str, cells: dict[str, Facts], layers: range, scale: Scale, first: str | None) -> str:
+
+def _map(name: str, title: str, cells: dict[str, Facts], layers: range, scale: _Scale, first: str | None) -> str:
     """The computation from top to bottom: what comes before the layers, a layer's taps by layer, what comes after."""
     inside = [
-        Row(tap, layers, {n: cells[full] for n in layers if (full := absolute(n, tap)) in cells}) for tap in _INSIDE
+        _Row(tap, layers, {n: cells[full] for n in layers if (full := absolute(n, tap)) in cells}) for tap in _INSIDE
     ]
     if not any(row.cells for row in inside):
         inside = []
@@ -450,7 +455,7 @@ def _map(name: str, title: str, cells: dict[str, Facts], layers: range, scale: S
     after = [_outside_row(tap, layers[-1:] if inside else layers[:1], cells) for tap in _AFTER]
 
     width = max(5, min(40, 768 // len(layers)))
-    drawing = Drawing(scale, first)
+    drawing = _Drawing(scale, first)
     y = _draw_rows(drawing, before, width, 2)
     if inside:
         y = _draw_layer_numbers(drawing, len(layers), width, y + 4)
@@ -460,24 +465,24 @@ def _map(name: str, title: str, cells: dict[str, Facts], layers: range, scale: S
     return _figure(f"map-{name}", title, summary, f"{title}: {summary}", drawing.width, y + 2, drawing.markup())
 
 
-def _outside_row(tap: str, columns: range, cells: dict[str, Facts]) -> Row:
-    return Row(tap.removeprefix("model."), columns, {columns[0]: cells[tap]} if tap in cells else {})
+def _outside_row(tap: str, columns: range, cells: dict[str, Facts]) -> _Row:
+    return _Row(tap.rpartition(".")[2], columns, {columns[0]: cells[tap]} if tap in cells else {})
 
 
-def _draw_rows(drawing: Drawing, rows: Sequence[Row], width: int, y: int) -> int:
+def _draw_rows(drawing: _Drawing, rows: Sequence[_Row], width: int, y: int) -> int:
     """Cells so wide, from `y` down -> where they end."""
     for i, row in enumerate(rows):
         y += 4 * (i > 0 and row.group != rows[i - 1].group)
         drawing.text(_LABELS - 6, y + 11, row.label, "end")
-        if len(row.cells) < len(row.columns):
-            drawing.rect(_LABELS + row.columns[0] * width, y, len(row.columns) * width - 1, "h", "not compared")
+        for first, last in _runs(row.missing):
+            drawing.rect(_LABELS + first * width, y, (last - first + 1) * width - 1, "h", "not compared")
         for column, cell in row.cells.items():
             drawing.cell(_LABELS + column * width, y, width - 1, cell)
         y += _ROW
     return y
 
 
-def _draw_layer_numbers(drawing: Drawing, layers: int, width: int, y: int) -> int:
+def _draw_layer_numbers(drawing: _Drawing, layers: int, width: int, y: int) -> int:
     drawing.text(_LABELS - 6, y + 11, "layer", "end")
     for layer in _labelled(layers, width):
         drawing.text(_LABELS + (layer + 0.5) * width, y + 11, str(layer), "mid")
@@ -492,17 +497,16 @@ def _labelled(layers: int, width: float) -> range:
     return range(0, layers, step)
 
 
-def _summary(rows: Sequence[Row]) -> str:
-    found = [cell["status"] for row in rows for cell in row.cells.values()]
-    parts = [f"{found.count(status):,} {words}" for status, words in _STATUS.items() if status in found]
-    missing = sum(len(row.columns) - len(row.cells) for row in rows)
-    return ", ".join(parts) + (f", {missing:,} not compared" if missing else "")
+def _summary(rows: Sequence[_Row]) -> str:
+    counts = Counter(cell["status"] for row in rows for cell in row.cells.values())
+    counts["missing"] = sum(len(row.missing) for row in rows)
+    return ", ".join(f"{n:,} {words[n > 1]}" for status, words in _STATUS.items() if (n := counts[status]))
 
 
-class Drawing:
+class _Drawing:
     """Cells, with their marks on top in one path for each kind: colour is not the only sign."""
 
-    def __init__(self, scale: Scale, first: str | None = None) -> None:
+    def __init__(self, scale: _Scale, first: str | None = None) -> None:
         self.scale = scale
         self.first = first
         self.width = 0.0
@@ -521,14 +525,15 @@ class Drawing:
 
     def cell(self, x: float, y: float, width: float, tap: Facts) -> None:
         status, step = tap["status"], "" if tap["phase"] == "prompt" else f" in {tap['phase']}"
-        title = f"{tap['tap']}{step}: {_STATUS[status]}" + ("" if status in _UNUSABLE else f", {_times(tap)}")
+        title = f"{tap['tap']}{step}: {_STATUS[status][0]}" + ("" if status in _UNUSABLE else f", {_excess_words(tap)}")
         self.rect(x, y, width, self.scale.css(tap), title)
-        self.mark(x, y, width, status)
+        self.mark(x, y, width, status, self.scale.level(_excess(tap)) >= _STRONG)
         if tap["tap"] == self.first:
-            self.outline = _rect(x - 1, y - 1, width + 2, _ROW + 1, "f", f"first divergence: {title}")
+            halo = _rect(x - 0.5, y - 0.5, width + 1, _ROW, "halo")
+            self.outline = halo + _rect(x - 2, y - 2, width + 4, _ROW + 3, "f", f"first divergence: {title}")
 
-    def mark(self, x: float, y: float, width: float, status: str) -> None:
-        """What tells a cell of this status from others, in its middle."""
+    def mark(self, x: float, y: float, width: float, status: str, strong: bool = False) -> None:
+        """In the middle of a cell, what tells its status; `strong` on strong colours."""
         x, y, r = x + width / 2, y + (_ROW - 1) / 2, max(1.5, min(3.5, width / 4))
         path = {
             "introduced": f"M{x:g} {y:g}h0",
@@ -538,17 +543,18 @@ class Drawing:
         for unusable in _UNUSABLE:
             path[unusable] = f"M{x - r:g} {y - r:g}l{2 * r:g} {2 * r:g}m0-{2 * r:g}l-{2 * r:g} {2 * r:g}"
         if status in path:
-            self.marks[status] = self.marks.get(status, "") + path[status]
+            css = f"m {status}" + (" strong" if strong or status in _UNUSABLE else "")
+            self.marks[css] = self.marks.get(css, "") + path[status]
 
     def markup(self) -> str:
-        marks = [f'<path class="m {status}" d="{path}"/>' for status, path in self.marks.items()]
+        marks = [f'<path class="{css}" d="{path}"/>' for css, path in self.marks.items()]
         return "\n".join([*self.parts, *marks, self.outline])
 
 
-def _legend(facts: Facts, scale: Scale) -> str:
+def _legend(facts: Facts, scale: _Scale, hatched: bool) -> str:
     """What colours and marks mean, of those that occur."""
     found = {tap["status"] for tap in facts["taps"]}
-    drawing, y, width = Drawing(scale), 2, 46
+    drawing, y, width = _Drawing(scale), 2, 52
     scales = [status for status in _SCALES if status in found]
     if scales:
         drawing.text(_LABELS - 6, y + 11, "times what is allowed", "end")
@@ -557,14 +563,14 @@ def _legend(facts: Facts, scale: Scale) -> str:
         drawing.text(_LABELS + _LEVELS * width, y + 11, "and more")
         y += _ROW
     for status in scales:
-        drawing.text(_LABELS - 6, y + 11, _STATUS[status], "end")
+        drawing.text(_LABELS - 6, y + 11, _STATUS[status][0], "end")
         for level in range(_LEVELS):
             drawing.rect(_LABELS + level * width, y, width - 1, f"{_SCALES[status]}{level}")
-            drawing.mark(_LABELS + level * width, y, width - 1, status)
+            drawing.mark(_LABELS + level * width, y, width - 1, status, level >= _STRONG)
         y += _ROW
     y, x = y + 4 * bool(scales), float(_LABELS)
-    others = [("o", "ok", "right", "ok" in found), ("x", "nan", "NaN, infinity or shape", found & {*_UNUSABLE})]
-    others += [("h", "", "not compared", facts["missing"]), ("f", "", "first divergence", facts["first"])]
+    others = [("o", "ok", "right", "ok" in found), ("x", "nan", "NaN, infinity or unusable", found & {*_UNUSABLE})]
+    others += [("h", "", "not compared", hatched), ("f", "", "first divergence", facts["first"])]
     for css, status, words, occurs in others:
         if occurs:
             drawing.rect(x, y, 20, css)
@@ -587,7 +593,7 @@ _LEFT, _TOP, _HEIGHT = 64, 24, 220  # of the plot in its figure
 
 
 @dataclass(frozen=True)
-class Series:
+class _Series:
     """Error and allowed error of one tap by layer, the worst of its phases; an error that is infinite is None."""
 
     name: str
@@ -595,7 +601,7 @@ class Series:
 
 
 @dataclass(frozen=True)
-class Axes:
+class _Axes:
     """Layers from left to right, errors upwards, in the logarithm."""
 
     layers: int
@@ -603,9 +609,10 @@ class Axes:
     high: float
 
     @classmethod
-    def of(cls, layers: int, series: Iterable[Series]) -> Axes:
+    def of(cls, layers: int, series: Iterable[_Series]) -> _Axes:
         values = [math.log10(x) for one in series for point in one.points.values() for x in point if x] or [0.0]
-        room = max(0.15, 0.06 * (max(values) - min(values)))
+        span = max(values) - min(values)
+        room = max(0.15, 0.06 * span, (1 - span) / 2)  # a decade at least, so that there are ticks
         return cls(layers, min(values) - room, max(values) + room)
 
     @property
@@ -624,7 +631,7 @@ class Axes:
 
     def ticks(self) -> list[float]:
         decades = range(math.floor(self.low), math.ceil(self.high) + 1)
-        step = 1 + (len(decades) - 1) // 8
+        step = 1 + int(self.high - self.low) // 8
         within = (1, 2, 5) if self.high - self.low < 2.5 else (1,)
         ticks = [m * 10.0**n for n in decades if n % step == 0 for m in within]
         return [tick for tick in ticks if self.low <= math.log10(tick) <= self.high]
@@ -641,8 +648,8 @@ def _depth(facts: Facts) -> str:
         "prompt": [tap for tap in taps if tap["phase"] == start],
         "decoding": [tap for tap in taps if tap["phase"] != start],
     }
-    series = [Series(words, _points(some)) for words, some in parts.items() if some]
-    axes = Axes.of(facts["layers"], series)
+    series = [_Series(words, _points(some)) for words, some in parts.items() if some]
+    axes = _Axes.of(facts["layers"], series)
     first_layer = None if facts["first"] is None else split_name(facts["first"]["tap"])[0]
     drawn = [*_frame(axes), *_marker(axes, first_layer), *_keys(axes, series)]
     for n, one in enumerate(series):
@@ -663,13 +670,14 @@ def _points(taps: Iterable[Facts]) -> dict[int, tuple[float | None, float]]:
     points: dict[int, tuple[float, Facts]] = {}
     for tap in taps:
         layer, ratio = split_name(tap["tap"])[0], _ratio(tap["error"], tap["allowed"])
-        assert layer is not None and ratio is not None
+        assert layer is not None
+        assert ratio is not None
         if layer not in points or ratio > points[layer][0]:
             points[layer] = ratio, tap
     return {layer: (tap["error"], tap["allowed"]) for layer, (_, tap) in sorted(points.items())}
 
 
-def _frame(axes: Axes) -> Iterable[str]:
+def _frame(axes: _Axes) -> Iterable[str]:
     yield f'<rect class="plot" x="{_LEFT}" y="{_TOP}" width="{axes.width}" height="{_HEIGHT}"/>'
     for tick in axes.ticks():
         yield f'<path class="grid" d="M{_LEFT} {axes.y(tick):g}h{axes.width}"/>'
@@ -680,7 +688,7 @@ def _frame(axes: Axes) -> Iterable[str]:
     yield _words(_LEFT + axes.width / 2, bottom + 34, "layer", "mid")
 
 
-def _marker(axes: Axes, layer: int | None) -> Iterable[str]:
+def _marker(axes: _Axes, layer: int | None) -> Iterable[str]:
     """Where the first divergence is."""
     if layer is not None:
         x, css = axes.x(layer), "end" if layer > axes.layers / 2 else ""
@@ -688,14 +696,13 @@ def _marker(axes: Axes, layer: int | None) -> Iterable[str]:
         yield _words(x, _TOP - 5, "first divergence", css)
 
 
-def _lines(axes: Axes, n: int, series: Series) -> Iterable[str]:
+def _lines(axes: _Axes, n: int, series: _Series) -> Iterable[str]:
     """A line of errors with a point at each, and one of what is allowed; broken where layers are missing."""
     for css, which in (("l", 1), ("s", 0)):
-        path, before = "", None
-        for layer, point in series.points.items():
-            joined = before is not None and layer == before + 1
-            path += f"{'L' if joined else 'M'}{axes.x(layer):g} {axes.y(point[which]):g}"
-            before = layer
+        path = ""
+        for first, last in _runs(list(series.points)):
+            spots = [f"{axes.x(i):g} {axes.y(series.points[i][which]):g}" for i in range(first, last + 1)]
+            path += f"M{'L'.join(spots)}" + "m-9 0h18" * (first == last)
         yield f'<path class="{css}{n}" d="{path}"/>'
     for layer, (error, allowed) in series.points.items():
         words = f"layer {layer}, {series.name}: error {_number(error, 'infinite')}, allowed {_number(allowed)}"
@@ -708,7 +715,7 @@ def _point(n: int, x: float, y: float, title: str = "") -> str:
     return f'<circle class="d0" cx="{x:g}" cy="{y:g}" r="3">{_title(title)}</circle>'
 
 
-def _keys(axes: Axes, series: Sequence[Series]) -> Iterable[str]:
+def _keys(axes: _Axes, series: Sequence[_Series]) -> Iterable[str]:
     x, y = _LEFT + axes.width + 12, _TOP + 8
     for n, one in enumerate(series):
         yield f'<path class="s{n}" d="M{x} {y}h28"/>' + _point(n, x + 14, y)
@@ -718,7 +725,7 @@ def _keys(axes: Axes, series: Sequence[Series]) -> Iterable[str]:
         y += 36
 
 
-def _in_words(series: Series) -> str:
+def _in_words(series: _Series) -> str:
     over = [layer for layer, (error, allowed) in series.points.items() if error is None or error > allowed]
     if not over:
         return f"{series.name}: within what is allowed in each layer"
@@ -792,17 +799,12 @@ def _badge(passed: bool, inner: str) -> str:
     return f'<p class="verdict"><strong class="{css}">{word}</strong> {inner}</p>\n'
 
 
-def _aside(*words: str) -> str:
-    said = ", ".join(word for word in words if word)
-    return f" ({said})" if said else ""
-
-
 def _in_phase(phase: str) -> str:
     return "in the prompt" if phase == "prompt" else f"in {phase}"
 
 
 def _status_mark(status: str) -> str:
-    mark = {"introduced": "●", "propagated": "–", "beyond": "∕", "nan": "✗", "shape": "✗"}.get(status)
+    mark = {"introduced": "●", "propagated": "–", "beyond": "/", "nan": "✗", "shape": "✗"}.get(status)
     return f'<span class="mark" aria-hidden="true">{mark}</span> ' if mark else ""
 
 
@@ -816,9 +818,9 @@ _LIGHT = {
 _DARK = {
     "bg": "#14171b", "ink": "#e6e9ed", "dim": "#a3adb8", "edge": "#3d444d", "soft": "#1d2126", "ok": "#2c323a",
     "pass": "#5fd39b", "fail": "#ff9387", "on": "#14171b", "second": "#4fd1a5", "hatch": "#59626d",
-    "i": "#5a2d0c #7f3b08 #b35806 #e08214 #fdb863 #fee0b6",
-    "p": "#12365c #1f4e82 #2f6db0 #5a9bd8 #94c3ec #cfe4f8",
-    "b": "#3a2a5c #54398a #7151b0 #9378cc #b9a5e2 #ddd3f3",
+    "i": "#4d2609 #6e3a0c #94500f #bd6a14 #f0a04b #fee0b6",
+    "p": "#12365c #1c4a7c #2a63a0 #3a7fc4 #86b9ea #d6e8fa",
+    "b": "#332456 #4a3380 #6547a6 #8263c4 #b49ee2 #e2d9f6",
 }  # fmt: skip
 
 
@@ -841,14 +843,14 @@ def _style() -> str:
 
 _CSS = """\
 *{box-sizing:border-box}
-body{margin:0 auto;padding:1rem 1.25rem 2rem;max-width:76rem;background:var(--bg);color:var(--ink);
+body{margin:0 auto;padding:1rem 1.25rem 2rem;max-width:80rem;background:var(--bg);color:var(--ink);
 font:15px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",Arial,sans-serif}
 h1{font-size:1.35rem;margin:.5rem 0}
 h2{font-size:1.15rem;margin:1.8rem 0 .5rem;border-bottom:1px solid var(--edge);padding-bottom:.2rem}
 h3{font-size:1rem;margin:0 0 .3rem}
 p{margin:.4rem 0;max-width:60rem}
 code{font:.92em ui-monospace,SFMono-Regular,Menlo,Consolas,"DejaVu Sans Mono",monospace}
-code,dd,td,li,p{overflow-wrap:anywhere}
+code,dd,li,p{overflow-wrap:anywhere}
 dl{margin:.4rem 0}
 dl div{display:flex;gap:1rem}
 dt{flex:0 0 11rem;color:var(--dim)}
@@ -861,14 +863,17 @@ dd{margin:0;min-width:0}
 .counts{list-style:none;display:flex;flex-wrap:wrap;gap:.3rem 1.5rem;padding:0;margin:.8rem 0}
 .mark{display:inline-block;min-width:.8em;text-align:center}
 .scroll{overflow-x:auto}
-.maps{display:flex;flex-wrap:wrap;gap:0 2.5rem}
-.maps figure{max-width:100%}
-table{border-collapse:collapse;margin:.4rem 0;font-size:.87rem}
+.maps{display:flex;flex-wrap:wrap;align-items:end;gap:0 4rem}
+.maps figure{width:min-content;max-width:100%}
+table{border-collapse:collapse;margin:.4rem 0;font-size:.85rem}
 caption{text-align:left;color:var(--dim);padding-bottom:.4rem}
-th,td{padding:.2rem .6rem;border-bottom:1px solid var(--edge);text-align:left;vertical-align:top}
+th,td{padding:.2rem .5rem;border-bottom:1px solid var(--edge);text-align:left;vertical-align:top;max-width:24rem}
+th,td,table code{overflow-wrap:break-word}
 thead th{background:var(--soft);vertical-align:bottom}
 tbody th{font-weight:normal}
 td.n{text-align:right;white-space:nowrap;font-variant-numeric:tabular-nums}
+td.w{min-width:7.6rem}td.k{white-space:nowrap}
+tr.first b{display:block}
 tr.first{background:var(--soft);box-shadow:inset 4px 0 var(--fail)}
 figure{margin:1rem 0}
 figcaption{margin-bottom:.4rem}
@@ -877,10 +882,10 @@ svg text{fill:var(--ink)}
 .end{text-anchor:end}.mid{text-anchor:middle}
 .o{fill:var(--ok)}.x{fill:var(--ink)}.h{fill:url(#hatch)}
 .hatch{stroke:var(--hatch);stroke-width:1.5}
-.f{fill:none;stroke:var(--ink);stroke-width:2.5}
+.f,.halo{fill:none;stroke:var(--ink);stroke-width:2}.halo{stroke:var(--bg)}
 .m{fill:none;stroke:var(--ink);stroke-width:1.2}
 .introduced{stroke-width:5;stroke-linecap:round}
-.nan,.shape{stroke:var(--bg);stroke-width:1.5}
+.strong{stroke:var(--bg)}.nan,.shape{stroke-width:1.5}
 .plot{fill:none;stroke:var(--edge)}.grid{stroke:var(--edge)}
 .at{stroke:var(--ink);stroke-dasharray:2 3}
 .s0,.s1,.l0,.l1{fill:none;stroke-width:1.5}
@@ -888,11 +893,14 @@ svg text{fill:var(--ink)}
 .l0,.l1{stroke-dasharray:6 4}
 .d0{fill:var(--ink)}.d1{fill:var(--second)}
 footer{margin-top:1rem;color:var(--dim)}
+@media (max-width:40rem){dl div{display:block;margin-bottom:.3rem}}
 @media print{
+@page{margin:12mm}
 body{max-width:none;padding:0;font-size:10pt}
 *{print-color-adjust:exact;-webkit-print-color-adjust:exact}
 .scroll{overflow:visible}svg{max-width:100%;height:auto}
+.maps{display:block}.maps figure{width:auto}
 figure,.cause,tr{break-inside:avoid}h2,h3,figcaption{break-after:avoid}
-table{font-size:6.5pt}th,td{padding:.1rem .25rem}
+table{font-size:6.5pt}th,td{padding:.1rem .25rem}td.w{min-width:0}
 }
 """

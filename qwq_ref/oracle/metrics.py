@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,20 +38,31 @@ def error(theirs: Array, right: Array) -> float:
 
     NaN, and infinities that do not agree, are an infinite error.
     """
-    difference, energy = _energies(theirs, right)
+    a, b = np.ravel(theirs), np.ravel(right)
+    difference = energy = 0.0
+    for x, y in _chunks(a, b):
+        d = x - y
+        total = float(d @ d)
+        if total != total:  # NaN, or an infinity on either side
+            finite = np.isfinite(y)
+            if not np.array_equal(x[~finite], y[~finite], equal_nan=True):
+                return np.inf
+            y = y[finite]
+            d = x[finite] - y
+            total = float(d @ d)
+        difference += total if total == total else np.inf
+        energy += float(y @ y)
     return _ratio(difference, energy)
 
 
-def _energies(theirs: Array, right: Array) -> tuple[float, float]:
-    a, b = np.asarray(theirs, np.float64).ravel(), np.asarray(right, np.float64).ravel()
-    finite = np.isfinite(b)
-    if not finite.all():
-        if not np.array_equal(a[~finite], b[~finite], equal_nan=True):
-            return np.inf, 1.0
-        a, b = a[finite], b[finite]
-    difference = a - b
-    total = float(difference @ difference)
-    return (total if total == total else np.inf), float(b @ b)
+def _chunks(*arrays: Array) -> Iterator[tuple[Array, ...]]:
+    """Flat arrays in float64, a piece at a time that stays in the cache."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        for start in range(0, arrays[0].size, _CHUNK):
+            yield tuple(np.asarray(x[start : start + _CHUNK], np.float64) for x in arrays)
+
+
+_CHUNK = 1 << 13  # small enough that a BLAS does not wake its threads for it
 
 
 def _ratio(difference: float, energy: float) -> float:
@@ -61,21 +73,30 @@ def _ratio(difference: float, energy: float) -> float:
 
 def distance(theirs: Array, right: Array) -> Distance:
     """All the measures. Where one of the two is infinite or NaN and the other is not, the distance is infinite."""
-    a, b = np.asarray(theirs, np.float64), np.asarray(right, np.float64)
-    with np.errstate(invalid="ignore"):
-        gaps = np.abs(a - b)
-    gaps[(a == b) | (np.isnan(a) & np.isnan(b))] = 0  # also equal infinities
-    gaps[np.isnan(gaps)] = np.inf
-    at = np.unravel_index(int(np.argmax(gaps)), gaps.shape) if gaps.size else ()
-    flat = gaps.ravel()
-    rank = max(0, int(np.ceil(0.99 * flat.size)) - 1)
-    p99 = float(np.partition(flat, rank)[rank]) if flat.size else 0.0
-    both = np.isfinite(a) & np.isfinite(b)
-    x, y = (a[both], b[both]) if not both.all() else (a.ravel(), b.ravel())
-    norms = float(np.sqrt((x @ x) * (y @ y)))
-    cosine = float(x @ y) / norms if norms > 0 else float(np.array_equal(x, y))
-    largest = float(gaps[at]) if gaps.size else 0.0
-    return Distance(error(a, b), cosine, largest, tuple(int(i) for i in at), p99)
+    a, b = np.ravel(theirs), np.ravel(right)
+    gaps = np.empty(a.size, np.float32)
+    largest, at = 0.0, 0
+    xy = xx = yy = 0.0
+    done = 0
+    for x, y in _chunks(a, b):
+        gap = np.abs(x - y)
+        if not np.isfinite(gap).all():
+            gap[(x == y) | (np.isnan(x) & np.isnan(y))] = 0  # also equal infinities
+            gap[np.isnan(gap)] = np.inf
+            both = np.isfinite(x) & np.isfinite(y)
+            x, y = x[both], y[both]
+        i = int(np.argmax(gap))
+        if gap[i] > largest:
+            largest, at = float(gap[i]), done + i
+        gaps[done : done + len(gap)] = gap
+        done += len(gap)
+        xy, xx, yy = xy + float(x @ y), xx + float(x @ x), yy + float(y @ y)
+    norms = float(np.sqrt(xx * yy))
+    cosine = xy / norms if norms > 0 else float(xx == yy)
+    rank = max(0, int(np.ceil(0.99 * gaps.size)) - 1)
+    p99 = float(np.partition(gaps, rank)[rank]) if gaps.size else 0.0
+    index = np.unravel_index(at, np.shape(right)) if gaps.size else ()
+    return Distance(error(theirs, right), cosine, largest, tuple(int(i) for i in index), p99)
 
 
 def tidy_scores(scores: Array, visible: Array, masked: bool = False) -> Array:

@@ -29,7 +29,7 @@ Take = Callable[[Array, str], Array]  # (a tensor as it is stored, the phase) ->
 
 PRECISIONS = tuple(CORRECT)
 TOKEN_IDS = "token_ids"
-_MAP_BYTES = 1 << 20
+_MAP_BYTES = 256 << 10  # every tap of QwQ-32B by its full name is 0.1 MB; PyYAML takes 8 s for the worst of this size
 _MAX_DEPTH = 16
 _MAX_AXES = 8
 _RELATIVE = tuple(op.tap for op in LAYER)

@@ -290,9 +290,11 @@ def _first(result: Any) -> Any:
 
 
 def _array(value: Any) -> Array:
-    """A tensor of any type and device -> a copy in NumPy; half precision as float32."""
+    """A tensor of any type and device -> a copy in NumPy; all but float64 as float32."""
+    import torch
+
     value = value.detach()
-    wide = value.float() if value.element_size() < 4 else value
+    wide = value if value.dtype in (torch.float32, torch.float64) else value.float()
     return np.array(wide.cpu().numpy())
 
 
