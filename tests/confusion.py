@@ -1,8 +1,9 @@
-"""Each mistake of the catalogue, planted in a Hugging Face model of the conformance set, and what the oracle says of it.
+"""Each mistake of the catalogue, planted in a Hugging Face model of the conformance set; what the oracle says of it.
 
 `python tests/confusion.py` writes docs/confusion.md, which `test_golden_mistakes.py` holds to what it finds.
 """
 
+import dataclasses
 import functools
 import sys
 from pathlib import Path
@@ -66,6 +67,11 @@ class Pack:
         return visible(self.config, self.phases, self.weights, precision, taps)
 
 
+def without_model(manifest):
+    """The manifest of a pack that does not contain its model, as one of a large model would not."""
+    return dataclasses.replace(manifest, folder=None)
+
+
 @functools.cache
 def pack(name):
     return Pack(name)
@@ -111,7 +117,11 @@ def table():
     head = " | ".join(f"{precision}, {mode}" for precision, mode in COLUMNS)
     lines = [f"| mistake | in | first seen at | {head} |", "|---" * (3 + len(COLUMNS)) + "|"]
     for name, first, cells in rows():
-        at = HIDDEN if first is None else f"{first.tap}, {first.phase}".replace("model.layers.", "").replace("model.", "")
+        at = (
+            HIDDEN
+            if first is None
+            else f"{first.tap}, {first.phase}".replace("model.layers.", "").replace("model.", "")
+        )
         lines.append(f"| {name} | {suited(name)} | {at} | {' | '.join(cells)} |")
     return "\n".join(lines)
 

@@ -619,7 +619,6 @@ def through_bf16(x):
 
 WINDOW = {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1}
 EPS = {"rms_norm_eps": 1e-2}  # far enough from 1e-6 to be seen in bfloat16, too
-NARROW = {"hidden_size": 40}  # a multiple of the heads, so that hidden_size // heads is hidden_size / heads
 
 PLANTS: dict[str, Plant] = {
     "rope-interleaved": Plant(rotation(interleaved)),
@@ -662,7 +661,7 @@ PLANTS: dict[str, Plant] = {
     ),
     "heads-tiled": Plant(function(modeling_qwen2, "repeat_kv", lambda x, G: x.repeat(1, G, 1, 1))),
     "scores-not-scaled": Plant(scaling(lambda config: 1.0)),
-    "scores-scaled-by-hidden": Plant(scaling(lambda config: (config.D / config.H) ** -0.5), NARROW),
+    "scores-scaled-by-hidden": Plant(scaling(lambda config: (config.D // config.H) ** -0.5)),
     "mask-missing": Plant(mask(lambda key, query, W: key + query >= 0, forgets=False)),
     "mask-hides-self": Plant(mask(hides_self)),
     "mask-one-ahead": Plant(mask(lambda key, query, W: seen(key, query, W) | (key == query + 1))),

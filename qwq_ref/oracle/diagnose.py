@@ -25,7 +25,10 @@ from .walk import Stream, Weights, walk
 Place = tuple[str, str]  # phase, tap
 _LAYERS = 4  # in so many, at most, mistakes are tried: each costs as much as a pass of the model over them
 
-_ALIKE = 1.5  # residuals that differ by less do not tell two mistakes apart with certainty
+_ALIKE = 1.5  # what is left over, where it differs by less, does not tell two mistakes apart with certainty
+_BITS = 0.5
+_SAME = 1e-9
+_REPRODUCED = 0.5  # of the squared error, at least: a mistake of rounding allows itself so much that it might fit all
 
 
 @dataclass(frozen=True)
@@ -63,9 +66,15 @@ class Diagnosis:
 
 @dataclass
 class _Evidence:
-    """What one mistake predicts: residual over what rounding allows, and over the error, of each wrong tap."""
+    """What one mistake predicts of each wrong tap.
+
+    explains  where it does: what is left over, in units of the rounding of the right result
+    bits      share of the elements that are equal to the bit, in the candidate's own precision
+    share     of the squared error that it reproduces, also where it does not explain it
+    """
 
     explains: dict[Place, float] = field(default_factory=dict)
+    bits: dict[Place, float] = field(default_factory=dict)
     share: dict[Place, float] = field(default_factory=dict)
     against: int = 0
 
@@ -167,6 +176,7 @@ class _Trial:
         noise = max(_size(way - right) for way in ways)
         size = _size(right)
         off = _size(value - right)
+        unit = max(noise, UNIT[precision] * size)
         if wrong:
             self.wrong[place] = off
         for name, s in self.exact.items():
@@ -184,8 +194,9 @@ class _Trial:
                 if not np.isfinite(residual):
                     continue
                 evidence.share[place] = 1 - (residual / off) ** 2 if off > 0 else 0.0
-                if residual <= MARGIN * own and residual < off:
-                    evidence.explains[place] = residual / own if own > 0 else 0.0
+                if residual <= MARGIN * own and evidence.share[place] > _REPRODUCED:
+                    evidence.explains[place] = residual / unit if unit > 0 else 0.0
+                    evidence.bits[place] = float(np.mean(rounded == value)) if precision != "fp32" else 0.0
             elif not residual <= MARGIN * own and _size(predicted - right) > MARGIN * max(
                 noise, UNIT[precision] * size
             ):
@@ -205,6 +216,7 @@ def _conclude(trial: _Trial, tried: Mapping[str, tuple[Mistake, object]]) -> Dia
     left = sorted(trial.wrong, key=lambda place: (phase_order[place[0]], order[place[1]]))
     causes: list[Cause] = []
     unexplained: list[Place] = []
+    most_bits = {place: max(e.bits.get(place, 0.0) for e in trial.evidence.values()) for place in left}
     while left:
         first = left[0]
         fitting = [name for name, evidence in trial.evidence.items() if first in evidence.explains]
@@ -217,17 +229,25 @@ def _conclude(trial: _Trial, tried: Mapping[str, tuple[Mistake, object]]) -> Dia
             return (-len(set(evidence.explains) & set(left)), evidence.against)
 
         def nearness(name: str, left: Sequence[Place] = tuple(left)) -> float:
-            """Mean square of what is left over of the wrong taps, in units of rounding."""
-            explains = trial.evidence[name].explains
-            return float(np.mean([explains[place] ** 2 for place in left if place in explains]))
+            """What tells mistakes apart that explain the same: the bits that are not equal, where most are; else what
+            is left over."""
+            evidence = trial.evidence[name]
+            places = [place for place in left if place in evidence.explains]
+            if np.mean([most_bits[place] for place in places]) > _BITS:
+                return float(1 - np.mean([evidence.bits[place] for place in places]))
+            return float(np.mean([evidence.explains[place] ** 2 for place in places]))
 
         fitting.sort(key=lambda name: (rank(name), nearness(name)))
-        best = fitting[0]
-        equals = [name for name in fitting[1:] if rank(name) == rank(best) and nearness(name) < _ALIKE * nearness(best)]
+        chosen = fitting[0]
+        # Mistakes that come to the same, whatever of it their own rounding explains: the catalogue's order decides.
+        same = [name for name, evidence in trial.evidence.items() if _alike(evidence, trial.evidence[chosen])]
+        best = same[0]
+        alike = [n for n in fitting if rank(n) == rank(chosen) and nearness(n) < _ALIKE * nearness(chosen)]
+        equals = list(dict.fromkeys(name for name in (*same, *alike) if name != best))
         evidence = trial.evidence[best]
-        explained = tuple(place for place in left if place in evidence.explains)
+        explained = tuple(place for place in left if any(place in trial.evidence[name].explains for name in same))
         causes.append(Cause(tried[best][0], explained, evidence.against, evidence.share[first], tuple(equals)))
-        left = [place for place in left if place not in evidence.explains]
+        left = [place for place in left if place not in explained]
     nearest = None
     if unexplained:
         shares = {name: e.share[unexplained[0]] for name, e in trial.evidence.items() if unexplained[0] in e.share}
@@ -235,6 +255,15 @@ def _conclude(trial: _Trial, tried: Mapping[str, tuple[Mistake, object]]) -> Dia
         if best_name is not None and shares[best_name] > 0.5:
             nearest = best_name, shares[best_name]
     return Diagnosis(tuple(causes), tuple(unexplained), nearest, len(tried))
+
+
+def _alike(a: _Evidence, b: _Evidence) -> bool:
+    """Whether two mistakes predict the same, wherever it can be seen."""
+    return (
+        a.share.keys() == b.share.keys()
+        and a.against == b.against
+        and all(abs(share - b.share[place]) < _SAME for place, share in a.share.items())
+    )
 
 
 def visible(
@@ -254,6 +283,7 @@ def visible(
     first = {name: len(streams) + i for i, name in enumerate(tried)}
     streams += [Stream(TRUTH, replaces) for replaces in tried.values()]
     found: dict[str, Place | None] = dict.fromkeys(tried)
+    earliest = dict.fromkeys(tried, len(phases))  # results come operation by operation; a model runs phase by phase
 
     def visit(p: int, tap: str, computed: dict[int, Array]) -> Array | None:
         place = (phases[p].name, tap)
@@ -262,8 +292,8 @@ def visible(
         right = computed[0]
         allowed = MARGIN * allowed_of([computed[s] for s in ways], right, precision)
         for name, s in first.items():
-            if found[name] is None and s in computed and not error(computed[s], right) <= allowed:
-                found[name] = place
+            if p < earliest[name] and s in computed and not error(computed[s], right) <= allowed:
+                found[name], earliest[name] = place, p
         return right
 
     with np.errstate(all="ignore"):

@@ -249,7 +249,8 @@ def _worst(results: Sequence[TapResult]) -> str:
 def _logit_line(m: Mapping[str, Any]) -> str:
     return (
         f"logits of {m['tokens']} tokens: KL {_number(m['kl'])}, at most {_number(m['kl_max'])}; "
-        f"top-1 {m['top1']:.1%}, top-5 {m['top5']:.1%}; top-1 {m['top1_decided']:.1%} of the {m['decided']} that rounding cannot turn"
+        f"top-1 {m['top1']:.1%}, top-5 {m['top5']:.1%}; "
+        f"top-1 {m['top1_decided']:.1%} of the {m['decided']} that rounding cannot turn"
     )
 
 
