@@ -161,6 +161,11 @@ def test_a_golden_pack_is_a_candidate(tmp_path):
     assert set(candidate.tensors) == {(phase.name, tap) for phase in PHASES for tap in taps}
     assert fit(candidate.tensors["prompt", "lm_head"](), (5, CONFIG.V))[1]
 
+    (tmp_path / "mine").mkdir()
+    manifest = json.dumps({"taps": {NORM: "sketch"}}).encode()  # not a pack's
+    write(tmp_path / "mine", {"manifest.json": manifest, f"{NORM}.npy": TAPS["prompt", NORM]})
+    assert ("prompt", NORM) in open_candidate(tmp_path / "mine", CONFIG).tensors
+
     sketches = record(CONFIG, random_weights(CONFIG, 0), tmp_path / "sketches", IDS, sizes="sketch")
     refused(lambda: open_candidate(sketches, CONFIG), sketches, None, "nothing but statistics and sketches")
 
@@ -716,6 +721,12 @@ MAPS = {
     "no axes": (entry(tap="mlp.act", transpose=[]), f"{X}.transpose", "every axis once"),
     "axes are text": (entry(tap="mlp.act", transpose="10"), f"{X}.transpose", "every axis once"),
     "axes are true": (entry(tap="mlp.act", transpose=[False, True]), f"{X}.transpose", "every axis once"),
+    "axes are a number": (
+        entry(tap="mlp.act", transpose=1),
+        f"{X}.transpose",
+        "every axis once, like [1, 0, 2], got 1",
+    ),
+    "axes are nothing": (entry(tap="mlp.act", transpose=None), f"{X}.transpose", "got None"),
     "nine axes": (entry(tap="mlp.act", transpose=list(range(9))), f"{X}.transpose", "at most 8"),
     "reverse is text": (entry(tap="mlp.act", reverse="yes"), f"{X}.reverse", "must be axes or shape, got 'yes'"),
     "reverse is a number": (entry(tap="mlp.act", reverse=1), f"{X}.reverse", "must be axes or shape, got 1"),
@@ -839,6 +850,9 @@ def test_yaml_is_what_it_looks_like(some, tmp_path):
       "norm":
         tap: model.norm
         scale: -2
+      "1": lm_head
+      'no': model.embed_tokens
+      2020-01-01: model.rotary_emb.cos
     """
     (tmp_path / "map.yaml").write_text(text)
     tensors = open_candidate(some, CONFIG, tmp_path / "map.yaml").tensors

@@ -89,7 +89,8 @@ def test_every_function_of_the_spec_has_a_contract_and_is_checked():
         contracts.parse(function)
     contracts.called.clear()
     config = Config.from_dict(config_values())
-    _, cache = spec.forward(config, random_weights(config, 0), [1, 2], tap=ops.no_tap, dtype="bfloat16")
+    for dtype in ("bfloat16", "float16"):
+        _, cache = spec.forward(config, random_weights(config, 0), [1, 2], tap=ops.no_tap, dtype=dtype)
     spec.crop(cache, 1)
     spec.distribution(np.zeros(9), spec.Sampling(0.5, 3, 0.9, 0.1, 1.1, 0.1), [0], [1])
     spec.draw(np.ones(3) / 3, np.random.default_rng(0))

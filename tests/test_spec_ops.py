@@ -1,4 +1,4 @@
-"""Each operation of the spec on its own: against float64 within derived bounds, and against HF's bfloat16 bits."""
+"""Each operation of the spec on its own: against float64 within derived bounds, and against HF in half precision."""
 
 import hf
 import numpy as np
@@ -10,8 +10,10 @@ from hypothesis.extra import numpy as hnp
 from models import config_values, random_weights, yarn
 
 from qwq_ref.config import Config
-from qwq_ref.spec import attention, causal_mask, embed, forward, linear, rmsnorm, rope, softmax, swiglu
-from qwq_ref.spec.ops import to_bf16
+from qwq_ref.oracle.graph import CORRECT, phases_of, tap_names
+from qwq_ref.oracle.walk import Stream, Weights, walk
+from qwq_ref.spec import attention, causal_mask, forward, linear, rmsnorm, softmax, swiglu
+from qwq_ref.spec.ops import to_bf16, to_fp16
 
 U = 2.0**-24  # unit roundoff of float32
 TINY = float(np.finfo(np.float32).tiny)
@@ -131,81 +133,57 @@ def test_to_bf16_ties_to_even():
     assert np.array_equal(to_bf16(ties), wanted)
 
 
+@given(hnp.arrays(np.uint32, 200, elements=st.integers(0, 2**32 - 1)))
+def test_to_fp16_is_torch_rounding(bits):
+    x = bits.view(np.float32)
+    wanted = torch.from_numpy(x.copy()).to(torch.float16).float().numpy()
+    assert np.array_equal(to_fp16(x), wanted, equal_nan=True)
+
+
+HALVES = [("bf16", torch.bfloat16, "bfloat16", to_bf16), ("fp16", torch.float16, "float16", to_fp16)]
+
+
+@pytest.mark.parametrize("half", HALVES, ids=lambda half: half[0])
 @pytest.mark.parametrize("harsh", [False, True])
 @pytest.mark.parametrize("seed", range(4))
-def test_bf16_emulation_rounds_where_hf_rounds(seed, harsh):
-    """HF's eager bfloat16 model, operation by operation on HF's own inputs: at least 99 of 100 elements equal.
+def test_the_emulation_rounds_where_hf_rounds(seed, harsh, half):
+    """HF's eager model in half precision, operation by operation on HF's own inputs: 99 of 100 elements equal.
 
     Not all: sums run in another order, and a sum next to a rounding boundary can fall on its other side.
     E is 12, so that scaling by 1 / sqrt(E) rounds.
     """
+    name, dtype, _, rnd = half
     values = config_values(
         vocab_size=331, hidden_size=96, intermediate_size=176, num_attention_heads=10, head_dim=12, rope_scaling=yarn()
     )
     config = Config.from_dict(values)
-    weights = {name: to_bf16(value) for name, value in random_weights(config, seed, harsh).items()}
+    weights = {key: rnd(value) for key, value in random_weights(config, seed, harsh).items()}
     ids = np.random.default_rng(seed).integers(0, config.V, 70)
-    theirs, _ = hf.taps(hf.build(config, values, weights, torch.bfloat16), ids)
+    theirs, _ = hf.taps(hf.build(config, values, weights, dtype), ids)
+    compared = []
 
-    cos, sin = theirs["model.rotary_emb.cos"], theirs["model.rotary_emb.sin"]
-    equal = {"model.embed_tokens": embed(ids, weights["model.embed_tokens.weight"])}
-    for layer in range(config.L):
-        path = f"model.layers.{layer}."
-        t = {name.removeprefix(path): value for name, value in theirs.items() if name.startswith(path)}
-        w = {name.removeprefix(path): value for name, value in weights.items() if name.startswith(path)}
+    def visit(p, tap, results):
+        assert np.mean(results[0] == theirs[tap].reshape(results[0].shape)) >= 0.99, tap
+        compared.append(tap)
+        return theirs[tap].reshape(results[0].shape)
 
-        def lin(x, name, w=w):
-            return linear(x, w[f"{name}.weight"], w.get(f"{name}.bias"), to_bf16)
-
-        def heads(name, t=t):
-            return t[name].reshape(len(ids), -1, config.E)
-
-        normed = t["input_layernorm"]
-        ours = {
-            "input_layernorm": rmsnorm(t["resid_pre"], w["input_layernorm.weight"], config.rms_norm_eps, to_bf16),
-            "self_attn.q_matmul": linear(normed, w["self_attn.q_proj.weight"], None, to_bf16),
-            "self_attn.q_proj": lin(normed, "self_attn.q_proj"),
-            "self_attn.k_proj": lin(normed, "self_attn.k_proj"),
-            "self_attn.v_proj": lin(normed, "self_attn.v_proj"),
-            "self_attn.q_rope": rope(heads("self_attn.q_proj"), cos, sin, to_bf16),
-            "self_attn.k_rope": rope(heads("self_attn.k_proj"), cos, sin, to_bf16),
-            "self_attn.o_proj": lin(t["self_attn.heads"].reshape(len(ids), -1), "self_attn.o_proj"),
-            "resid_mid": to_bf16(t["resid_pre"] + t["self_attn.o_proj"]),
-            "post_attention_layernorm": rmsnorm(
-                t["resid_mid"], w["post_attention_layernorm.weight"], config.rms_norm_eps, to_bf16
-            ),
-            "mlp.gate_proj": lin(t["post_attention_layernorm"], "mlp.gate_proj"),
-            "mlp.up_proj": lin(t["post_attention_layernorm"], "mlp.up_proj"),
-            "mlp.act": swiglu(t["mlp.gate_proj"], t["mlp.up_proj"], 1.0, to_bf16),
-            "mlp.down_proj": lin(t["mlp.act"], "mlp.down_proj"),
-            "resid_post": to_bf16(t["resid_mid"] + t["mlp.down_proj"]),
-        }
-        ours["self_attn.heads"] = attention(
-            t["self_attn.q_rope"],
-            t["self_attn.k_rope"],
-            heads("self_attn.v_proj"),
-            causal_mask(len(ids), len(ids)),
-            to_bf16,
-            lambda name, value, ours=ours: ours.update({f"self_attn.{name}": value}),
-        )
-        equal |= {path + name: value for name, value in ours.items()}
-    norm = rmsnorm(theirs[f"{path}resid_post"], weights["model.norm.weight"], config.rms_norm_eps, to_bf16)
-    equal |= {"model.norm": norm, "lm_head": linear(theirs["model.norm"], weights["lm_head.weight"], None, to_bf16)}
-    for name, value in equal.items():
-        assert np.mean(value == theirs[name]) >= 0.99, (name, np.mean(value == theirs[name]))
+    walk(config, phases_of(ids, 0), [Stream(CORRECT[name][0])], Weights(weights), visit)
+    assert compared == tap_names(config)
 
 
+@pytest.mark.parametrize("half", HALVES, ids=lambda half: half[0])
 @pytest.mark.parametrize("seed", range(3))
-def test_bf16_forward_stays_as_near_the_truth_as_hf_bf16(seed):
+def test_half_precision_stays_as_near_the_truth_as_hfs(seed, half):
     """End to end the roundings propagate and the bits part ways; the distance from float64 must not."""
+    _, dtype, spec_dtype, rnd = half
     values = config_values(hidden_size=96, intermediate_size=176, head_dim=16)
     config = Config.from_dict(values)
-    weights = random_weights(config, seed)  # not bfloat16 yet: both sides round them as they read them
+    weights = random_weights(config, seed)  # not rounded yet: both sides do as they read them
     ids = np.random.default_rng(seed).integers(0, config.V, 70)
-    theirs, _ = hf.taps(hf.build(config, values, weights, torch.bfloat16), ids)
-    ours, _ = hf.spec_taps(forward, config, weights, ids, dtype="bfloat16")
+    theirs, _ = hf.taps(hf.build(config, values, weights, dtype), ids)
+    ours, _ = hf.spec_taps(forward, config, weights, ids, dtype=spec_dtype)
     truth, _ = hf.spec_taps(forward, config, weights, ids, dtype=np.float64)
     for name, value in ours.items():
-        assert np.array_equal(to_bf16(value), value), f"{name} holds values that are not bfloat16"
+        assert np.array_equal(rnd(value), value), f"{name} holds values that are not of the type"
         wanted = truth[name]
         assert hf.nmse(value, wanted) <= 2 * hf.nmse(theirs[name], wanted), name

@@ -135,7 +135,10 @@ def _compare(options: argparse.Namespace) -> int:
     """Compare a candidate's tensors with a golden pack: where it first diverges, and which known mistake does that.
     Exit status: 0 all right, 3 it diverges, 1 broken input, 2 wrong use."""
     from ..oracle import compare, open_golden
+    from ..oracle.vectors import is_vectors
 
+    if is_vectors(options.golden):
+        return _compare_vectors(options)
     with open_golden(options.golden) as golden, progress_bar("comparing", golden.nbytes(), "B") as progress:
         report = compare(
             golden,
@@ -158,6 +161,20 @@ def _compare(options: argparse.Namespace) -> int:
         _write(options.json, facts)
     print(facts if options.json == "-" else str(report), end="" if options.json == "-" else "\n")
     return 0 if report.passed else DIFFERS
+
+
+def _compare_vectors(options: argparse.Namespace) -> int:
+    from ..oracle.vectors import compare_vectors
+
+    precisions = _pairs(options.precision, "")
+    if precisions.keys() - {""}:
+        raise UsageError(None, "precision", "is one for all vectors")
+    outcomes = compare_vectors(options.golden, options.theirs, precisions.get("", "fp32"))
+    wrong = [outcome for outcome in outcomes if outcome.problem]
+    for outcome in wrong:
+        print(f"{outcome.case.op}, {outcome.case.name}: {outcome.problem}")
+    print(f"{'FAIL' if wrong else 'PASS'}: {len(outcomes) - len(wrong)} of {len(outcomes)} cases are right")
+    return DIFFERS if wrong else 0
 
 
 def _vectors(options: argparse.Namespace) -> int:

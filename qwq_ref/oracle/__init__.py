@@ -25,14 +25,30 @@ from ..errors import GoldenError, UsageError
 from ..files import StrPath
 from ..footprint import parameters
 from ..spec.ops import Array
+from . import llama_cpp
+from .adapters import open_candidate
 from .candidate import Candidate
 from .compare import Theirs, compare_taps
-from .diagnose import diagnose, visible
+from .diagnose import Diagnosis, diagnose, visible
 from .pack import Golden
 from .record import record
 from .report import Divergence, Report
+from .torch_hooks import torch_taps
+from .vectors import check_op
 
-__all__ = ["Candidate", "Divergence", "Golden", "Report", "check", "compare", "conformance", "record"]
+__all__ = [
+    "Candidate",
+    "Divergence",
+    "Golden",
+    "Report",
+    "check",
+    "check_op",
+    "compare",
+    "conformance",
+    "path",
+    "record",
+    "torch_taps",
+]
 
 _SMALL = 50_000_000  # parameters of a model on which every mistake can be tried within seconds
 _CONFORMANCE = Path(__file__).parent / "conformance"
@@ -43,6 +59,13 @@ Taps = Mapping[str, Any]
 def conformance() -> list[str]:
     """Names of the packs that ship inside: small models with their weights, to start with."""
     return sorted(path.name for path in _CONFORMANCE.iterdir() if path.is_dir()) if _CONFORMANCE.is_dir() else []
+
+
+def path(name: str) -> Path:
+    """The folder of a pack that ships inside. Raises UsageError."""
+    if name not in conformance():
+        raise UsageError(None, "golden", f"{name[:60]} is not among {', '.join(conformance())}")
+    return _CONFORMANCE / name
 
 
 def open_golden(golden: StrPath | Golden) -> contextlib.AbstractContextManager[Golden]:
@@ -87,7 +110,7 @@ def compare(
         opened = stack.enter_context(open_golden(golden))
         if verify:
             opened.verify()
-        candidate = as_candidate(theirs, opened, name_map, precision)
+        candidate = as_candidate(theirs, opened, name_map)
         weights = _weights(opened, model, stack)
         result = compare_taps(opened, candidate, weights, precision, progress)
         manifest = opened.manifest
@@ -101,8 +124,6 @@ def compare(
                 places = set(candidate.tensors)
                 shown = visible(manifest.config, manifest.phases, weights, their_taps.declared[""], places)
                 hidden = tuple(name for name, place in shown.items() if place is None)
-    from .diagnose import Diagnosis
-
     return Report(
         str(golden.path if isinstance(golden, Golden) else golden),
         candidate.source,
@@ -127,7 +148,6 @@ def as_candidate(
     theirs: StrPath | Candidate | Taps,
     golden: Golden,
     name_map: StrPath | None = None,
-    precision: str | Mapping[str, str] | None = None,
 ) -> Candidate:
     """Whatever somebody calls their tensors, as a Candidate."""
     if isinstance(theirs, Candidate):
@@ -139,8 +159,8 @@ def as_candidate(
             "arrays",
             {(phase, tap): partial(np.asarray, array) for phase, taps in nested.items() for tap, array in taps.items()},
         )
-    from .adapters import open_candidate
-
+    if (Path(theirs) / llama_cpp.INDEX).is_file():
+        return llama_cpp.read_dump(theirs)
     return open_candidate(theirs, golden.manifest.config, name_map)
 
 
@@ -158,6 +178,3 @@ def _weights(
     if shapes != golden.manifest.config.tensors():
         raise GoldenError(golden.path, "model", f"was recorded from a model of another shape than {model}")
     return checkpoint
-
-
-__all__ += ["GoldenError", "UsageError"]

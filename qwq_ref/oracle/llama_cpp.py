@@ -37,6 +37,7 @@ from .candidate import Candidate, Loader
 from .graph import COS, EMBED, LOGITS, NORM, SIN, Phase
 
 FORMAT = "qwq_ref llama.cpp dump 1"
+INDEX = "dump.json"
 NO_TAP = (COS, SIN)  # llama.cpp computes them inside its RoPE and keeps neither
 _JSON_BYTES = 1 << 28
 # How a tensor of a ggml type is kept: NumPy has no bfloat16, so it is widened, which loses nothing.
@@ -467,7 +468,7 @@ def read_dump(folder: StrPath) -> Candidate:
     and what it is made from. Raises GoldenError for anything else.
     """
     folder = Path(folder)
-    index = folder / "dump.json"
+    index = folder / INDEX
     values = read_json(index, _JSON_BYTES, GoldenError)
     if values.get("format") != FORMAT:
         raise GoldenError(index, "format", f'must be "{FORMAT}"')
@@ -526,7 +527,7 @@ def _write_index(
             for p, nodes in zip(phases, graphs, strict=True)
         ],
     }
-    (folder / "dump.json").write_text(json.dumps(values) + "\n", encoding="utf-8")
+    (folder / INDEX).write_text(json.dumps(values) + "\n", encoding="utf-8")
 
 
 def _read_npy(path: Path, node: Node) -> Array:

@@ -93,11 +93,13 @@ class Report:
             role = "cause" if i == 0 and (first.phase, first.tap) in cause.explains else "also"
             yield f"  {role}: {cause.mistake.name}, {self.scope(cause)}"
             yield f"    {cause.mistake.says}"
-            yield f"    reproduces {len(cause.explains)} wrong taps to within rounding ({cause.share:.3%} of the error)"
+            wrong = _count(len(cause.explains), "wrong tap")
+            yield f"    reproduces {wrong} to within rounding ({cause.share:.3%} of the error)"
             if cause.equals:
                 yield f"    cannot be told from {', '.join(cause.equals)} here"
             if cause.against:
-                yield f"    {cause.against} other taps, which it would move, are right: it is not made everywhere"
+                others = _count(cause.against, "other tap")
+                yield f"    {others}, which it would move, right all the same: it is not made everywhere"
         if d.unexplained:
             yield f"  unexplained: {_names_of(d.unexplained)}; none of {d.tried} known mistakes reproduces it"
             if d.nearest is not None:
@@ -254,6 +256,10 @@ def _logit_line(m: Mapping[str, Any]) -> str:
     )
 
 
+def _count(n: int, what: str) -> str:
+    return f"{n} {what}" if n == 1 else f"{n} {what}s"
+
+
 def _number(x: float | None) -> str:
     if x is None:
         return "unknown"
@@ -289,7 +295,7 @@ def _names_of(places: Collection[tuple[str, str]]) -> str:
     by_name: dict[str, set[tuple[str, str]]] = {}
     for phase, tap in places:
         by_name.setdefault(split_name(tap)[1], set()).add((phase, tap))
-    return f"{_some([name.removeprefix('self_attn.') for name in by_name])} ({len(places)} tensors)"
+    return f"{_some([name.removeprefix('self_attn.') for name in by_name])} ({_count(len(places), 'tensor')})"
 
 
 def _some(names: Sequence[str], most: int = 6) -> str:

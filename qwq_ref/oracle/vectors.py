@@ -80,11 +80,16 @@ _RUN: dict[str, Callable[[Inputs, Round], Array]] = {
     "attention": lambda i, rnd: attention(i["q"], i["k"], i["v"], i["visible"], rnd),
     "swiglu": lambda i, rnd: swiglu(i["gate"], i["up"], rnd=rnd),
 }
-_LOOPS: dict[str, Callable[[Inputs, Round], Array]] = {
-    "linear": lambda i, rnd: loop_linear(i["x"], i["w"], i.get("b"), rnd),
-    "rmsnorm": lambda i, rnd: loop_rmsnorm(i["x"], i["w"], i["eps"], rnd),
+# Other ways that are as right: a plain loop's sums, and a weight that meets the row before its norm does.
+_OTHER_WAYS: dict[str, tuple[Callable[[Inputs, Round], Array], ...]] = {
+    "linear": (lambda i, rnd: loop_linear(i["x"], i["w"], i.get("b"), rnd),),
+    "rmsnorm": (
+        lambda i, rnd: loop_rmsnorm(i["x"], i["w"], i["eps"], rnd),
+        lambda i, rnd: rnd(i["w"] * i["x"] / np.sqrt(np.mean(i["x"] * i["x"], axis=-1, keepdims=True) + i["eps"])),
+    ),
 }
 _ROUND: dict[str, Round] = {"fp32": exact, "bf16": to_bf16, "fp16": to_fp16}
+_SUBNORMAL = {"fp32": 2.0**-149, "bf16": 2.0**-133, "fp16": 2.0**-24}  # the spacing below the normal numbers
 _WHOLE = ("ids", "positions", "visible")  # inputs that are counts or bits, in every precision
 _ALWAYS_FP32 = ("inv_freq",)
 
@@ -207,11 +212,13 @@ def _measured(op: str, name: str, inputs: Inputs) -> Case:
         if moved:
             continue
         ways = [run(_RUN[op], np.float32, rnd), rnd(run(_RUN[op], np.float32, exact))]
-        if op in _LOOPS:
-            ways.append(run(_LOOPS[op], np.float32, rnd))
+        ways += [run(way, np.float32, rnd) for way in _OTHER_WAYS.get(op, ())]
         worst = max(error(way, y) for way in ways)
         if math.isfinite(worst):
-            rounding[precision] = float(f"{max(UNIT[precision], worst):.4g}")
+            smallest = (
+                _SUBNORMAL[precision] / 2 * math.sqrt(y.size) / max(float(np.linalg.norm(y[np.isfinite(y)])), 1e-300)
+            )
+            rounding[precision] = float(f"{max(UNIT[precision], worst, smallest):.4g}")
     return Case(op, name, arrays, attributes, y.astype(np.float32), rounding)
 
 
@@ -319,6 +326,12 @@ def read_vectors(folder: StrPath) -> list[Case]:
         for file in files.values():
             file.close()
     return read
+
+
+def is_vectors(folder: StrPath) -> bool:
+    """Whether a folder says that it holds vectors, not a pack."""
+    path = Path(folder, MANIFEST)
+    return path.is_file() and read_json(path, _MANIFEST_BYTES, GoldenError).get("format") == FORMAT
 
 
 def compare_vectors(folder: StrPath, theirs: StrPath, precision: str = "fp32") -> list[Outcome]:
