@@ -852,6 +852,7 @@ def test_yaml_is_what_it_looks_like(some, tmp_path):
         scale: -2
       "1": lm_head
       'no': model.embed_tokens
+      '1e3': model.rotary_emb.sin
       2020-01-01: model.rotary_emb.cos
     """
     (tmp_path / "map.yaml").write_text(text)

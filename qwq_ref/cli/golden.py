@@ -134,22 +134,21 @@ def _record(options: argparse.Namespace) -> int:
 def _compare(options: argparse.Namespace) -> int:
     """Compare a candidate's tensors with a golden pack: where it first diverges, and which known mistake does that.
     Exit status: 0 all right, 3 it diverges, 1 broken input, 2 wrong use."""
-    from ..oracle import compare, open_golden
+    from ..oracle import compare
     from ..oracle.vectors import is_vectors
 
     if is_vectors(options.golden):
         return _compare_vectors(options)
-    with open_golden(options.golden) as golden, progress_bar("comparing", golden.nbytes(), "B") as progress:
-        report = compare(
-            golden,
-            options.theirs,
-            model=options.model,
-            precision=_pairs(options.precision, "") or None,
-            name_map=options.map,
-            explain=not options.no_explain,
-            coverage=options.coverage or None,
-            progress=progress,
-        )
+    report = compare(
+        options.golden,
+        options.theirs,
+        model=options.model,
+        precision=_pairs(options.precision, "") or None,
+        name_map=options.map,
+        explain=not options.no_explain,
+        coverage=options.coverage or None,
+        progress=progress_bar,
+    )
     facts = json.dumps(report.to_dict(), indent=1, allow_nan=False) + "\n"
     if options.html:
         from ..oracle.html import page

@@ -35,6 +35,7 @@ from .record import record
 from .report import Divergence, Report
 from .torch_hooks import torch_taps
 from .vectors import check_op
+from .walk import check_weights
 
 __all__ = [
     "Candidate",
@@ -54,6 +55,11 @@ _SMALL = 50_000_000  # parameters of a model on which every mistake can be tried
 _CONFORMANCE = Path(__file__).parent / "conformance"
 
 Taps = Mapping[str, Any]
+Progress = Callable[[str, int, str], contextlib.AbstractContextManager[Callable[[int], object]]]
+
+
+def _silent(what: str, total: int, unit: str) -> contextlib.AbstractContextManager[Callable[[int], object]]:
+    return contextlib.nullcontext(lambda count: None)
 
 
 def conformance() -> list[str]:
@@ -88,7 +94,7 @@ def compare(
     explain: bool = True,
     coverage: bool | None = None,
     verify: bool = True,
-    progress: Callable[[int], object] = lambda count: None,
+    progress: Progress = _silent,
 ) -> Report:
     """Hold a candidate's tensors against a golden pack.
 
@@ -102,27 +108,34 @@ def compare(
     explain    look for the mistake that explains a divergence
     coverage   find out which mistakes these tensors could not show; None: if all is right and the model is small
     verify     hold the pack's files against their SHA-256 first
-    progress   called with the number of bytes compared since its last call, of `Golden.nbytes()`
+    progress   progress(what, total, unit) is a context manager whose value is called with what was done of the total
+               since its last call: for each step that can take long
 
     Raises GoldenError, CheckpointError or ConfigError for broken input, UsageError for impossible options.
     """
     with contextlib.ExitStack() as stack:
         opened = stack.enter_context(open_golden(golden))
         if verify:
-            opened.verify()
+            with progress("checking", opened.nbytes(), "B") as update:
+                opened.verify(update)
         candidate = as_candidate(theirs, opened, name_map)
         weights = _weights(opened, model, stack)
-        result = compare_taps(opened, candidate, weights, precision, progress)
+        with progress("comparing", opened.nbytes(), "B") as update:
+            result = compare_taps(opened, candidate, weights, precision, update)
         manifest = opened.manifest
         hidden = None
         found = None
         if not result.mismatch:
             their_taps = Theirs(opened, candidate, precision)
-            found = diagnose(result, their_taps, weights) if explain else None
-            small = parameters(manifest.config) <= _SMALL
+            size = parameters(manifest.config)
+            if explain and not result.passed:
+                with progress("explaining", size, "weights") as update:
+                    found = diagnose(result, their_taps, weights, update)
+            small = size <= _SMALL
             if weights is not None and (coverage or (coverage is None and small and result.passed)):
                 places = set(candidate.tensors)
-                shown = visible(manifest.config, manifest.phases, weights, their_taps.declared[""], places)
+                with progress("looking for what cannot be seen", size, "weights") as update:
+                    shown = visible(manifest.config, manifest.phases, weights, their_taps.declared[""], places, update)
                 hidden = tuple(name for name, place in shown.items() if place is None)
     return Report(
         str(golden.path if isinstance(golden, Golden) else golden),
@@ -167,14 +180,14 @@ def as_candidate(
 def _weights(
     golden: Golden, model: StrPath | Mapping[str, Array] | None, stack: contextlib.ExitStack
 ) -> Mapping[str, Array] | None:
-    if model is None:
-        if golden.model_path is None:
-            return None
-        return stack.enter_context(Checkpoint.open(golden.model_path))
+    weights: Mapping[str, Array]
     if isinstance(model, Mapping):
-        return model
-    checkpoint = stack.enter_context(Checkpoint.open(resolve(model)))
-    shapes = {name: tensor.shape for name, tensor in checkpoint.tensors.items()}
-    if shapes != golden.manifest.config.tensors():
-        raise GoldenError(golden.path, "model", f"was recorded from a model of another shape than {model}")
-    return checkpoint
+        weights, source = model, "the arrays that were given"
+    else:
+        folder = golden.model_path if model is None else resolve(model)
+        if folder is None:
+            return None
+        weights, source = stack.enter_context(Checkpoint.open(folder)), str(folder if model is None else model)
+    if misfit := check_weights(golden.manifest.config, weights):
+        raise GoldenError(golden.path, "model", f"was recorded from another model than {source}: {misfit}")
+    return weights

@@ -47,7 +47,8 @@ def fit(array: Array, shape: tuple[int, ...], tokens: int = 0) -> tuple[Array, b
     wanted = tuple(n for n in shape if n != 1)
     if squeezed == wanted or (array.size == np.prod(shape) and _merges(squeezed, wanted)):
         return array.reshape(shape), False
-    if len(shape) == 3 and array.ndim >= 3 and array.shape[-3:] == (shape[1], shape[0], shape[2]):
+    heads_first = len(shape) == 3 and array.shape[-3:] == (shape[1], shape[0], shape[2])
+    if heads_first and array.size == np.prod(shape):
         return np.swapaxes(array.reshape(shape[1], shape[0], shape[2]), 0, 1), False
     last = (*shape[:tokens], 1, *shape[tokens + 1 :])
     if array.size == np.prod(last) and _merges(squeezed, tuple(n for n in last if n != 1)):

@@ -8,7 +8,7 @@ divergence and, of several, the most of the others with the fewest contradiction
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -79,8 +79,16 @@ class _Evidence:
     against: int = 0
 
 
-def diagnose(comparison: Comparison, theirs: Theirs, weights: Mapping[str, Array] | None) -> Diagnosis:
-    """Find causes for a comparison's first divergence, and for what is left."""
+def diagnose(
+    comparison: Comparison,
+    theirs: Theirs,
+    weights: Mapping[str, Array] | None,
+    progress: Callable[[int], object] = lambda count: None,
+) -> Diagnosis:
+    """Find causes for a comparison's first divergence, and for what is left.
+
+    progress  called with the number of parameters read since its last call
+    """
     first = comparison.first
     if first is None or comparison.passed or first.status not in ("introduced", "beyond", "propagated"):
         return Diagnosis()
@@ -93,7 +101,7 @@ def diagnose(comparison: Comparison, theirs: Theirs, weights: Mapping[str, Array
             config,
             phases,
             trial.streams,
-            None if weights is None else Weights(weights),
+            None if weights is None else Weights(weights, progress=progress),
             trial,
             _layers_to_try(comparison, theirs),
         )
@@ -272,6 +280,7 @@ def visible(
     weights: Mapping[str, Array],
     precision: str,
     taps: Collection[Place] | None = None,
+    progress: Callable[[int], object] = lambda count: None,
 ) -> dict[str, Place | None]:
     """Mistake -> the first place where it would move a result beyond what `precision` allows; None: nowhere.
 
@@ -297,5 +306,5 @@ def visible(
         return right
 
     with np.errstate(all="ignore"):
-        walk(config, phases, streams, Weights(weights), visit)
+        walk(config, phases, streams, Weights(weights, progress=progress), visit)
     return found

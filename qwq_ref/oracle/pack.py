@@ -6,8 +6,10 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 import os
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,7 +41,8 @@ class Manifest:
 
     model     its name, for people
     sizes     tap -> "full", "last", "stats" or "sketch"; in the order of the computation
-    rounding  phase -> tap -> precision -> the largest relative error of a correct implementation in that precision
+    rounding  phase -> tap -> precision -> the largest relative error of a correct implementation in that precision;
+              infinite (null in the file) where correct ones overflow
     weights   name -> SHA-256 of the tensor's float32 values, little-endian
     files     phase -> (file, SHA-256 of it)
     folder    where in the pack the model itself lies, if it does
@@ -83,7 +86,11 @@ class Manifest:
             ],
             "taps": dict(self.sizes),
             "rounding": {
-                phase: {tap: dict(errors) for tap, errors in taps.items()} for phase, taps in self.rounding.items()
+                phase: {
+                    tap: {precision: value if math.isfinite(value) else None for precision, value in errors.items()}
+                    for tap, errors in taps.items()
+                }
+                for phase, taps in self.rounding.items()
             },
             "weights": dict(self.weights),
         }
@@ -170,11 +177,11 @@ class Golden:
         """Bytes of all tensors."""
         return sum(tensor.nbytes for file in self._files.values() for tensor in file.tensors.values())
 
-    def verify(self) -> None:
-        """Hold every file against its SHA-256 in the manifest."""
+    def verify(self, progress: Callable[[int], object] = lambda count: None) -> None:
+        """Hold every file against its SHA-256 in the manifest; `progress` is called with the bytes of each piece."""
         for phase, (name, wanted) in self.manifest.files.items():
             path = self.path / name
-            if _sha256(path) != wanted:
+            if _sha256(path, progress) != wanted:
                 raise GoldenError(path, None, f"is not the file that {MANIFEST} names for {phase}: its SHA-256 differs")
 
 
@@ -189,7 +196,7 @@ def as_golden_error() -> Iterator[None]:
         raise GoldenError(error.file, error.field, error.problem) from None
 
 
-def _sha256(path: Path) -> str:
+def _sha256(path: Path, progress: Callable[[int], object]) -> str:
     descriptor = open_regular(path, GoldenError)
     try:
         size, digest = os.fstat(descriptor).st_size, hashlib.sha256()
@@ -198,6 +205,7 @@ def _sha256(path: Path) -> str:
             part = memoryview(buffer)[: size - offset]
             pread_exactly(descriptor, part, offset, path, GoldenError)
             digest.update(part)
+            progress(len(part))
         return digest.hexdigest()
     finally:
         os.close(descriptor)
@@ -232,15 +240,7 @@ def _read_manifest(path: Path) -> Manifest:
             raise error(prefix + name, f"must be {_KINDS[kind]}, got {str(value)[:60]}")
         return value
 
-    if values.get("format") != FORMAT:
-        raise error("format", f"must be {FORMAT}, got {str(values.get('format'))[:60]}")
-    version = take(values, "version", str)
-    parts = version.split(".")
-    if len(parts) != 2 or not all(part.isascii() and part.isdigit() and len(part) < 6 for part in parts):
-        raise error("version", f"must be MAJOR.MINOR, got {version[:60]}")
-    if int(parts[0]) != VERSION[0]:
-        raise error("version", f"is {version}; this reader knows {VERSION[0]}.x")
-
+    read_version(values, path, FORMAT, VERSION)
     model = take(values, "model", dict)
     try:
         config = Config.from_dict(take(model, "config", dict, "model."), path)
@@ -254,12 +254,15 @@ def _read_manifest(path: Path) -> Manifest:
     if not ids or not all(type(token) is int and 0 <= token < config.V for token in ids):
         raise error("token_ids", f"must be a list of token ids below vocab_size {config.V}")
     phases, files = [], {}
+    seen: set[str] = set()
     start = 0
     for i, entry in enumerate(take(values, "phases", list)):
         prefix = f"phases[{i}]."
         if not isinstance(entry, dict):
             raise error(prefix[:-1], "must be an object")
         name, count = take(entry, "name", str, prefix), take(entry, "tokens", int, prefix)
+        if not _PHASE.fullmatch(name):
+            raise error(f"{prefix}name", f"must be letters, digits, - and _, got {name[:60]}")
         if take(entry, "start", int, prefix) != start:
             raise error(f"{prefix}start", f"must be {start}, where the phase before it ends")
         if count < 1 or start + count > len(ids):
@@ -269,35 +272,70 @@ def _read_manifest(path: Path) -> Manifest:
             raise error(f"{prefix}file", f"must be the name of a .safetensors file in the pack, got {file[:60]}")
         if name in files:
             raise error(f"{prefix}name", f"{name[:60]} is used twice")
-        files[name] = (file, take(entry, "sha256", str, prefix))
+        if file in seen:
+            raise error(f"{prefix}file", f"{file[:60]} is used twice")
+        seen.add(file)
+        digest = take(entry, "sha256", str, prefix)
+        if not _SHA256.fullmatch(digest):
+            raise error(f"{prefix}sha256", f"must be a SHA-256 in hexadecimal digits, got {digest[:60]}")
+        files[name] = (file, digest)
         phases.append(Phase(name, start, tuple(ids[start : start + count])))
         start += count
     if start != len(ids):
         raise error("phases", f"cover {start} of {len(ids)} token_ids")
 
     sizes = take(values, "taps", dict)
+    if not sizes:
+        raise error("taps", "is empty")
     known = set(tap_names(config))
     for tap, size in sizes.items():
         if tap not in known:
             raise error(f"taps.{tap}", "is no tap of this config")
         if size not in SIZES:
             raise error(f"taps.{tap}", f"must be one of {', '.join(SIZES)}, got {str(size)[:60]}")
-    rounding = take(values, "rounding", dict)
+    all_measured = take(values, "rounding", dict)
+    rounding: dict[str, dict[str, dict[str, float]]] = {}
     for phase in phases:
-        errors = take(rounding, phase.name, dict, "rounding.")
+        of_phase = take(all_measured, phase.name, dict, "rounding.")
+        rounding[phase.name] = {}
         for tap in sizes:
-            measured = take(errors, tap, dict, f"rounding.{phase.name}.")
-            for precision in PRECISIONS:
-                value = measured.get(precision)
-                if type(value) not in (int, float) or value < 0:
-                    raise error(
-                        f"rounding.{phase.name}.{tap}.{precision}", f"must be a number >= 0, got {str(value)[:60]}"
-                    )
+            measured = take(of_phase, tap, dict, f"rounding.{phase.name}.")
+            field = f"rounding.{phase.name}.{tap}"
+            rounding[phase.name][tap] = {
+                p: read_rounding(measured.get(p, ""), path, f"{field}.{p}") for p in PRECISIONS
+            }
     weights = take(values, "weights", dict)
+    for name in config.tensors():
+        if not _SHA256.fullmatch(take(weights, name, str, "weights.")):
+            raise error(f"weights.{name}", f"must be a SHA-256 in hexadecimal digits, got {weights[name][:60]}")
     ordered = {tap: sizes[tap] for tap in tap_names(config) if tap in sizes}
     return Manifest(str(model.get("name", ""))[:200], config, tuple(phases), ordered, rounding, weights, files, folder)
 
 
+def read_version(values: Mapping[str, Any], path: Path, wanted: str, known: tuple[int, int]) -> tuple[int, int]:
+    """(major, minor) of a manifest of this format. Raises GoldenError for another format or another major version."""
+    if values.get("format") != wanted:
+        raise GoldenError(path, "format", f"must be {wanted}, got {str(values.get('format'))[:60]}")
+    version = values.get("version")
+    match = re.fullmatch(r"([0-9]{1,5})\.([0-9]{1,5})", version) if isinstance(version, str) else None
+    if match is None:
+        raise GoldenError(path, "version", f"must be MAJOR.MINOR, got {str(version)[:60]}")
+    if int(match[1]) != known[0]:
+        raise GoldenError(path, "version", f"is {version}; this reader knows {known[0]}.x")
+    return int(match[1]), int(match[2])
+
+
+def read_rounding(value: Any, path: Path, field: str) -> float:
+    """A relative error from a manifest; null is infinite: correct implementations overflow."""
+    if value is None:
+        return math.inf
+    if type(value) not in (int, float) or not 0 <= value < 1e30:
+        raise GoldenError(path, field, f"must be a number >= 0, or null, got {str(value)[:60] or 'nothing'}")
+    return float(value)
+
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_PHASE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _KINDS: dict[type, str] = {dict: "an object", list: "a list", str: "a string", int: "an integer"}
 
 

@@ -11,21 +11,25 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
-from ..checkpoint.write import SafetensorsStream, write_json, write_safetensors
+import numpy as np
+
+from ..checkpoint.write import SafetensorsStream, write_json
 from ..config import Config
 from ..engine import memory
-from ..errors import UsageError
+from ..errors import GoldenError, UsageError
 from ..files import StrPath
 from ..spec.ops import Array
 from .graph import CORRECT, LAYER, LOGITS, TRUTH, UNIT, Phase, letters, phases_of, shape_of, split_name, tap_names
 from .metrics import error
 from .pack import Manifest, stored_shape, write_manifest
 from .sizes import SIZES, reduce
-from .walk import Stream, Weights, walk
+from .walk import Stream, Weights, check_weights, walk
 
 _SMALLEST_BLOCK, _LARGEST_BLOCK = 1 << 19, 4 << 20  # what is larger leaves the cache
 # Copies of a block that are alive at once: as read, in float64, rounded to bfloat16 and float16, and on the way there.
 _COPIES = 9
+_WHOLE_COPIES = 6  # of a tensor that is rounded to bfloat16 and written
+_MOST = 300_000  # tensors in a pack: its manifest must be short enough to be read again
 MODEL = "model"
 
 
@@ -50,23 +54,32 @@ def record(
     token_ids        the last `decode` of them are fed one at a time after the others
     taps             patterns of tap names, as of a shell, that are kept
     layers           of these layers only; taps outside of the layers are not concerned
-    sizes            what is kept of them: one of full, last, stats, sketch, or patterns -> one; the first that fits
+    sizes            what is kept of them: one of full, last, stats, sketch, or patterns -> one; the first that fits, or
+                     else full
     max_memory       bytes that this process may hold; None: what the system has to spare
     include_weights  put the model itself into the pack (bfloat16 where that loses nothing, else float32)
     progress         called with the number of parameters read since its last call, of `parameters(config)`
 
-    Raises UsageError, and MemoryLimitError before anything is read. What is interrupted leaves nothing behind.
+    Raises UsageError, and MemoryLimitError before anything is read; GoldenError for weights that overflow float32. What
+    is interrupted leaves nothing behind.
     """
     out = Path(out)
     phases = _checked_phases(config, token_ids, decode)
     kept = _kept(config, taps, layers, sizes)
-    if out.exists():
+    if len(phases) * len(kept) > _MOST:
+        raise UsageError(None, "decode", f"makes {len(phases)} phases of {len(kept)} taps; at most {_MOST:,} in all")
+    if misfit := check_weights(config, weights):
+        raise UsageError(name or None, "weights", misfit)
+    if os.path.lexists(out):
         raise UsageError(out, None, "exists already; a pack is written to a new folder")
     plain = [TRUTH, *(arithmetic for several in CORRECT.values() for arithmetic in several)]
-    block_bytes = _block_bytes(config, phases, len(plain), max_memory, name or out)
+    block_bytes = _block_bytes(config, phases, len(plain), max_memory, name or out, include_weights)
     reader = Weights(weights, block_bytes, digest=True, progress=progress)
     unfinished = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    unfinished.mkdir(parents=True)
+    try:
+        unfinished.mkdir(parents=True)
+    except OSError as problem:
+        raise UsageError(out, None, f"cannot be written ({problem.strerror})") from None
     try:
         with contextlib.ExitStack() as files:
             streams = {
@@ -83,6 +96,8 @@ def record(
                 if tap not in kept:
                     return
                 right = reduce(results[0], letters(tap), kept[tap])
+                if not _holds(right, tap):
+                    raise GoldenError(name or out, tap, f"is no number that float32 holds, in {phases[p].name}")
                 streams[phases[p].name].append(tap, right)
                 worst = dict(UNIT)  # an implementation may always round a result once
                 names = [precision for precision, several in CORRECT.items() for _ in several]
@@ -91,7 +106,8 @@ def record(
                     worst[precision] = float(f"{max(worst[precision], measured):.4g}")
                 rounding[phases[p].name][tap] = worst
 
-            walk(config, phases, [Stream(arithmetic) for arithmetic in plain], reader, visit)
+            with np.errstate(all="ignore"):  # float16 overflows where others do not
+                walk(config, phases, [Stream(arithmetic) for arithmetic in plain], reader, visit)
             files_of = {phase: (f"{phase}.safetensors", stream.digest.hexdigest()) for phase, stream in streams.items()}
         if include_weights:
             _write_model(unfinished / MODEL, config, weights)
@@ -107,10 +123,18 @@ def record(
         )
         write_manifest(unfinished, manifest)
         unfinished.rename(out)
-    except BaseException:
+    except BaseException as problem:
         shutil.rmtree(unfinished, ignore_errors=True)
+        if isinstance(problem, OSError):
+            raise UsageError(out, None, f"cannot be written ({problem.strerror})") from None
         raise
     return out
+
+
+def _holds(right: Array, tap: str) -> bool:
+    """Whether float32 holds every value; hidden scores are -inf."""
+    finite = np.abs(right) <= np.finfo(np.float32).max
+    return bool((finite | np.isneginf(right) if tap.endswith(".scores") else finite).all())
 
 
 @contextlib.contextmanager
@@ -138,6 +162,9 @@ def _kept(
     for size in by_pattern.values():
         if size not in SIZES:
             raise UsageError(None, "size", f"must be one of {', '.join(SIZES)}, got {size}")
+    for chosen in layers or ():
+        if not 0 <= chosen < config.L:
+            raise UsageError(None, "layers", f"must be 0 to {config.L - 1}, got {chosen}")
     names = tap_names(config)
     for pattern in taps:
         if not fnmatch.filter(names, pattern):
@@ -149,12 +176,20 @@ def _kept(
             continue
         if any(fnmatch.fnmatchcase(tap, pattern) for pattern in taps):
             fitting = [size for pattern, size in by_pattern.items() if fnmatch.fnmatchcase(tap, pattern)]
-            if fitting:
-                kept[tap] = fitting[0]
+            kept[tap] = fitting[0] if fitting else "full"
+    if not kept:
+        raise UsageError(None, "taps", "none are left: there is nothing to keep")
     return kept
 
 
-def _block_bytes(config: Config, phases: Sequence[Phase], streams: int, max_memory: int | None, model: StrPath) -> int:
+def _block_bytes(
+    config: Config,
+    phases: Sequence[Phase],
+    streams: int,
+    max_memory: int | None,
+    model: StrPath,
+    include_weights: bool,
+) -> int:
     """How much of a matrix to hold at once. Raises MemoryLimitError if even a little does not fit."""
     names = [f"model.layers.0.{op.tap}" for op in LAYER]
     per_layer = sum(math.prod(shape_of(tap, config, phase)) for tap in names for phase in phases)
@@ -169,6 +204,8 @@ def _block_bytes(config: Config, phases: Sequence[Phase], streams: int, max_memo
         "results": activations,
         "a block of weights": _COPIES * _SMALLEST_BLOCK + vectors,
     }
+    if include_weights:  # a whole tensor at a time
+        parts["copying the weights"] = _WHOLE_COPIES * 4 * max(math.prod(shape) for shape in config.tensors().values())
     memory.require(parts, model, available)
     spare = available - held - activations - vectors
     return max(_SMALLEST_BLOCK, min(_LARGEST_BLOCK, spare // _COPIES))
@@ -190,6 +227,9 @@ def _write_model(folder: Path, config: Config, weights: Mapping[str, Array]) -> 
 
     folder.mkdir()
     write_json(folder / "config.json", config.to_dict())
-    arrays = {name: weights[name] for name in config.tensors()}
-    exact = all((to_bf16(array) == array).all() for array in arrays.values())
-    write_safetensors(folder / "model.safetensors", arrays, "BF16" if exact else "F32")
+    shapes = config.tensors()
+    exact = all((to_bf16(array) == array).all() for array in (weights[name] for name in shapes))
+    with _new(folder / "model.safetensors") as file:
+        stream = SafetensorsStream(file, shapes, "BF16" if exact else "F32")
+        for name in shapes:
+            stream.append(name, weights[name])

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import re
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,10 +39,10 @@ from ..spec import (
 from ..spec.ops import Array, Round, attention_heads, attention_scores, exact, to_bf16, to_fp16
 from .compare import MARGIN
 from .graph import UNIT, loop_linear, loop_rmsnorm
-from .metrics import Distance, distance, error
-from .pack import MANIFEST, as_golden_error
+from .metrics import Distance, distance, error, tidy_scores
+from .pack import MANIFEST, as_golden_error, read_rounding, read_version
 
-FORMAT, VERSION = "qwq-vectors", "1.0"
+FORMAT, VERSION = "qwq-vectors", (1, 0)
 _MANIFEST_BYTES = 8 << 20
 Inputs = dict[str, Any]
 
@@ -215,9 +218,8 @@ def _measured(op: str, name: str, inputs: Inputs) -> Case:
         ways += [run(way, np.float32, rnd) for way in _OTHER_WAYS.get(op, ())]
         worst = max(error(way, y) for way in ways)
         if math.isfinite(worst):
-            smallest = (
-                _SUBNORMAL[precision] / 2 * math.sqrt(y.size) / max(float(np.linalg.norm(y[np.isfinite(y)])), 1e-300)
-            )
+            norm = float(np.linalg.norm(y[np.isfinite(y)]))
+            smallest = _SUBNORMAL[precision] / 2 * math.sqrt(y.size) / norm if norm else 0.0
             rounding[precision] = float(f"{max(UNIT[precision], worst, smallest):.4g}")
     return Case(op, name, arrays, attributes, y.astype(np.float32), rounding)
 
@@ -228,11 +230,27 @@ def _holds(x: Array, rnd: Round) -> bool:
 
 def write_vectors(out: StrPath) -> int:
     """Write a folder with manifest.json and one safetensors file an operation -> how many cases. docs/pack.md has the
-    format. Raises UsageError if the folder exists."""
+    format. Raises UsageError if the folder exists, or cannot be written; what is interrupted leaves nothing behind."""
     out = Path(out)
-    if out.exists():
+    if os.path.lexists(out):
         raise UsageError(out, None, "exists already; vectors are written to a new folder")
-    out.mkdir(parents=True)
+    unfinished = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    try:
+        unfinished.mkdir(parents=True)
+    except OSError as problem:
+        raise UsageError(out, None, f"cannot be written ({problem.strerror})") from None
+    try:
+        count = _write_vectors(unfinished)
+        unfinished.rename(out)
+    except BaseException as problem:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        if isinstance(problem, OSError):
+            raise UsageError(out, None, f"cannot be written ({problem.strerror})") from None
+        raise
+    return count
+
+
+def _write_vectors(out: Path) -> int:
     tensors: dict[str, dict[str, Array]] = {}
     entries = []
     for case in cases():
@@ -250,7 +268,8 @@ def write_vectors(out: StrPath) -> int:
         )
     for op, arrays in tensors.items():
         write_safetensors(out / f"{op}.safetensors", arrays, "F32")
-    manifest = {"format": FORMAT, "version": VERSION, "made_by": f"qwq_ref {__version__}", "cases": entries}
+    version = ".".join(map(str, VERSION))
+    manifest = {"format": FORMAT, "version": version, "made_by": f"qwq_ref {__version__}", "cases": entries}
     text = json.dumps(manifest, indent=1) + "\n"
     write_atomically(out / MANIFEST, lambda file: file.write(text.encode("utf-8")))
     return len(entries)
@@ -269,8 +288,9 @@ class Outcome:
 def check_op(op: str, function: Callable[..., Any], precision: str = "fp32") -> list[Outcome]:
     """Run somebody's operation over all its cases: `function(**inputs)`, by the names of the spec's arguments.
 
-    Raises AssertionError, with one line for each case that is wrong.
+    Raises AssertionError, with one line for each case that is wrong; UsageError for an unknown operation or precision.
     """
+    _check_precision(precision)
     if op not in _RUN:
         raise UsageError(None, "op", f"must be one of {', '.join(_RUN)}, got {op}")
     outcomes = [
@@ -284,14 +304,27 @@ def check_op(op: str, function: Callable[..., Any], precision: str = "fp32") -> 
     return outcomes
 
 
+def _check_precision(precision: str) -> None:
+    if precision not in UNIT:
+        raise UsageError(None, "precision", f"must be one of {', '.join(UNIT)}, got {precision}")
+
+
 def judge(case: Case, theirs: Any, precision: str) -> Outcome:
-    """Hold a result against a case. Two results, cos and sin, may be given as a pair."""
+    """Hold a result against a case. Two results, cos and sin, may be given as a pair. Of hidden scores, whatever is at
+    most -60,000 counts as -inf."""
     allowed = MARGIN * case.rounding[precision]
-    y = np.stack([np.asarray(part) for part in theirs]) if isinstance(theirs, tuple) else np.asarray(theirs)
+    parts = [np.asarray(part) for part in (theirs if isinstance(theirs, tuple) else (theirs,))]
+    if any(part.dtype.kind not in "fiu" for part in parts):
+        return Outcome(case, None, allowed, f"is of type {', '.join(str(part.dtype) for part in parts)}, not numbers")
+    if len({part.shape for part in parts}) > 1:
+        return Outcome(case, None, allowed, f"shapes {', '.join(str(list(part.shape)) for part in parts)}, in one pair")
+    y = np.stack(parts) if isinstance(theirs, tuple) else parts[0]
     if y.shape != case.y.shape:
         return Outcome(case, None, allowed, f"shape {list(y.shape)}, not {list(case.y.shape)}")
     if np.isnan(y).any():
         return Outcome(case, None, allowed, f"NaN at {[int(i) for i in np.argwhere(np.isnan(y))[0]]}")
+    if case.op == "attention_scores":
+        y = tidy_scores(y, case.arrays["visible"] != 0, masked=True)
     far = distance(y, case.y)
     if far.error <= allowed:
         return Outcome(case, far, allowed, "")
@@ -302,30 +335,72 @@ def judge(case: Case, theirs: Any, precision: str) -> Outcome:
 
 
 def read_vectors(folder: StrPath) -> list[Case]:
-    """The cases of a folder that `write_vectors` wrote. Raises GoldenError."""
-    folder = Path(folder)
-    values = read_json(folder / MANIFEST, _MANIFEST_BYTES, GoldenError)
-    if values.get("format") != FORMAT or str(values.get("version")).split(".")[0] != VERSION.split(".")[0]:
-        raise GoldenError(folder / MANIFEST, "format", f"must be {FORMAT} {VERSION}")
-    read: list[Case] = []
+    """The cases of a folder that `write_vectors` wrote, all arrays in float32. Raises GoldenError."""
+    path = Path(folder) / MANIFEST
+    values = read_json(path, _MANIFEST_BYTES, GoldenError)
+    newer = read_version(values, path, FORMAT, VERSION) > VERSION
+    entries = values.get("cases")
+    if not isinstance(entries, list):
+        raise GoldenError(path, "cases", f"must be a list, got {str(entries)[:60]}")
+    read: dict[tuple[str, str], Case] = {}
     files: dict[str, SafetensorsFile] = {}
     try:
-        for entry in values["cases"]:
-            op, name = entry["op"], entry["case"]
+        for i, entry in enumerate(entries):
+            op, name, inputs, rounding = _checked_entry(entry, path, f"cases[{i}]")
+            if op not in _RUN and newer:
+                continue
             if op not in _RUN:
-                raise GoldenError(folder / MANIFEST, "op", f"{str(op)[:40]} is no operation")
-            with as_golden_error():
-                if op not in files:
-                    files[op] = SafetensorsFile(folder / f"{op}.safetensors")
-                arrays = {key: files[op].read(f"{name}/{key}") for key in (*entry["inputs"], "y")}
+                raise GoldenError(path, f"cases[{i}].op", f"{op[:40]} is no operation")
+            if (op, name) in read:
+                raise GoldenError(path, f"cases[{i}].case", f"{name} of {op} is there twice")
+            if op not in files:
+                with as_golden_error():
+                    files[op] = SafetensorsFile(path.with_name(f"{op}.safetensors"))
+            arrays = {key: _read_array(files[op], f"{name}/{key}") for key in (*inputs, "y")}
             y = arrays.pop("y")
-            read.append(Case(op, name, arrays, entry["attributes"], y, entry["rounding"]))
-    except (KeyError, TypeError) as problem:
-        raise GoldenError(folder / MANIFEST, "cases", f"is malformed: {problem}") from None
+            read[op, name] = Case(op, name, arrays, entry["attributes"], y, rounding)
     finally:
         for file in files.values():
             file.close()
-    return read
+    return list(read.values())
+
+
+def _checked_entry(entry: Any, path: Path, field: str) -> tuple[str, str, list[str], dict[str, float]]:
+    """-> op, case, names of the inputs, rounding by precision."""
+
+    def error(key: str, wanted: str) -> GoldenError:
+        return GoldenError(path, f"{field}.{key}", f"must be {wanted}, got {str(entry.get(key))[:60]}")
+
+    if not isinstance(entry, dict):
+        raise GoldenError(path, field, "must be an object")
+    for key in ("op", "case"):
+        if not isinstance(entry.get(key), str) or not _NAME.fullmatch(entry[key]):
+            raise error(key, "letters, digits, - and _")
+    inputs: Any = entry.get("inputs")
+    attributes, rounding = entry.get("attributes"), entry.get("rounding")
+    names = isinstance(inputs, list) and all(isinstance(name, str) and _NAME.fullmatch(name) for name in inputs)
+    if not names or "y" in inputs or len(set(inputs)) < len(inputs):
+        raise error("inputs", "a list of different names, not y")
+    if not isinstance(attributes, dict) or not all(type(value) in (int, float) for value in attributes.values()):
+        raise error("attributes", "an object of numbers")
+    if not isinstance(rounding, dict) or None in rounding.values():
+        raise error("rounding", "an object of numbers")
+    known = {p: read_rounding(value, path, f"{field}.rounding.{p}") for p, value in rounding.items() if p in UNIT}
+    return entry["op"], entry["case"], inputs, known
+
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+
+
+def _read_array(file: SafetensorsFile, name: str) -> Array:
+    tensor = file.tensors.get(name)
+    if tensor is None or tensor.dtype != "F32":
+        raise GoldenError(file.path, name, "is missing" if tensor is None else f"must be F32, is {tensor.dtype}")
+    with as_golden_error():
+        value = file.read(name)
+    if np.isnan(value).any():
+        raise GoldenError(file.path, name, "holds a NaN")
+    return value
 
 
 def is_vectors(folder: StrPath) -> bool:
@@ -336,9 +411,11 @@ def is_vectors(folder: StrPath) -> bool:
 
 def compare_vectors(folder: StrPath, theirs: StrPath, precision: str = "fp32") -> list[Outcome]:
     """Hold somebody's outputs against a folder of vectors: THEIRS/OP.safetensors with a tensor CASE (or CASE/y), or
-    THEIRS/OP/CASE.npy. Cases that are not there are left out. Raises GoldenError."""
+    THEIRS/OP/CASE.npy. Cases that are not there are left out. Raises GoldenError; UsageError for a precision that is
+    none."""
     from .npy import npy_file
 
+    _check_precision(precision)
     outcomes = []
     theirs = Path(theirs)
     for case in read_vectors(folder):

@@ -32,11 +32,27 @@ class Stream:
     replaces: Mapping[str, Op] = field(default_factory=dict)
 
 
+def check_weights(config: Config, weights: Mapping[str, Array]) -> str:
+    """What is wrong with the names and shapes of a model's weights; empty if nothing is. Reads no tensor."""
+    for name, shape in config.tensors().items():
+        if name not in weights:
+            return f"there is no {name}"
+        if (found := _shape(weights, name)) != shape:
+            return f"{name} has shape {list(found)}, and the config implies {list(shape)}"
+    return ""
+
+
+def _shape(weights: Mapping[str, Array], name: str) -> tuple[int, ...]:
+    if isinstance(weights, Checkpoint):
+        return weights.tensors[name].shape
+    return tuple(np.shape(weights[name]))
+
+
 class Weights:
     """Weights by name, from a mapping or a checkpoint; of a matrix, never more than a block of rows at once.
 
     digests   name -> SHA-256 of the float32 values, of every tensor that was read whole, if asked for
-    progress  called with the number of parameters read since its last call
+    progress  called with the number of parameters read since its last call; a tensor that is read again is not counted
     """
 
     def __init__(
@@ -51,6 +67,7 @@ class Weights:
         self._block_bytes = block_bytes
         self._digest = digest
         self._progress = progress
+        self._counted: set[str] = set()
 
     def vector(self, name: str) -> Array:
         return np.concatenate([block for _, block in self.blocks(name)])
@@ -69,22 +86,19 @@ class Weights:
 
     def blocks(self, name: str) -> Iterator[tuple[int, Array]]:
         """(first row, float32 rows [n, ...]) of a tensor, in order."""
-        shape = self._shape(name)
+        shape = _shape(self._source, name)
         digest = hashlib.sha256() if self._digest and name not in self.digests else None
         step = max(1, self._block_bytes // (4 * max(1, math.prod(shape[1:]))))
         for begin in range(0, shape[0], step):
             block = self._rows(name, begin, min(begin + step, shape[0]))
             if digest is not None:
                 digest.update(np.ascontiguousarray(block, "<f4").data)
-            self._progress(block.size)
+            if name not in self._counted:
+                self._progress(block.size)
             yield begin, block
+        self._counted.add(name)
         if digest is not None:
             self.digests[name] = digest.hexdigest()
-
-    def _shape(self, name: str) -> tuple[int, ...]:
-        if isinstance(self._source, Checkpoint):
-            return self._source.tensors[name].shape
-        return tuple(np.shape(self._source[name]))
 
     def _rows(self, name: str, begin: int, end: int) -> Array:
         if isinstance(self._source, Checkpoint):
