@@ -1232,14 +1232,13 @@ def test_hooks_on_hugging_face(attention, windowed):
     assert set(candidate.tensors) == set(wanted)
     for key, load in candidate.tensors.items():
         assert load().dtype == np.float32
-        close(load(), wanted[key])
+        keys = load().shape[-1] if key[1].endswith(("scores", "probs")) else None  # a sliding cache forgets others
+        close(load(), wanted[key][..., -keys:] if keys else wanted[key])
     assert list(candidate.token_ids) == [token for phase in phases for token in phase.ids]
     assert (candidate.source, candidate.precision) == ("Qwen2ForCausalLM", {"": "fp32"})
     notes = []
     if attention == "sdpa":
         notes = ["sdpa attention has no scores and probabilities to look at; eager has"]
-    elif windowed:
-        notes = ["4 scores and probabilities lacked keys that a sliding cache had dropped; hidden here"]
     assert list(candidate.notes) == notes
 
 

@@ -5,7 +5,7 @@
     def test_my_model():
         oracle.check("gqa", my_taps)          # {"model.layers.0.self_attn.q_proj": array, ...}
 
-`check` raises `Divergence`, an AssertionError that tells where it first goes wrong and which known mistake does that;
+`check` raises `DivergenceError`, an AssertionError that tells where it first goes wrong, and which mistake does that;
 `compare` returns the same as a `Report`. `record` makes a golden pack of any model.
 """
 
@@ -32,14 +32,14 @@ from .compare import Theirs, compare_taps
 from .diagnose import Diagnosis, diagnose, visible
 from .pack import Golden
 from .record import record
-from .report import Divergence, Report
+from .report import DivergenceError, Report
 from .torch_hooks import torch_taps
 from .vectors import check_op
 from .walk import check_weights
 
 __all__ = [
     "Candidate",
-    "Divergence",
+    "DivergenceError",
     "Golden",
     "Report",
     "check",
@@ -150,10 +150,10 @@ def compare(
 
 
 def check(golden: StrPath | Golden, theirs: StrPath | Candidate | Taps, **options: Any) -> Report:
-    """`compare`, and raise Divergence, an AssertionError, unless all is right."""
+    """`compare`, and raise DivergenceError, an AssertionError, unless all is right."""
     report = compare(golden, theirs, **options)
     if not report.passed:
-        raise Divergence(report)
+        raise DivergenceError(report)
     return report
 
 

@@ -18,7 +18,7 @@ from ..config import Config
 from ..errors import GoldenError, UsageError
 from ..files import StrPath, read_json
 from ..spec.ops import Array
-from .candidate import Candidate, Loader, Misfit
+from .candidate import Candidate, Loader, MisfitError
 from .namemap import PRECISIONS, TOKEN_IDS, NameMap, Take, read_name_map, read_precision
 from .npy import Npy, npy_file, open_archive
 from .pack import FORMAT, MANIFEST, as_golden_error
@@ -136,7 +136,7 @@ def _loader(stored: _Stored, take: Take) -> Loader:
         array = stored.read()
         try:
             return take(array, stored.phase)
-        except Misfit as problem:
+        except MisfitError as problem:
             raise GoldenError(*stored.where, str(problem)) from None
 
     return load

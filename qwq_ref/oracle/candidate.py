@@ -32,7 +32,7 @@ class Candidate:
     notes: Sequence[str] = ()
 
 
-class Misfit(ValueError):
+class MisfitError(ValueError):
     """A tensor's shape is not that of its tap, nor one that can be taken for it."""
 
 
@@ -40,9 +40,13 @@ def fit(array: Array, shape: tuple[int, ...], tokens: int = 0) -> tuple[Array, b
     """An array as a candidate gave it -> (in the tap's own shape, whether it is the last row alone).
 
     Implementations add a batch axis of 1, flatten heads or split them, or keep heads before tokens (Hugging Face's
-    [1, H, T, E]). A prompt whose last row alone was computed is compared there; `tokens` is its axis of tokens. Raises
-    Misfit for anything else.
+    [1, H, T, E]; where there are as many tokens as heads, nobody can tell, and it is refused). A prompt whose last row
+    alone was computed is compared there; `tokens` is its axis of tokens. Raises MisfitError for anything else.
     """
+    if len(shape) == 3 and shape[0] == shape[1] > 1 and tokens == 0 and array.ndim > 3:
+        raise MisfitError(
+            f"shape {list(array.shape)} may have heads or tokens first: leave out the batch axis, tokens first"
+        )
     squeezed = tuple(n for n in array.shape if n != 1)
     wanted = tuple(n for n in shape if n != 1)
     if squeezed == wanted or (array.size == np.prod(shape) and _merges(squeezed, wanted)):
@@ -53,7 +57,7 @@ def fit(array: Array, shape: tuple[int, ...], tokens: int = 0) -> tuple[Array, b
     last = (*shape[:tokens], 1, *shape[tokens + 1 :])
     if array.size == np.prod(last) and _merges(squeezed, tuple(n for n in last if n != 1)):
         return array.reshape(last), True
-    raise Misfit(f"shape {list(array.shape)}, but the tap is {list(shape)}")
+    raise MisfitError(f"shape {list(array.shape)}, but the tap is {list(shape)}")
 
 
 def _merges(ours: tuple[int, ...], theirs: tuple[int, ...]) -> bool:

@@ -19,7 +19,7 @@ import numpy as np
 from ..errors import GoldenError, UsageError
 from ..spec import causal_mask
 from ..spec.ops import Array, to_bf16, to_fp16
-from .candidate import Candidate, Misfit, fit
+from .candidate import Candidate, MisfitError, fit
 from .graph import CORRECT, LOGITS, TRUTH, UNIT, Phase, letters, shape_of, split_name, tap_names
 from .metrics import Distance, distance, error, logit_metrics, tidy_scores
 from .mistakes import BY_NAME, MISTAKES
@@ -113,10 +113,10 @@ class Theirs:
         return (phase.name, tap) in self.candidate.tensors
 
     def read(self, phase: Phase, tap: str) -> tuple[Array, bool]:
-        """(float array in the tap's shape, whether it is the last row alone). Raises Misfit."""
+        """(float array in the tap's shape, whether it is the last row alone). Raises MisfitError."""
         array = np.asarray(self.candidate.tensors[phase.name, tap]())
         if array.dtype.kind != "f":
-            raise Misfit(f"is {array.dtype}, not floating point")
+            raise MisfitError(f"is {array.dtype}, not floating point")
         value, last = fit(self._all_keys(array, phase, tap), shape_of(tap, self.config, phase), letters(tap).index("T"))
         if value.dtype.itemsize < 4:
             value = value.astype(np.float32)
@@ -135,7 +135,7 @@ class Theirs:
             return False
         try:
             return bool((np.abs(self.read(phase, probs)[0]) > _HIDDEN_PROBABILITY)[:, ~visible].any())
-        except (Misfit, IndexError):
+        except (MisfitError, IndexError):
             return False
 
     def _all_keys(self, array: Array, phase: Phase, tap: str) -> Array:
@@ -242,7 +242,7 @@ class _Check:
         precision = self.theirs.precision(tap)
         try:
             value, last = self.theirs.read(phase, tap)
-        except Misfit as problem:
+        except MisfitError as problem:
             self.results.append(TapResult(phase.name, tap, "shape", precision, note=str(problem)))
             return None
         axis = letters(tap).index("T")

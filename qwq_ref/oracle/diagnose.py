@@ -15,7 +15,7 @@ import numpy as np
 
 from ..config import Config
 from ..spec.ops import Array
-from .candidate import Misfit
+from .candidate import MisfitError
 from .compare import MARGIN, Comparison, TapResult, Theirs, allowed_of, localise
 from .graph import CORRECT, TRUTH, UNIT, Phase, absolute, letters, split_name, tap_names
 from .metrics import error, seen, sentinel_for
@@ -156,7 +156,7 @@ class _Trial:
             return None
         try:
             value, last = self.theirs.read(phase, tap)
-        except Misfit:
+        except MisfitError:
             return None
         if 0 in computed:
             axis = letters(tap).index("T")

@@ -16,13 +16,11 @@ import collections
 import contextlib
 import ctypes
 import importlib
-import io
 import json
 import math
 import os
 import re
 import shutil
-import tokenize
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -31,10 +29,11 @@ from typing import Any
 import numpy as np
 
 from ..errors import GoldenError, UsageError
-from ..files import StrPath, read_file, read_json
+from ..files import StrPath, read_json
 from ..spec.ops import Array
 from .candidate import Candidate, Loader
 from .graph import COS, EMBED, LOGITS, NORM, SIN, Phase
+from .npy import npy_file
 
 FORMAT = "qwq_ref llama.cpp dump 1"
 INDEX = "dump.json"
@@ -531,21 +530,13 @@ def _write_index(
 
 
 def _read_npy(path: Path, node: Node) -> Array:
-    """The values of a node. NumPy would believe the header and allocate what it says; here it must say what we know."""
+    """The values of a node; the file must say what the graph says."""
+    file = npy_file(path)
+    header = file.header()
     shape, kind = node.ne[::-1], np.dtype(_STORED[node.type])
-    size = math.prod(shape) * kind.itemsize
-    data = read_file(path, size + 4096, GoldenError)
-    stream = io.BytesIO(data)
-    try:
-        version = np.lib.format.read_magic(stream)
-        if version != (1, 0):
-            raise ValueError(f"version {version}")
-        found, fortran, found_kind = np.lib.format.read_array_header_1_0(stream)
-    except (ValueError, SyntaxError, tokenize.TokenError, RecursionError, MemoryError) as problem:
-        raise GoldenError(path, None, f"is not a .npy file as np.save writes them ({problem})") from None
-    if found != shape or found_kind != kind or fortran or len(data) - stream.tell() != size:
-        raise GoldenError(path, None, f"must hold {kind} of shape {list(shape)}, as dump.json says")
-    return np.frombuffer(data, kind, offset=stream.tell()).reshape(shape)
+    if (header.shape, header.dtype, header.fortran) != (shape, kind, False):
+        raise GoldenError(path, None, f"must hold {kind} of shape {list(shape)}, as {INDEX} says")
+    return file.read()
 
 
 class _Recorder:

@@ -22,7 +22,7 @@ from ..config import Config
 from ..errors import GoldenError
 from ..files import StrPath, parse_json, read_file
 from ..spec.ops import Array
-from .candidate import Misfit
+from .candidate import MisfitError
 from .graph import CORRECT, COS, LAYER, SIN, absolute, letters, split_name, tap_names
 
 Take = Callable[[Array, str], Array]  # (a tensor as it is stored, the phase) -> the tap, in a shape that `fit` takes
@@ -95,13 +95,13 @@ class Entry:
         return None if found is None else int(found[1]) if self.in_layers else -1
 
     def take(self, config: Config, index: int, x: Array, phase: str) -> Array:
-        """A tensor as it is stored -> the tap of its `index`th piece. Raises Misfit."""
+        """A tensor as it is stored -> the tap of its `index`th piece. Raises MisfitError."""
         stored, piece = x.shape, self.pieces[index]
         if self.reverse:
             x = x.T if self.reverse == "axes" else x.reshape(x.shape[::-1])
         if self.transpose:
             if len(self.transpose) != x.ndim:
-                raise Misfit(f"has {x.ndim} axes {list(stored)}; transpose lists {len(self.transpose)}")
+                raise MisfitError(f"has {x.ndim} axes {list(stored)}; transpose lists {len(self.transpose)}")
             x = x.transpose(self.transpose)
         if len(self.pieces) > 1:
             x = _part(x, [p.width(config) or 0 for p in self.pieces], index, self.layout, config)
@@ -128,13 +128,13 @@ def _width(piece: Piece, config: Config) -> int:
 
 
 def _flat(x: Array, width: int) -> Array:
-    """x [..., n, m] -> [..., width]: trailing axes merged until they hold a token's values. Raises Misfit."""
+    """x [..., n, m] -> [..., width]: trailing axes merged until they hold a token's values. Raises MisfitError."""
     size = 1
     for axis in reversed(range(x.ndim)):
         size *= x.shape[axis]
         if size == width:
             return x.reshape(*x.shape[:axis], width)
-    raise Misfit(f"shape {list(x.shape)}, but its last axes must make up {width} values a token")
+    raise MisfitError(f"shape {list(x.shape)}, but its last axes must make up {width} values a token")
 
 
 def _part(x: Array, widths: Sequence[int], index: int, layout: str, config: Config) -> Array:
@@ -150,7 +150,7 @@ def _part(x: Array, widths: Sequence[int], index: int, layout: str, config: Conf
 
 
 def _unrepeat(x: Array, config: Config) -> Array:
-    """x [..., H E] -> [..., K E]. Raises Misfit where a head is not what it should repeat: that may be the mistake."""
+    """x [..., H E] -> [..., K E]. Raises MisfitError where a head repeats another than it should."""
     x = _flat(x, config.H * config.E)
     x = x.reshape(*x.shape[:-1], config.K, config.G, config.E)
     first = x[..., :1, :]
@@ -158,7 +158,7 @@ def _unrepeat(x: Array, config: Config) -> Array:
     if differs.any():
         *_, group, copy, _ = (int(i) for i in np.unravel_index(int(differs.argmax()), differs.shape))
         head = group * config.G
-        raise Misfit(f"is mapped as repeated {config.G} times, but head {head + copy} is no copy of head {head}")
+        raise MisfitError(f"is mapped as repeated {config.G} times, but head {head + copy} is no copy of head {head}")
     return np.ascontiguousarray(first).reshape(*x.shape[:-3], config.K * config.E)
 
 
@@ -172,11 +172,11 @@ def _last_row(x: Array, piece: Piece, config: Config) -> Array:
     """x [.., T, n] -> [1, n], also where only the last token is there; scores [.., H, T, S] -> [H, 1, S]"""
     if "S" in letters(piece.tap):
         if x.ndim < 2 or x.size == 0 or math.prod(x.shape[:-3]) != 1:
-            raise Misfit(f"shape {list(x.shape)}, but rows: last needs [{config.H}, tokens, keys]")
+            raise MisfitError(f"shape {list(x.shape)}, but rows: last needs [{config.H}, tokens, keys]")
         return x[:, None, :] if x.ndim == 2 else x.reshape(x.shape[-3:])[:, -1:]
     x = _flat(x, _width(piece, config))
     if x.size == 0 or max(x.shape[:-1], default=1) != math.prod(x.shape[:-1]):
-        raise Misfit(f"shape {list(x.shape)}, where rows needs [tokens, {x.shape[-1]}]")
+        raise MisfitError(f"shape {list(x.shape)}, where rows needs [tokens, {x.shape[-1]}]")
     return x.reshape(-1, x.shape[-1])[-1:]
 
 

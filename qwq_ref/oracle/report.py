@@ -204,7 +204,7 @@ class Report:
         )
 
 
-class Divergence(AssertionError):
+class DivergenceError(AssertionError):
     """A candidate is not what the pack says it should be; the message is the report."""
 
     def __init__(self, report: Report) -> None:

@@ -17,7 +17,7 @@ from ..config import Config
 from ..errors import GoldenError, UsageError
 from ..files import StrPath
 from ..spec.ops import Array
-from .candidate import Candidate, Loader, Misfit
+from .candidate import Candidate, Loader, MisfitError
 from .graph import COS, EMBED, LOGITS, NORM, SIN, Phase
 from .namemap import Take, read_name_map
 
@@ -96,18 +96,12 @@ def _run_qwen2(
             None, "model", f"{type(model).__name__} is not built like Qwen2ForCausalLM; give a name map and a call"
         )
     tensors: dict[tuple[str, str], Loader] = {}
-    cache, windowed = None, 0
+    cache = None
     for phase in phases:
         seen, cache = run(model, phase.ids, cache)
         for tap, array in seen.items():
-            if tap.endswith((_SCORES, _PROBS)) and array.shape[-1] < phase.S:
-                windowed += 1  # the cache of a sliding layer forgets keys that nobody sees
-                hidden = -np.inf if tap.endswith(_SCORES) else 0.0
-                array = np.pad(array, [(0, 0), (0, 0), (phase.S - array.shape[-1], 0)], constant_values=hidden)
             if _wanted(tap, patterns):
                 tensors[phase.name, tap] = _giving(array)
-    if windowed:
-        notes.append(f"{windowed} scores and probabilities lacked keys that a sliding cache had dropped; hidden here")
     if not any(tap.endswith(_SCORES) for _, tap in tensors):
         implementation = getattr(model.config, "_attn_implementation", "this")
         notes.append(f"{implementation} attention has no scores and probabilities to look at; eager has")
@@ -248,7 +242,7 @@ def _run_mapped(
             if _wanted(tap, patterns):
                 try:
                     tensors[phase, tap] = _giving(take(array, phase))
-                except Misfit as problem:
+                except MisfitError as problem:
                     raise GoldenError(name_map, f"tensors.{name}", str(problem)) from None
 
     def watch(name: str, module: Any) -> bool:

@@ -1,0 +1,94 @@
+/* AVX-512 with VNNI: a panel's 32 rows are two registers, a tile's tokens are broadcast from memory. */
+#include <immintrin.h>
+
+#include "kernels.h"
+
+#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,f16c,fma")
+
+static void quantise(int8_t *q, float *scale, int32_t *sum, const float *x, size_t K)
+{
+    for (size_t g = 0; g < K / GROUP; g++, x += GROUP, q += GROUP) {
+        __m512 v[4], largest = _mm512_setzero_ps();
+        for (int i = 0; i < 4; i++) {
+            v[i] = _mm512_loadu_ps(x + 16 * i);
+            largest = _mm512_max_ps(largest, _mm512_abs_ps(v[i]));
+        }
+        float most = _mm512_reduce_max_ps(largest);
+        __m512 inverse = _mm512_set1_ps(most >= 0x1p-100f ? 127.0f / most : 0);
+        __m512i total = _mm512_setzero_si512();
+        for (int i = 0; i < 4; i++) {
+            __m512i n = _mm512_cvtps_epi32(_mm512_mul_ps(v[i], inverse));
+            total = _mm512_add_epi32(total, n);
+            _mm_storeu_si128((__m128i *)(void *)(q + 16 * i), _mm512_cvtepi32_epi8(n));
+        }
+        scale[g] = most * (1.0f / 127.0f);
+        sum[g] = _mm512_reduce_add_epi32(total);
+    }
+}
+
+/* GCC 12 would load the broadcast first, and run out of registers: the operand stays in memory. */
+#define DOT(sum, levels, four) \
+    __asm__("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(sum) : "v"(levels), "m"(*(const int32_t *)(const void *)(four)))
+
+/* One panel and TOKENS tokens, all groups. Unrolled: 2 x TOKENS sums of a group and as many results are registers. */
+#define Q4_TILE(TOKENS)                                                                                               \
+    static void q4_tile_##TOKENS(float *y, size_t ldy, size_t rows, const uint8_t *w, qwq_tile tile, size_t groups)   \
+    {                                                                                                                 \
+        const __m512i low = _mm512_set1_epi8(15);                                                                     \
+        const __m512i levels = _mm512_add_epi8(                                                                       \
+            _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)(const void *)QWQ_CODEBOOK)),                     \
+            _mm512_set1_epi8(LEVEL_OFFSET));                                                                          \
+        const int8_t *q = tile.q;                                                                                     \
+        __m512 y0[TOKENS], y1[TOKENS];                                                                                \
+        for (int t = 0; t < TOKENS; t++)                                                                              \
+            y0[t] = y1[t] = _mm512_setzero_ps();                                                                      \
+        for (size_t g = 0; g < groups; g++, w += Q4_BLOCK, q += GROUP * TOKENS) {                                     \
+            __m512i s0[TOKENS], s1[TOKENS];                                                                           \
+            _Pragma("GCC unroll 8") for (int t = 0; t < TOKENS; t++)                                                  \
+                s0[t] = s1[t] = _mm512_set1_epi32(tile.begin[g * TOKENS + (size_t)t]);                                \
+            _Pragma("GCC unroll 4") for (int l = 0; l < LINES; l++) {                                                 \
+                __m512i codes = _mm512_loadu_si512(w + l * LINE);                                                     \
+                __m512i first = _mm512_shuffle_epi8(levels, _mm512_and_si512(codes, low));                            \
+                __m512i second = _mm512_shuffle_epi8(levels, _mm512_and_si512(_mm512_srli_epi16(codes, 4), low));     \
+                _Pragma("GCC unroll 8") for (int t = 0; t < TOKENS; t++) {                                            \
+                    DOT(s0[t], first, q + (l * TOKENS + t) * 4);                                                      \
+                    DOT(s1[t], second, q + (l * TOKENS + t) * 4);                                                     \
+                }                                                                                                     \
+            }                                                                                                         \
+            __m512 w0 = _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)(w + LINES * LINE)));       \
+            __m512 w1 = _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)(w + LINES * LINE + 32)));  \
+            _Pragma("GCC unroll 8") for (int t = 0; t < TOKENS; t++) {                                                \
+                __m512 x = _mm512_set1_ps(tile.scale[g * TOKENS + (size_t)t]);                                        \
+                y0[t] = _mm512_add_ps(y0[t], _mm512_mul_ps(_mm512_cvtepi32_ps(s0[t]), _mm512_mul_ps(x, w0)));         \
+                y1[t] = _mm512_add_ps(y1[t], _mm512_mul_ps(_mm512_cvtepi32_ps(s1[t]), _mm512_mul_ps(x, w1)));         \
+            }                                                                                                         \
+        }                                                                                                             \
+        const __mmask16 m0 = (__mmask16)(rows >= 16 ? 0xFFFF : (1u << rows) - 1);                                     \
+        const __mmask16 m1 = (__mmask16)(rows >= 32 ? 0xFFFF : rows > 16 ? (1u << (rows - 16)) - 1 : 0);              \
+        for (int t = 0; t < TOKENS; t++) {                                                                            \
+            _mm512_mask_storeu_ps(y + (size_t)t * ldy, m0, y0[t]);                                                    \
+            _mm512_mask_storeu_ps(y + (size_t)t * ldy + 16, m1, y1[t]);                                               \
+        }                                                                                                             \
+    }
+
+Q4_TILE(1)
+Q4_TILE(2)
+Q4_TILE(3)
+Q4_TILE(4)
+Q4_TILE(5)
+Q4_TILE(6)
+
+static void q4_panel(float *y, size_t ldy, size_t rows, const uint8_t *panel, qwq_tile tile, size_t tokens,
+                     size_t groups)
+{
+    switch (tokens) {
+    case 1: q4_tile_1(y, ldy, rows, panel, tile, groups); break;
+    case 2: q4_tile_2(y, ldy, rows, panel, tile, groups); break;
+    case 3: q4_tile_3(y, ldy, rows, panel, tile, groups); break;
+    case 4: q4_tile_4(y, ldy, rows, panel, tile, groups); break;
+    case 5: q4_tile_5(y, ldy, rows, panel, tile, groups); break;
+    default: q4_tile_6(y, ldy, rows, panel, tile, groups); break;
+    }
+}
+
+const qwq_kernels qwq_avx512_kernels = {quantise, q4_panel};

@@ -1,0 +1,38 @@
+/* The contract of the C core. cffi reads the part between the two marks.
+ *
+ * Letters: T tokens, N rows of a weight (outputs), K its columns (inputs); all are counts of elements.
+ * Functions return 0, or a negative QWQ_E... code; nothing is written then. Outputs come first, sizes last.
+ * An `isa` is one of QWQ_SCALAR, QWQ_AVX2, QWQ_AVX512: every variant gives the same bits.
+ */
+#ifndef QWQ_H
+#define QWQ_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+/* <cdef> */
+enum { QWQ_SCALAR = 0, QWQ_AVX2 = 1, QWQ_AVX512 = 2 };
+enum { QWQ_EISA = -1, QWQ_ESIZE = -2, QWQ_EALIGN = -3 };
+
+/* 1 if this processor, and its operating system, can run it. */
+int qwq_isa_supported(int isa);
+
+/* x [T, K] -> q [T, K] int8, scale [T, K/64], sum [T, K/64]: one scale for each token and group of 64.
+ * scale = max|x| / 127, q = round(x / scale), sum of the group's q. NumPy: spec.quant.quantise_activations. */
+int qwq_quantise_activations(int8_t *q, float *scale, int32_t *sum, const float *x, size_t T, size_t K, int isa);
+
+/* w [N, K] -> q4 weights: code [N, K] in 0..15 and scale [N, K/64] in fp16 bits, by search and least squares. */
+int qwq_quantise_q4(uint8_t *code, uint16_t *scale, const float *w, size_t N, size_t K, int threads);
+
+/* code [N, K], scale [N, K/64] -> packed panels of 32 rows; rows beyond N are zero. Bytes: qwq_q4_bytes. */
+size_t qwq_q4_bytes(size_t N, size_t K);
+int qwq_pack_q4(uint8_t *packed, const uint8_t *code, const uint16_t *scale, size_t N, size_t K);
+
+/* y [T, N] = x w^T, from quantised activations and packed q4 weights. NumPy: spec.quant.matmul_q4, to the bit.
+ * scratch holds qwq_matmul_scratch(T, K) bytes. */
+size_t qwq_matmul_scratch(size_t T, size_t K);
+int qwq_matmul_q4(float *y, const uint8_t *w, const float *x, void *scratch, size_t T, size_t N, size_t K, int isa,
+                  int threads);
+/* </cdef> */
+
+#endif
