@@ -1,5 +1,5 @@
-"""Metadata lives in pyproject.toml. This file is where cffi is told of the C core, once there is one to build."""
+"""Metadata lives in pyproject.toml; here, setuptools is told of the C core. Without a compiler, all else installs."""
 
 from setuptools import setup
 
-setup()
+setup(cffi_modules=["qwq_ref/core/build.py:ffi"])

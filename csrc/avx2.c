@@ -1,4 +1,5 @@
 /* AVX2: a panel is taken in two halves, of rows 0-7 with 16-23 and of rows 8-15 with 24-31. */
+#if defined(__x86_64__)
 #include <immintrin.h>
 
 #include "kernels.h"
@@ -104,3 +105,7 @@ static void q4_panel(float *y, size_t ldy, size_t rows, const uint8_t *panel, qw
 }
 
 const qwq_kernels qwq_avx2_kernels = {quantise, q4_panel};
+
+#else
+typedef int qwq_no_avx2; /* a file must hold something */
+#endif

@@ -1,4 +1,5 @@
 /* AVX-512 with VNNI: a panel's 32 rows are two registers, a tile's tokens are broadcast from memory. */
+#if defined(__x86_64__)
 #include <immintrin.h>
 
 #include "kernels.h"
@@ -92,3 +93,7 @@ static void q4_panel(float *y, size_t ldy, size_t rows, const uint8_t *panel, qw
 }
 
 const qwq_kernels qwq_avx512_kernels = {quantise, q4_panel};
+
+#else
+typedef int qwq_no_avx512; /* a file must hold something */
+#endif

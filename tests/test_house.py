@@ -13,7 +13,7 @@ from models import config_values, random_weights
 import qwq_ref
 from qwq_ref import spec
 from qwq_ref.config import Config
-from qwq_ref.spec import model, ops
+from qwq_ref.spec import model, ops, quant
 
 PACKAGE = Path(qwq_ref.__file__).parent
 
@@ -94,6 +94,9 @@ def test_every_function_of_the_spec_has_a_contract_and_is_checked():
     spec.crop(cache, 1)
     spec.distribution(np.zeros(9), spec.Sampling(0.5, 3, 0.9, 0.1, 1.1, 0.1), [0], [1])
     spec.draw(np.ones(3) / 3, np.random.default_rng(0))
+    codes, scales = np.zeros((3, 64), np.uint8), np.ones((3, 1), np.float16)
+    quant.dequantise_q4(codes, scales)
+    quant.matmul_q4(np.ones((2, 64), np.float32), codes, scales)
     assert contracts.called | {"exact", "no_tap"} == set(functions)
 
 

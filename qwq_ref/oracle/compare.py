@@ -165,7 +165,7 @@ class Theirs:
             if value.dtype.kind != "f":
                 continue
             for name, rnd in (("bf16", to_bf16), ("fp16", to_fp16)):
-                with np.errstate(invalid="ignore"):
+                with np.errstate(over="ignore", invalid="ignore"):
                     halves[name] += int(np.array_equal(rnd(value), value, equal_nan=True))
         best = max(halves, key=lambda name: halves[name])
         return best if 2 * halves[best] > len(sample) else "fp32"

@@ -131,7 +131,7 @@ class Golden:
     def open(cls, path: StrPath) -> Golden:
         """Open a pack's folder: reads its manifest and the headers of its files, and holds them against each other."""
         path = Path(path)
-        if not path.is_dir():
+        if not os.path.isdir(path):
             raise GoldenError(path, None, "is not a folder")
         manifest = _read_manifest(path / MANIFEST)
         with contextlib.ExitStack() as stack:

@@ -1,0 +1,30 @@
+"""How cffi builds the core: the contract is read from csrc/qwq.h, the code from the files beside it.
+
+Run by setup.py. Where there is no compiler, the package installs without the core and says so when it is asked for.
+"""
+
+import re
+from pathlib import Path
+
+from cffi import FFI
+
+CSRC = Path(__file__).parents[2] / "csrc"
+SOURCES = ("api.c", "cpu.c", "ref.c", "avx2.c", "avx512.c")
+# Products and sums are rounded one by one, as in spec/quant.py: no variant may fuse them.
+FLAGS = ["-std=gnu11", "-O3", "-ffp-contract=off", "-fopenmp", "-fvisibility=hidden"]
+
+ffi = FFI()
+header = (CSRC / "qwq.h").read_text()
+contract = re.search(r"/\* <cdef> \*/(.*)/\* </cdef> \*/", header, re.DOTALL)
+assert contract is not None
+ffi.cdef(contract[1])
+ffi.set_source(
+    "qwq_ref.core._core",
+    '#include "qwq.h"',
+    sources=[f"csrc/{name}" for name in SOURCES],  # relative to setup.py, which setuptools insists on
+    include_dirs=["csrc"],
+    depends=["csrc/qwq.h", "csrc/kernels.h"],
+    extra_compile_args=FLAGS,
+    extra_link_args=["-fopenmp"],
+    optional=True,
+)
