@@ -181,6 +181,14 @@ def test_in_one_head(precision):
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_where_scores_are_wrong_is_told_in_spite_of_the_mask(precision):
+    """Ten query heads to two key-value heads: of those that read another head than they should, all, and no other."""
+    report = pack("gqa").compare(seen_in("heads-tiled", precision), precision, coverage=False)
+    assert report.first.tap == "model.layers.0.self_attn.scores"
+    assert report.first.where == "head 1, 3, 6, 8 of 10"
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_in_one_head_of_a_flat_projection(precision):
     case = pack("gqa")
     bias = case.model(precision, "eager").model.layers[1].self_attn.q_proj.bias

@@ -21,7 +21,7 @@ from ..spec import causal_mask
 from ..spec.ops import Array, to_bf16, to_fp16
 from .candidate import Candidate, MisfitError, fit
 from .graph import CORRECT, LOGITS, TRUTH, UNIT, Phase, letters, shape_of, split_name, tap_names
-from .metrics import Distance, distance, error, logit_metrics, tidy_scores
+from .metrics import Distance, distance, error, logit_metrics, seen, sentinel_for, tidy_scores
 from .mistakes import BY_NAME, MISTAKES
 from .pack import PRECISIONS, Golden
 from .sizes import reduce
@@ -333,8 +333,9 @@ def localise(
     A slice along an axis is wrong if its error is beyond MARGIN times the largest error of the correct ways in it.
     Of an axis of heads that are flattened, slices are heads of `E` channels.
     """
-    value, right = (np.nan_to_num(np.asarray(x, np.float64), neginf=-1e9) for x in (value, right))
-    differences = [np.nan_to_num(np.asarray(way, np.float64), neginf=-1e9) - right for way in ways]
+    sentinel = sentinel_for(right)
+    value, right, *ways = (seen(np.asarray(x, np.float64), sentinel) for x in (value, right, *ways))
+    differences = [way - right for way in ways]
     best: tuple[float, str, tuple[int, Array] | None] = (1.0, "", None)
     for axis, letter in enumerate(dims):
         width = E if letter.endswith("*E") else 1
