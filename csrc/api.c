@@ -30,6 +30,20 @@ int qwq_quantise_activations(int8_t *q, float *scale, int32_t *sum, const float 
     return 0;
 }
 
+int qwq_quantise_q4(uint8_t *code, uint16_t *scale, const float *w, size_t N, size_t K, int isa, int threads)
+{
+    const qwq_kernels *kernels = variant(isa);
+    if (!kernels)
+        return QWQ_EISA;
+    if (K % GROUP || !K || threads < 1)
+        return QWQ_ESIZE;
+    size_t groups = N * (K / GROUP);
+#pragma omp parallel for num_threads(threads) schedule(dynamic, 4096) if (threads > 1)
+    for (size_t g = 0; g < groups; g++)
+        scale[g] = kernels->quantise_q4(code + g * GROUP, w + g * GROUP);
+    return 0;
+}
+
 size_t qwq_q4_bytes(size_t N, size_t K)
 {
     return (N + PANEL - 1) / PANEL * (K / GROUP) * Q4_BLOCK;

@@ -34,8 +34,12 @@ typedef void quantise_fn(int8_t *q, float *scale, int32_t *sum, const float *x, 
 typedef void q4_panel_fn(float *y, size_t ldy, size_t rows, const uint8_t *panel, qwq_tile tile, size_t tokens,
                          size_t groups);
 
+/* One group of 64 weights: code [64], and the scale as fp16 bits. */
+typedef uint16_t quantise_q4_fn(uint8_t *code, const float *w);
+
 typedef struct {
     quantise_fn *quantise;
+    quantise_q4_fn *quantise_q4;
     q4_panel_fn *q4_panel;
 } qwq_kernels;
 
@@ -44,6 +48,25 @@ extern const qwq_kernels qwq_ref_kernels;
 extern const qwq_kernels qwq_avx2_kernels;
 extern const qwq_kernels qwq_avx512_kernels;
 #endif
+
+/* What the search for a scale tries, and between what it stays. spec/quant.py: STARTS, SMALLEST, LARGEST. */
+enum { STARTS = 4, ROUNDS = 2 };
+static const float QWQ_STARTS[STARTS] = {(float)(0.75 / 63), (float)(0.85 / 63), (float)(0.95 / 63), (float)(1.05 / 63)};
+static const float QWQ_SMALLEST = 0x1p-24f, QWQ_LARGEST = 65504.0f;
+/* Halfway between two levels: above as many of these as a value is, so is its code. */
+static const float QWQ_MIDDLES[16] = {-49, -38.5f, -30, -22.5f, -16, -10, -4.5f, 1, 7, 13, 19, 25.5f, 33.5f, 43, 55.5f};
+
+/* float to fp16 bits, to nearest, ties to even; for numbers from 0 to 65,504. */
+static inline uint16_t float_to_half(float x)
+{
+    union { float f; uint32_t u; } v = {x};
+    if (v.u < 0x38800000u) { /* subnormal: a multiple of 2^-24, which adding 0.5 leaves in the low bits */
+        v.f += 0.5f;
+        return (uint16_t)(v.u - 0x3F000000u);
+    }
+    uint32_t odd = (v.u >> 13) & 1;
+    return (uint16_t)((v.u + 0x0FFFu + odd - 0x38000000u) >> 13);
+}
 
 /* fp16 bits to float, exactly. */
 static inline float half_to_float(uint16_t h)

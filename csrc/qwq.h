@@ -22,6 +22,9 @@ int qwq_isa_supported(int isa);
  * scale = max|x| / 127, q = round(x / scale), sum of the group's q. NumPy: spec.quant.quantise_activations. */
 int qwq_quantise_activations(int8_t *q, float *scale, int32_t *sum, const float *x, size_t T, size_t K, int isa);
 
+/* w [N, K] -> q4 weights: code [N, K] in 0..15, scale [N, K/64] as fp16 bits. NumPy: spec.quant.quantise_q4. */
+int qwq_quantise_q4(uint8_t *code, uint16_t *scale, const float *w, size_t N, size_t K, int isa, int threads);
+
 /* code [N, K], scale [N, K/64] -> packed panels of 32 rows; rows beyond N are zero. Bytes: qwq_q4_bytes. */
 size_t qwq_q4_bytes(size_t N, size_t K);
 int qwq_pack_q4(uint8_t *packed, const uint8_t *code, const uint16_t *scale, size_t N, size_t K);

@@ -20,6 +20,69 @@ static void quantise(int8_t *q, float *scale, int32_t *sum, const float *x, size
     }
 }
 
+static uint8_t nearest(float value)
+{
+    uint8_t n = 0;
+    while (n < 15 && value > QWQ_MIDDLES[n])
+        n++;
+    return n;
+}
+
+/* Sums of 64 in the order of spec.quant.lane_sum. */
+static float lane_sum(const float *x)
+{
+    float lanes[16];
+    for (int j = 0; j < 16; j++)
+        lanes[j] = ((x[j] + x[j + 16]) + x[j + 32]) + x[j + 48];
+    for (int half = 8; half >= 1; half /= 2)
+        for (int j = 0; j < half; j++)
+            lanes[j] = lanes[j] + lanes[j + half];
+    return lanes[0];
+}
+
+static uint16_t quantise_q4(uint8_t *code, const float *w)
+{
+    float largest = 0, sign = 1, v[GROUP], products[GROUP], squares[GROUP];
+    for (int k = 0; k < GROUP; k++)
+        if (fabsf(w[k]) > largest) { /* the first of the largest gives the sign */
+            largest = fabsf(w[k]);
+            sign = w[k] < 0 ? -1.0f : 1.0f;
+        }
+    for (int k = 0; k < GROUP; k++)
+        v[k] = w[k] * sign;
+    float best = INFINITY;
+    uint16_t best_scale = 0;
+    for (int start = 0; start < STARTS; start++) {
+        float scale = fmaxf(largest * QWQ_STARTS[start], QWQ_SMALLEST);
+        for (int round = 0; round < ROUNDS; round++) {
+            float inverse = 1.0f / scale;
+            for (int k = 0; k < GROUP; k++) {
+                float level = QWQ_CODEBOOK[nearest(v[k] * inverse)];
+                products[k] = v[k] * level;
+                squares[k] = level * level;
+            }
+            scale = fminf(fmaxf(lane_sum(products) / lane_sum(squares), QWQ_SMALLEST), QWQ_LARGEST);
+        }
+        uint16_t half = largest > 0 ? float_to_half(scale) : 0;
+        scale = half_to_float(half);
+        float inverse = scale > 0 ? 1.0f / scale : 0;
+        uint8_t codes[GROUP];
+        for (int k = 0; k < GROUP; k++) {
+            codes[k] = nearest(v[k] * inverse);
+            float rest = v[k] - scale * (float)QWQ_CODEBOOK[codes[k]];
+            squares[k] = rest * rest;
+        }
+        float error = lane_sum(squares);
+        if (start == 0 || error < best) {
+            best = error;
+            best_scale = half;
+            for (int k = 0; k < GROUP; k++)
+                code[k] = codes[k];
+        }
+    }
+    return (uint16_t)(best_scale | (sign < 0 ? 0x8000u : 0));
+}
+
 /* The code of row r, column k of a group. Rows 0-15 are low nibbles, rows 16-31 high ones. */
 static int code(const uint8_t *block, int r, int k)
 {
@@ -49,4 +112,4 @@ static void q4_panel(float *y, size_t ldy, size_t rows, const uint8_t *panel, qw
         }
 }
 
-const qwq_kernels qwq_ref_kernels = {quantise, q4_panel};
+const qwq_kernels qwq_ref_kernels = {quantise, quantise_q4, q4_panel};

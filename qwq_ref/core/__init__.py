@@ -75,6 +75,16 @@ def pack_q4(code: Array, scale: Array) -> Q4:
     return Q4(packed, (n, k))
 
 
+def quantise_q4(w: Array, isa: str | None = None, threads: int = 1) -> tuple[Array, Array]:
+    """w [n, k] -> code [n, k], scale [n, k / 64]: `spec.quant.quantise_q4`, to the bit."""
+    N, K = _shape("w", w, 2)
+    w = np.ascontiguousarray(w, np.float32)
+    code, scale = np.empty((N, K), np.uint8), np.empty((N, K // _lib().QWQ_GROUP), np.float16)
+    half = ffi.cast("uint16_t *", scale.ctypes.data)
+    _check(_lib().qwq_quantise_q4(_u8(code), half, _f32(w), N, K, ISAS.index(chosen_isa(isa)), threads))
+    return code, scale
+
+
 def quantise_activations(x: Array, isa: str | None = None) -> tuple[Array, Array]:
     """x [T, n] -> q int8 [T, n], scale [T, n / 64]: `spec.quant.quantise_activations`, to the bit."""
     T, K = _shape("x", x, 2)

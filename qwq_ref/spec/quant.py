@@ -13,6 +13,8 @@ from .ops import Array
 GROUP = 64
 # Sixteen levels for the values of one group, divided by its scale: the best for normally distributed weights.
 CODEBOOK = np.array([-55, -43, -34, -26, -19, -13, -7, -2, 4, 10, 16, 22, 29, 38, 48, 63], np.int8)
+STARTS = (0.75, 0.85, 0.95, 1.05)  # what the largest weight may be taken for, beside the largest level
+SMALLEST, LARGEST = 2.0**-24, 65504.0  # what a float16 scale can be
 
 
 def quantise_activations(x: Array) -> tuple[Array, Array]:
@@ -28,6 +30,63 @@ def quantise_activations(x: Array) -> tuple[Array, Array]:
     q = np.rint(groups * inverse).astype(np.int8)
     scale = largest[..., 0] * np.float32(1 / 127)
     return q.reshape(x.shape), scale
+
+
+def quantise_q4(w: Array) -> tuple[Array, Array]:
+    """w [n, k] -> code [n, k], scale [n, m]
+
+    The scale and codes of each group of 64 that come nearest to its weights, by search: from each of `STARTS`, two
+    rounds of taking the nearest levels and then the scale that fits them best (least squares). The start with the
+    smallest squared error wins, the first of equals. A scale has the sign of the group's largest weight, which so comes
+    to the codebook's longer side; it is float16, and the last codes are those for it as rounded. A group beyond
+    float16's range in either direction keeps its nearest scale.
+
+    In float32; sums as `lane_sum` takes them.
+    """
+    groups = w.astype(np.float32).reshape(len(w), -1, GROUP)
+    at = np.argmax(np.abs(groups), axis=-1)[..., None]
+    largest = np.take_along_axis(groups, at, axis=-1)
+    sign = np.where(largest < 0, np.float32(-1), np.float32(1))
+    v, top = groups * sign, np.abs(largest)
+    best_error = np.full(top.shape, np.inf, np.float32)
+    best_scale, best_code = np.zeros_like(top), np.zeros(v.shape, np.uint8)
+    for start in STARTS:
+        scale = np.maximum(top * np.float32(start / 63), np.float32(SMALLEST))
+        for _ in range(2):
+            levels = CODEBOOK[_nearest(v, scale)].astype(np.float32)
+            scale = lane_sum(v * levels) / lane_sum(levels * levels)
+            scale = np.clip(scale, np.float32(SMALLEST), np.float32(LARGEST))
+        scale = np.where(top > 0, scale.astype(np.float16), np.float16(0)).astype(np.float32)
+        code = _nearest(v, scale)
+        rest = v - scale * CODEBOOK[code].astype(np.float32)
+        with np.errstate(over="ignore"):  # beyond float16's range, every start is as bad
+            error = lane_sum(rest * rest)
+        better = (error < best_error) | (start == STARTS[0])
+        best_error = np.where(better, error, best_error)
+        best_scale = np.where(better, scale, best_scale)
+        best_code = np.where(better, code, best_code)
+    return best_code.reshape(w.shape), (best_scale * sign)[..., 0].astype(np.float16)
+
+
+def _nearest(v: Array, scale: Array) -> Array:
+    """The code of the level nearest to v / scale, the lower of two; for a scale of 0, that nearest to 0."""
+    middles = (CODEBOOK[1:].astype(np.float32) + CODEBOOK[:-1].astype(np.float32)) / 2
+    inverse = np.where(scale > 0, np.float32(1) / np.where(scale > 0, scale, np.float32(1)), np.float32(0))
+    return np.searchsorted(middles, v * inverse).astype(np.uint8)
+
+
+def lane_sum(x: Array) -> Array:
+    """x [..., n] -> [..., 1]
+
+    The sum of 64 numbers in 16 lanes, as every variant of the core takes it: lane j adds up x[j], x[j + 16], ... in
+    order, then lanes j and j + 8 are added, then j and j + 4, j + 2, j + 1.
+    """
+    lanes = x[..., :16]
+    for i in range(16, x.shape[-1], 16):
+        lanes = lanes + x[..., i : i + 16]
+    for half in (8, 4, 2, 1):
+        lanes = lanes[..., :half] + lanes[..., half : 2 * half]
+    return lanes
 
 
 def dequantise_q4(code: Array, scale: Array) -> Array:
