@@ -378,16 +378,17 @@ class Cache:
         self.past = past
         self.wrong = wrong
 
-    def update(self, keys, values, layer):
+    def update(self, keys, values, layer, **_):
         return self.wrong(self.past, keys, values, layer)
 
 
 def cache(wrong):
     """`wrong(cache, keys, values, layer, cos and sin)` -> all keys, all values"""
 
-    def attend(attn, true, *args, past_key_values, position_embeddings, **kwargs):
-        past = Cache(past_key_values, partial(wrong, tables=position_embeddings))
-        return true(*args, past_key_values=past, position_embeddings=position_embeddings, **kwargs)
+    def attend(attn, true, *args, position_embeddings, **kwargs):
+        name = "cache" if "cache" in kwargs else "past_key_values"  # transformers renamed it in 5.24
+        kwargs[name] = Cache(kwargs[name], partial(wrong, tables=position_embeddings))
+        return true(*args, position_embeddings=position_embeddings, **kwargs)
 
     return forwards(lambda site: [block.self_attn for block in site.blocks], attend)
 

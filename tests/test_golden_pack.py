@@ -170,11 +170,17 @@ def test_steps_of_decoding_are_the_specs_to_rounding(values, seed, decode, data)
     theirs = [spec_run(config, weights, phases, dtype) for dtype in EXACT]
     for phase in phases:
         for tap, right in theirs[0][phase.name].items():
-            assert error(ours[0][phase.name][tap], right) <= 1e-13, (phase, tap)
-    for tap in tap_names(config):
-        right, *rest = (np.concatenate([run[p.name][tap].ravel() for p in phases]) for run in (*theirs, *ours[1:]))
-        for unit, a, b in zip(UNIT.values(), rest[:3], rest[3:], strict=True):
-            assert error(b, right) <= 4 * max(unit, error(a, right)), tap
+            assert error(ours[0][phase.name][tap], right) <= 1e-10, (phase, tap)  # a score may cancel to nothing
+    for s, (unit, arithmetic) in enumerate(zip(UNIT.values(), list(EXACT.values())[1:], strict=True), start=1):
+        ratios = []
+        for tap in tap_names(config):
+            right, a, b = (
+                np.concatenate([run[p.name][tap].ravel() for p in phases]) for run in (theirs[0], theirs[s], ours[s])
+            )
+            assert b.dtype == arithmetic.dtype
+            assert np.array_equal(arithmetic.rnd(b), b), tap
+            ratios.append(error(b, right) / max(unit, error(a, right)))
+        assert np.median(ratios) <= 3
 
 
 @settings(max_examples=settings.default.max_examples // 3)
@@ -2062,7 +2068,7 @@ def test_a_model_ten_times_as_large_as_memory(tmp_path):
         config_values(
             num_hidden_layers=64,
             hidden_size=1024,
-            intermediate_size=3584,
+            intermediate_size=3712,
             vocab_size=32768,
             num_attention_heads=16,
             num_key_value_heads=2,

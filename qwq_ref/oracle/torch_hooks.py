@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import fnmatch
+import inspect
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -82,9 +83,11 @@ def run(model: Any, ids: Sequence[int], cache: Any = None) -> tuple[dict[str, Ar
         seen[name] = _array(value)
 
     tokens = torch.tensor([[int(token) for token in ids]], device=model.get_input_embeddings().weight.device)
+    # transformers calls it `cache` from 5.24 on.
+    name = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
     with _hooked(model, keep), torch.no_grad():
-        result = model(tokens, past_key_values=cache, use_cache=True)
-    return seen, result.past_key_values
+        result = model(tokens, use_cache=True, **{name: cache})
+    return seen, getattr(result, name)
 
 
 def _run_qwen2(
