@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
 import re
 import sys
 from pathlib import Path
@@ -74,15 +75,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     commands.add_parser("list", help="the packs that ship inside", description=_list.__doc__)
     commands.add_parser("mistakes", help="the mistakes that can be named", description=_mistakes.__doc__)
     for command in (record, compare):
-        command.add_argument("-t", "--threads", type=int, metavar="N", help="threads for matrices; default: all cores")
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        command.add_argument(
+            "-t",
+            "--threads",
+            type=int,
+            default=cores,
+            metavar="N",
+            help="threads that share the work; default: all cores",
+        )
 
 
 def run(options: argparse.Namespace) -> int:
-    threads = getattr(options, "threads", None)
-    if threads is not None:
-        if threads < 1:
-            raise UsageError(None, "threads", f"must be at least 1, got {threads}")
-        set_threads(threads)
+    threads = getattr(options, "threads", 1)
+    if threads < 1:
+        raise UsageError(None, "threads", f"must be at least 1, got {threads}")
+    set_threads(1)  # the oracle's own threads have the cores
     actions = {
         "record": _record,
         "compare": _compare,
@@ -120,6 +128,7 @@ def _record(options: argparse.Namespace) -> int:
                 sizes=_pairs(options.size, "*") or "full",
                 max_memory=_bytes(options.max_memory),
                 include_weights=options.include_weights,
+                threads=options.threads,
                 progress=progress,
             )
     size = sum(file.stat().st_size for file in Path(options.out).rglob("*") if file.is_file())
@@ -147,6 +156,7 @@ def _compare(options: argparse.Namespace) -> int:
         name_map=options.map,
         explain=not options.no_explain,
         coverage=options.coverage or None,
+        threads=options.threads,
         progress=progress_bar,
     )
     facts = json.dumps(report.to_dict(), indent=1, allow_nan=False) + "\n"

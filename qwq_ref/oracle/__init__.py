@@ -94,6 +94,7 @@ def compare(
     explain: bool = True,
     coverage: bool | None = None,
     verify: bool = True,
+    threads: int = 1,
     progress: Progress = _silent,
 ) -> Report:
     """Hold a candidate's tensors against a golden pack.
@@ -108,6 +109,7 @@ def compare(
     explain    look for the mistake that explains a divergence
     coverage   find out which mistakes these tensors could not show; None: if all is right and the model is small
     verify     hold the pack's files against their SHA-256 first
+    threads    that share the work where there are weights
     progress   progress(what, total, unit) is a context manager whose value is called with what was done of the total
                since its last call: for each step that can take long
 
@@ -121,7 +123,7 @@ def compare(
         candidate = as_candidate(theirs, opened, name_map)
         weights = _weights(opened, model, stack)
         with progress("comparing", opened.nbytes(), "B") as update:
-            result = compare_taps(opened, candidate, weights, precision, update)
+            result = compare_taps(opened, candidate, weights, precision, threads, update)
         manifest = opened.manifest
         hidden = None
         found = None
@@ -130,12 +132,14 @@ def compare(
             size = parameters(manifest.config)
             if explain and not result.passed:
                 with progress("explaining", size, "weights") as update:
-                    found = diagnose(result, their_taps, weights, update)
+                    found = diagnose(result, their_taps, weights, threads, update)
             small = size <= _SMALL
             if weights is not None and (coverage or (coverage is None and small and result.passed)):
                 places = set(candidate.tensors)
                 with progress("looking for what cannot be seen", size, "weights") as update:
-                    shown = visible(manifest.config, manifest.phases, weights, their_taps.declared[""], places, update)
+                    shown = visible(
+                        manifest.config, manifest.phases, weights, their_taps.declared[""], places, threads, update
+                    )
                 hidden = tuple(name for name, place in shown.items() if place is None)
     return Report(
         str(golden.path if isinstance(golden, Golden) else golden),

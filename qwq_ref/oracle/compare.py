@@ -179,6 +179,7 @@ def compare_taps(
     candidate: Candidate,
     weights: Mapping[str, Array] | None = None,
     precision: str | Mapping[str, str] | None = None,
+    threads: int = 1,
     progress: Callable[[int], object] = lambda count: None,
 ) -> Comparison:
     """Compare every tap that both sides have.
@@ -207,7 +208,7 @@ def compare_taps(
         streams.append(Stream(CORRECT[name][0], mistake.replaces(manifest.config)))
     reader = None if weights is None else Weights(weights, digest=True)
     with np.errstate(all="ignore"):  # a candidate's values may be anything
-        walk(manifest.config, manifest.phases, streams, reader, check)
+        walk(manifest.config, manifest.phases, streams, reader, check, threads=threads)
     for name, digest in (reader.digests if reader else {}).items():
         if digest != manifest.weights.get(name, digest):
             raise GoldenError(golden.path, f"weights.{name}", "differs: this is not the model that was recorded")

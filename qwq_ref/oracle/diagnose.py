@@ -83,6 +83,7 @@ def diagnose(
     comparison: Comparison,
     theirs: Theirs,
     weights: Mapping[str, Array] | None,
+    threads: int = 1,
     progress: Callable[[int], object] = lambda count: None,
 ) -> Diagnosis:
     """Find causes for a comparison's first divergence, and for what is left.
@@ -104,6 +105,7 @@ def diagnose(
             None if weights is None else Weights(weights, progress=progress),
             trial,
             _layers_to_try(comparison, theirs),
+            threads,
         )
     return _conclude(trial, tried)
 
@@ -280,6 +282,7 @@ def visible(
     weights: Mapping[str, Array],
     precision: str,
     taps: Collection[Place] | None = None,
+    threads: int = 1,
     progress: Callable[[int], object] = lambda count: None,
 ) -> dict[str, Place | None]:
     """Mistake -> the first place where it would move a result beyond what `precision` allows; None: nowhere.
@@ -306,5 +309,5 @@ def visible(
         return right
 
     with np.errstate(all="ignore"):
-        walk(config, phases, streams, Weights(weights, progress=progress), visit)
+        walk(config, phases, streams, Weights(weights, progress=progress), visit, threads=threads)
     return found

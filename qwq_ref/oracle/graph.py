@@ -260,6 +260,9 @@ def loop_rmsnorm(x: Array, w: Array, eps: float, rnd: Round) -> Array:
     return rnd(w * rnd(x / np.sqrt(total / np.float32(x.shape[1]) + np.float32(eps))))
 
 
+Kind = tuple[type[np.floating], Round]
+
+
 @dataclass(frozen=True)
 class Arithmetic:
     """One correct way to compute: a type, a rounding, and where it is applied.
@@ -271,6 +274,11 @@ class Arithmetic:
     dtype: type[np.floating]
     rnd: Round = exact
     order: str = "eager"
+
+    @property
+    def kind(self) -> Kind:
+        """What values are made to before they are computed with."""
+        return self.dtype, self.rnd
 
     def run(self, op: Op, config: Config, phase: Phase, layer: int, values: list[Array], weights: list[Array]) -> Array:
         """One operation. `values` and `weights` are of this type already."""

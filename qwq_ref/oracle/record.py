@@ -28,6 +28,7 @@ from .walk import Stream, Weights, check_weights, walk
 _SMALLEST_BLOCK, _LARGEST_BLOCK = 1 << 19, 4 << 20  # what is larger leaves the cache
 # Copies of a block that are alive at once: as read, in float64, rounded to bfloat16 and float16, and on the way there.
 _COPIES = 9
+_COPIES_A_THREAD = 4
 _WHOLE_COPIES = 6  # of a tensor that is rounded to bfloat16 and written
 _MOST = 300_000  # tensors in a pack: its manifest must be short enough to be read again
 MODEL = "model"
@@ -46,6 +47,7 @@ def record(
     sizes: str | Mapping[str, str] = "full",
     max_memory: int | None = None,
     include_weights: bool = False,
+    threads: int = 1,
     progress: Callable[[int], object] = lambda count: None,
 ) -> Path:
     """Record a pack of a model -> its folder.
@@ -58,6 +60,7 @@ def record(
                      else full
     max_memory       bytes that this process may hold; None: what the system has to spare
     include_weights  put the model itself into the pack (bfloat16 where that loses nothing, else float32)
+    threads          that share the work on each block; give a BLAS one of its own then
     progress         called with the number of parameters read since its last call, of `parameters(config)`
 
     Raises UsageError, and MemoryLimitError before anything is read; GoldenError for weights that overflow float32. What
@@ -73,7 +76,7 @@ def record(
     if os.path.lexists(out):
         raise UsageError(out, None, "exists already; a pack is written to a new folder")
     plain = [TRUTH, *(arithmetic for several in CORRECT.values() for arithmetic in several)]
-    block_bytes = _block_bytes(config, phases, len(plain), max_memory, name or out, include_weights)
+    block_bytes = _block_bytes(config, phases, len(plain), max_memory, name or out, include_weights, threads)
     reader = Weights(weights, block_bytes, digest=True, progress=progress)
     unfinished = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
@@ -107,7 +110,7 @@ def record(
                 rounding[phases[p].name][tap] = worst
 
             with np.errstate(all="ignore"):  # float16 overflows where others do not
-                walk(config, phases, [Stream(arithmetic) for arithmetic in plain], reader, visit)
+                walk(config, phases, [Stream(arithmetic) for arithmetic in plain], reader, visit, threads=threads)
             files_of = {phase: (f"{phase}.safetensors", stream.digest.hexdigest()) for phase, stream in streams.items()}
         if include_weights:
             _write_model(unfinished / MODEL, config, weights)
@@ -189,6 +192,7 @@ def _block_bytes(
     max_memory: int | None,
     model: StrPath,
     include_weights: bool,
+    threads: int,
 ) -> int:
     """How much of a matrix to hold at once. Raises MemoryLimitError if even a little does not fit."""
     names = [f"model.layers.0.{op.tap}" for op in LAYER]
@@ -197,18 +201,19 @@ def _block_bytes(
     # float64 for the truth, float32 for the others, and two float64 copies of one result while it is measured.
     activations = 4 * (streams + 1) * max(per_layer, 2 * logits) + 16 * max(logits, per_layer // 4)
     vectors = 16 * max(config.D, config.H * config.E)
+    copies = _COPIES + _COPIES_A_THREAD * (threads - 1)
     held = memory.peak_bytes()
     available = memory.available_bytes() + held if max_memory is None else max_memory
     parts = {
         "this process": held,
         "results": activations,
-        "a block of weights": _COPIES * _SMALLEST_BLOCK + vectors,
+        "a block of weights": copies * _SMALLEST_BLOCK + vectors,
     }
     if include_weights:  # a whole tensor at a time
         parts["copying the weights"] = _WHOLE_COPIES * 4 * max(math.prod(shape) for shape in config.tensors().values())
     memory.require(parts, model, available)
     spare = available - held - activations - vectors
-    return max(_SMALLEST_BLOCK, min(_LARGEST_BLOCK, spare // _COPIES))
+    return max(_SMALLEST_BLOCK, min(_LARGEST_BLOCK, spare // copies))
 
 
 def _smoothed(rounding: dict[str, dict[str, dict[str, float]]]) -> dict[str, dict[str, dict[str, float]]]:

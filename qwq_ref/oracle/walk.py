@@ -7,10 +7,12 @@ stream continues from what it was given, so that each result is judged on the in
 
 from __future__ import annotations
 
+import contextvars
 import hashlib
 import itertools
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +21,7 @@ import numpy as np
 from ..checkpoint import Checkpoint
 from ..config import Config
 from ..spec.ops import Array
-from .graph import BEFORE, EMBED, LAYER, PREVIOUS, Arithmetic, Op, Phase, absolute, after
+from .graph import BEFORE, EMBED, LAYER, PREVIOUS, Arithmetic, Kind, Op, Phase, absolute, after
 
 _BLOCK_BYTES = 4 << 20  # in every type that it is cast to, it stays in the cache
 
@@ -119,25 +121,36 @@ def walk(
     weights: Weights | None,
     visit: Visit,
     layers: Collection[int] | None = None,
+    threads: int = 1,
 ) -> None:
     """Run the table once, showing every result to `visit`, in the order of the computation.
 
     The stream of an arithmetic without a mistake comes before those with one. `weights` may be None: then the
     operations that need none run wherever `visit` has given their inputs. Of layers that are not among `layers`, only
-    the last result is asked for.
+    the last result is asked for. `threads` share the streams of each block of a matrix: a BLAS with threads of its own
+    waits for all of them at every small product, which takes ten times as long where a core is busy otherwise.
     """
-    _Walk(config, phases, streams, weights, visit).run(range(config.L) if layers is None else layers)
+    with ThreadPoolExecutor(threads) as pool:
+        walk = _Walk(config, phases, streams, weights, visit, pool if threads > 1 else None)
+        walk.run(range(config.L) if layers is None else layers)
 
 
 class _Walk:
     def __init__(
-        self, config: Config, phases: Sequence[Phase], streams: Sequence[Stream], weights: Weights | None, visit: Visit
+        self,
+        config: Config,
+        phases: Sequence[Phase],
+        streams: Sequence[Stream],
+        weights: Weights | None,
+        visit: Visit,
+        pool: ThreadPoolExecutor | None,
     ) -> None:
         self.config = config
         self.phases = phases
         self.streams = streams
         self.weights = weights
         self.visit = visit
+        self.pool = pool
         # Own results of each stream, by (phase, tap). What a stream with a mistake has not, it shares with its base.
         self.own: list[dict[tuple[int, str], Array]] = [{} for _ in streams]
         plain = {stream.arithmetic: s for s, stream in enumerate(streams) if not stream.replaces}
@@ -202,7 +215,7 @@ class _Walk:
         return _Job(op.tap, mine, p, s, values)
 
     def _compute(self, jobs: list[_Job], layer: int) -> None:
-        by_matrix: dict[tuple[str, Any], dict[tuple[Op, int], list[_Job]]] = {}
+        by_matrix: dict[tuple[str, Any], Sharing] = {}
         for job in jobs:
             if job.op.matrix is None or job.op.tap == EMBED:
                 job.parts.append(self._run(job.op, job.stream, job.phase, layer, job.values, None, 0))
@@ -217,16 +230,31 @@ class _Walk:
             # Each token's result is its own: those of all phases are made at once.
             rows = {key: np.concatenate([job.values[0] for job in several]) for key, several in sharing.items()}
             for first, block in blocks:
-                cast: dict[Any, Array] = {}
-                for (op, s), several in sharing.items():
-                    arithmetic = self.streams[s].arithmetic
-                    kind = (arithmetic.dtype, arithmetic.rnd)
-                    if kind not in cast:
-                        cast[kind] = arithmetic.rnd(np.asarray(block, arithmetic.dtype))
-                    part = self._run(op, s, several[0].phase, layer, [rows[op, s]], cast[kind], first)
-                    for job in several:
-                        job.parts.append(part[: len(job.values[0])])
-                        part = part[len(job.values[0]) :]
+                self._multiply(sharing, rows, block, first, layer)
+
+    def _multiply(
+        self, sharing: Sharing, rows: dict[tuple[Op, int], Array], block: Array, first: int, layer: int
+    ) -> None:
+        """One block of a matrix, for all that share it."""
+        kinds = {self.streams[s].arithmetic.kind for _, s in sharing}
+        cast = dict(zip(kinds, self._each(lambda kind: kind[1](np.asarray(block, kind[0])), kinds), strict=True))
+
+        def columns(key: tuple[Op, int]) -> Array:
+            op, s = key
+            of_kind = cast[self.streams[s].arithmetic.kind]
+            return self._run(op, s, sharing[key][0].phase, layer, [rows[key]], of_kind, first)
+
+        for jobs, part in zip(sharing.values(), self._each(columns, sharing), strict=True):
+            for job in jobs:
+                job.parts.append(part[: len(job.values[0])])
+                part = part[len(job.values[0]) :]
+
+    def _each(self, function: Callable[[Any], Array], items: Iterable[Any]) -> list[Array]:
+        """`function` of each, by all threads; NumPy's error state goes with it."""
+        if self.pool is None:
+            return [function(item) for item in items]
+        own = [(contextvars.copy_context(), item) for item in items]
+        return list(self.pool.map(lambda pair: pair[0].run(function, pair[1]), own))
 
     def _run(
         self, op: Op, stream: int, p: int, layer: int, values: list[Array], block: Array | None, first: int
@@ -246,9 +274,11 @@ class _Walk:
 
     def _vector(self, name: str) -> Array:
         assert self.weights is not None
-        if name not in self._small:
-            self._small = {name: self.weights.vector(name)}  # the last one: a group's operations share it
-        return self._small[name]
+        found = self._small.get(name)
+        if found is None:
+            found = self.weights.vector(name)
+            self._small = {name: found}  # the last one: a group's operations share it
+        return found
 
     def _embedding(self, name: str) -> Array:
         """Rows of all phases' tokens, in their order."""
@@ -288,3 +318,6 @@ class _Job:
     @property
     def result(self) -> Array:
         return self.parts[0] if len(self.parts) == 1 else np.concatenate(self.parts, axis=1)
+
+
+Sharing = dict[tuple[Op, int], list[_Job]]  # all that a matrix is multiplied with: by operation and stream
