@@ -1957,9 +1957,13 @@ def test_a_text_is_tokenised(qwq, nano, tmp_path):
     assert manifest_of(tmp_path / "piped").model == "qwq-nano"
 
 
-def test_threads_are_set(qwq, tmp_path):
-    qwq("record", "--ids", "1", "--taps", "lm_head", "-o", tmp_path / "pack", "-t", 2)
-    assert os.environ["OPENBLAS_NUM_THREADS"] == "2"
+def test_the_oracles_threads_are_its_own(qwq, tmp_path):
+    """BLAS has one, whatever is asked for; and how many share the work changes no byte."""
+    for threads in (1, 3):
+        qwq("record", "--ids", "1,2,3", "--decode", "1", "-o", tmp_path / f"{threads}", "-t", threads)
+        assert os.environ["OPENBLAS_NUM_THREADS"] == "1"
+    for file in ("prompt.safetensors", "decode-0.safetensors", "manifest.json"):
+        assert (tmp_path / "1" / file).read_bytes() == (tmp_path / "3" / file).read_bytes()
 
 
 def kept_by(qwq, recorded, out, *options):
