@@ -44,6 +44,43 @@ int qwq_quantise_q4(uint8_t *code, uint16_t *scale, const float *w, size_t N, si
     return 0;
 }
 
+int qwq_quantise_q8(int8_t *q, uint16_t *scale, const float *w, size_t N, size_t K, int isa, int threads)
+{
+    const qwq_kernels *kernels = variant(isa);
+    if (!kernels)
+        return QWQ_EISA;
+    if (K % GROUP || !K || threads < 1)
+        return QWQ_ESIZE;
+    size_t groups = N * (K / GROUP);
+#pragma omp parallel for num_threads(threads) schedule(dynamic, 4096) if (threads > 1)
+    for (size_t g = 0; g < groups; g++)
+        scale[g] = kernels->quantise_q8(q + g * GROUP, w + g * GROUP);
+    return 0;
+}
+
+size_t qwq_q8_bytes(size_t N, size_t K)
+{
+    return (N + PANEL - 1) / PANEL * (K / GROUP) * Q8_BLOCK;
+}
+
+int qwq_pack_q8(uint8_t *packed, const int8_t *q, const uint16_t *scale, size_t N, size_t K)
+{
+    if (K % GROUP || !K || !N)
+        return QWQ_ESIZE;
+    size_t groups = K / GROUP;
+    memset(packed, 0, qwq_q8_bytes(N, K));
+    for (size_t n = 0; n < N; n++)
+        for (size_t g = 0; g < groups; g++) {
+            uint8_t *block = packed + (n / PANEL * groups + g) * Q8_BLOCK;
+            size_t r = n % PANEL;
+            for (size_t k = 0; k < GROUP; k++)
+                block[(k / 4 * 2 + r / 16) * LINE + r % 16 * 4 + k % 4] =
+                    (uint8_t)(q[n * K + g * GROUP + k] + Q8_OFFSET);
+            memcpy(block + LINES * 2 * LINE + 2 * r, &scale[n * groups + g], 2);
+        }
+    return 0;
+}
+
 size_t qwq_q4_bytes(size_t N, size_t K)
 {
     return (N + PANEL - 1) / PANEL * (K / GROUP) * Q4_BLOCK;
@@ -76,18 +113,18 @@ size_t qwq_matmul_scratch(size_t T, size_t K)
 
 /* Token t's groups, from a row as it was quantised to the tile's interleaved order. */
 static void place(int8_t *q, float *scale, int32_t *begin, const int8_t *row, const float *row_scale,
-                  const int32_t *row_sum, size_t t, size_t tokens, size_t groups)
+                  const int32_t *row_sum, size_t t, size_t tokens, size_t groups, int32_t offset)
 {
     for (size_t g = 0; g < groups; g++) {
         for (size_t l = 0; l < LINES; l++)
             memcpy(q + ((g * LINES + l) * tokens + t) * 4, row + (g * LINES + l) * 4, 4);
         scale[g * tokens + t] = row_scale[g];
-        begin[g * tokens + t] = -LEVEL_OFFSET * row_sum[g];
+        begin[g * tokens + t] = -offset * row_sum[g];
     }
 }
 
 static void tile_activations(const qwq_kernels *kernels, int8_t *q, float *scale, int32_t *begin, const float *x,
-                             size_t tokens, size_t K)
+                             size_t tokens, size_t K, int32_t offset)
 {
     int8_t row[64 * GROUP];
     float row_scale[64];
@@ -98,16 +135,13 @@ static void tile_activations(const qwq_kernels *kernels, int8_t *q, float *scale
             size_t some = groups - g < 64 ? groups - g : 64;
             kernels->quantise(row, row_scale, row_sum, x + t * K + g * GROUP, some * GROUP);
             place(q + g * GROUP * tokens, scale + g * tokens, begin + g * tokens, row, row_scale, row_sum, t, tokens,
-                  some);
+                  some, offset);
         }
 }
 
-int qwq_matmul_q4(float *y, const uint8_t *w, const float *x, void *scratch, size_t T, size_t N, size_t K, int isa,
-                  int threads)
+static int matmul(float *y, const uint8_t *w, const float *x, void *scratch, size_t T, size_t N, size_t K,
+                  const qwq_kernels *kernels, panel_fn *panel_of, size_t block, int32_t offset, int threads)
 {
-    const qwq_kernels *kernels = variant(isa);
-    if (!kernels)
-        return QWQ_EISA;
     if (K % GROUP || !K || !N || threads < 1)
         return QWQ_ESIZE;
     size_t groups = K / GROUP, tiles = (T + TILE - 1) / TILE, panels = (N + PANEL - 1) / PANEL;
@@ -119,7 +153,7 @@ int qwq_matmul_q4(float *y, const uint8_t *w, const float *x, void *scratch, siz
 #pragma omp for schedule(static)
         for (size_t i = 0; i < tiles; i++) {
             size_t t = i * TILE, tokens = T - t < TILE ? T - t : TILE;
-            tile_activations(kernels, q + t * K, scale + t * groups, begin + t * groups, x + t * K, tokens, K);
+            tile_activations(kernels, q + t * K, scale + t * groups, begin + t * groups, x + t * K, tokens, K, offset);
         }
 #pragma omp for schedule(dynamic, 4)
         for (size_t p = 0; p < panels; p++) {
@@ -127,9 +161,27 @@ int qwq_matmul_q4(float *y, const uint8_t *w, const float *x, void *scratch, siz
             for (size_t t = 0; t < T; t += TILE) {
                 qwq_tile tile = {q + t * K, scale + t * groups, begin + t * groups};
                 size_t tokens = T - t < TILE ? T - t : TILE;
-                kernels->q4_panel(y + t * N + p * PANEL, N, rows, w + p * groups * Q4_BLOCK, tile, tokens, groups);
+                panel_of(y + t * N + p * PANEL, N, rows, w + p * groups * block, tile, tokens, groups);
             }
         }
     }
     return 0;
+}
+
+int qwq_matmul_q4(float *y, const uint8_t *w, const float *x, void *scratch, size_t T, size_t N, size_t K, int isa,
+                  int threads)
+{
+    const qwq_kernels *kernels = variant(isa);
+    if (!kernels)
+        return QWQ_EISA;
+    return matmul(y, w, x, scratch, T, N, K, kernels, kernels->q4_panel, Q4_BLOCK, LEVEL_OFFSET, threads);
+}
+
+int qwq_matmul_q8(float *y, const uint8_t *w, const float *x, void *scratch, size_t T, size_t N, size_t K, int isa,
+                  int threads)
+{
+    const qwq_kernels *kernels = variant(isa);
+    if (!kernels)
+        return QWQ_EISA;
+    return matmul(y, w, x, scratch, T, N, K, kernels, kernels->q8_panel, Q8_BLOCK, Q8_OFFSET, threads);
 }

@@ -187,7 +187,68 @@ static void q4_panel(float *y, size_t ldy, size_t rows, const uint8_t *panel, qw
             y[t * ldy + r] = results[t][r];
 }
 
-const qwq_kernels qwq_avx2_kernels = {quantise, quantise_q4, q4_panel};
+static uint16_t quantise_q8(int8_t *q, const float *w)
+{
+    float largest = 0;
+    for (int k = 0; k < GROUP; k++)
+        largest = __builtin_fabsf(w[k]) > largest ? __builtin_fabsf(w[k]) : largest;
+    float scale = largest * (1.0f / 127.0f);
+    uint16_t half = float_to_half(scale < QWQ_LARGEST ? scale : QWQ_LARGEST);
+    scale = half_to_float(half);
+    __m256 inverse = _mm256_set1_ps(scale > 0 ? 1.0f / scale : 0);
+    const __m256 most = _mm256_set1_ps(127), least = _mm256_set1_ps(-127);
+    for (int i = 0; i < 8; i++) {
+        __m256 cut = _mm256_min_ps(_mm256_max_ps(_mm256_mul_ps(_mm256_loadu_ps(w + 8 * i), inverse), least), most);
+        int32_t eight[8];
+        _mm256_storeu_si256((__m256i *)(void *)eight, _mm256_cvtps_epi32(cut));
+        for (int k = 0; k < 8; k++)
+            q[8 * i + k] = (int8_t)eight[k];
+    }
+    return half;
+}
+
+/* Bytes of q8 go to 255, too far for a pair's sum in 16 bits. So |x| is multiplied with w that has taken x's sign: both
+ * are at most 127 in magnitude. The sum then begins at 0, for w is read as signed. */
+static inline __m256i dot_signed(__m256i sum, __m256i w, const int8_t *four)
+{
+    __m256i x = _mm256_set1_epi32(*(const int32_t *)(const void *)four);
+    __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(x), _mm256_sign_epi8(w, x));
+    return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+}
+
+/* Eight rows, from row 8 x quarter, and one token. */
+static __m256 q8_eight(const uint8_t *w, qwq_tile tile, size_t t, size_t tokens, size_t groups, int quarter)
+{
+    const __m256i offset = _mm256_set1_epi8((char)0x80);
+    __m256 y = _mm256_setzero_ps();
+    for (size_t g = 0; g < groups; g++, w += Q8_BLOCK) {
+        __m256i sum = _mm256_setzero_si256();
+        const int8_t *q = tile.q + g * GROUP * tokens + t * 4;
+        for (size_t l = 0; l < LINES; l++) {
+            const uint8_t *line = w + (2 * l + (size_t)quarter / 2) * LINE + quarter % 2 * 32;
+            __m256i signed_w = _mm256_xor_si256(_mm256_loadu_si256((const __m256i *)(const void *)line), offset);
+            sum = dot_signed(sum, signed_w, q + l * tokens * 4);
+        }
+        const __m128i *scales = (const __m128i *)(const void *)(w + 2 * LINES * LINE + 16 * quarter);
+        __m256 both = _mm256_mul_ps(_mm256_set1_ps(tile.scale[g * tokens + t]), _mm256_cvtph_ps(_mm_loadu_si128(scales)));
+        y = _mm256_add_ps(y, _mm256_mul_ps(_mm256_cvtepi32_ps(sum), both));
+    }
+    return y;
+}
+
+static void q8_panel(float *y, size_t ldy, size_t rows, const uint8_t *panel, qwq_tile tile, size_t tokens,
+                     size_t groups)
+{
+    for (size_t t = 0; t < tokens; t++) {
+        float results[PANEL];
+        for (int quarter = 0; quarter < 4; quarter++)
+            _mm256_storeu_ps(results + 8 * quarter, q8_eight(panel, tile, t, tokens, groups, quarter));
+        for (size_t r = 0; r < rows; r++)
+            y[t * ldy + r] = results[r];
+    }
+}
+
+const qwq_kernels qwq_avx2_kernels = {quantise, quantise_q4, q4_panel, quantise_q8, q8_panel};
 
 #else
 typedef int qwq_no_avx2; /* a file must hold something */

@@ -169,7 +169,82 @@ static void q4_panel(float *y, size_t ldy, size_t rows, const uint8_t *panel, qw
     }
 }
 
-const qwq_kernels qwq_avx512_kernels = {quantise, quantise_q4, q4_panel};
+static uint16_t quantise_q8(int8_t *q, const float *w)
+{
+    __m512 v[4], magnitude = _mm512_setzero_ps();
+    for (int i = 0; i < 4; i++) {
+        v[i] = _mm512_loadu_ps(w + 16 * i);
+        magnitude = _mm512_max_ps(magnitude, _mm512_abs_ps(v[i]));
+    }
+    float scale = _mm512_reduce_max_ps(magnitude) * (1.0f / 127.0f);
+    uint16_t half = float_to_half(scale < QWQ_LARGEST ? scale : QWQ_LARGEST);
+    scale = half_to_float(half);
+    __m512 inverse = _mm512_set1_ps(scale > 0 ? 1.0f / scale : 0);
+    const __m512 most = _mm512_set1_ps(127), least = _mm512_set1_ps(-127);
+    for (int i = 0; i < 4; i++) {
+        __m512 cut = _mm512_min_ps(_mm512_max_ps(_mm512_mul_ps(v[i], inverse), least), most);
+        _mm_storeu_si128((__m128i *)(void *)(q + 16 * i), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(cut)));
+    }
+    return half;
+}
+
+#define Q8_TILE(TOKENS)                                                                                               \
+    static void q8_tile_##TOKENS(float *y, size_t ldy, size_t rows, const uint8_t *w, qwq_tile tile, size_t groups)   \
+    {                                                                                                                 \
+        const int8_t *q = tile.q;                                                                                     \
+        __m512 y0[TOKENS], y1[TOKENS];                                                                                \
+        for (int t = 0; t < TOKENS; t++)                                                                              \
+            y0[t] = y1[t] = _mm512_setzero_ps();                                                                      \
+        for (size_t g = 0; g < groups; g++, w += Q8_BLOCK, q += GROUP * TOKENS) {                                     \
+            __m512i s0[TOKENS], s1[TOKENS];                                                                           \
+            _Pragma("GCC unroll 8") for (int t = 0; t < TOKENS; t++)                                                  \
+                s0[t] = s1[t] = _mm512_set1_epi32(tile.begin[g * TOKENS + (size_t)t]);                                \
+            _Pragma("GCC unroll 4") for (int l = 0; l < LINES; l++) {                                                 \
+                __m512i first = _mm512_loadu_si512(w + 2 * l * LINE);                                                 \
+                __m512i second = _mm512_loadu_si512(w + (2 * l + 1) * LINE);                                          \
+                _Pragma("GCC unroll 8") for (int t = 0; t < TOKENS; t++) {                                            \
+                    DOT(s0[t], first, q + (l * TOKENS + t) * 4);                                                      \
+                    DOT(s1[t], second, q + (l * TOKENS + t) * 4);                                                     \
+                }                                                                                                     \
+            }                                                                                                         \
+            const __m256i *scales = (const __m256i *)(const void *)(w + 2 * LINES * LINE);                            \
+            __m512 w0 = _mm512_cvtph_ps(_mm256_loadu_si256(scales));                                                  \
+            __m512 w1 = _mm512_cvtph_ps(_mm256_loadu_si256(scales + 1));                                              \
+            _Pragma("GCC unroll 8") for (int t = 0; t < TOKENS; t++) {                                                \
+                __m512 x = _mm512_set1_ps(tile.scale[g * TOKENS + (size_t)t]);                                        \
+                y0[t] = _mm512_add_ps(y0[t], _mm512_mul_ps(_mm512_cvtepi32_ps(s0[t]), _mm512_mul_ps(x, w0)));         \
+                y1[t] = _mm512_add_ps(y1[t], _mm512_mul_ps(_mm512_cvtepi32_ps(s1[t]), _mm512_mul_ps(x, w1)));         \
+            }                                                                                                         \
+        }                                                                                                             \
+        const __mmask16 m0 = (__mmask16)(rows >= 16 ? 0xFFFF : (1u << rows) - 1);                                     \
+        const __mmask16 m1 = (__mmask16)(rows >= 32 ? 0xFFFF : rows > 16 ? (1u << (rows - 16)) - 1 : 0);              \
+        for (int t = 0; t < TOKENS; t++) {                                                                            \
+            _mm512_mask_storeu_ps(y + (size_t)t * ldy, m0, y0[t]);                                                    \
+            _mm512_mask_storeu_ps(y + (size_t)t * ldy + 16, m1, y1[t]);                                               \
+        }                                                                                                             \
+    }
+
+Q8_TILE(1)
+Q8_TILE(2)
+Q8_TILE(3)
+Q8_TILE(4)
+Q8_TILE(5)
+Q8_TILE(6)
+
+static void q8_panel(float *y, size_t ldy, size_t rows, const uint8_t *panel, qwq_tile tile, size_t tokens,
+                     size_t groups)
+{
+    switch (tokens) {
+    case 1: q8_tile_1(y, ldy, rows, panel, tile, groups); break;
+    case 2: q8_tile_2(y, ldy, rows, panel, tile, groups); break;
+    case 3: q8_tile_3(y, ldy, rows, panel, tile, groups); break;
+    case 4: q8_tile_4(y, ldy, rows, panel, tile, groups); break;
+    case 5: q8_tile_5(y, ldy, rows, panel, tile, groups); break;
+    default: q8_tile_6(y, ldy, rows, panel, tile, groups); break;
+    }
+}
+
+const qwq_kernels qwq_avx512_kernels = {quantise, quantise_q4, q4_panel, quantise_q8, q8_panel};
 
 #else
 typedef int qwq_no_avx512; /* a file must hold something */

@@ -13,13 +13,15 @@ enum {
     TILE = 6,                                  /* tokens that a kernel holds in registers */
     LINE = 64,                                 /* bytes: four columns of a panel, two codes a byte */
     LINES = GROUP / 4,
-    Q4_BLOCK = LINES * LINE + PANEL * 2        /* one group of a panel: its lines, then 32 fp16 scales */
+    Q4_BLOCK = LINES * LINE + PANEL * 2,       /* one group of a panel: its lines, then 32 fp16 scales */
+    Q8_BLOCK = LINES * 2 * LINE + PANEL * 2    /* the same with two lines for four columns: rows 0-15, rows 16-31 */
 };
 
 /* The sixteen levels, in [-63, 63]. spec/quant.py: CODEBOOK. */
 static const int8_t QWQ_CODEBOOK[16] = {-55, -43, -34, -26, -19, -13, -7, -2, 4, 10, 16, 22, 29, 38, 48, 63};
 /* Levels are multiplied as unsigned bytes, level + 64; the sums begin at -64 times that of the activations. */
 enum { LEVEL_OFFSET = 64 };
+enum { Q8_OFFSET = 128 }; /* the same for q8, whose bytes are stored with it */
 
 /* A tile's activations: q [group][line][token][4], then for each group and token a scale and the sum's beginning. */
 typedef struct {
@@ -31,8 +33,10 @@ typedef struct {
 /* Groups of 64 of one token: q [K], scale [K/64], sum [K/64]. */
 typedef void quantise_fn(int8_t *q, float *scale, int32_t *sum, const float *x, size_t K);
 /* y [tokens][ldy], columns 0 to rows - 1, from one panel and one tile of 1 to 6 tokens. */
-typedef void q4_panel_fn(float *y, size_t ldy, size_t rows, const uint8_t *panel, qwq_tile tile, size_t tokens,
-                         size_t groups);
+typedef void panel_fn(float *y, size_t ldy, size_t rows, const uint8_t *panel, qwq_tile tile, size_t tokens,
+                      size_t groups);
+/* One group of 64 weights to int8, and the scale as fp16 bits. */
+typedef uint16_t quantise_q8_fn(int8_t *q, const float *w);
 
 /* One group of 64 weights: code [64], and the scale as fp16 bits. */
 typedef uint16_t quantise_q4_fn(uint8_t *code, const float *w);
@@ -40,7 +44,9 @@ typedef uint16_t quantise_q4_fn(uint8_t *code, const float *w);
 typedef struct {
     quantise_fn *quantise;
     quantise_q4_fn *quantise_q4;
-    q4_panel_fn *q4_panel;
+    panel_fn *q4_panel;
+    quantise_q8_fn *quantise_q8;
+    panel_fn *q8_panel;
 } qwq_kernels;
 
 extern const qwq_kernels qwq_ref_kernels;

@@ -25,14 +25,22 @@ int qwq_quantise_activations(int8_t *q, float *scale, int32_t *sum, const float 
 /* w [N, K] -> q4 weights: code [N, K] in 0..15, scale [N, K/64] as fp16 bits. NumPy: spec.quant.quantise_q4. */
 int qwq_quantise_q4(uint8_t *code, uint16_t *scale, const float *w, size_t N, size_t K, int isa, int threads);
 
+/* w [N, K] -> q8 weights: q [N, K] in -127..127, scale [N, K/64] as fp16 bits. NumPy: spec.quant.quantise_q8. */
+int qwq_quantise_q8(int8_t *q, uint16_t *scale, const float *w, size_t N, size_t K, int isa, int threads);
+
 /* code [N, K], scale [N, K/64] -> packed panels of 32 rows; rows beyond N are zero. Bytes: qwq_q4_bytes. */
 size_t qwq_q4_bytes(size_t N, size_t K);
 int qwq_pack_q4(uint8_t *packed, const uint8_t *code, const uint16_t *scale, size_t N, size_t K);
 
-/* y [T, N] = x w^T, from quantised activations and packed q4 weights. NumPy: spec.quant.matmul_q4, to the bit.
+size_t qwq_q8_bytes(size_t N, size_t K);
+int qwq_pack_q8(uint8_t *packed, const int8_t *q, const uint16_t *scale, size_t N, size_t K);
+
+/* y [T, N] = x w^T, from quantised activations and packed weights. NumPy: spec.quant.matmul_q4 and _q8, to the bit.
  * scratch holds qwq_matmul_scratch(T, K) bytes. */
 size_t qwq_matmul_scratch(size_t T, size_t K);
 int qwq_matmul_q4(float *y, const uint8_t *w, const float *x, void *scratch, size_t T, size_t N, size_t K, int isa,
+                  int threads);
+int qwq_matmul_q8(float *y, const uint8_t *w, const float *x, void *scratch, size_t T, size_t N, size_t K, int isa,
                   int threads);
 /* </cdef> */
 

@@ -112,4 +112,38 @@ static void q4_panel(float *y, size_t ldy, size_t rows, const uint8_t *panel, qw
         }
 }
 
-const qwq_kernels qwq_ref_kernels = {quantise, quantise_q4, q4_panel};
+static uint16_t quantise_q8(int8_t *q, const float *w)
+{
+    float largest = 0;
+    for (int k = 0; k < GROUP; k++)
+        largest = fabsf(w[k]) > largest ? fabsf(w[k]) : largest;
+    uint16_t half = float_to_half(fminf(largest * (1.0f / 127.0f), QWQ_LARGEST));
+    float scale = half_to_float(half), inverse = scale > 0 ? 1.0f / scale : 0;
+    for (int k = 0; k < GROUP; k++)
+        q[k] = (int8_t)fminf(fmaxf(rintf(w[k] * inverse), -127), 127);
+    return half;
+}
+
+static void q8_panel(float *y, size_t ldy, size_t rows, const uint8_t *panel, qwq_tile tile, size_t tokens,
+                     size_t groups)
+{
+    for (size_t r = 0; r < rows; r++)
+        for (size_t t = 0; t < tokens; t++) {
+            float total = 0;
+            for (size_t g = 0; g < groups; g++) {
+                const uint8_t *block = panel + g * Q8_BLOCK;
+                const int8_t *q = tile.q + g * GROUP * tokens;
+                int32_t sum = tile.begin[g * tokens + t];
+                for (size_t k = 0; k < GROUP; k++) {
+                    int level = block[(k / 4 * 2 + r / 16) * LINE + r % 16 * 4 + k % 4];
+                    sum += level * q[(k / 4 * tokens + t) * 4 + k % 4];
+                }
+                const uint8_t *half = block + LINES * 2 * LINE + 2 * r;
+                float both = tile.scale[g * tokens + t] * half_to_float((uint16_t)(half[0] | half[1] << 8));
+                total = total + (float)sum * both;
+            }
+            y[t * ldy + r] = total;
+        }
+}
+
+const qwq_kernels qwq_ref_kernels = {quantise, quantise_q4, q4_panel, quantise_q8, q8_panel};

@@ -73,7 +73,33 @@ def test_matmul_q4_is_the_spec_to_the_bit(T, N, groups, seed):
     wanted = quant.matmul_q4(x, code, scale).view(np.uint32)
     packed = core.pack_q4(code, scale)
     for isa in ISAS:
-        got = core.matmul_q4(x, packed, isa, threads=int(rng.choice(THREADS)))
+        got = core.matmul(x, packed, isa, threads=int(rng.choice(THREADS)))
+        assert np.array_equal(got.view(np.uint32), wanted), isa
+
+
+@given(hnp.arrays(np.float32, st.tuples(st.integers(1, 4), st.just(128)), elements=numbers))
+def test_q8_weights_are_quantised_as_in_the_spec(w):
+    q, scale = quant.quantise_q8(w)
+    for isa in ISAS:
+        ours, our_scale = core.quantise_q8(w, isa, threads=2)
+        assert np.array_equal(our_scale.view(np.uint16), scale.view(np.uint16)), isa
+        assert np.array_equal(ours, q), isa
+    step = np.repeat(scale.astype(np.float64), quant.GROUP, axis=1)
+    held = step * 127 * (1 - 1e-3) >= np.abs(w)  # what float16's range does not cut
+    assert (np.abs(q * step - w)[held] <= (step / 2 * (1 + 1e-4))[held]).all()
+
+
+@given(st.integers(1, 14), st.integers(1, 70), st.integers(1, 5), st.integers(0, 2**32 - 1))
+def test_matmul_q8_is_the_spec_to_the_bit(T, N, groups, seed):
+    rng = np.random.default_rng(seed)
+    q = rng.integers(-127, 128, (N, groups * quant.GROUP)).astype(np.int8)
+    q[rng.random(q.shape) < 0.2] = rng.choice([-127, 127])
+    scale = rng.choice([0.0, 6e-8, 0.01, 1.0], (N, groups)).astype(np.float16)
+    x = rng.choice([-1e3, -1, 0.3, 1, 1e3], (T, groups * quant.GROUP)).astype(np.float32)
+    wanted = quant.matmul_q8(x, q, scale).view(np.uint32)
+    packed = core.pack_q8(q, scale)
+    for isa in ISAS:
+        got = core.matmul(x, packed, isa, threads=int(rng.choice(THREADS)))
         assert np.array_equal(got.view(np.uint32), wanted), isa
 
 
@@ -83,11 +109,11 @@ def test_threads_and_batches_do_not_matter(isa):
     code, scale = weights(rng, 100, 320)
     packed = core.pack_q4(code, scale)
     x = rng.standard_normal((65, 320)).astype(np.float32)
-    whole = core.matmul_q4(x, packed, isa)
+    whole = core.matmul(x, packed, isa)
     for threads in THREADS:
-        assert np.array_equal(core.matmul_q4(x, packed, isa, threads), whole)
+        assert np.array_equal(core.matmul(x, packed, isa, threads), whole)
     for size in (1, 2, 3, 4, 5, 7, 31, 33, 63):
-        parts = [core.matmul_q4(x[i : i + size], packed, isa, 2) for i in range(0, len(x), size)]
+        parts = [core.matmul(x[i : i + size], packed, isa, 2) for i in range(0, len(x), size)]
         assert np.array_equal(np.concatenate(parts), whole)
 
 
@@ -98,7 +124,7 @@ def test_what_it_computes_is_near_the_product():
     scale = np.full((64, 8), 0.01, np.float16)
     x = rng.standard_normal((16, 512)).astype(np.float32)
     true = x.astype(np.float64) @ quant.dequantise_q4(code, scale).astype(np.float64).T
-    error = np.sum((core.matmul_q4(x, core.pack_q4(code, scale)) - true) ** 2) / np.sum(true**2)
+    error = np.sum((core.matmul(x, core.pack_q4(code, scale)) - true) ** 2) / np.sum(true**2)
     assert 1e-6 < error < 1e-4
 
 
@@ -129,8 +155,8 @@ def test_an_instruction_set_is_forced_and_what_cannot_run_is_refused():
         (lambda: core.pack_q4(np.zeros((3, 65), np.uint8), np.zeros((3, 1), np.float16)), "multiple of 64"),
         (lambda: core.pack_q4(np.zeros((3, 64), np.uint8), np.zeros((3, 2), np.float16)), "scale: must have shape"),
         (lambda: core.pack_q4(np.zeros(64, np.uint8), np.zeros(1, np.float16)), "2 dimensions"),
-        (lambda: core.matmul_q4(np.zeros((2, 128), np.float32), packed_64()), "128 columns, and the weight 64"),
-        (lambda: core.matmul_q4(np.zeros((2, 64), np.float32), packed_64(), threads=0), "size is impossible"),
+        (lambda: core.matmul(np.zeros((2, 128), np.float32), packed_64()), "128 columns, and the weight 64"),
+        (lambda: core.matmul(np.zeros((2, 64), np.float32), packed_64(), threads=0), "size is impossible"),
         (lambda: core.quantise_activations(np.zeros((2, 65), np.float32)), "size is impossible"),
     ],
 )

@@ -97,6 +97,7 @@ def test_every_function_of_the_spec_has_a_contract_and_is_checked():
     codes, scales = np.zeros((3, 64), np.uint8), np.ones((3, 1), np.float16)
     quant.dequantise_q4(codes, scales)
     quant.quantise_q4(np.ones((2, 64), np.float32))
+    quant.matmul_q8(np.ones((2, 64), np.float32), *quant.quantise_q8(np.ones((3, 64), np.float32)))
     quant.matmul_q4(np.ones((2, 64), np.float32), codes, scales)
     assert contracts.called | {"exact", "no_tap"} == set(functions)
 

@@ -7,6 +7,7 @@ is chosen from what the processor can run; QWQ_ISA or `isa` force one, which giv
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -48,41 +49,38 @@ def chosen_isa(isa: str | None = None) -> str:
     return wanted
 
 
-class Q4:
-    """q4 weights in panels, as the kernels read them.
+@dataclass(frozen=True)
+class Packed:
+    """Weights in panels of 32 rows, as the kernels read them.
 
-    packed  uint8, 4.25 bits a weight and what pads N to 32
+    form    "q4" or "q8"
+    packed  uint8: 4.25 or 8.25 bits a weight, and what pads N to 32
     shape   (N, K): outputs, inputs
     """
 
-    def __init__(self, packed: Array, shape: tuple[int, int]) -> None:
-        self.packed = packed
-        self.shape = shape
+    form: str
+    packed: Array
+    shape: tuple[int, int]
 
 
-def pack_q4(code: Array, scale: Array) -> Q4:
+def pack_q4(code: Array, scale: Array) -> Packed:
     """code [n, k] in 0..15, scale [n, k / 64] float16 -> packed weights."""
-    n, k = _shape("code", code, 2)
-    group = _lib().QWQ_GROUP
-    if k % group or not n or not k:
-        raise CoreError(None, "code", f"must have a multiple of {group} columns, got {[n, k]}")
-    codes = np.ascontiguousarray(code, np.uint8)
-    scales = np.ascontiguousarray(scale, np.float16)
-    if scales.shape != (n, k // group):
-        raise CoreError(None, "scale", f"must have shape {[n, k // group]}, got {list(scales.shape)}")
-    packed = np.empty(_lib().qwq_q4_bytes(n, k), np.uint8)
-    _check(_lib().qwq_pack_q4(_u8(packed), _u8(codes), ffi.cast("uint16_t *", scales.ctypes.data), n, k))
-    return Q4(packed, (n, k))
+    return _pack("q4", code, np.uint8, scale)
+
+
+def pack_q8(q: Array, scale: Array) -> Packed:
+    """q [n, k] int8, scale [n, k / 64] float16 -> packed weights."""
+    return _pack("q8", q, np.int8, scale)
 
 
 def quantise_q4(w: Array, isa: str | None = None, threads: int = 1) -> tuple[Array, Array]:
     """w [n, k] -> code [n, k], scale [n, k / 64]: `spec.quant.quantise_q4`, to the bit."""
-    N, K = _shape("w", w, 2)
-    w = np.ascontiguousarray(w, np.float32)
-    code, scale = np.empty((N, K), np.uint8), np.empty((N, K // _lib().QWQ_GROUP), np.float16)
-    half = ffi.cast("uint16_t *", scale.ctypes.data)
-    _check(_lib().qwq_quantise_q4(_u8(code), half, _f32(w), N, K, ISAS.index(chosen_isa(isa)), threads))
-    return code, scale
+    return _quantise("q4", w, np.uint8, isa, threads)
+
+
+def quantise_q8(w: Array, isa: str | None = None, threads: int = 1) -> tuple[Array, Array]:
+    """w [n, k] -> q [n, k], scale [n, k / 64]: `spec.quant.quantise_q8`, to the bit."""
+    return _quantise("q8", w, np.int8, isa, threads)
 
 
 def quantise_activations(x: Array, isa: str | None = None) -> tuple[Array, Array]:
@@ -91,22 +89,12 @@ def quantise_activations(x: Array, isa: str | None = None) -> tuple[Array, Array
     x = np.ascontiguousarray(x, np.float32)
     groups = K // _lib().QWQ_GROUP
     q, scale, sums = np.empty((T, K), np.int8), np.empty((T, groups), np.float32), np.empty((T, groups), np.int32)
-    _check(
-        _lib().qwq_quantise_activations(
-            ffi.cast("int8_t *", q.ctypes.data),
-            _f32(scale),
-            ffi.cast("int32_t *", sums.ctypes.data),
-            _f32(x),
-            T,
-            K,
-            ISAS.index(chosen_isa(isa)),
-        )
-    )
+    _check(_lib().qwq_quantise_activations(_at(q), _at(scale), _at(sums), _at(x), T, K, ISAS.index(chosen_isa(isa))))
     return q, scale
 
 
-def matmul_q4(x: Array, w: Q4, isa: str | None = None, threads: int = 1) -> Array:
-    """x [T, k], packed w [n, k] -> [T, n]: `spec.quant.matmul_q4`, to the bit, for any isa and number of threads."""
+def matmul(x: Array, w: Packed, isa: str | None = None, threads: int = 1) -> Array:
+    """x [T, k], packed w [n, k] -> [T, n]: `spec.quant.matmul_q4` or `_q8`, to the bit, for any isa and threads."""
     T, K = _shape("x", x, 2)
     N, columns = w.shape
     if columns != K:
@@ -114,20 +102,31 @@ def matmul_q4(x: Array, w: Q4, isa: str | None = None, threads: int = 1) -> Arra
     x = np.ascontiguousarray(x, np.float32)
     y = np.empty((T, N), np.float32)
     scratch = np.empty(_lib().qwq_matmul_scratch(T, K), np.uint8)
-    _check(
-        _lib().qwq_matmul_q4(
-            _f32(y),
-            _u8(w.packed),
-            _f32(x),
-            ffi.cast("void *", scratch.ctypes.data),
-            T,
-            N,
-            K,
-            ISAS.index(chosen_isa(isa)),
-            threads,
-        )
-    )
+    function = getattr(_lib(), f"qwq_matmul_{w.form}")
+    _check(function(_at(y), _at(w.packed), _at(x), _at(scratch), T, N, K, ISAS.index(chosen_isa(isa)), threads))
     return y
+
+
+def _pack(form: str, values: Array, dtype: Any, scale: Array) -> Packed:
+    N, K = _shape("weights", values, 2)
+    group = _lib().QWQ_GROUP
+    if K % group or not N or not K:
+        raise CoreError(None, "weights", f"must have a multiple of {group} columns, got {[N, K]}")
+    values, scale = np.ascontiguousarray(values, dtype), np.ascontiguousarray(scale, np.float16)
+    if scale.shape != (N, K // group):
+        raise CoreError(None, "scale", f"must have shape {[N, K // group]}, got {list(scale.shape)}")
+    packed = np.empty(getattr(_lib(), f"qwq_{form}_bytes")(N, K), np.uint8)
+    _check(getattr(_lib(), f"qwq_pack_{form}")(_at(packed), _at(values), _at(scale), N, K))
+    return Packed(form, packed, (N, K))
+
+
+def _quantise(form: str, w: Array, dtype: Any, isa: str | None, threads: int) -> tuple[Array, Array]:
+    N, K = _shape("w", w, 2)
+    w = np.ascontiguousarray(w, np.float32)
+    values, scale = np.empty((N, K), dtype), np.empty((N, K // _lib().QWQ_GROUP), np.float16)
+    function = getattr(_lib(), f"qwq_quantise_{form}")
+    _check(function(_at(values), _at(scale), _at(w), N, K, ISAS.index(chosen_isa(isa)), threads))
+    return values, scale
 
 
 def _lib() -> Any:
@@ -148,9 +147,9 @@ def _check(code: int) -> None:
         raise CoreError(None, None, reasons.get(code, f"failed with code {code}"))
 
 
-def _f32(array: Array) -> Any:
-    return ffi.cast("float *", array.ctypes.data)
+_C_TYPES = {"f4": "float *", "f2": "uint16_t *", "i1": "int8_t *", "i4": "int32_t *", "u1": "uint8_t *"}
 
 
-def _u8(array: Array) -> Any:
-    return ffi.cast("uint8_t *", array.ctypes.data)
+def _at(array: Array) -> Any:
+    """The address of an array, as a pointer of its type."""
+    return ffi.cast(_C_TYPES[array.dtype.str[1:]], array.ctypes.data)

@@ -101,14 +101,43 @@ def dequantise_q4(code: Array, scale: Array) -> Array:
 def matmul_q4(x: Array, code: Array, scale: Array) -> Array:
     """x [T, k], code [n, k], scale [n, m] -> [T, n]
 
-    y = x w^T from int8 activations: for each group in order, the exact integer sum times the product of both scales.
+    y = x w^T with w = scale * CODEBOOK[code]: see `matmul_integers`.
+    """
+    return matmul_integers(x, CODEBOOK[code], scale)
+
+
+def quantise_q8(w: Array) -> tuple[Array, Array]:
+    """w [n, k] -> q [n, k], scale [n, m]
+
+    int8 in [-127, 127]; the float16 scale of each group of 64 makes its largest magnitude 127. A group whose scale
+    float16 rounds to 0 is zero; beyond its range, magnitudes are cut.
+    """
+    groups = w.astype(np.float32).reshape(len(w), -1, GROUP)
+    largest = np.max(np.abs(groups), axis=-1, keepdims=True)
+    scale = np.minimum(largest * np.float32(1 / 127), np.float32(LARGEST)).astype(np.float16).astype(np.float32)
+    inverse = np.where(scale > 0, np.float32(1) / np.where(scale > 0, scale, np.float32(1)), np.float32(0))
+    q = np.clip(np.rint(groups * inverse), -127, 127).astype(np.int8)
+    return q.reshape(w.shape), scale[..., 0].astype(np.float16)
+
+
+def matmul_q8(x: Array, q: Array, scale: Array) -> Array:
+    """x [T, k], q [n, k], scale [n, m] -> [T, n]
+
+    y = x w^T with w = scale * q: see `matmul_integers`.
+    """
+    return matmul_integers(x, q, scale)
+
+
+def matmul_integers(x: Array, levels: Array, scale: Array) -> Array:
+    """x [T, k], levels [n, k], scale [n, m] -> [T, n]
+
+    From int8 activations: for each group in order, the exact integer sum times the product of both scales.
     """
     q, x_scale = quantise_activations(x)
-    levels = CODEBOOK[code].astype(np.int64)
-    y = np.zeros((len(x), len(code)), np.float32)
+    y = np.zeros((len(x), len(levels)), np.float32)
     for g in range(x_scale.shape[1]):
         span = slice(g * GROUP, (g + 1) * GROUP)
-        exact = q[:, span].astype(np.int64) @ levels[:, span].T
+        exact = q[:, span].astype(np.int64) @ levels[:, span].astype(np.int64).T
         both = x_scale[:, g, None] * scale[:, g].astype(np.float32)
         y = y + exact.astype(np.float32) * both
     return y
