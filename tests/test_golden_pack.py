@@ -2119,3 +2119,9 @@ def test_a_model_ten_times_as_large_as_memory(tmp_path, request):
             for name in ("model.norm.weight", "model.layers.63.mlp.down_proj.weight"):
                 digest = hashlib.sha256(checkpoint[name].astype("<f4").tobytes()).hexdigest()
                 assert golden.manifest.weights[name] == digest
+
+
+def test_an_export_that_cannot_be_written_is_one_line(qwq, tmp_path):
+    status, out, err = qwq("export", "gqa", "-o", tmp_path / "no" / "such.npz")
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert "cannot be written" in err

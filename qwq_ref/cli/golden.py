@@ -207,7 +207,10 @@ def _export(options: argparse.Namespace) -> int:
             f"{phase.name}/{tap}": golden.read(phase.name, tap) for phase in manifest.phases for tap in manifest.sizes
         }
         arrays["token_ids"] = np.array(manifest.token_ids)
-    write_atomically(options.out, lambda file: np.savez(file, **arrays))  # type: ignore[arg-type]
+    try:
+        write_atomically(options.out, lambda file: np.savez(file, **arrays))  # type: ignore[arg-type]
+    except OSError as problem:
+        raise UsageError(options.out, None, f"cannot be written ({problem.strerror})") from None
     return 0
 
 
