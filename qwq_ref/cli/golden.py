@@ -8,7 +8,9 @@ import json
 import os
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 from ..errors import UsageError
 from .options import (
@@ -163,11 +165,11 @@ def _compare(options: argparse.Namespace) -> int:
     if options.html:
         from ..oracle.html import page
 
-        _write(options.html, page(report.to_dict()))
+        _write_text(options.html, page(report.to_dict()))
     if options.junit:
-        _write(options.junit, report.junit())
+        _write_text(options.junit, report.junit())
     if options.json and options.json != "-":
-        _write(options.json, facts)
+        _write_text(options.json, facts)
     print(facts if options.json == "-" else str(report), end="" if options.json == "-" else "\n")
     return 0 if report.passed else DIFFERS
 
@@ -198,7 +200,6 @@ def _export(options: argparse.Namespace) -> int:
     """Write all tensors of a pack as one .npz, under PHASE/TAP."""
     import numpy as np
 
-    from ..checkpoint.write import write_atomically
     from ..oracle import open_golden
 
     with open_golden(options.golden) as golden:
@@ -207,10 +208,7 @@ def _export(options: argparse.Namespace) -> int:
             f"{phase.name}/{tap}": golden.read(phase.name, tap) for phase in manifest.phases for tap in manifest.sizes
         }
         arrays["token_ids"] = np.array(manifest.token_ids)
-    try:
-        write_atomically(options.out, lambda file: np.savez(file, **arrays))  # type: ignore[arg-type]
-    except OSError as problem:
-        raise UsageError(options.out, None, f"cannot be written ({problem.strerror})") from None
+    _write(options.out, lambda file: np.savez(file, **arrays))  # type: ignore[arg-type]
     return 0
 
 
@@ -291,10 +289,14 @@ def _bytes(text: str | None) -> int | None:
     return int(float(match[1]) * 1024 ** ("KMGT".index(match[2].upper()) + 1 if match[2] else 0))
 
 
-def _write(path: str, text: str) -> None:
+def _write_text(path: str, text: str) -> None:
+    _write(path, lambda file: file.write(text.encode("utf-8")))
+
+
+def _write(path: str, write: Callable[[BinaryIO], object]) -> None:
     from ..checkpoint.write import write_atomically
 
     try:
-        write_atomically(path, lambda file: file.write(text.encode("utf-8")))
+        write_atomically(path, write)
     except OSError as problem:
         raise UsageError(path, None, f"cannot be written ({problem.strerror})") from None

@@ -105,8 +105,8 @@ class Theirs:
         for tap, name in self.declared.items():
             if name not in PRECISIONS:
                 raise UsageError(None, f"precision of {tap}" if tap else "precision", f"must be one of {_PRECISIONS}")
-        self.detected = "" in self.declared
-        if not self.detected:
+        self.detected = "" not in self.declared
+        if self.detected:
             self.declared[""] = self._detect()
 
     def has(self, phase: Phase, tap: str) -> bool:
@@ -216,7 +216,7 @@ def compare_taps(
     phase_order = {phase.name: i for i, phase in enumerate(manifest.phases)}
     results = sorted(check.results, key=lambda result: (phase_order[result.phase], order[result.tap]))
     missing = [(phase.name, tap) for phase in manifest.phases for tap in manifest.sizes if not theirs.has(phase, tap)]
-    kind = theirs.declared[""] + ("" if theirs.detected else " (told from the values)")
+    kind = theirs.declared[""] + (" (told from the values)" if theirs.detected else "")
     notes = (*candidate.notes, *check.rounding_notes())
     return Comparison(tuple(_settled(results)), tuple(missing), kind, check.logits, notes)
 

@@ -23,7 +23,7 @@ class Report:
     """What came of holding a candidate against a golden pack; `passed` is the verdict, `str()` the story.
 
     hidden   mistakes that the tensors at hand would not show, of those that concern the config; None: not asked
-    remarks  what is not wrong, and worth knowing
+    unknown  names in the candidate's source that are no tap
     """
 
     golden: str
@@ -33,7 +33,6 @@ class Report:
     diagnosis: Diagnosis
     with_weights: bool
     hidden: tuple[str, ...] | None = None
-    remarks: tuple[str, ...] = ()
     unknown: tuple[str, ...] = ()
 
     @property
@@ -68,7 +67,7 @@ class Report:
             yield f"not compared: {_names_of(c.missing)}"
         if self.unknown:
             yield f"not understood: {_some(self.unknown)}"
-        for note in (*c.notes, *self.remarks):
+        for note in c.notes:
             yield f"note: {note}"
         if self.hidden:
             yield f"cannot be told from these tensors ({len(self.hidden)}):"
@@ -175,7 +174,7 @@ class Report:
             "hidden": None
             if self.hidden is None
             else [{"name": name, "needs": BY_NAME[name].needs} for name in self.hidden],
-            "notes": [*c.notes, *self.remarks],
+            "notes": list(c.notes),
             "unknown": list(self.unknown),
             "missing": [list(place) for place in c.missing],
             "taps": [_tap_dict(result) for result in c.results],
