@@ -58,51 +58,63 @@ int qwq_quantise_q8(int8_t *q, uint16_t *scale, const float *w, size_t N, size_t
     return 0;
 }
 
-size_t qwq_q8_bytes(size_t N, size_t K)
+static size_t packed_bytes(size_t N, size_t K, size_t block)
 {
-    return (N + PANEL - 1) / PANEL * (K / GROUP) * Q8_BLOCK;
-}
-
-int qwq_pack_q8(uint8_t *packed, const int8_t *q, const uint16_t *scale, size_t N, size_t K)
-{
-    if (K % GROUP || !K || !N)
-        return QWQ_ESIZE;
-    size_t groups = K / GROUP;
-    memset(packed, 0, qwq_q8_bytes(N, K));
-    for (size_t n = 0; n < N; n++)
-        for (size_t g = 0; g < groups; g++) {
-            uint8_t *block = packed + (n / PANEL * groups + g) * Q8_BLOCK;
-            size_t r = n % PANEL;
-            for (size_t k = 0; k < GROUP; k++)
-                block[(k / 4 * 2 + r / 16) * LINE + r % 16 * 4 + k % 4] =
-                    (uint8_t)(q[n * K + g * GROUP + k] + Q8_OFFSET);
-            memcpy(block + LINES * 2 * LINE + 2 * r, &scale[n * groups + g], 2);
-        }
-    return 0;
+    return (N + PANEL - 1) / PANEL * (K / GROUP) * block;
 }
 
 size_t qwq_q4_bytes(size_t N, size_t K)
 {
-    return (N + PANEL - 1) / PANEL * (K / GROUP) * Q4_BLOCK;
+    return packed_bytes(N, K, Q4_BLOCK);
 }
 
-int qwq_pack_q4(uint8_t *packed, const uint8_t *code, const uint16_t *scale, size_t N, size_t K)
+size_t qwq_q8_bytes(size_t N, size_t K)
+{
+    return packed_bytes(N, K, Q8_BLOCK);
+}
+
+/* One row's group of values into its block. */
+typedef void put_fn(uint8_t *block, size_t r, const void *values);
+
+static void put_q4(uint8_t *block, size_t r, const void *values)
+{
+    const uint8_t *code = values;
+    for (size_t k = 0; k < GROUP; k++)
+        block[k / 4 * LINE + r % 16 * 4 + k % 4] |= (uint8_t)(r < 16 ? code[k] & 15 : (code[k] & 15) << 4);
+}
+
+static void put_q8(uint8_t *block, size_t r, const void *values)
+{
+    const int8_t *q = values;
+    for (size_t k = 0; k < GROUP; k++)
+        block[(k / 4 * 2 + r / 16) * LINE + r % 16 * 4 + k % 4] = (uint8_t)(q[k] + Q8_OFFSET);
+}
+
+/* Values are bytes in either format. */
+static int pack(uint8_t *packed, const uint8_t *values, const uint16_t *scale, size_t N, size_t K, size_t bytes,
+                put_fn *put)
 {
     if (K % GROUP || !K || !N)
         return QWQ_ESIZE;
     size_t groups = K / GROUP;
-    memset(packed, 0, qwq_q4_bytes(N, K));
+    memset(packed, 0, packed_bytes(N, K, bytes));
     for (size_t n = 0; n < N; n++)
         for (size_t g = 0; g < groups; g++) {
-            uint8_t *block = packed + (n / PANEL * groups + g) * Q4_BLOCK;
-            size_t r = n % PANEL;
-            for (size_t k = 0; k < GROUP; k++) {
-                uint8_t nibble = code[n * K + g * GROUP + k] & 15;
-                block[k / 4 * LINE + r % 16 * 4 + k % 4] |= (uint8_t)(r < 16 ? nibble : nibble << 4);
-            }
-            memcpy(block + LINES * LINE + 2 * r, &scale[n * groups + g], 2);
+            uint8_t *block = packed + (n / PANEL * groups + g) * bytes;
+            put(block, n % PANEL, values + n * K + g * GROUP);
+            memcpy(block + bytes - 2 * PANEL + 2 * (n % PANEL), &scale[n * groups + g], 2);
         }
     return 0;
+}
+
+int qwq_pack_q4(uint8_t *packed, const uint8_t *code, const uint16_t *scale, size_t N, size_t K)
+{
+    return pack(packed, code, scale, N, K, Q4_BLOCK, put_q4);
+}
+
+int qwq_pack_q8(uint8_t *packed, const int8_t *q, const uint16_t *scale, size_t N, size_t K)
+{
+    return pack(packed, (const uint8_t *)q, scale, N, K, Q8_BLOCK, put_q8);
 }
 
 /* Scratch: all tiles' q, then all scales, then all beginnings. */

@@ -108,33 +108,30 @@ static uint16_t quantise_q4(uint8_t *code, const float *w)
 #define DOT(sum, levels, four) \
     __asm__("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(sum) : "v"(levels), "m"(*(const int32_t *)(const void *)(four)))
 
-/* One panel and TOKENS tokens, all groups. Unrolled: 2 x TOKENS sums of a group and as many results are registers. */
-#define Q4_TILE(TOKENS)                                                                                               \
-    static void q4_tile_##TOKENS(float *y, size_t ldy, size_t rows, const uint8_t *w, qwq_tile tile, size_t groups)   \
+/* One panel and TOKENS tokens, all groups. Unrolled: 2 x TOKENS sums of a group and as many results are registers. A
+ * format says how it begins (FORMAT##_BEGIN), how rows 0-15 and 16-31 of line l are read, and where scales stand. */
+#define FORMAT_TILE(FORMAT, name, TOKENS)                                                                             \
+    static void name##_tile_##TOKENS(float *y, size_t ldy, size_t rows, const uint8_t *w, qwq_tile tile, size_t groups)\
     {                                                                                                                 \
-        const __m512i low = _mm512_set1_epi8(15);                                                                     \
-        const __m512i levels = _mm512_add_epi8(                                                                       \
-            _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)(const void *)QWQ_CODEBOOK)),                     \
-            _mm512_set1_epi8(LEVEL_OFFSET));                                                                          \
+        FORMAT##_BEGIN                                                                                                \
         const int8_t *q = tile.q;                                                                                     \
         __m512 y0[TOKENS], y1[TOKENS];                                                                                \
         for (int t = 0; t < TOKENS; t++)                                                                              \
             y0[t] = y1[t] = _mm512_setzero_ps();                                                                      \
-        for (size_t g = 0; g < groups; g++, w += Q4_BLOCK, q += GROUP * TOKENS) {                                     \
+        for (size_t g = 0; g < groups; g++, w += FORMAT##_BLOCK, q += GROUP * TOKENS) {                               \
             __m512i s0[TOKENS], s1[TOKENS];                                                                           \
             _Pragma("GCC unroll 8") for (int t = 0; t < TOKENS; t++)                                                  \
                 s0[t] = s1[t] = _mm512_set1_epi32(tile.begin[g * TOKENS + (size_t)t]);                                \
             _Pragma("GCC unroll 4") for (int l = 0; l < LINES; l++) {                                                 \
-                __m512i codes = _mm512_loadu_si512(w + l * LINE);                                                     \
-                __m512i first = _mm512_shuffle_epi8(levels, _mm512_and_si512(codes, low));                            \
-                __m512i second = _mm512_shuffle_epi8(levels, _mm512_and_si512(_mm512_srli_epi16(codes, 4), low));     \
+                FORMAT##_LINE(w, l)                                                                                   \
                 _Pragma("GCC unroll 8") for (int t = 0; t < TOKENS; t++) {                                            \
                     DOT(s0[t], first, q + (l * TOKENS + t) * 4);                                                      \
                     DOT(s1[t], second, q + (l * TOKENS + t) * 4);                                                     \
                 }                                                                                                     \
             }                                                                                                         \
-            __m512 w0 = _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)(w + LINES * LINE)));       \
-            __m512 w1 = _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)(w + LINES * LINE + 32)));  \
+            const __m256i *scales = (const __m256i *)(const void *)(w + FORMAT##_BLOCK - 2 * PANEL);                  \
+            __m512 w0 = _mm512_cvtph_ps(_mm256_loadu_si256(scales));                                                  \
+            __m512 w1 = _mm512_cvtph_ps(_mm256_loadu_si256(scales + 1));                                              \
             _Pragma("GCC unroll 8") for (int t = 0; t < TOKENS; t++) {                                                \
                 __m512 x = _mm512_set1_ps(tile.scale[g * TOKENS + (size_t)t]);                                        \
                 y0[t] = _mm512_add_ps(y0[t], _mm512_mul_ps(_mm512_cvtepi32_ps(s0[t]), _mm512_mul_ps(x, w0)));         \
@@ -149,25 +146,46 @@ static uint16_t quantise_q4(uint8_t *code, const float *w)
         }                                                                                                             \
     }
 
-Q4_TILE(1)
-Q4_TILE(2)
-Q4_TILE(3)
-Q4_TILE(4)
-Q4_TILE(5)
-Q4_TILE(6)
-
-static void q4_panel(float *y, size_t ldy, size_t rows, const uint8_t *panel, qwq_tile tile, size_t tokens,
-                     size_t groups)
-{
-    switch (tokens) {
-    case 1: q4_tile_1(y, ldy, rows, panel, tile, groups); break;
-    case 2: q4_tile_2(y, ldy, rows, panel, tile, groups); break;
-    case 3: q4_tile_3(y, ldy, rows, panel, tile, groups); break;
-    case 4: q4_tile_4(y, ldy, rows, panel, tile, groups); break;
-    case 5: q4_tile_5(y, ldy, rows, panel, tile, groups); break;
-    default: q4_tile_6(y, ldy, rows, panel, tile, groups); break;
+/* A format's tiles of 1 to 6 tokens, and the choice among them. */
+#define FORMAT_PANEL(FORMAT, name)                                                                                    \
+    FORMAT_TILE(FORMAT, name, 1)                                                                                      \
+    FORMAT_TILE(FORMAT, name, 2)                                                                                      \
+    FORMAT_TILE(FORMAT, name, 3)                                                                                      \
+    FORMAT_TILE(FORMAT, name, 4)                                                                                      \
+    FORMAT_TILE(FORMAT, name, 5)                                                                                      \
+    FORMAT_TILE(FORMAT, name, 6)                                                                                      \
+    static void name##_panel(float *y, size_t ldy, size_t rows, const uint8_t *panel, qwq_tile tile, size_t tokens,   \
+                             size_t groups)                                                                           \
+    {                                                                                                                 \
+        switch (tokens) {                                                                                             \
+        case 1: name##_tile_1(y, ldy, rows, panel, tile, groups); break;                                              \
+        case 2: name##_tile_2(y, ldy, rows, panel, tile, groups); break;                                              \
+        case 3: name##_tile_3(y, ldy, rows, panel, tile, groups); break;                                              \
+        case 4: name##_tile_4(y, ldy, rows, panel, tile, groups); break;                                              \
+        case 5: name##_tile_5(y, ldy, rows, panel, tile, groups); break;                                              \
+        default: name##_tile_6(y, ldy, rows, panel, tile, groups); break;                                             \
+        }                                                                                                             \
     }
-}
+
+/* q4: a line holds both halves of the panel as nibbles, which look up their levels. */
+#define Q4_BEGIN                                                                                                      \
+    const __m512i low = _mm512_set1_epi8(15);                                                                         \
+    const __m512i levels = _mm512_add_epi8(                                                                           \
+        _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)(const void *)QWQ_CODEBOOK)),                         \
+        _mm512_set1_epi8(LEVEL_OFFSET));
+#define Q4_LINE(w, l)                                                                                                 \
+    __m512i codes = _mm512_loadu_si512(w + l * LINE);                                                                 \
+    __m512i first = _mm512_shuffle_epi8(levels, _mm512_and_si512(codes, low));                                        \
+    __m512i second = _mm512_shuffle_epi8(levels, _mm512_and_si512(_mm512_srli_epi16(codes, 4), low));
+
+/* q8: a line for each half, of bytes as they are multiplied. */
+#define Q8_BEGIN
+#define Q8_LINE(w, l)                                                                                                 \
+    __m512i first = _mm512_loadu_si512(w + 2 * l * LINE);                                                             \
+    __m512i second = _mm512_loadu_si512(w + (2 * l + 1) * LINE);
+
+FORMAT_PANEL(Q4, q4)
+FORMAT_PANEL(Q8, q8)
 
 static uint16_t quantise_q8(int8_t *q, const float *w)
 {
@@ -186,62 +204,6 @@ static uint16_t quantise_q8(int8_t *q, const float *w)
         _mm_storeu_si128((__m128i *)(void *)(q + 16 * i), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(cut)));
     }
     return half;
-}
-
-#define Q8_TILE(TOKENS)                                                                                               \
-    static void q8_tile_##TOKENS(float *y, size_t ldy, size_t rows, const uint8_t *w, qwq_tile tile, size_t groups)   \
-    {                                                                                                                 \
-        const int8_t *q = tile.q;                                                                                     \
-        __m512 y0[TOKENS], y1[TOKENS];                                                                                \
-        for (int t = 0; t < TOKENS; t++)                                                                              \
-            y0[t] = y1[t] = _mm512_setzero_ps();                                                                      \
-        for (size_t g = 0; g < groups; g++, w += Q8_BLOCK, q += GROUP * TOKENS) {                                     \
-            __m512i s0[TOKENS], s1[TOKENS];                                                                           \
-            _Pragma("GCC unroll 8") for (int t = 0; t < TOKENS; t++)                                                  \
-                s0[t] = s1[t] = _mm512_set1_epi32(tile.begin[g * TOKENS + (size_t)t]);                                \
-            _Pragma("GCC unroll 4") for (int l = 0; l < LINES; l++) {                                                 \
-                __m512i first = _mm512_loadu_si512(w + 2 * l * LINE);                                                 \
-                __m512i second = _mm512_loadu_si512(w + (2 * l + 1) * LINE);                                          \
-                _Pragma("GCC unroll 8") for (int t = 0; t < TOKENS; t++) {                                            \
-                    DOT(s0[t], first, q + (l * TOKENS + t) * 4);                                                      \
-                    DOT(s1[t], second, q + (l * TOKENS + t) * 4);                                                     \
-                }                                                                                                     \
-            }                                                                                                         \
-            const __m256i *scales = (const __m256i *)(const void *)(w + 2 * LINES * LINE);                            \
-            __m512 w0 = _mm512_cvtph_ps(_mm256_loadu_si256(scales));                                                  \
-            __m512 w1 = _mm512_cvtph_ps(_mm256_loadu_si256(scales + 1));                                              \
-            _Pragma("GCC unroll 8") for (int t = 0; t < TOKENS; t++) {                                                \
-                __m512 x = _mm512_set1_ps(tile.scale[g * TOKENS + (size_t)t]);                                        \
-                y0[t] = _mm512_add_ps(y0[t], _mm512_mul_ps(_mm512_cvtepi32_ps(s0[t]), _mm512_mul_ps(x, w0)));         \
-                y1[t] = _mm512_add_ps(y1[t], _mm512_mul_ps(_mm512_cvtepi32_ps(s1[t]), _mm512_mul_ps(x, w1)));         \
-            }                                                                                                         \
-        }                                                                                                             \
-        const __mmask16 m0 = (__mmask16)(rows >= 16 ? 0xFFFF : (1u << rows) - 1);                                     \
-        const __mmask16 m1 = (__mmask16)(rows >= 32 ? 0xFFFF : rows > 16 ? (1u << (rows - 16)) - 1 : 0);              \
-        for (int t = 0; t < TOKENS; t++) {                                                                            \
-            _mm512_mask_storeu_ps(y + (size_t)t * ldy, m0, y0[t]);                                                    \
-            _mm512_mask_storeu_ps(y + (size_t)t * ldy + 16, m1, y1[t]);                                               \
-        }                                                                                                             \
-    }
-
-Q8_TILE(1)
-Q8_TILE(2)
-Q8_TILE(3)
-Q8_TILE(4)
-Q8_TILE(5)
-Q8_TILE(6)
-
-static void q8_panel(float *y, size_t ldy, size_t rows, const uint8_t *panel, qwq_tile tile, size_t tokens,
-                     size_t groups)
-{
-    switch (tokens) {
-    case 1: q8_tile_1(y, ldy, rows, panel, tile, groups); break;
-    case 2: q8_tile_2(y, ldy, rows, panel, tile, groups); break;
-    case 3: q8_tile_3(y, ldy, rows, panel, tile, groups); break;
-    case 4: q8_tile_4(y, ldy, rows, panel, tile, groups); break;
-    case 5: q8_tile_5(y, ldy, rows, panel, tile, groups); break;
-    default: q8_tile_6(y, ldy, rows, panel, tile, groups); break;
-    }
 }
 
 const qwq_kernels qwq_avx512_kernels = {quantise, quantise_q4, q4_panel, quantise_q8, q8_panel};
