@@ -1,9 +1,21 @@
-/* The entry points: they check, lay out, share the work among threads, and call a variant. */
-#include <math.h>
+/* The entry points of quantised weights: they check, lay out, share the work among threads, and call a variant. */
 #include <string.h>
+#ifdef _OPENMP
+#include <omp.h>
+#endif
 
 #include "kernels.h"
 #include "qwq.h"
+
+enum {
+    CHUNK = 8,          /* groups that are unpacked at a time: 24 KiB, which stay in the first cache for all tokens */
+    BLOCKS_CHUNK = 16,  /* groups taken from blocks before the next tile is: in the cache for it, too */
+    BLOCKS_TOKENS = 12, /* up to as many, blocks are read directly: unpacking pays for more */
+    TILES = 86,         /* of a panel's results at a time: they stay in the second cache */
+    SLICE = 64,         /* groups that a thread quantises at a time */
+    LARGEST = 1 << 30   /* rows, columns and tokens */
+};
+static const size_t SMALL_WORK = 1 << 18; /* products below which threads cost more than they bring */
 
 static const qwq_kernels *variant(int isa)
 {
@@ -18,182 +30,418 @@ static const qwq_kernels *variant(int isa)
     return &qwq_ref_kernels;
 }
 
+static size_t up(size_t n, size_t multiple)
+{
+    return (n + multiple - 1) / multiple * multiple;
+}
+
+static int overlap(const void *a, size_t a_bytes, const void *b, size_t b_bytes)
+{
+    uintptr_t i = (uintptr_t)a, j = (uintptr_t)b;
+    return a && b && i < j + b_bytes && j < i + a_bytes;
+}
+
+static int aligned(const void *p, size_t bytes)
+{
+    return (uintptr_t)p % bytes == 0;
+}
+
+/* 0 if there is no such format. */
+static int layout_of(qwq_layout *l, const qwq_format *f)
+{
+    static const uint16_t code_bytes[] = {NIBBLES,     NIBBLES,   NIBBLES * 5 / 4, NIBBLES * 6 / 4,
+                                          2 * NIBBLES, GROUP * PANEL * 2, GROUP * PANEL * 2, GROUP * PANEL * 4};
+    static const uint8_t most[] = {127, 15, 31, 63, 255};
+    if (f->codes < QWQ_Q4 || f->codes > QWQ_FP32)
+        return 0;
+    memset(l, 0, sizeof *l);
+    l->codes = code_bytes[f->codes];
+    l->columns = GROUP;
+    l->bytes = l->codes;
+    l->subgroups = 1;
+    if (f->codes >= QWQ_BF16) {
+        l->floats = 1;
+        return !f->group && !f->scales && !f->zero;
+    }
+    int affine = f->codes == QWQ_U4 || f->codes == QWQ_U5 || f->codes == QWQ_U6;
+    if ((f->group != 16 && f->group != 32 && f->group != 64 && f->group != 128) ||
+        (!affine && (f->scales != QWQ_PLAIN || f->zero)) || (f->codes == QWQ_Q4 && f->group != GROUP) ||
+        f->scales < QWQ_PLAIN || f->scales > QWQ_SUPER_MIN || f->zero < 0 || f->zero > 63 ||
+        (f->zero && f->scales != QWQ_PLAIN && f->scales != QWQ_SUPER))
+        return 0;
+    size_t group = (size_t)f->group;
+    l->columns = f->scales >= QWQ_SUPER ? 256 : group > GROUP ? group : GROUP;
+    l->subgroups = group >= GROUP ? 1 : GROUP / group;
+    size_t n = l->columns / group;
+    const size_t scale_bytes[] = {2 * n, 3 * n, 4 * n, 2 + n, 4 + 2 * n}; /* of a row, by kind */
+    l->bytes = up(l->columns / GROUP * l->codes + scale_bytes[f->scales] * PANEL, LINE);
+    l->offset = f->scales == QWQ_OFFSET || f->scales == QWQ_SUPER_MIN;
+    l->excess = f->codes == QWQ_Q4 ? Q4_EXCESS : f->codes == QWQ_Q8 ? Q8_EXCESS : f->scales == QWQ_ZERO ? ZERO_EXCESS : f->zero;
+    l->most = most[f->codes] + (f->scales == QWQ_ZERO ? ZERO_EXCESS : 0);
+    return 1;
+}
+
 int qwq_quantise_activations(int8_t *q, float *scale, int32_t *sum, const float *x, size_t T, size_t K, int isa)
 {
     const qwq_kernels *kernels = variant(isa);
     if (!kernels)
         return QWQ_EISA;
-    if (K % GROUP || !K)
+    if (K % GROUP || !K || K > LARGEST || T > LARGEST)
         return QWQ_ESIZE;
     for (size_t t = 0; t < T; t++)
         kernels->quantise(q + t * K, scale + t * (K / GROUP), sum + t * (K / GROUP), x + t * K, K);
     return 0;
 }
 
-int qwq_quantise_q4(uint8_t *code, uint16_t *scale, const float *w, size_t N, size_t K, int isa, int threads)
+/* Group g of a weight as floats: where it is, or converted into `own`. */
+static const float *group_of(float *own, const void *w, size_t g, int dtype)
 {
-    const qwq_kernels *kernels = variant(isa);
-    if (!kernels)
+    if (dtype == QWQ_FP32)
+        return (const float *)w + g * GROUP;
+    const uint16_t *bits = (const uint16_t *)w + g * GROUP;
+    for (size_t k = 0; k < GROUP; k++)
+        own[k] = dtype == QWQ_BF16 ? bf16_to_float(bits[k]) : half_to_float(bits[k]);
+    return own;
+}
+
+static int check_quantise(size_t N, size_t K, int dtype, int isa, int threads)
+{
+    if (!qwq_isa_supported(isa))
         return QWQ_EISA;
-    if (K % GROUP || !K || threads < 1)
-        return QWQ_ESIZE;
-    size_t groups = N * (K / GROUP);
+    if (dtype != QWQ_FP32 && dtype != QWQ_BF16 && dtype != QWQ_FP16)
+        return QWQ_EFORMAT;
+    return K % GROUP || !K || K > LARGEST || N > LARGEST || threads < 1 ? QWQ_ESIZE : 0;
+}
+
+int qwq_quantise_q4(uint8_t *code, uint16_t *scale, const void *w, size_t N, size_t K, int dtype, int isa, int threads)
+{
+    int error = check_quantise(N, K, dtype, isa, threads);
+    if (error)
+        return error;
+    const qwq_kernels *kernels = variant(isa);
 #pragma omp parallel for num_threads(threads) schedule(dynamic, 4096) if (threads > 1)
-    for (size_t g = 0; g < groups; g++)
-        scale[g] = kernels->quantise_q4(code + g * GROUP, w + g * GROUP);
+    for (size_t g = 0; g < N * (K / GROUP); g++) {
+        float own[GROUP];
+        scale[g] = kernels->quantise_q4(code + g * GROUP, group_of(own, w, g, dtype));
+    }
     return 0;
 }
 
-int qwq_quantise_q8(int8_t *q, uint16_t *scale, const float *w, size_t N, size_t K, int isa, int threads)
+int qwq_quantise_q8(int8_t *q, uint16_t *scale, const void *w, size_t N, size_t K, int dtype, int isa, int threads)
 {
+    int error = check_quantise(N, K, dtype, isa, threads);
+    if (error)
+        return error;
     const qwq_kernels *kernels = variant(isa);
-    if (!kernels)
-        return QWQ_EISA;
-    if (K % GROUP || !K || threads < 1)
-        return QWQ_ESIZE;
-    size_t groups = N * (K / GROUP);
 #pragma omp parallel for num_threads(threads) schedule(dynamic, 4096) if (threads > 1)
-    for (size_t g = 0; g < groups; g++)
-        scale[g] = kernels->quantise_q8(q + g * GROUP, w + g * GROUP);
+    for (size_t g = 0; g < N * (K / GROUP); g++) {
+        float own[GROUP];
+        scale[g] = kernels->quantise_q8(q + g * GROUP, group_of(own, w, g, dtype));
+    }
     return 0;
 }
 
-static size_t packed_bytes(size_t N, size_t K, size_t block)
+size_t qwq_packed_bytes(const qwq_format *format, size_t N, size_t K)
 {
-    return (N + PANEL - 1) / PANEL * (K / GROUP) * block;
+    qwq_layout l;
+    if (!format || !layout_of(&l, format) || !N || !K || N > LARGEST || K > LARGEST)
+        return 0;
+    return up(N, PANEL) / PANEL * (up(K, l.columns) / l.columns) * l.bytes;
 }
 
-size_t qwq_q4_bytes(size_t N, size_t K)
+/* Up to 64 codes of row r into a group's codes. */
+static void put(uint8_t *to, size_t r, const uint8_t *code, size_t columns, int32_t codes)
 {
-    return packed_bytes(N, K, Q4_BLOCK);
-}
-
-size_t qwq_q8_bytes(size_t N, size_t K)
-{
-    return packed_bytes(N, K, Q8_BLOCK);
-}
-
-/* One row's group of values into its block. */
-typedef void put_fn(uint8_t *block, size_t r, const void *values);
-
-static void put_q4(uint8_t *block, size_t r, const void *values)
-{
-    const uint8_t *code = values;
-    for (size_t k = 0; k < GROUP; k++)
-        block[k / 4 * LINE + r % 16 * 4 + k % 4] |= (uint8_t)(r < 16 ? code[k] & 15 : (code[k] & 15) << 4);
-}
-
-static void put_q8(uint8_t *block, size_t r, const void *values)
-{
-    const int8_t *q = values;
-    for (size_t k = 0; k < GROUP; k++)
-        block[(k / 4 * 2 + r / 16) * LINE + r % 16 * 4 + k % 4] = (uint8_t)(q[k] + Q8_OFFSET);
-}
-
-/* Values are bytes in either format. */
-static int pack(uint8_t *packed, const uint8_t *values, const uint16_t *scale, size_t N, size_t K, size_t bytes,
-                put_fn *put)
-{
-    if (K % GROUP || !K || !N)
-        return QWQ_ESIZE;
-    size_t groups = K / GROUP;
-    memset(packed, 0, packed_bytes(N, K, bytes));
-    for (size_t n = 0; n < N; n++)
-        for (size_t g = 0; g < groups; g++) {
-            uint8_t *block = packed + (n / PANEL * groups + g) * bytes;
-            put(block, n % PANEL, values + n * K + g * GROUP);
-            memcpy(block + bytes - 2 * PANEL + 2 * (n % PANEL), &scale[n * groups + g], 2);
+    for (size_t k = 0; k < columns; k++) {
+        size_t at = r % 16 * 4 + k % 4;
+        if (codes == QWQ_Q8) {
+            to[(k / 4 * 2 + r / 16) * LINE + at] = (uint8_t)(code[k] + Q8_EXCESS);
+            continue;
         }
-    return 0;
-}
-
-int qwq_pack_q4(uint8_t *packed, const uint8_t *code, const uint16_t *scale, size_t N, size_t K)
-{
-    return pack(packed, code, scale, N, K, Q4_BLOCK, put_q4);
-}
-
-int qwq_pack_q8(uint8_t *packed, const int8_t *q, const uint16_t *scale, size_t N, size_t K)
-{
-    return pack(packed, (const uint8_t *)q, scale, N, K, Q8_BLOCK, put_q8);
-}
-
-/* Scratch: all tiles' q, then all scales, then all beginnings. */
-size_t qwq_matmul_scratch(size_t T, size_t K)
-{
-    return T * K + T * (K / GROUP) * (sizeof(float) + sizeof(int32_t)) + 64;
-}
-
-/* Token t's groups, from a row as it was quantised to the tile's interleaved order. */
-static void place(int8_t *q, float *scale, int32_t *begin, const int8_t *row, const float *row_scale,
-                  const int32_t *row_sum, size_t t, size_t tokens, size_t groups, int32_t offset)
-{
-    for (size_t g = 0; g < groups; g++) {
-        for (size_t l = 0; l < LINES; l++)
-            memcpy(q + ((g * LINES + l) * tokens + t) * 4, row + (g * LINES + l) * 4, 4);
-        scale[g * tokens + t] = row_scale[g];
-        begin[g * tokens + t] = -offset * row_sum[g];
+        uint8_t *byte = to + k / 4 * LINE + at;
+        *byte = (uint8_t)(*byte | (r < 16 ? code[k] & 15 : (code[k] & 15) << 4));
+        if (codes == QWQ_U5 || codes == QWQ_U6) {
+            size_t bits = codes == QWQ_U5 ? 1 : 2, line = k / 4 * 2 + r / 16;
+            byte = to + NIBBLES + line / (8 / bits) * LINE + at;
+            *byte = (uint8_t)(*byte | (code[k] >> 4 & ((1 << bits) - 1)) << line % (8 / bits) * bits);
+        }
     }
 }
 
-static void tile_activations(const qwq_kernels *kernels, int8_t *q, float *scale, int32_t *begin, const float *x,
-                             size_t tokens, size_t K, int32_t offset)
+static void put_floats(uint8_t *to, size_t r, const uint8_t *code, size_t columns, size_t bytes)
 {
-    int8_t row[64 * GROUP];
-    float row_scale[64];
-    int32_t row_sum[64];
-    size_t groups = K / GROUP;
-    for (size_t t = 0; t < tokens; t++)
-        for (size_t g = 0; g < groups; g += 64) {
-            size_t some = groups - g < 64 ? groups - g : 64;
-            kernels->quantise(row, row_scale, row_sum, x + t * K + g * GROUP, some * GROUP);
-            place(q + g * GROUP * tokens, scale + g * tokens, begin + g * tokens, row, row_scale, row_sum, t, tokens,
-                  some, offset);
+    for (size_t k = 0; k < columns; k++)
+        memcpy(to + (k * PANEL + r) * bytes, code + k * bytes, bytes);
+}
+
+static size_t smaller(size_t a, size_t b)
+{
+    return a < b ? a : b;
+}
+
+/* Row n of a panel's block, which begins with column k0. */
+static void pack_row(uint8_t *block, const qwq_format *f, const qwq_layout *l, const qwq_weight *w, size_t n, size_t k0,
+                     size_t K)
+{
+    size_t r = n % PANEL, bytes = f->codes == QWQ_FP32 ? 4 : l->floats ? 2 : 1;
+    const uint8_t *code = (const uint8_t *)w->code + (n * K + k0) * bytes;
+    for (size_t k = 0; k < l->columns && k0 + k < K; k += GROUP) {
+        uint8_t *to = block + k / GROUP * l->codes;
+        if (l->floats)
+            put_floats(to, r, code + k * bytes, smaller(GROUP, K - k0 - k), bytes);
+        else
+            put(to, r, code + k, smaller(GROUP, K - k0 - k), f->codes);
+    }
+    if (l->floats)
+        return;
+    size_t group = (size_t)f->group, in_row = up(K, group) / group, per_block = l->columns / group;
+    uint8_t *scales = block + l->columns / GROUP * l->codes;
+    if (f->scales >= QWQ_SUPER) {
+        size_t at = n * (up(K, 256) / 256) + k0 / 256;
+        memcpy(scales + 2 * r, &w->scale[at], 2);
+        scales += 2 * PANEL;
+        if (f->scales == QWQ_SUPER_MIN) {
+            memcpy(scales + 2 * r, &w->offset[at], 2);
+            scales += 2 * PANEL;
+        }
+    }
+    for (size_t i = 0; i < per_block && k0 / group + i < in_row; i++) {
+        size_t at = n * in_row + k0 / group + i;
+        if (f->scales >= QWQ_SUPER) {
+            scales[i * PANEL + r] = w->small[at];
+            if (f->scales == QWQ_SUPER_MIN)
+                scales[(per_block + i) * PANEL + r] = w->least[at];
+            continue;
+        }
+        memcpy(scales + (i * PANEL + r) * 2, &w->scale[at], 2);
+        if (f->scales == QWQ_OFFSET)
+            memcpy(scales + ((per_block + i) * PANEL + r) * 2, &w->offset[at], 2);
+        if (f->scales == QWQ_ZERO)
+            scales[(2 * per_block + i) * PANEL + r] = w->zero[at];
+    }
+}
+
+int qwq_pack(uint8_t *packed, const qwq_format *format, const qwq_weight *w, size_t N, size_t K, int threads)
+{
+    qwq_layout l;
+    if (!format || !w || !w->code || !layout_of(&l, format))
+        return QWQ_EFORMAT;
+    size_t bytes = qwq_packed_bytes(format, N, K), panels = up(N, PANEL) / PANEL;
+    if (!bytes || threads < 1)
+        return QWQ_ESIZE;
+    if (!aligned(packed, LINE))
+        return QWQ_EALIGN;
+    int32_t kind = format->scales;
+    if (!l.floats && (!w->scale || (kind == QWQ_ZERO && !w->zero) || (l.offset && !w->offset) ||
+                      (kind >= QWQ_SUPER && !w->small) || (kind == QWQ_SUPER_MIN && !w->least)))
+        return QWQ_EFORMAT;
+    if (kind == QWQ_ZERO) /* more would not fit the bytes that are multiplied */
+        for (size_t i = 0; i < N * (up(K, (size_t)format->group) / (size_t)format->group); i++)
+            if (w->zero[i] > ZERO_EXCESS)
+                return QWQ_EFORMAT;
+    size_t blocks = up(K, l.columns) / l.columns;
+#pragma omp parallel for num_threads(threads) schedule(dynamic) if (threads > 1)
+    for (size_t p = 0; p < panels; p++) {
+        uint8_t *panel = packed + p * blocks * l.bytes;
+        memset(panel, 0, blocks * l.bytes);
+        for (size_t b = 0; b < blocks; b++)
+            for (size_t n = p * PANEL; n < smaller(N, (p + 1) * PANEL); n++)
+                pack_row(panel + b * l.bytes, format, &l, w, n, b * l.columns, K);
+    }
+    return 0;
+}
+
+/* T tokens as tiles of at most 6; the last two share what would leave a tile of 1 or 2. */
+static size_t tiles_of(size_t T)
+{
+    return up(T, TILE) / TILE;
+}
+
+static size_t tile_at(size_t T, size_t i)
+{
+    size_t tiles = tiles_of(T), rest = T % TILE, last = rest == 0 ? TILE : rest;
+    if (i == tiles)
+        return T;
+    if (i + 1 == tiles && tiles > 1 && last <= 2)
+        return T - (TILE + last) / 2;
+    return i * TILE;
+}
+
+/* Where things are in the scratch. */
+typedef struct {
+    int8_t *q;
+    float *scale;
+    int32_t *begin;
+    float *sum, *x;
+    uint8_t *threads;
+    size_t bytes_of_thread, bytes;
+    size_t groups; /* of K, to whole blocks */
+} qwq_scratch;
+
+static qwq_scratch scratch_of(uint8_t *at, const qwq_layout *l, size_t T, size_t K, int threads)
+{
+    qwq_scratch s;
+    uint8_t *start = at;
+    size_t columns = up(K, l->columns), groups = columns / GROUP, subgroups = groups * l->subgroups;
+    s.groups = groups;
+    s.q = (int8_t *)at;
+    s.x = (float *)(void *)at;
+    at += up(T * columns * (l->floats ? sizeof(float) : 1), LINE);
+    s.scale = (float *)(void *)at;
+    at += up(T * groups * sizeof(float), LINE);
+    s.begin = (int32_t *)(void *)at;
+    at += up(T * subgroups * sizeof(int32_t), LINE);
+    s.sum = (float *)(void *)at;
+    at += up(T * subgroups * sizeof(float), LINE);
+    s.threads = at;
+    s.bytes_of_thread = up(2 * TILES * TILE * PANEL * sizeof(float) + CHUNK * sizeof(qwq_wide) + K * sizeof(float), LINE);
+    s.bytes = (size_t)(at - start) + (size_t)threads * s.bytes_of_thread;
+    return s;
+}
+
+size_t qwq_matmul_scratch(const qwq_format *format, size_t T, size_t K, int threads)
+{
+    qwq_layout l;
+    if (!format || !layout_of(&l, format) || threads < 1 || !K || T > LARGEST || K > LARGEST)
+        return 0;
+    return scratch_of(NULL, &l, T, K, threads).bytes;
+}
+
+static qwq_tile tile_in(const qwq_scratch *s, const qwq_layout *l, size_t t, size_t tokens, size_t group)
+{
+    size_t first = t * s->groups + group * tokens; /* in groups of one token */
+    qwq_tile tile = {s->q + first * GROUP, s->scale + first, s->begin + first * l->subgroups,
+                     s->sum + first * l->subgroups, s->x + first * GROUP};
+    return tile;
+}
+
+/* Groups g0 to g1 of token t of a tile, from a row to the tile's interleaved order. Columns beyond K are zero. */
+static void place(const qwq_scratch *s, const qwq_layout *l, const qwq_kernels *kernels, const float *row, size_t first,
+                  size_t tokens, size_t t, size_t g0, size_t g1, size_t K)
+{
+    for (size_t g = g0; g < g1; g++) {
+        float own[GROUP], scale;
+        const float *x = row + g * GROUP;
+        if ((g + 1) * GROUP > K) {
+            memset(own, 0, sizeof own);
+            if (g * GROUP < K)
+                memcpy(own, x, (K - g * GROUP) * sizeof(float));
+            x = own;
+        }
+        size_t at = first * s->groups + g * tokens;
+        if (l->floats) {
+            for (size_t k = 0; k < GROUP; k++)
+                s->x[at * GROUP + k * tokens + t] = x[k];
+            continue;
+        }
+        int8_t q[GROUP];
+        int32_t sum;
+        kernels->quantise(q, &scale, &sum, x, GROUP);
+        for (size_t i = 0; i < LINES; i++)
+            memcpy(s->q + at * GROUP + (i * tokens + t) * 4, q + 4 * i, 4);
+        s->scale[at + t] = scale;
+        size_t columns = GROUP / l->subgroups;
+        for (size_t i = 0; i < l->subgroups; i++) {
+            if (l->subgroups > 1) {
+                sum = 0;
+                for (size_t k = i * columns; k < (i + 1) * columns; k++)
+                    sum += q[k];
+            }
+            size_t to = (at * l->subgroups) + i * tokens + t;
+            s->begin[to] = -l->excess * sum;
+            s->sum[to] = scale * (float)sum;
+        }
+    }
+}
+
+/* y [tokens][PANEL] of one panel and some tiles. */
+static void panel_times(float *y, const uint8_t *panel, qwq_wide *wide, const qwq_scratch *s, const qwq_layout *l,
+                        const qwq_format *format, const qwq_kernels *kernels, size_t T, size_t tile0, size_t tile1)
+{
+    blocks_fn *direct = kernels->blocks[format->codes];
+    if (!l->floats && (T > BLOCKS_TOKENS || l->subgroups > 1))
+        direct = NULL;
+    size_t t0 = tile_at(T, tile0), chunk = direct ? BLOCKS_CHUNK : CHUNK;
+    memset(y, 0, (tile_at(T, tile1) - t0) * PANEL * sizeof(float));
+    for (size_t g = 0; g < s->groups; g += chunk) {
+        size_t groups = smaller(chunk, s->groups - g);
+        const uint8_t *blocks = panel + g * GROUP / l->columns * l->bytes;
+        if (!direct)
+            kernels->unpack(wide, blocks, groups, format, l);
+        for (size_t i = tile0; i < tile1; i++) {
+            size_t t = tile_at(T, i), tokens = tile_at(T, i + 1) - t;
+            qwq_tile tile = tile_in(s, l, t, tokens, g);
+            if (direct)
+                direct(y + (t - t0) * PANEL, blocks, &tile, tokens, groups);
+            else
+                kernels->wide(y + (t - t0) * PANEL, wide, &tile, tokens, groups, l);
+        }
+    }
+}
+
+static void store(float *y, const float *results, const qwq_fusion *f, size_t t0, size_t t1, size_t n0, size_t n1,
+                  size_t N)
+{
+    for (size_t t = t0; t < t1; t++)
+        for (size_t n = n0; n < n1; n++) {
+            float value = results[(t - t0) * PANEL + n - n0];
+            if (f->bias)
+                value = value + f->bias[n];
+            if (f->residual)
+                value = f->residual[t * N + n] + value;
+            y[t * N + n] = value;
         }
 }
 
-static int matmul(float *y, const uint8_t *w, const float *x, void *scratch, size_t T, size_t N, size_t K,
-                  const qwq_kernels *kernels, panel_fn *panel_of, size_t block, int32_t offset, int threads)
+int qwq_matmul(float *y, const qwq_format *format, const uint8_t *w, const float *x, const qwq_fusion *fusion,
+               void *scratch, size_t T, size_t N, size_t K, int isa, int threads)
 {
-    if (K % GROUP || !K || !N || threads < 1)
+    static const qwq_fusion none;
+    const qwq_fusion *f = fusion ? fusion : &none;
+    qwq_layout l;
+    if (!qwq_isa_supported(isa))
+        return QWQ_EISA;
+    if (!format || !layout_of(&l, format))
+        return QWQ_EFORMAT;
+    size_t w_bytes = qwq_packed_bytes(format, N, K);
+    if (!w_bytes || threads < 1 || T > LARGEST)
         return QWQ_ESIZE;
-    size_t groups = K / GROUP, tiles = (T + TILE - 1) / TILE, panels = (N + PANEL - 1) / PANEL;
-    int8_t *q = scratch;
-    float *scale = (float *)(void *)(q + (T * K + 63) / 64 * 64);
-    int32_t *begin = (int32_t *)(void *)(scale + T * groups);
+    if (!aligned(w, LINE) || !aligned(scratch, LINE) || !aligned(y, 4) || !aligned(x, 4))
+        return QWQ_EALIGN;
+    const qwq_kernels *kernels = variant(isa);
+    qwq_scratch s = scratch_of(scratch, &l, T, K, threads);
+    size_t y_bytes = T * N * sizeof(float), x_bytes = T * K * sizeof(float);
+    if (overlap(y, y_bytes, x, x_bytes) || overlap(y, y_bytes, w, w_bytes) || overlap(y, y_bytes, scratch, s.bytes) ||
+        overlap(x, x_bytes, scratch, s.bytes) || overlap(w, w_bytes, scratch, s.bytes) ||
+        (f->residual != y && overlap(y, y_bytes, f->residual, y_bytes)))
+        return QWQ_EOVERLAP;
+    if (T * K * N < SMALL_WORK)
+        threads = 1;
+    size_t tiles = tiles_of(T), panels = up(N, PANEL) / PANEL, panel_bytes = w_bytes / panels;
+    size_t slices = up(s.groups, SLICE) / SLICE;
+    int some = T > TILE ? 1 : 4; /* panels that a thread takes at a time */
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
 #pragma omp for schedule(static)
-        for (size_t i = 0; i < tiles; i++) {
-            size_t t = i * TILE, tokens = T - t < TILE ? T - t : TILE;
-            tile_activations(kernels, q + t * K, scale + t * groups, begin + t * groups, x + t * K, tokens, K, offset);
+        for (size_t i = 0; i < tiles * slices; i++) {
+            size_t first = tile_at(T, i / slices), tokens = tile_at(T, i / slices + 1) - first, g = i % slices * SLICE;
+            for (size_t t = 0; t < tokens; t++)
+                place(&s, &l, kernels, x + (first + t) * K, first, tokens, t, g, smaller(g + SLICE, s.groups), K);
         }
-#pragma omp for schedule(dynamic, 4)
-        for (size_t p = 0; p < panels; p++) {
-            size_t rows = N - p * PANEL < PANEL ? N - p * PANEL : PANEL;
-            for (size_t t = 0; t < T; t += TILE) {
-                qwq_tile tile = {q + t * K, scale + t * groups, begin + t * groups};
-                size_t tokens = T - t < TILE ? T - t : TILE;
-                panel_of(y + t * N + p * PANEL, N, rows, w + p * groups * block, tile, tokens, groups);
+#ifdef _OPENMP
+        uint8_t *own = s.threads + (size_t)omp_get_thread_num() * s.bytes_of_thread;
+#else
+        uint8_t *own = s.threads;
+#endif
+        float *results = (float *)(void *)own;
+        qwq_wide *wide = (qwq_wide *)(void *)(own + 2 * TILES * TILE * PANEL * sizeof(float));
+#pragma omp for schedule(dynamic, some)
+        for (size_t p = 0; p < panels; p++)
+            for (size_t i = 0; i < tiles; i += TILES) {
+                size_t end = smaller(i + TILES, tiles);
+                panel_times(results, w + p * panel_bytes, wide, &s, &l, format, kernels, T, i, end);
+                store(y, results, f, tile_at(T, i), tile_at(T, end), p * PANEL, smaller(N, (p + 1) * PANEL), N);
             }
-        }
     }
     return 0;
-}
-
-int qwq_matmul_q4(float *y, const uint8_t *w, const float *x, void *scratch, size_t T, size_t N, size_t K, int isa,
-                  int threads)
-{
-    const qwq_kernels *kernels = variant(isa);
-    if (!kernels)
-        return QWQ_EISA;
-    return matmul(y, w, x, scratch, T, N, K, kernels, kernels->q4_panel, Q4_BLOCK, LEVEL_OFFSET, threads);
-}
-
-int qwq_matmul_q8(float *y, const uint8_t *w, const float *x, void *scratch, size_t T, size_t N, size_t K, int isa,
-                  int threads)
-{
-    const qwq_kernels *kernels = variant(isa);
-    if (!kernels)
-        return QWQ_EISA;
-    return matmul(y, w, x, scratch, T, N, K, kernels, kernels->q8_panel, Q8_BLOCK, Q8_OFFSET, threads);
 }

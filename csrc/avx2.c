@@ -1,4 +1,4 @@
-/* AVX2: a panel is taken in two halves, of rows 0-7 with 16-23 and of rows 8-15 with 24-31. */
+/* AVX2: as avx512.c, with registers of eight rows and tiles of three tokens. */
 #if defined(__x86_64__)
 #include <immintrin.h>
 
@@ -123,70 +123,6 @@ static uint16_t quantise_q4(uint8_t *code, const float *w)
     return (uint16_t)(best_scale | (sign < 0 ? 0x8000u : 0));
 }
 
-/* Levels are at most 127, activations 127 in magnitude: a pair's sum, 32,258, fits in 16 bits. */
-static inline __m256i dot(__m256i sum, __m256i levels, const int8_t *four)
-{
-    __m256i x = _mm256_set1_epi32(*(const int32_t *)(const void *)four);
-    return _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(levels, x), _mm256_set1_epi16(1)));
-}
-
-#define Q4_TILE(TOKENS)                                                                                               \
-    static void q4_tile_##TOKENS(float y[][PANEL], const uint8_t *w, qwq_tile tile, size_t t0, size_t tokens,         \
-                                 size_t groups, int half)                                                             \
-    {                                                                                                                 \
-        const __m256i low = _mm256_set1_epi8(15);                                                                     \
-        const __m256i levels = _mm256_add_epi8(                                                                       \
-            _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)(const void *)QWQ_CODEBOOK)),                \
-            _mm256_set1_epi8(LEVEL_OFFSET));                                                                          \
-        const int8_t *q = tile.q + t0 * 4;                                                                            \
-        for (size_t g = 0; g < groups; g++, w += Q4_BLOCK, q += GROUP * tokens) {                                     \
-            __m256i s0[TOKENS], s1[TOKENS];                                                                           \
-            _Pragma("GCC unroll 4") for (int t = 0; t < TOKENS; t++)                                                  \
-                s0[t] = s1[t] = _mm256_set1_epi32(tile.begin[g * tokens + t0 + (size_t)t]);                           \
-            _Pragma("GCC unroll 2") for (int l = 0; l < LINES; l++) {                                                 \
-                __m256i codes = _mm256_loadu_si256((const __m256i *)(const void *)(w + l * LINE + 32 * half));        \
-                __m256i first = _mm256_shuffle_epi8(levels, _mm256_and_si256(codes, low));                            \
-                __m256i second = _mm256_shuffle_epi8(levels, _mm256_and_si256(_mm256_srli_epi16(codes, 4), low));     \
-                _Pragma("GCC unroll 4") for (int t = 0; t < TOKENS; t++) {                                            \
-                    const int8_t *four = q + ((size_t)l * tokens + (size_t)t) * 4;                                    \
-                    s0[t] = dot(s0[t], first, four);                                                                  \
-                    s1[t] = dot(s1[t], second, four);                                                                 \
-                }                                                                                                     \
-            }                                                                                                         \
-            const uint8_t *scales = w + LINES * LINE + 16 * half;                                                     \
-            __m256 w0 = _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)scales));                      \
-            __m256 w1 = _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)(scales + 32)));               \
-            _Pragma("GCC unroll 4") for (int t = 0; t < TOKENS; t++) {                                                \
-                __m256 x = _mm256_set1_ps(tile.scale[g * tokens + t0 + (size_t)t]);                                   \
-                float *out = y[t0 + (size_t)t] + 8 * half;                                                            \
-                __m256 add0 = _mm256_mul_ps(_mm256_cvtepi32_ps(s0[t]), _mm256_mul_ps(x, w0));                         \
-                __m256 add1 = _mm256_mul_ps(_mm256_cvtepi32_ps(s1[t]), _mm256_mul_ps(x, w1));                         \
-                _mm256_storeu_ps(out, _mm256_add_ps(_mm256_loadu_ps(out), add0));                                     \
-                _mm256_storeu_ps(out + 16, _mm256_add_ps(_mm256_loadu_ps(out + 16), add1));                           \
-            }                                                                                                         \
-        }                                                                                                             \
-    }
-
-Q4_TILE(1)
-Q4_TILE(2)
-Q4_TILE(3)
-
-static void q4_panel(float *y, size_t ldy, size_t rows, const uint8_t *panel, qwq_tile tile, size_t tokens,
-                     size_t groups)
-{
-    float results[TILE][PANEL] = {{0}};
-    for (int half = 0; half < 2; half++)
-        for (size_t t = 0; t < tokens; t += 3)
-            switch (tokens - t) {
-            case 1: q4_tile_1(results, panel, tile, t, tokens, groups, half); break;
-            case 2: q4_tile_2(results, panel, tile, t, tokens, groups, half); break;
-            default: q4_tile_3(results, panel, tile, t, tokens, groups, half); break;
-            }
-    for (size_t t = 0; t < tokens; t++)
-        for (size_t r = 0; r < rows; r++)
-            y[t * ldy + r] = results[t][r];
-}
-
 static uint16_t quantise_q8(int8_t *q, const float *w)
 {
     float largest = 0;
@@ -207,48 +143,260 @@ static uint16_t quantise_q8(int8_t *q, const float *w)
     return half;
 }
 
-/* Bytes of q8 go to 255, too far for a pair's sum in 16 bits. So |x| is multiplied with w that has taken x's sign: both
- * are at most 127 in magnitude. The sum then begins at 0, for w is read as signed. */
-static inline __m256i dot_signed(__m256i sum, __m256i w, const int8_t *four)
+static inline __m256i load(const void *from)
 {
-    __m256i x = _mm256_set1_epi32(*(const int32_t *)(const void *)four);
-    __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(x), _mm256_sign_epi8(w, x));
-    return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+    return _mm256_loadu_si256((const __m256i *)from);
 }
 
-/* Eight rows, from row 8 x quarter, and one token. */
-static __m256 q8_eight(const uint8_t *w, qwq_tile tile, size_t t, size_t tokens, size_t groups, int quarter)
+static inline void q4_line(uint8_t *first, uint8_t *second, const uint8_t *line)
 {
-    const __m256i offset = _mm256_set1_epi8((char)0x80);
-    __m256 y = _mm256_setzero_ps();
-    for (size_t g = 0; g < groups; g++, w += Q8_BLOCK) {
-        __m256i sum = _mm256_setzero_si256();
-        const int8_t *q = tile.q + g * GROUP * tokens + t * 4;
-        for (size_t l = 0; l < LINES; l++) {
-            const uint8_t *line = w + (2 * l + (size_t)quarter / 2) * LINE + quarter % 2 * 32;
-            __m256i signed_w = _mm256_xor_si256(_mm256_loadu_si256((const __m256i *)(const void *)line), offset);
-            sum = dot_signed(sum, signed_w, q + l * tokens * 4);
-        }
-        const __m128i *scales = (const __m128i *)(const void *)(w + 2 * LINES * LINE + 16 * quarter);
-        __m256 both = _mm256_mul_ps(_mm256_set1_ps(tile.scale[g * tokens + t]), _mm256_cvtph_ps(_mm_loadu_si128(scales)));
-        y = _mm256_add_ps(y, _mm256_mul_ps(_mm256_cvtepi32_ps(sum), both));
-    }
-    return y;
-}
-
-static void q8_panel(float *y, size_t ldy, size_t rows, const uint8_t *panel, qwq_tile tile, size_t tokens,
-                     size_t groups)
-{
-    for (size_t t = 0; t < tokens; t++) {
-        float results[PANEL];
-        for (int quarter = 0; quarter < 4; quarter++)
-            _mm256_storeu_ps(results + 8 * quarter, q8_eight(panel, tile, t, tokens, groups, quarter));
-        for (size_t r = 0; r < rows; r++)
-            y[t * ldy + r] = results[r];
+    const __m256i low = _mm256_set1_epi8(15);
+    const __m256i levels = _mm256_add_epi8(
+        _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)(const void *)QWQ_CODEBOOK)),
+        _mm256_set1_epi8(Q4_EXCESS));
+    for (int b = 0; b < LINE; b += 32) {
+        __m256i codes = load(line + b), high = _mm256_and_si256(_mm256_srli_epi16(codes, 4), low);
+        _mm256_storeu_si256((__m256i *)(void *)(first + b), _mm256_shuffle_epi8(levels, _mm256_and_si256(codes, low)));
+        _mm256_storeu_si256((__m256i *)(void *)(second + b), _mm256_shuffle_epi8(levels, high));
     }
 }
 
-const qwq_kernels qwq_avx2_kernels = {quantise, quantise_q4, q4_panel, quantise_q8, q8_panel};
+static inline __m256 eight_halves(const uint8_t *from)
+{
+    return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)from));
+}
+
+static inline void halves(float *to, const uint8_t *from)
+{
+    for (int r = 0; r < PANEL; r += 8)
+        _mm256_storeu_ps(to + r, eight_halves(from + 2 * r));
+}
+
+#include "unpack.h"
+
+#define EACH_TOKEN(TOKENS) _Pragma("GCC unroll 3") for (size_t t = 0; t < TOKENS; t++)
+
+static inline __m256i four_of_x(const int8_t *q)
+{
+    return _mm256_set1_epi32(*(const int32_t *)(const void *)q);
+}
+
+/* Products of bytes are added in pairs to 16 bits, which saturate, and these then to 32. How much may be added in 16
+ * bits before depends on the largest byte of w: beside |x| <= 127, four lines where it is 31, two where it is 63, one
+ * where it is 127. Beyond that |x| is multiplied with w that has taken x's sign, both at most 127; sums then begin at
+ * the excess that w has lost. */
+#define PRODUCTS_31(w, x) _mm256_maddubs_epi16(w, x)
+#define PRODUCTS_63(w, x) _mm256_maddubs_epi16(w, x)
+#define PRODUCTS_127(w, x) _mm256_maddubs_epi16(w, x)
+#define PRODUCTS_255(w, x) _mm256_maddubs_epi16(_mm256_abs_epi8(x), _mm256_sign_epi8(w, x))
+enum { LINES_31 = 4, LINES_63 = 2, LINES_127 = 1, LINES_255 = 1 };
+#define BYTES_31(w) load(w)
+#define BYTES_63(w) load(w)
+#define BYTES_127(w) load(w)
+#define BYTES_255(w) _mm256_xor_si256(load(w), _mm256_set1_epi8((char)0x80))
+
+/* Rows 8 x first to 8 x first + 15 of a half panel, in tokens t0 to t0 + TOKENS - 1 of the tile. */
+#define WIDE_TILE(MOST, TOKENS)                                                                                       \
+    static void wide_##MOST##_##TOKENS(float *y, const qwq_wide *w, const qwq_tile *tile, size_t t0, size_t tokens,   \
+                                       size_t groups, const qwq_layout *layout, int half)                             \
+    {                                                                                                                 \
+        const int8_t *q = tile->q + 4 * t0;                                                                           \
+        size_t each = LINES / layout->subgroups;                                                                      \
+        y += t0 * PANEL + 16 * (size_t)half;                                                                          \
+        for (size_t g = 0; g < groups; g++, w++)                                                                      \
+            for (size_t s = 0; s < layout->subgroups; s++) {                                                          \
+                size_t at = (g * layout->subgroups + s) * tokens + t0;                                                \
+                __m256i s0[TOKENS], s1[TOKENS];                                                                       \
+                EACH_TOKEN(TOKENS)                                                                                    \
+                s0[t] = s1[t] = MOST == 255 ? _mm256_setzero_si256() : _mm256_set1_epi32(tile->begin[at + t]);        \
+                const uint8_t *code = w->code[s * each][half];                                                        \
+                for (size_t l = 0; l < each; l += LINES_##MOST) {                                                     \
+                    __m256i p0[TOKENS], p1[TOKENS];                                                                   \
+                    _Pragma("GCC unroll 4") for (size_t i = 0; i < LINES_##MOST; i++, code += 2 * LINE)               \
+                    {                                                                                                 \
+                        const __m256i first = BYTES_##MOST(code), second = BYTES_##MOST(code + LINE / 2);             \
+                        EACH_TOKEN(TOKENS)                                                                            \
+                        {                                                                                             \
+                            __m256i x = four_of_x(q + 4 * t);                                                         \
+                            __m256i a = PRODUCTS_##MOST(first, x), b = PRODUCTS_##MOST(second, x);                    \
+                            p0[t] = i == 0 ? a : _mm256_add_epi16(p0[t], a);                                          \
+                            p1[t] = i == 0 ? b : _mm256_add_epi16(p1[t], b);                                          \
+                        }                                                                                             \
+                        q += 4 * tokens;                                                                              \
+                    }                                                                                                 \
+                    EACH_TOKEN(TOKENS)                                                                                \
+                    {                                                                                                 \
+                        s0[t] = _mm256_add_epi32(s0[t], _mm256_madd_epi16(p0[t], _mm256_set1_epi16(1)));              \
+                        s1[t] = _mm256_add_epi32(s1[t], _mm256_madd_epi16(p1[t], _mm256_set1_epi16(1)));              \
+                    }                                                                                                 \
+                }                                                                                                     \
+                const float *scale = w->scale[s] + 16 * half, *offset = w->offset[s] + 16 * half;                     \
+                EACH_TOKEN(TOKENS)                                                                                    \
+                {                                                                                                     \
+                    float *to = y + t * PANEL;                                                                        \
+                    __m256 x = _mm256_set1_ps(tile->scale[g * tokens + t0 + t]);                                      \
+                    __m256 y0 = _mm256_mul_ps(_mm256_cvtepi32_ps(s0[t]), _mm256_mul_ps(x, _mm256_loadu_ps(scale)));   \
+                    __m256 y1 = _mm256_mul_ps(_mm256_cvtepi32_ps(s1[t]), _mm256_mul_ps(x, _mm256_loadu_ps(scale + 8)));\
+                    y0 = _mm256_add_ps(_mm256_loadu_ps(to), y0);                                                      \
+                    y1 = _mm256_add_ps(_mm256_loadu_ps(to + 8), y1);                                                  \
+                    if (layout->offset) {                                                                             \
+                        x = _mm256_set1_ps(tile->sum[at + t]);                                                        \
+                        y0 = _mm256_add_ps(y0, _mm256_mul_ps(_mm256_loadu_ps(offset), x));                            \
+                        y1 = _mm256_add_ps(y1, _mm256_mul_ps(_mm256_loadu_ps(offset + 8), x));                        \
+                    }                                                                                                 \
+                    _mm256_storeu_ps(to, y0);                                                                         \
+                    _mm256_storeu_ps(to + 8, y1);                                                                     \
+                }                                                                                                     \
+            }                                                                                                         \
+    }
+
+#define WIDE(MOST)                                                                                                    \
+    WIDE_TILE(MOST, 1)                                                                                                \
+    WIDE_TILE(MOST, 2)                                                                                                \
+    WIDE_TILE(MOST, 3)                                                                                                \
+    static void wide_##MOST(float *y, const qwq_wide *w, const qwq_tile *tile, size_t tokens, size_t groups,          \
+                            const qwq_layout *layout)                                                                 \
+    {                                                                                                                 \
+        for (int half = 0; half < 2; half++)                                                                          \
+            for (size_t t = 0; t < tokens; t += 3)                                                                    \
+                if (tokens - t >= 3)                                                                                  \
+                    wide_##MOST##_3(y, w, tile, t, tokens, groups, layout, half);                                     \
+                else if (tokens - t == 2)                                                                             \
+                    wide_##MOST##_2(y, w, tile, t, tokens, groups, layout, half);                                     \
+                else                                                                                                  \
+                    wide_##MOST##_1(y, w, tile, t, tokens, groups, layout, half);                                     \
+    }
+
+WIDE(31)
+WIDE(63)
+WIDE(127)
+WIDE(255)
+
+static void wide(float *y, const qwq_wide *w, const qwq_tile *tile, size_t tokens, size_t groups,
+                 const qwq_layout *layout)
+{
+    if (layout->most <= 31)
+        wide_31(y, w, tile, tokens, groups, layout);
+    else if (layout->most <= 63)
+        wide_63(y, w, tile, tokens, groups, layout);
+    else if (layout->most <= 127)
+        wide_127(y, w, tile, tokens, groups, layout);
+    else
+        wide_255(y, w, tile, tokens, groups, layout);
+}
+
+/* q4 straight from its blocks, where memory is what is waited for. A panel is taken in two halves, of rows 0-7 with
+ * 16-23 and of rows 8-15 with 24-31. */
+#define Q4_TILE(TOKENS)                                                                                               \
+    static void q4_##TOKENS(float *y, const uint8_t *w, const qwq_tile *tile, size_t t0, size_t tokens,               \
+                            size_t groups, int half)                                                                  \
+    {                                                                                                                 \
+        const __m256i low = _mm256_set1_epi8(15), ones = _mm256_set1_epi16(1);                                        \
+        const __m256i levels = _mm256_add_epi8(                                                                       \
+            _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)(const void *)QWQ_CODEBOOK)),                \
+            _mm256_set1_epi8(Q4_EXCESS));                                                                             \
+        const int8_t *q = tile->q + t0 * 4;                                                                           \
+        y += t0 * PANEL + 8 * (size_t)half;                                                                           \
+        for (size_t g = 0; g < groups; g++, w += Q4_BLOCK, q += GROUP * tokens) {                                     \
+            __m256i s0[TOKENS], s1[TOKENS];                                                                           \
+            EACH_TOKEN(TOKENS) s0[t] = s1[t] = _mm256_set1_epi32(tile->begin[g * tokens + t0 + t]);                   \
+            _Pragma("GCC unroll 2") for (size_t l = 0; l < LINES; l++) {                                              \
+                __m256i codes = load(w + l * LINE + 32 * half);                                                       \
+                __m256i first = _mm256_shuffle_epi8(levels, _mm256_and_si256(codes, low));                            \
+                __m256i second = _mm256_shuffle_epi8(levels, _mm256_and_si256(_mm256_srli_epi16(codes, 4), low));     \
+                EACH_TOKEN(TOKENS)                                                                                    \
+                {                                                                                                     \
+                    __m256i x = four_of_x(q + (l * tokens + t) * 4);                                                  \
+                    s0[t] = _mm256_add_epi32(s0[t], _mm256_madd_epi16(_mm256_maddubs_epi16(first, x), ones));         \
+                    s1[t] = _mm256_add_epi32(s1[t], _mm256_madd_epi16(_mm256_maddubs_epi16(second, x), ones));        \
+                }                                                                                                     \
+            }                                                                                                         \
+            const uint8_t *scales = w + NIBBLES + 16 * half;                                                          \
+            const __m256 w0 = eight_halves(scales), w1 = eight_halves(scales + 32);                                   \
+            EACH_TOKEN(TOKENS)                                                                                        \
+            {                                                                                                         \
+                __m256 x = _mm256_set1_ps(tile->scale[g * tokens + t0 + t]);                                          \
+                float *to = y + t * PANEL;                                                                            \
+                __m256 y0 = _mm256_mul_ps(_mm256_cvtepi32_ps(s0[t]), _mm256_mul_ps(x, w0));                           \
+                __m256 y1 = _mm256_mul_ps(_mm256_cvtepi32_ps(s1[t]), _mm256_mul_ps(x, w1));                           \
+                _mm256_storeu_ps(to, _mm256_add_ps(_mm256_loadu_ps(to), y0));                                         \
+                _mm256_storeu_ps(to + 16, _mm256_add_ps(_mm256_loadu_ps(to + 16), y1));                               \
+            }                                                                                                         \
+        }                                                                                                             \
+    }
+
+Q4_TILE(1)
+Q4_TILE(2)
+Q4_TILE(3)
+
+static void q4(float *y, const uint8_t *blocks, const qwq_tile *tile, size_t tokens, size_t groups)
+{
+    for (int half = 0; half < 2; half++)
+        for (size_t t = 0; t < tokens; t += 3)
+            switch (tokens - t) {
+            case 1: q4_1(y, blocks, tile, t, tokens, groups, half); break;
+            case 2: q4_2(y, blocks, tile, t, tokens, groups, half); break;
+            default: q4_3(y, blocks, tile, t, tokens, groups, half); break;
+            }
+}
+
+/* Floats: 16 rows of a panel are two registers. A group's products are summed first, then added to y. */
+#define FLOATS_TILE(NAME, name, TOKENS)                                                                               \
+    static void name##_##TOKENS(float *y, const uint8_t *w, const qwq_tile *tile, size_t t0, size_t tokens,           \
+                                size_t groups, int half)                                                              \
+    {                                                                                                                 \
+        const float *x = tile->x + t0;                                                                                \
+        w += half * NAME##_COLUMN / 2;                                                                                \
+        y += t0 * PANEL + 16 * (size_t)half;                                                                          \
+        for (size_t g = 0; g < groups; g++) {                                                                         \
+            __m256 s0[TOKENS], s1[TOKENS];                                                                            \
+            EACH_TOKEN(TOKENS) s0[t] = s1[t] = _mm256_setzero_ps();                                                   \
+            _Pragma("GCC unroll 4") for (size_t k = 0; k < GROUP; k++, x += tokens, w += NAME##_COLUMN) {             \
+                const __m256 w0 = NAME##_EIGHT(w), w1 = NAME##_EIGHT(w + NAME##_COLUMN / 4);                          \
+                EACH_TOKEN(TOKENS)                                                                                    \
+                {                                                                                                     \
+                    __m256 one = _mm256_set1_ps(x[t]);                                                                \
+                    s0[t] = _mm256_add_ps(s0[t], _mm256_mul_ps(one, w0));                                             \
+                    s1[t] = _mm256_add_ps(s1[t], _mm256_mul_ps(one, w1));                                             \
+                }                                                                                                     \
+            }                                                                                                         \
+            EACH_TOKEN(TOKENS)                                                                                        \
+            {                                                                                                         \
+                float *to = y + t * PANEL;                                                                            \
+                _mm256_storeu_ps(to, _mm256_add_ps(_mm256_loadu_ps(to), s0[t]));                                      \
+                _mm256_storeu_ps(to + 8, _mm256_add_ps(_mm256_loadu_ps(to + 8), s1[t]));                              \
+            }                                                                                                         \
+        }                                                                                                             \
+    }
+
+enum { FP32_COLUMN = PANEL * 4, BF16_COLUMN = PANEL * 2, FP16_COLUMN = PANEL * 2 };
+#define FP32_EIGHT(w) _mm256_loadu_ps((const float *)(const void *)(w))
+#define FP16_EIGHT(w) eight_halves(w)
+#define BF16_EIGHT(w)                                                                                                 \
+    _mm256_castsi256_ps(                                                                                              \
+        _mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)(const void *)(w))), 16))
+
+#define FLOATS(NAME, name)                                                                                            \
+    FLOATS_TILE(NAME, name, 1)                                                                                        \
+    FLOATS_TILE(NAME, name, 2)                                                                                        \
+    FLOATS_TILE(NAME, name, 3)                                                                                        \
+    static void name(float *y, const uint8_t *blocks, const qwq_tile *tile, size_t tokens, size_t groups)             \
+    {                                                                                                                 \
+        for (int half = 0; half < 2; half++)                                                                          \
+            for (size_t t = 0; t < tokens; t += 3)                                                                    \
+                switch (tokens - t) {                                                                                 \
+                case 1: name##_1(y, blocks, tile, t, tokens, groups, half); break;                                    \
+                case 2: name##_2(y, blocks, tile, t, tokens, groups, half); break;                                    \
+                default: name##_3(y, blocks, tile, t, tokens, groups, half); break;                                   \
+                }                                                                                                     \
+    }
+
+FLOATS(BF16, bf16)
+FLOATS(FP16, fp16)
+FLOATS(FP32, fp32)
+
+const qwq_kernels qwq_avx2_kernels = {quantise, quantise_q4, quantise_q8, unpack, wide,
+                                      {q4, NULL, NULL, NULL, NULL, bf16, fp16, fp32}};
 
 #else
 typedef int qwq_no_avx2; /* a file must hold something */

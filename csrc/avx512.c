@@ -104,89 +104,6 @@ static uint16_t quantise_q4(uint8_t *code, const float *w)
     return (uint16_t)(best_scale | (sign < 0 ? 0x8000u : 0));
 }
 
-/* GCC 12 would load the broadcast first, and run out of registers: the operand stays in memory. */
-#define DOT(sum, levels, four) \
-    __asm__("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(sum) : "v"(levels), "m"(*(const int32_t *)(const void *)(four)))
-
-/* One panel and TOKENS tokens, all groups. Unrolled: 2 x TOKENS sums of a group and as many results are registers. A
- * format says how it begins (FORMAT##_BEGIN), how rows 0-15 and 16-31 of line l are read, and where scales stand. */
-#define FORMAT_TILE(FORMAT, name, TOKENS)                                                                             \
-    static void name##_tile_##TOKENS(float *y, size_t ldy, size_t rows, const uint8_t *w, qwq_tile tile, size_t groups)\
-    {                                                                                                                 \
-        FORMAT##_BEGIN                                                                                                \
-        const int8_t *q = tile.q;                                                                                     \
-        __m512 y0[TOKENS], y1[TOKENS];                                                                                \
-        for (int t = 0; t < TOKENS; t++)                                                                              \
-            y0[t] = y1[t] = _mm512_setzero_ps();                                                                      \
-        for (size_t g = 0; g < groups; g++, w += FORMAT##_BLOCK, q += GROUP * TOKENS) {                               \
-            __m512i s0[TOKENS], s1[TOKENS];                                                                           \
-            _Pragma("GCC unroll 8") for (int t = 0; t < TOKENS; t++)                                                  \
-                s0[t] = s1[t] = _mm512_set1_epi32(tile.begin[g * TOKENS + (size_t)t]);                                \
-            _Pragma("GCC unroll 4") for (int l = 0; l < LINES; l++) {                                                 \
-                FORMAT##_LINE(w, l)                                                                                   \
-                _Pragma("GCC unroll 8") for (int t = 0; t < TOKENS; t++) {                                            \
-                    DOT(s0[t], first, q + (l * TOKENS + t) * 4);                                                      \
-                    DOT(s1[t], second, q + (l * TOKENS + t) * 4);                                                     \
-                }                                                                                                     \
-            }                                                                                                         \
-            const __m256i *scales = (const __m256i *)(const void *)(w + FORMAT##_BLOCK - 2 * PANEL);                  \
-            __m512 w0 = _mm512_cvtph_ps(_mm256_loadu_si256(scales));                                                  \
-            __m512 w1 = _mm512_cvtph_ps(_mm256_loadu_si256(scales + 1));                                              \
-            _Pragma("GCC unroll 8") for (int t = 0; t < TOKENS; t++) {                                                \
-                __m512 x = _mm512_set1_ps(tile.scale[g * TOKENS + (size_t)t]);                                        \
-                y0[t] = _mm512_add_ps(y0[t], _mm512_mul_ps(_mm512_cvtepi32_ps(s0[t]), _mm512_mul_ps(x, w0)));         \
-                y1[t] = _mm512_add_ps(y1[t], _mm512_mul_ps(_mm512_cvtepi32_ps(s1[t]), _mm512_mul_ps(x, w1)));         \
-            }                                                                                                         \
-        }                                                                                                             \
-        const __mmask16 m0 = (__mmask16)(rows >= 16 ? 0xFFFF : (1u << rows) - 1);                                     \
-        const __mmask16 m1 = (__mmask16)(rows >= 32 ? 0xFFFF : rows > 16 ? (1u << (rows - 16)) - 1 : 0);              \
-        for (int t = 0; t < TOKENS; t++) {                                                                            \
-            _mm512_mask_storeu_ps(y + (size_t)t * ldy, m0, y0[t]);                                                    \
-            _mm512_mask_storeu_ps(y + (size_t)t * ldy + 16, m1, y1[t]);                                               \
-        }                                                                                                             \
-    }
-
-/* A format's tiles of 1 to 6 tokens, and the choice among them. */
-#define FORMAT_PANEL(FORMAT, name)                                                                                    \
-    FORMAT_TILE(FORMAT, name, 1)                                                                                      \
-    FORMAT_TILE(FORMAT, name, 2)                                                                                      \
-    FORMAT_TILE(FORMAT, name, 3)                                                                                      \
-    FORMAT_TILE(FORMAT, name, 4)                                                                                      \
-    FORMAT_TILE(FORMAT, name, 5)                                                                                      \
-    FORMAT_TILE(FORMAT, name, 6)                                                                                      \
-    static void name##_panel(float *y, size_t ldy, size_t rows, const uint8_t *panel, qwq_tile tile, size_t tokens,   \
-                             size_t groups)                                                                           \
-    {                                                                                                                 \
-        switch (tokens) {                                                                                             \
-        case 1: name##_tile_1(y, ldy, rows, panel, tile, groups); break;                                              \
-        case 2: name##_tile_2(y, ldy, rows, panel, tile, groups); break;                                              \
-        case 3: name##_tile_3(y, ldy, rows, panel, tile, groups); break;                                              \
-        case 4: name##_tile_4(y, ldy, rows, panel, tile, groups); break;                                              \
-        case 5: name##_tile_5(y, ldy, rows, panel, tile, groups); break;                                              \
-        default: name##_tile_6(y, ldy, rows, panel, tile, groups); break;                                             \
-        }                                                                                                             \
-    }
-
-/* q4: a line holds both halves of the panel as nibbles, which look up their levels. */
-#define Q4_BEGIN                                                                                                      \
-    const __m512i low = _mm512_set1_epi8(15);                                                                         \
-    const __m512i levels = _mm512_add_epi8(                                                                           \
-        _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)(const void *)QWQ_CODEBOOK)),                         \
-        _mm512_set1_epi8(LEVEL_OFFSET));
-#define Q4_LINE(w, l)                                                                                                 \
-    __m512i codes = _mm512_loadu_si512(w + l * LINE);                                                                 \
-    __m512i first = _mm512_shuffle_epi8(levels, _mm512_and_si512(codes, low));                                        \
-    __m512i second = _mm512_shuffle_epi8(levels, _mm512_and_si512(_mm512_srli_epi16(codes, 4), low));
-
-/* q8: a line for each half, of bytes as they are multiplied. */
-#define Q8_BEGIN
-#define Q8_LINE(w, l)                                                                                                 \
-    __m512i first = _mm512_loadu_si512(w + 2 * l * LINE);                                                             \
-    __m512i second = _mm512_loadu_si512(w + (2 * l + 1) * LINE);
-
-FORMAT_PANEL(Q4, q4)
-FORMAT_PANEL(Q8, q8)
-
 static uint16_t quantise_q8(int8_t *q, const float *w)
 {
     __m512 v[4], magnitude = _mm512_setzero_ps();
@@ -206,7 +123,217 @@ static uint16_t quantise_q8(int8_t *q, const float *w)
     return half;
 }
 
-const qwq_kernels qwq_avx512_kernels = {quantise, quantise_q4, q4_panel, quantise_q8, q8_panel};
+static inline void q4_line(uint8_t *first, uint8_t *second, const uint8_t *line)
+{
+    const __m512i low = _mm512_set1_epi8(15);
+    const __m512i levels = _mm512_add_epi8(
+        _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)(const void *)QWQ_CODEBOOK)),
+        _mm512_set1_epi8(Q4_EXCESS));
+    __m512i codes = _mm512_loadu_si512(line);
+    _mm512_storeu_si512(first, _mm512_shuffle_epi8(levels, _mm512_and_si512(codes, low)));
+    _mm512_storeu_si512(second, _mm512_shuffle_epi8(levels, _mm512_and_si512(_mm512_srli_epi16(codes, 4), low)));
+}
+
+static inline __m512 sixteen_halves(const uint8_t *from)
+{
+    return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)from));
+}
+
+static inline void halves(float *to, const uint8_t *from)
+{
+    _mm512_storeu_ps(to, sixteen_halves(from));
+    _mm512_storeu_ps(to + 16, sixteen_halves(from + 32));
+}
+
+#include "unpack.h"
+
+/* GCC 12 would load the broadcast first, and run out of registers: the operand stays in memory. */
+#define DOT(sum, levels, four) \
+    __asm__("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(sum) : "v"(levels), "m"(*(const int32_t *)(const void *)(four)))
+
+#define EACH_TOKEN(TOKENS) _Pragma("GCC unroll 8") for (size_t t = 0; t < TOKENS; t++)
+
+/* y += sum * (scale of x * scale of w), in registers. */
+#define SCALED(y, sum, x, w) y = _mm512_add_ps(y, _mm512_mul_ps(_mm512_cvtepi32_ps(sum), _mm512_mul_ps(x, w)))
+
+/* TOKENS and one panel from memory that stays in the cache, EACH lines to a subgroup. Unrolled: 2 x TOKENS sums and as
+ * many results are registers. */
+#define WIDE_TILE(TOKENS, EACH)                                                                                       \
+    static void wide_##TOKENS##_##EACH(float *y, const qwq_wide *w, const qwq_tile *tile, size_t groups, int offset)  \
+    {                                                                                                                 \
+        const int8_t *q = tile->q;                                                                                    \
+        const float *scale = tile->scale, *total = tile->sum;                                                         \
+        const int32_t *begin = tile->begin;                                                                           \
+        __m512 y0[TOKENS], y1[TOKENS];                                                                                \
+        EACH_TOKEN(TOKENS)                                                                                            \
+        {                                                                                                             \
+            y0[t] = _mm512_loadu_ps(y + t * PANEL);                                                                   \
+            y1[t] = _mm512_loadu_ps(y + t * PANEL + 16);                                                              \
+        }                                                                                                             \
+        for (size_t g = 0; g < groups; g++, w++, scale += TOKENS)                                                     \
+            for (size_t s = 0; s < LINES / EACH; s++, begin += TOKENS) {                                              \
+                __m512i s0[TOKENS], s1[TOKENS];                                                                       \
+                EACH_TOKEN(TOKENS) s0[t] = s1[t] = _mm512_set1_epi32(begin[t]);                                       \
+                const uint8_t *code = w->code[s * EACH][0];                                                           \
+                _Pragma("GCC unroll 16") for (size_t l = 0; l < EACH; l++) {                                          \
+                    __m512i first = _mm512_loadu_si512(code + 2 * l * LINE);                                          \
+                    __m512i second = _mm512_loadu_si512(code + (2 * l + 1) * LINE);                                   \
+                    EACH_TOKEN(TOKENS)                                                                                \
+                    {                                                                                                 \
+                        DOT(s0[t], first, q + (l * TOKENS + t) * 4);                                                  \
+                        DOT(s1[t], second, q + (l * TOKENS + t) * 4);                                                 \
+                    }                                                                                                 \
+                }                                                                                                     \
+                q += EACH * TOKENS * 4;                                                                               \
+                const __m512 w0 = _mm512_loadu_ps(w->scale[s]), w1 = _mm512_loadu_ps(w->scale[s] + 16);               \
+                EACH_TOKEN(TOKENS)                                                                                    \
+                {                                                                                                     \
+                    __m512 x = _mm512_set1_ps(scale[t]);                                                              \
+                    SCALED(y0[t], s0[t], x, w0);                                                                      \
+                    SCALED(y1[t], s1[t], x, w1);                                                                      \
+                }                                                                                                     \
+                if (offset) {                                                                                         \
+                    const __m512 o0 = _mm512_loadu_ps(w->offset[s]), o1 = _mm512_loadu_ps(w->offset[s] + 16);         \
+                    EACH_TOKEN(TOKENS)                                                                                \
+                    {                                                                                                 \
+                        __m512 x = _mm512_set1_ps(total[t]);                                                          \
+                        y0[t] = _mm512_add_ps(y0[t], _mm512_mul_ps(o0, x));                                           \
+                        y1[t] = _mm512_add_ps(y1[t], _mm512_mul_ps(o1, x));                                           \
+                    }                                                                                                 \
+                    total += TOKENS;                                                                                  \
+                }                                                                                                     \
+            }                                                                                                         \
+        EACH_TOKEN(TOKENS)                                                                                            \
+        {                                                                                                             \
+            _mm512_storeu_ps(y + t * PANEL, y0[t]);                                                                   \
+            _mm512_storeu_ps(y + t * PANEL + 16, y1[t]);                                                              \
+        }                                                                                                             \
+    }
+
+/* Straight from blocks of a format with one scale a group: NAME##_LINE reads rows 0-15 and 16-31 of line l. */
+#define BLOCKS_TILE(NAME, name, TOKENS)                                                                               \
+    static void name##_##TOKENS(float *y, const uint8_t *w, const qwq_tile *tile, size_t groups)                      \
+    {                                                                                                                 \
+        NAME##_BEGIN                                                                                                  \
+        const int8_t *q = tile->q;                                                                                    \
+        __m512 y0[TOKENS], y1[TOKENS];                                                                                \
+        EACH_TOKEN(TOKENS)                                                                                            \
+        {                                                                                                             \
+            y0[t] = _mm512_loadu_ps(y + t * PANEL);                                                                   \
+            y1[t] = _mm512_loadu_ps(y + t * PANEL + 16);                                                              \
+        }                                                                                                             \
+        for (size_t g = 0; g < groups; g++, w += NAME##_BLOCK, q += GROUP * TOKENS) {                                 \
+            __m512i s0[TOKENS], s1[TOKENS];                                                                           \
+            EACH_TOKEN(TOKENS) s0[t] = s1[t] = _mm512_set1_epi32(tile->begin[g * TOKENS + t]);                        \
+            _Pragma("GCC unroll 4") for (size_t l = 0; l < LINES; l++) {                                              \
+                NAME##_LINE(w, l)                                                                                     \
+                EACH_TOKEN(TOKENS)                                                                                    \
+                {                                                                                                     \
+                    DOT(s0[t], first, q + (l * TOKENS + t) * 4);                                                      \
+                    DOT(s1[t], second, q + (l * TOKENS + t) * 4);                                                     \
+                }                                                                                                     \
+            }                                                                                                         \
+            const __m512 w0 = sixteen_halves(w + NAME##_BLOCK - 2 * PANEL);                                           \
+            const __m512 w1 = sixteen_halves(w + NAME##_BLOCK - PANEL);                                               \
+            EACH_TOKEN(TOKENS)                                                                                        \
+            {                                                                                                         \
+                __m512 x = _mm512_set1_ps(tile->scale[g * TOKENS + t]);                                               \
+                SCALED(y0[t], s0[t], x, w0);                                                                          \
+                SCALED(y1[t], s1[t], x, w1);                                                                          \
+            }                                                                                                         \
+        }                                                                                                             \
+        EACH_TOKEN(TOKENS)                                                                                            \
+        {                                                                                                             \
+            _mm512_storeu_ps(y + t * PANEL, y0[t]);                                                                   \
+            _mm512_storeu_ps(y + t * PANEL + 16, y1[t]);                                                              \
+        }                                                                                                             \
+    }
+
+/* q4: a line holds both halves of the panel as nibbles, which look up their levels. */
+#define Q4_BEGIN                                                                                                      \
+    const __m512i low = _mm512_set1_epi8(15);                                                                         \
+    const __m512i levels = _mm512_add_epi8(                                                                           \
+        _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)(const void *)QWQ_CODEBOOK)),                         \
+        _mm512_set1_epi8(Q4_EXCESS));
+#define Q4_LINE(w, l)                                                                                                 \
+    __m512i codes = _mm512_loadu_si512(w + l * LINE);                                                                 \
+    __m512i first = _mm512_shuffle_epi8(levels, _mm512_and_si512(codes, low));                                        \
+    __m512i second = _mm512_shuffle_epi8(levels, _mm512_and_si512(_mm512_srli_epi16(codes, 4), low));
+
+/* q8: a line for each half, of bytes as they are multiplied. */
+#define Q8_BEGIN
+#define Q8_LINE(w, l)                                                                                                 \
+    __m512i first = _mm512_loadu_si512(w + 2 * l * LINE);                                                             \
+    __m512i second = _mm512_loadu_si512(w + (2 * l + 1) * LINE);
+
+/* Floats: a column of a panel is two registers. A group's products are summed first, then added to y. */
+#define FLOATS_TILE(NAME, name, TOKENS)                                                                               \
+    static void name##_##TOKENS(float *y, const uint8_t *w, const qwq_tile *tile, size_t groups)                      \
+    {                                                                                                                 \
+        const float *x = tile->x;                                                                                     \
+        for (size_t g = 0; g < groups; g++) {                                                                         \
+            __m512 s0[TOKENS], s1[TOKENS];                                                                            \
+            EACH_TOKEN(TOKENS) s0[t] = s1[t] = _mm512_setzero_ps();                                                   \
+            _Pragma("GCC unroll 4") for (size_t k = 0; k < GROUP; k++, x += TOKENS, w += NAME##_COLUMN) {             \
+                const __m512 w0 = NAME##_HALF(w), w1 = NAME##_HALF(w + NAME##_COLUMN / 2);                            \
+                EACH_TOKEN(TOKENS)                                                                                    \
+                {                                                                                                     \
+                    __m512 one = _mm512_set1_ps(x[t]);                                                                \
+                    s0[t] = _mm512_add_ps(s0[t], _mm512_mul_ps(one, w0));                                             \
+                    s1[t] = _mm512_add_ps(s1[t], _mm512_mul_ps(one, w1));                                             \
+                }                                                                                                     \
+            }                                                                                                         \
+            EACH_TOKEN(TOKENS)                                                                                        \
+            {                                                                                                         \
+                float *to = y + t * PANEL;                                                                            \
+                _mm512_storeu_ps(to, _mm512_add_ps(_mm512_loadu_ps(to), s0[t]));                                      \
+                _mm512_storeu_ps(to + 16, _mm512_add_ps(_mm512_loadu_ps(to + 16), s1[t]));                            \
+            }                                                                                                         \
+        }                                                                                                             \
+    }
+
+enum { FP32_COLUMN = PANEL * 4, BF16_COLUMN = PANEL * 2, FP16_COLUMN = PANEL * 2 };
+#define FP32_HALF(w) _mm512_loadu_ps(w)
+#define FP16_HALF(w) sixteen_halves(w)
+#define BF16_HALF(w) \
+    _mm512_castsi512_ps(_mm512_slli_epi32( \
+        _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(const void *)(w))), 16))
+
+#define BLOCKS(KIND, NAME, name)                                                                                      \
+    KIND##_TILE(NAME, name, 1) KIND##_TILE(NAME, name, 2) KIND##_TILE(NAME, name, 3)                                  \
+    KIND##_TILE(NAME, name, 4) KIND##_TILE(NAME, name, 5) KIND##_TILE(NAME, name, 6)                                  \
+    static void name(float *y, const uint8_t *blocks, const qwq_tile *tile, size_t tokens, size_t groups)             \
+    {                                                                                                                 \
+        static void (*const tiles[TILE])(float *, const uint8_t *, const qwq_tile *, size_t) = {                      \
+            name##_1, name##_2, name##_3, name##_4, name##_5, name##_6};                                              \
+        tiles[tokens - 1](y, blocks, tile, groups);                                                                   \
+    }
+
+BLOCKS(BLOCKS, Q4, q4)
+BLOCKS(BLOCKS, Q8, q8)
+BLOCKS(FLOATS, BF16, bf16)
+BLOCKS(FLOATS, FP16, fp16)
+BLOCKS(FLOATS, FP32, fp32)
+
+#define WIDE_TILES(EACH)                                                                                              \
+    WIDE_TILE(1, EACH) WIDE_TILE(2, EACH) WIDE_TILE(3, EACH) WIDE_TILE(4, EACH) WIDE_TILE(5, EACH) WIDE_TILE(6, EACH)
+
+WIDE_TILES(16)
+WIDE_TILES(8)
+WIDE_TILES(4)
+
+static void wide(float *y, const qwq_wide *w, const qwq_tile *tile, size_t tokens, size_t groups,
+                 const qwq_layout *layout)
+{
+    static void (*const tiles[3][TILE])(float *, const qwq_wide *, const qwq_tile *, size_t, int) = {
+        {wide_1_16, wide_2_16, wide_3_16, wide_4_16, wide_5_16, wide_6_16},
+        {wide_1_8, wide_2_8, wide_3_8, wide_4_8, wide_5_8, wide_6_8},
+        {wide_1_4, wide_2_4, wide_3_4, wide_4_4, wide_5_4, wide_6_4}};
+    tiles[layout->subgroups / 2][tokens - 1](y, w, tile, groups, layout->offset);
+}
+
+const qwq_kernels qwq_avx512_kernels = {quantise, quantise_q4, quantise_q8, unpack, wide,
+                                        {q4, NULL, NULL, NULL, q8, bf16, fp16, fp32}};
 
 #else
 typedef int qwq_no_avx512; /* a file must hold something */

@@ -11,42 +11,69 @@ enum {
     GROUP = QWQ_GROUP,
     PANEL = 32,                                /* rows that are packed together */
     TILE = 6,                                  /* tokens that a kernel holds in registers */
-    LINE = 64,                                 /* bytes: four columns of a panel, two codes a byte */
+    LINE = 64,                                 /* bytes: four columns of a panel as nibbles, or of half of one as bytes */
     LINES = GROUP / 4,
-    Q4_BLOCK = LINES * LINE + PANEL * 2,       /* one group of a panel: its lines, then 32 fp16 scales */
-    Q8_BLOCK = LINES * 2 * LINE + PANEL * 2    /* the same with two lines for four columns: rows 0-15, rows 16-31 */
+    NIBBLES = LINES * LINE,                    /* bytes of a panel's group */
+    Q4_BLOCK = NIBBLES + PANEL * 2,            /* one group of a panel: its lines, then 32 fp16 scales */
+    Q8_BLOCK = 2 * NIBBLES + PANEL * 2         /* the same with two lines for four columns: rows 0-15, rows 16-31 */
 };
 
 /* The sixteen levels, in [-63, 63]. spec/quant.py: CODEBOOK. */
 static const int8_t QWQ_CODEBOOK[16] = {-55, -43, -34, -26, -19, -13, -7, -2, 4, 10, 16, 22, 29, 38, 48, 63};
-/* Levels are multiplied as unsigned bytes, level + 64; the sums begin at -64 times that of the activations. */
-enum { LEVEL_OFFSET = 64 };
-enum { Q8_OFFSET = 128 }; /* the same for q8, whose bytes are stored with it */
+/* Integers are multiplied as unsigned bytes, with this much too much; the sums begin at as much less. */
+enum { Q4_EXCESS = 64, Q8_EXCESS = 128, ZERO_EXCESS = 16 };
 
-/* A tile's activations: q [group][line][token][4], then for each group and token a scale and the sum's beginning. */
+/* A group of any integer format, unpacked: bytes as they are multiplied, and what its up to four subgroups are scaled
+ * with. Kernels read prompts' weights from here, for one unpacking serves all tokens. */
+typedef struct {
+    uint8_t code[LINES][2][LINE]; /* rows 0-15, rows 16-31 */
+    float scale[4][PANEL];
+    float offset[4][PANEL];
+} qwq_wide;
+
+/* What a kernel must know of a format. */
+typedef struct {
+    size_t columns;   /* of a block */
+    size_t bytes;     /* of a block */
+    size_t codes;     /* bytes of a group's codes, which come first; the scales follow all of the block's */
+    size_t subgroups; /* of a group of 64: 1, 2, 4 */
+    int32_t excess;   /* what every byte of qwq_wide has too much */
+    int offset;       /* whether there is an offset */
+    int most;         /* what no byte of qwq_wide exceeds: 31, 63, 127 or 255 */
+    int floats;       /* no integers at all */
+} qwq_layout;
+
+/* A tile's activations. Integers: q [group][line][token][4]; for each group and token a scale; for each subgroup and
+ * token what its sum begins with, and its sum of x, which an offset is multiplied with. Floats: x [column][token]. */
 typedef struct {
     const int8_t *q;
     const float *scale;
     const int32_t *begin;
+    const float *sum;
+    const float *x;
 } qwq_tile;
 
 /* Groups of 64 of one token: q [K], scale [K/64], sum [K/64]. */
 typedef void quantise_fn(int8_t *q, float *scale, int32_t *sum, const float *x, size_t K);
-/* y [tokens][ldy], columns 0 to rows - 1, from one panel and one tile of 1 to 6 tokens. */
-typedef void panel_fn(float *y, size_t ldy, size_t rows, const uint8_t *panel, qwq_tile tile, size_t tokens,
-                      size_t groups);
-/* One group of 64 weights to int8, and the scale as fp16 bits. */
-typedef uint16_t quantise_q8_fn(int8_t *q, const float *w);
-
-/* One group of 64 weights: code [64], and the scale as fp16 bits. */
+/* One group of 64 weights: the codes, and the scale as fp16 bits. */
 typedef uint16_t quantise_q4_fn(uint8_t *code, const float *w);
+typedef uint16_t quantise_q8_fn(int8_t *q, const float *w);
+/* Groups of one panel, from blocks to the unpacked form. */
+typedef void unpack_fn(qwq_wide *wide, const uint8_t *blocks, size_t groups, const qwq_format *format,
+                       const qwq_layout *layout);
+/* y [tokens][PANEL] += one panel's groups, unpacked, and one tile of 1 to 6 tokens. */
+typedef void wide_fn(float *y, const qwq_wide *wide, const qwq_tile *tile, size_t tokens, size_t groups,
+                     const qwq_layout *layout);
+/* The same straight from blocks, for few tokens, where memory is what is waited for; and for floats. */
+typedef void blocks_fn(float *y, const uint8_t *blocks, const qwq_tile *tile, size_t tokens, size_t groups);
 
 typedef struct {
     quantise_fn *quantise;
     quantise_q4_fn *quantise_q4;
-    panel_fn *q4_panel;
     quantise_q8_fn *quantise_q8;
-    panel_fn *q8_panel;
+    unpack_fn *unpack;
+    wide_fn *wide;
+    blocks_fn *blocks[QWQ_FP32 + 1]; /* by codes; NULL where there is only the way through `wide` */
 } qwq_kernels;
 
 extern const qwq_kernels qwq_ref_kernels;
@@ -85,6 +112,12 @@ static inline float half_to_float(uint16_t h)
         return v.f;
     }
     v.u = sign | ((exponent == 31 ? 255u : exponent + 112u) << 23) | (mantissa << 13);
+    return v.f;
+}
+
+static inline float bf16_to_float(uint16_t b)
+{
+    union { uint32_t u; float f; } v = {(uint32_t)b << 16};
     return v.f;
 }
 

@@ -12,36 +12,76 @@
 
 /* <cdef> */
 enum { QWQ_SCALAR = 0, QWQ_AVX2 = 1, QWQ_AVX512 = 2 };
-enum { QWQ_GROUP = 64 }; /* weights and activations that share a scale */
-enum { QWQ_EISA = -1, QWQ_ESIZE = -2, QWQ_EALIGN = -3 };
+enum { QWQ_GROUP = 64 }; /* activations that share a scale */
+enum { QWQ_EISA = -1, QWQ_ESIZE = -2, QWQ_EALIGN = -3, QWQ_EFORMAT = -4, QWQ_EOVERLAP = -5 };
 
 /* 1 if this processor, and its operating system, can run it. */
 int qwq_isa_supported(int isa);
+
+/* What the numbers of a packed weight are. */
+enum { QWQ_Q4 = 0, QWQ_U4 = 1, QWQ_U5 = 2, QWQ_U6 = 3, QWQ_Q8 = 4, QWQ_BF16 = 5, QWQ_FP16 = 6, QWQ_FP32 = 7 };
+/* How a group's scale, and what is added or taken away, are stored. All but the last two: one float16 scale a group.
+ * PLAIN      w = scale * (code - zero), zero the same for all
+ * ZERO       w = scale * (code - zero[n, g]), uint8, 0 to 16
+ * OFFSET     w = scale * code + offset[n, g], float16
+ * SUPER      w = d * small[n, g] * (code - zero): one float16 d for 256 columns, int8 small
+ * SUPER_MIN  w = d * small[n, g] * code - dmin * least[n, g]: d and dmin for 256 columns, uint8 small and least */
+enum { QWQ_PLAIN = 0, QWQ_ZERO = 1, QWQ_OFFSET = 2, QWQ_SUPER = 3, QWQ_SUPER_MIN = 4 };
+
+/* A format of packed weights. codes, scales: of the enumerations. group: columns that share a scale (16, 32, 64, 128).
+ * zero: see PLAIN. For q4: 64, PLAIN and 0; for q8: PLAIN and 0, codes then are int8. bf16, fp16, fp32: all 0. */
+typedef struct {
+    int32_t codes, group, scales, zero;
+} qwq_format;
+
+/* The arrays of a weight [N, K] before packing; those that the format has not are NULL.
+ * code    uint8 [N, K], or int8 for q8; for bf16 and fp16 the 16 bits, for fp32 the floats
+ * scale   fp16 bits [N, K/group] of a group, or of 256 columns (d)
+ * zero    uint8 [N, K/group]
+ * offset  fp16 bits [N, K/group], or of 256 columns (dmin)
+ * small, least: bytes [N, K/group] */
+typedef struct {
+    const void *code;
+    const uint16_t *scale;
+    const uint8_t *zero;
+    const uint16_t *offset;
+    const uint8_t *small;
+    const uint8_t *least;
+} qwq_weight;
+
+/* What is done with a product before it is stored, NULL or 0 for what is not. NumPy: core.matmul says it.
+ * norm      [K]: x is RMS-normalised with these weights and eps first
+ * bias      [N]: added
+ * residual  [T, N]: added; may be y
+ * swiglu    rows are taken in pairs of 32, gate and up: y [T, N/2] = silu(gate) * up */
+typedef struct {
+    const float *norm;
+    const float *bias;
+    const float *residual;
+    float eps;
+    int32_t swiglu;
+} qwq_fusion;
 
 /* x [T, K] -> q [T, K] int8, scale [T, K/64], sum [T, K/64]: one scale for each token and group of 64.
  * scale = max|x| / 127, q = round(x / scale), sum of the group's q. NumPy: spec.quant.quantise_activations. */
 int qwq_quantise_activations(int8_t *q, float *scale, int32_t *sum, const float *x, size_t T, size_t K, int isa);
 
-/* w [N, K] -> q4 weights: code [N, K] in 0..15, scale [N, K/64] as fp16 bits. NumPy: spec.quant.quantise_q4. */
-int qwq_quantise_q4(uint8_t *code, uint16_t *scale, const float *w, size_t N, size_t K, int isa, int threads);
+/* w [N, K] -> q4 weights: code [N, K] in 0..15, scale [N, K/64] as fp16 bits. NumPy: spec.quant.quantise_q4.
+ * dtype: of w, QWQ_FP32, QWQ_BF16 or QWQ_FP16. */
+int qwq_quantise_q4(uint8_t *code, uint16_t *scale, const void *w, size_t N, size_t K, int dtype, int isa, int threads);
 
 /* w [N, K] -> q8 weights: q [N, K] in -127..127, scale [N, K/64] as fp16 bits. NumPy: spec.quant.quantise_q8. */
-int qwq_quantise_q8(int8_t *q, uint16_t *scale, const float *w, size_t N, size_t K, int isa, int threads);
+int qwq_quantise_q8(int8_t *q, uint16_t *scale, const void *w, size_t N, size_t K, int dtype, int isa, int threads);
 
-/* code [N, K], scale [N, K/64] -> packed panels of 32 rows; rows beyond N are zero. Bytes: qwq_q4_bytes. */
-size_t qwq_q4_bytes(size_t N, size_t K);
-int qwq_pack_q4(uint8_t *packed, const uint8_t *code, const uint16_t *scale, size_t N, size_t K);
+/* A weight -> panels of 32 rows, 64-byte aligned; rows beyond N and columns beyond K are zero. 0 bytes: no such format. */
+size_t qwq_packed_bytes(const qwq_format *format, size_t N, size_t K);
+int qwq_pack(uint8_t *packed, const qwq_format *format, const qwq_weight *weight, size_t N, size_t K, int threads);
 
-size_t qwq_q8_bytes(size_t N, size_t K);
-int qwq_pack_q8(uint8_t *packed, const int8_t *q, const uint16_t *scale, size_t N, size_t K);
-
-/* y [T, N] = x w^T, from quantised activations and packed weights. NumPy: spec.quant.matmul_q4 and _q8, to the bit.
- * scratch holds qwq_matmul_scratch(T, K) bytes. */
-size_t qwq_matmul_scratch(size_t T, size_t K);
-int qwq_matmul_q4(float *y, const uint8_t *w, const float *x, void *scratch, size_t T, size_t N, size_t K, int isa,
-                  int threads);
-int qwq_matmul_q8(float *y, const uint8_t *w, const float *x, void *scratch, size_t T, size_t N, size_t K, int isa,
-                  int threads);
+/* y [T, N] = x w^T: from int8 activations and packed integers, NumPy: spec.quant.matmul_integers, or from floats,
+ * spec.quant.matmul_floats; to the bit. scratch: qwq_matmul_scratch bytes, 64-byte aligned, as w is. */
+size_t qwq_matmul_scratch(const qwq_format *format, size_t T, size_t K, int threads);
+int qwq_matmul(float *y, const qwq_format *format, const uint8_t *w, const float *x, const qwq_fusion *fusion,
+               void *scratch, size_t T, size_t N, size_t K, int isa, int threads);
 /* </cdef> */
 
 #endif

@@ -83,35 +83,6 @@ static uint16_t quantise_q4(uint8_t *code, const float *w)
     return (uint16_t)(best_scale | (sign < 0 ? 0x8000u : 0));
 }
 
-/* The code of row r, column k of a group. Rows 0-15 are low nibbles, rows 16-31 high ones. */
-static int code(const uint8_t *block, int r, int k)
-{
-    uint8_t byte = block[k / 4 * LINE + r % 16 * 4 + k % 4];
-    return r < 16 ? byte & 15 : byte >> 4;
-}
-
-static void q4_panel(float *y, size_t ldy, size_t rows, const uint8_t *panel, qwq_tile tile, size_t tokens,
-                     size_t groups)
-{
-    for (size_t r = 0; r < rows; r++)
-        for (size_t t = 0; t < tokens; t++) {
-            float total = 0;
-            for (size_t g = 0; g < groups; g++) {
-                const uint8_t *block = panel + g * Q4_BLOCK;
-                const int8_t *q = tile.q + g * GROUP * tokens;
-                int32_t sum = tile.begin[g * tokens + t];
-                for (int k = 0; k < GROUP; k++) {
-                    int level = QWQ_CODEBOOK[code(block, (int)r, k)] + LEVEL_OFFSET;
-                    sum += level * q[((size_t)k / 4 * tokens + t) * 4 + (size_t)k % 4];
-                }
-                const uint8_t *half = block + LINES * LINE + 2 * r;
-                float both = tile.scale[g * tokens + t] * half_to_float((uint16_t)(half[0] | half[1] << 8));
-                total = total + (float)sum * both;
-            }
-            y[t * ldy + r] = total;
-        }
-}
-
 static uint16_t quantise_q8(int8_t *q, const float *w)
 {
     float largest = 0;
@@ -124,26 +95,47 @@ static uint16_t quantise_q8(int8_t *q, const float *w)
     return half;
 }
 
-static void q8_panel(float *y, size_t ldy, size_t rows, const uint8_t *panel, qwq_tile tile, size_t tokens,
-                     size_t groups)
+static inline void q4_line(uint8_t *first, uint8_t *second, const uint8_t *line)
 {
-    for (size_t r = 0; r < rows; r++)
-        for (size_t t = 0; t < tokens; t++) {
-            float total = 0;
-            for (size_t g = 0; g < groups; g++) {
-                const uint8_t *block = panel + g * Q8_BLOCK;
-                const int8_t *q = tile.q + g * GROUP * tokens;
-                int32_t sum = tile.begin[g * tokens + t];
-                for (size_t k = 0; k < GROUP; k++) {
-                    int level = block[(k / 4 * 2 + r / 16) * LINE + r % 16 * 4 + k % 4];
-                    sum += level * q[(k / 4 * tokens + t) * 4 + k % 4];
-                }
-                const uint8_t *half = block + LINES * 2 * LINE + 2 * r;
-                float both = tile.scale[g * tokens + t] * half_to_float((uint16_t)(half[0] | half[1] << 8));
-                total = total + (float)sum * both;
-            }
-            y[t * ldy + r] = total;
-        }
+    for (int b = 0; b < LINE; b++) {
+        first[b] = (uint8_t)(QWQ_CODEBOOK[line[b] & 15] + Q4_EXCESS);
+        second[b] = (uint8_t)(QWQ_CODEBOOK[line[b] >> 4] + Q4_EXCESS);
+    }
 }
 
-const qwq_kernels qwq_ref_kernels = {quantise, quantise_q4, q4_panel, quantise_q8, q8_panel};
+static inline void halves(float *to, const uint8_t *from)
+{
+    for (int r = 0; r < PANEL; r++)
+        to[r] = half_to_float((uint16_t)(from[2 * r] | from[2 * r + 1] << 8));
+}
+
+#include "unpack.h"
+
+static void wide(float *y, const qwq_wide *w, const qwq_tile *tile, size_t tokens, size_t groups,
+                 const qwq_layout *layout)
+{
+    size_t subgroups = layout->subgroups, columns = GROUP / subgroups;
+    for (size_t t = 0; t < tokens; t++)
+        for (size_t r = 0; r < PANEL; r++)
+            for (size_t i = 0; i < groups * subgroups; i++) {
+                size_t g = i / subgroups, s = i % subgroups;
+                int32_t sum = tile->begin[i * tokens + t];
+                for (size_t k = s * columns; k < (s + 1) * columns; k++)
+                    sum += w[g].code[k / 4][r / 16][r % 16 * 4 + k % 4] *
+                           tile->q[((g * LINES + k / 4) * tokens + t) * 4 + k % 4];
+                float both = tile->scale[g * tokens + t] * w[g].scale[s][r];
+                y[t * PANEL + r] = y[t * PANEL + r] + (float)sum * both;
+                if (layout->offset)
+                    y[t * PANEL + r] = y[t * PANEL + r] + w[g].offset[s][r] * tile->sum[i * tokens + t];
+            }
+}
+
+/* A column of a block of floats is 32 numbers; the products of a group are summed first. */
+#define FLOATS(name, type, to_float)                                                                                       static void name(float *y, const uint8_t *blocks, const qwq_tile *tile, size_t tokens, size_t groups)                  {                                                                                                                          const type *w = (const type *)(const void *)blocks;                                                                    for (size_t t = 0; t < tokens; t++)                                                                                        for (size_t r = 0; r < PANEL; r++)                                                                                         for (size_t g = 0; g < groups; g++) {                                                                                      float sum = 0;                                                                                                         for (size_t k = g * GROUP; k < (g + 1) * GROUP; k++)                                                                       sum = sum + tile->x[k * tokens + t] * to_float(w[k * PANEL + r]);                                                  y[t * PANEL + r] = y[t * PANEL + r] + sum;                                                                         }                                                                                                          }
+
+FLOATS(bf16, uint16_t, bf16_to_float)
+FLOATS(fp16, uint16_t, half_to_float)
+FLOATS(fp32, float, )
+
+const qwq_kernels qwq_ref_kernels = {quantise, quantise_q4, quantise_q8, unpack, wide,
+                                     {NULL, NULL, NULL, NULL, NULL, bf16, fp16, fp32}};

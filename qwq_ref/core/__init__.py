@@ -50,27 +50,51 @@ def chosen_isa(isa: str | None = None) -> str:
 
 
 @dataclass(frozen=True)
-class Packed:
-    """Weights in panels of 32 rows, as the kernels read them.
+class Format:
+    """How the numbers of a packed weight are stored.
 
-    form    "q4" or "q8"
-    packed  uint8: 4.25 or 8.25 bits a weight, and what pads N to 32
+    codes   "q4", "u4", "u5", "u6", "q8", "bf16", "fp16" or "fp32"
+    group   columns that share a scale: 64 for q4; 16, 32, 64 or 128 for the others; 0 for floats
+    scales  "plain", "zero", "offset", "super" or "super_min": see csrc/qwq.h
+    zero    what every code exceeds its level by, for "plain" and "super"
+    """
+
+    codes: str
+    group: int = 64
+    scales: str = "plain"
+    zero: int = 0
+
+
+FORMATS = {
+    "q4": Format("q4"),
+    "q8": Format("q8"),
+    "bf16": Format("bf16", 0),
+    "fp16": Format("fp16", 0),
+    "fp32": Format("fp32", 0),
+}  # what a checkpoint's weights are converted to
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Weights in panels of 32 rows, as the kernels read them: what `pack` makes.
+
+    format  of the numbers
+    packed  uint8, 64-byte aligned
     shape   (N, K): outputs, inputs
     """
 
-    form: str
+    format: Format
     packed: Array
     shape: tuple[int, int]
 
 
-def pack_q4(code: Array, scale: Array) -> Packed:
-    """code [n, k] in 0..15, scale [n, k / 64] float16 -> packed weights."""
-    return _pack("q4", code, np.uint8, scale)
-
-
-def pack_q8(q: Array, scale: Array) -> Packed:
-    """q [n, k] int8, scale [n, k / 64] float16 -> packed weights."""
-    return _pack("q8", q, np.int8, scale)
+def quantise(w: Array, form: str, isa: str | None = None, threads: int = 1) -> Packed:
+    """w [n, k] -> packed weights of one of `FORMATS`. Float16 and float32 w, or bfloat16 as uint16 bits."""
+    if form == "q4":
+        return pack(FORMATS[form], *quantise_q4(w, isa, threads), threads=threads)
+    if form == "q8":
+        return pack(FORMATS[form], *quantise_q8(w, isa, threads), threads=threads)
+    return pack(FORMATS[form], w, threads=threads)
 
 
 def quantise_q4(w: Array, isa: str | None = None, threads: int = 1) -> tuple[Array, Array]:
@@ -93,39 +117,124 @@ def quantise_activations(x: Array, isa: str | None = None) -> tuple[Array, Array
     return q, scale
 
 
-def matmul(x: Array, w: Packed, isa: str | None = None, threads: int = 1) -> Array:
-    """x [T, k], packed w [n, k] -> [T, n]: `spec.quant.matmul_q4` or `_q8`, to the bit, for any isa and threads."""
+_CODES = {"q8": np.int8, "bf16": np.uint16, "fp16": np.float16, "fp32": np.float32}
+_NEEDS = {
+    "plain": ("scale",),
+    "zero": ("scale", "zero"),
+    "offset": ("scale", "offset"),
+    "super": ("scale", "small"),
+    "super_min": ("scale", "offset", "small", "least"),
+}
+_PARTS = {"scale": np.float16, "offset": np.float16, "zero": np.uint8, "least": np.uint8}
+
+
+def pack(
+    form: Format,
+    code: Array,
+    scale: Array | None = None,
+    *,
+    zero: Array | None = None,
+    offset: Array | None = None,
+    small: Array | None = None,
+    least: Array | None = None,
+    threads: int = 1,
+) -> Packed:
+    """code [n, k], and for each group [n, m] what the format's scales need -> packed weights.
+
+    "super" and "super_min" have one `scale` (d) and `offset` (dmin) for 256 columns, and `small` and `least` for each
+    group. Raises CoreError for what does not fit.
+    """
+    N, K = _shape("code", code, 2)
+    arrays = {"code": np.ascontiguousarray(code, _CODES.get(form.codes, np.uint8))}
+    c_format = _c_format(form)
+    size = _lib().qwq_packed_bytes(c_format, N, K)
+    if not size:
+        raise CoreError(None, "format", f"{form} does not exist, or cannot hold shape {[N, K]}")
+    given = {"scale": scale, "zero": zero, "offset": offset, "small": small, "least": least}
+    for name in _NEEDS[form.scales] if form.group else ():
+        value = given.pop(name)
+        if value is None:
+            raise CoreError(None, name, f"is needed by {form}")
+        columns = 256 if form.scales.startswith("super") and name in ("scale", "offset") else form.group
+        wanted = (N, -(-K // columns))
+        if np.shape(value) != wanted:
+            raise CoreError(None, name, f"must have shape {list(wanted)}, got {list(np.shape(value))}")
+        dtype = _PARTS.get(name, np.int8 if form.scales == "super" else np.uint8)
+        arrays[name] = np.ascontiguousarray(value, dtype)
+    for name, value in given.items():
+        if value is not None:
+            raise CoreError(None, name, f"is not part of {form}")
+    packed = aligned(size)
+    weight = ffi.new("qwq_weight *", {name: _at(a, "void *") for name, a in arrays.items()})
+    _check(_lib().qwq_pack(_at(packed), c_format, weight, N, K, threads))
+    return Packed(form, packed, (N, K))
+
+
+def matmul(
+    x: Array,
+    w: Packed,
+    *,
+    bias: Array | None = None,
+    residual: Array | None = None,
+    isa: str | None = None,
+    threads: int = 1,
+) -> Array:
+    """x [T, k], packed w [n, k], bias [n], residual [T, n] -> [T, n]
+
+    x w^T as `spec.quant.matmul_integers` or `matmul_floats`, to the bit, for any isa and threads; then + bias, then
+    residual + that.
+    """
     T, K = _shape("x", x, 2)
     N, columns = w.shape
     if columns != K:
         raise CoreError(None, "x", f"has {K} columns, and the weight {columns}")
     x = np.ascontiguousarray(x, np.float32)
+    fusion = ffi.new("qwq_fusion *")
+    held = []  # what C is given pointers to
+    for name, value, shape in (("bias", bias, (N,)), ("residual", residual, (T, N))):
+        if value is not None:
+            if np.shape(value) != shape:
+                raise CoreError(None, name, f"must have shape {list(shape)}, got {list(np.shape(value))}")
+            held.append(np.ascontiguousarray(value, np.float32))
+            setattr(fusion, name, _at(held[-1]))
     y = np.empty((T, N), np.float32)
-    scratch = np.empty(_lib().qwq_matmul_scratch(T, K), np.uint8)
-    function = getattr(_lib(), f"qwq_matmul_{w.form}")
-    _check(function(_at(y), _at(w.packed), _at(x), _at(scratch), T, N, K, ISAS.index(chosen_isa(isa)), threads))
+    c_format = _c_format(w.format)
+    scratch = aligned(_lib().qwq_matmul_scratch(c_format, T, K, max(threads, 1)))
+    isa_number = ISAS.index(chosen_isa(isa))
+    _check(
+        _lib().qwq_matmul(
+            _at(y), c_format, _at(w.packed), _at(x), fusion, _at(scratch, "void *"), T, N, K, isa_number, threads
+        )
+    )
     return y
 
 
-def _pack(form: str, values: Array, dtype: Any, scale: Array) -> Packed:
-    N, K = _shape("weights", values, 2)
-    group = _lib().QWQ_GROUP
-    if K % group or not N or not K:
-        raise CoreError(None, "weights", f"must have a multiple of {group} columns, got {[N, K]}")
-    values, scale = np.ascontiguousarray(values, dtype), np.ascontiguousarray(scale, np.float16)
-    if scale.shape != (N, K // group):
-        raise CoreError(None, "scale", f"must have shape {[N, K // group]}, got {list(scale.shape)}")
-    packed = np.empty(getattr(_lib(), f"qwq_{form}_bytes")(N, K), np.uint8)
-    _check(getattr(_lib(), f"qwq_pack_{form}")(_at(packed), _at(values), _at(scale), N, K))
-    return Packed(form, packed, (N, K))
+def aligned(size: int) -> Array:
+    """uint8 [size] that begins at a multiple of 64, as kernels want it. NumPy asks for huge pages where that helps."""
+    whole = np.empty(size + 64, np.uint8)
+    start = -whole.ctypes.data % 64
+    return whole[start : start + size]
+
+
+_CODE_NUMBERS = {name: i for i, name in enumerate(("q4", "u4", "u5", "u6", "q8", "bf16", "fp16", "fp32"))}
+_SCALE_NUMBERS = {name: i for i, name in enumerate(_NEEDS)}
+
+
+def _c_format(form: Format) -> Any:
+    if form.codes not in _CODE_NUMBERS or form.scales not in _SCALE_NUMBERS:
+        raise CoreError(None, "format", f"{form} does not exist")
+    values = [_CODE_NUMBERS[form.codes], form.group, _SCALE_NUMBERS[form.scales], form.zero]
+    _lib()
+    return ffi.new("qwq_format *", values)
 
 
 def _quantise(form: str, w: Array, dtype: Any, isa: str | None, threads: int) -> tuple[Array, Array]:
     N, K = _shape("w", w, 2)
-    w = np.ascontiguousarray(w, np.float32)
+    source = {"u2": "BF16", "f2": "FP16"}.get(w.dtype.str[1:], "FP32")
+    w = np.ascontiguousarray(w, np.float32 if source == "FP32" else w.dtype)
     values, scale = np.empty((N, K), dtype), np.empty((N, K // _lib().QWQ_GROUP), np.float16)
-    function = getattr(_lib(), f"qwq_quantise_{form}")
-    _check(function(_at(values), _at(scale), _at(w), N, K, ISAS.index(chosen_isa(isa)), threads))
+    function, number = getattr(_lib(), f"qwq_quantise_{form}"), getattr(_lib(), f"QWQ_{source}")
+    _check(function(_at(values), _at(scale), _at(w, "void *"), N, K, number, ISAS.index(chosen_isa(isa)), threads))
     return values, scale
 
 
@@ -143,13 +252,19 @@ def _shape(name: str, array: Array, rank: int) -> tuple[int, ...]:
 
 def _check(code: int) -> None:
     if code:
-        reasons = {lib.QWQ_EISA: "the instruction set cannot run here", lib.QWQ_ESIZE: "a size is impossible"}
+        reasons = {
+            lib.QWQ_EISA: "the instruction set cannot run here",
+            lib.QWQ_ESIZE: "a size is impossible",
+            lib.QWQ_EALIGN: "an array is not aligned",
+            lib.QWQ_EFORMAT: "the format does not exist, or an array does not fit it",
+            lib.QWQ_EOVERLAP: "arrays overlap",
+        }
         raise CoreError(None, None, reasons.get(code, f"failed with code {code}"))
 
 
 _C_TYPES = {"f4": "float *", "f2": "uint16_t *", "i1": "int8_t *", "i4": "int32_t *", "u1": "uint8_t *"}
 
 
-def _at(array: Array) -> Any:
+def _at(array: Array, c_type: str | None = None) -> Any:
     """The address of an array, as a pointer of its type."""
-    return ffi.cast(_C_TYPES[array.dtype.str[1:]], array.ctypes.data)
+    return ffi.cast(c_type or _C_TYPES[array.dtype.str[1:]], array.ctypes.data)

@@ -23,7 +23,7 @@ ffi.set_source(
     '#include "qwq.h"',
     sources=[f"csrc/{name}" for name in SOURCES],  # relative to setup.py, which setuptools insists on
     include_dirs=["csrc"],
-    depends=["csrc/qwq.h", "csrc/kernels.h"],
+    depends=["csrc/qwq.h", "csrc/kernels.h", "csrc/unpack.h"],
     extra_compile_args=FLAGS,
     extra_link_args=["-fopenmp"],
     optional=True,

@@ -1,5 +1,9 @@
 """What every packed weight format means: the integers and scales behind the bytes that the engine reads.
 
+A weight [n, k] is a matrix of small integers, its levels; a scale for each group of columns; for some formats also an
+offset for each group: w = scale * level + offset. In q4 a level is a number of the codebook; in u4, u5 and u6 it is
+what a code of 4 to 6 bits exceeds its zero by; in q8 it is the code.
+
 An integer dot product is exact in any order, and the sums over groups are taken in one order, each product and sum
 rounded to float32: so these functions give the engine's results to the bit, whatever instructions it uses.
 """
@@ -89,23 +93,6 @@ def lane_sum(x: Array) -> Array:
     return lanes
 
 
-def dequantise_q4(code: Array, scale: Array) -> Array:
-    """code [n, k], scale [n, m] -> [n, k]
-
-    w = scale * CODEBOOK[code], in float32; scales are float16, one for each group of 64.
-    """
-    values = CODEBOOK[code].reshape(len(code), -1, GROUP).astype(np.float32)
-    return (values * scale.astype(np.float32)[..., None]).reshape(code.shape)
-
-
-def matmul_q4(x: Array, code: Array, scale: Array) -> Array:
-    """x [T, k], code [n, k], scale [n, m] -> [T, n]
-
-    y = x w^T with w = scale * CODEBOOK[code]: see `matmul_integers`.
-    """
-    return matmul_integers(x, CODEBOOK[code], scale)
-
-
 def quantise_q8(w: Array) -> tuple[Array, Array]:
     """w [n, k] -> q [n, k], scale [n, m]
 
@@ -120,24 +107,67 @@ def quantise_q8(w: Array) -> tuple[Array, Array]:
     return q.reshape(w.shape), scale[..., 0].astype(np.float16)
 
 
-def matmul_q8(x: Array, q: Array, scale: Array) -> Array:
-    """x [T, k], q [n, k], scale [n, m] -> [T, n]
+def levels(code: Array, zero: Array) -> Array:
+    """code [n, k], zero [n, m] -> [n, k]
 
-    y = x w^T with w = scale * q: see `matmul_integers`.
+    The levels of u4, u5 and u6: what a code exceeds its group's zero by.
     """
-    return matmul_integers(x, q, scale)
+    groups = code.astype(np.int32).reshape(len(code), zero.shape[1], -1)
+    return (groups - zero.astype(np.int32)[..., None]).reshape(code.shape)
 
 
-def matmul_integers(x: Array, levels: Array, scale: Array) -> Array:
-    """x [T, k], levels [n, k], scale [n, m] -> [T, n]
+def super_scale(d: Array, small: Array) -> Array:
+    """d [n, b], small [n, m] -> [n, m]
 
-    From int8 activations: for each group in order, the exact integer sum times the product of both scales.
+    Scales of two levels, as GGUF's K formats have them: a float16 for 256 columns, times a small integer for each
+    group. Exact: 11 bits times 8 are a float32.
+    """
+    return np.repeat(d.astype(np.float32), small.shape[1] // d.shape[1], axis=1) * small.astype(np.float32)
+
+
+def dequantise(levels: Array, scale: Array, offset: Array | None = None) -> Array:
+    """levels [n, k], scale [n, m], offset [n, m] -> [n, k]
+
+    w = scale * level + offset, in float32.
+    """
+    groups = levels.reshape(len(levels), scale.shape[1], -1).astype(np.float32)
+    w = groups * scale.astype(np.float32)[..., None]
+    if offset is not None:
+        w = w + offset.astype(np.float32)[..., None]
+    return w.reshape(levels.shape)
+
+
+def matmul_integers(x: Array, levels: Array, scale: Array, offset: Array | None = None) -> Array:
+    """x [T, k], levels [n, k], scale [n, m], offset [n, m] -> [T, n]
+
+    y = x w^T from int8 activations: for each group in order, the exact integer sum times the product of both scales;
+    then the offset times the sum of the group's x. A group of 128 columns is taken as two of 64, which is what
+    activations share a scale over.
     """
     q, x_scale = quantise_activations(x)
+    columns = levels.shape[1] // scale.shape[1]
     y = np.zeros((len(x), len(levels)), np.float32)
-    for g in range(x_scale.shape[1]):
-        span = slice(g * GROUP, (g + 1) * GROUP)
+    for k in range(0, levels.shape[1], min(columns, GROUP)):
+        span = slice(k, k + min(columns, GROUP))
         exact = q[:, span].astype(np.int64) @ levels[:, span].astype(np.int64).T
-        both = x_scale[:, g, None] * scale[:, g].astype(np.float32)
-        y = y + exact.astype(np.float32) * both
+        group, of_x = k // columns, x_scale[:, k // GROUP, None]
+        y = y + exact.astype(np.float32) * (of_x * scale[:, group].astype(np.float32))
+        if offset is not None:
+            sums = q[:, span].sum(axis=1, dtype=np.int64)[:, None].astype(np.float32)
+            y = y + offset[:, group].astype(np.float32) * (of_x * sums)
+    return y
+
+
+def matmul_floats(x: Array, w: Array) -> Array:
+    """x [T, k], w [n, k] -> [T, n]
+
+    y = x w^T for bf16, fp16 and fp32, in float32: the products of each group of 64 columns are summed in order, and
+    then the groups: so the error grows with their number, not with that of columns.
+    """
+    y = np.zeros((len(x), len(w)), np.float32)
+    for start in range(0, w.shape[1], GROUP):
+        group = np.zeros_like(y)
+        for k in range(start, start + GROUP):
+            group = group + x[:, k, None] * w[:, k].astype(np.float32)
+        y = y + group
     return y
