@@ -8,10 +8,10 @@
 #include "qwq.h"
 
 enum {
-    CHUNK = 8,          /* groups that are unpacked at a time: 24 KiB, which stay in the first cache for all tokens */
-    BLOCKS_CHUNK = 16,  /* groups taken from blocks before the next tile is: in the cache for it, too */
+    CHUNK = 8,          /* groups that all tokens are multiplied with in turn: so they stay in the first cache */
     BLOCKS_TOKENS = 12, /* up to as many, blocks are read directly: unpacking pays for more */
-    TILES = 86,         /* of a panel's results at a time: they stay in the second cache */
+    PANELS = 4,         /* that a thread takes at a time, */
+    TILES = 86,         /* with as many tiles: their results stay in the second cache */
     SLICE = 64,         /* groups that a thread quantises at a time */
     LARGEST = 1 << 30   /* rows, columns and tokens */
 };
@@ -81,15 +81,65 @@ static int layout_of(qwq_layout *l, const qwq_format *f)
     return 1;
 }
 
-int qwq_quantise_activations(int8_t *q, float *scale, int32_t *sum, const float *x, size_t T, size_t K, int isa)
+/* What a token's largest |x| makes of its groups: nothing is left of one that is too small for 127 / x, or not finite. */
+static int has_scale(float top)
+{
+    return top >= 0x1p-100f && top < __builtin_inff();
+}
+
+/* The scale of a token; NaN where anything is not finite, which so comes to its results. */
+static float scale_of(float top)
+{
+    return top < __builtin_inff() ? top * (1.0f / 127.0f) : __builtin_nanf("");
+}
+
+/* The smallest ratio with which a group of this largest |x| is within 127 steps of the scale. */
+static size_t step_of(float largest, float top)
+{
+    if (!has_scale(top))
+        return 0;
+    float r = largest / top;
+    size_t n = 0;
+    for (size_t half = QWQ_RATIOS / 2; half >= 1; half /= 2)
+        if (QWQ_RATIO[n + half] >= r)
+            n += half;
+    return n;
+}
+
+static float inverse_of(size_t step, float top)
+{
+    return has_scale(top) ? 127.0f / (top * QWQ_RATIO[step]) : 0;
+}
+
+/* One group of a token; x * 0 would be NaN for what is not finite, and no integer. */
+static int32_t quantise_group(const qwq_kernels *kernels, int8_t *q, const float *x, size_t step, float top)
+{
+    if (has_scale(top))
+        return kernels->quantise(q, x, inverse_of(step, top));
+    memset(q, 0, GROUP);
+    return 0;
+}
+
+int qwq_quantise_activations(int8_t *q, uint8_t *step, float *scale, const float *x, size_t T, size_t K, int isa)
 {
     const qwq_kernels *kernels = variant(isa);
     if (!kernels)
         return QWQ_EISA;
     if (K % GROUP || !K || K > LARGEST || T > LARGEST)
         return QWQ_ESIZE;
-    for (size_t t = 0; t < T; t++)
-        kernels->quantise(q + t * K, scale + t * (K / GROUP), sum + t * (K / GROUP), x + t * K, K);
+    for (size_t t = 0; t < T; t++) {
+        float top = 0, largest;
+        for (size_t g = 0; g < K / GROUP; g++) {
+            kernels->largest(&largest, x + t * K + g * GROUP, 1);
+            top = largest > top || largest != largest ? largest : top;
+        }
+        scale[t] = scale_of(top);
+        for (size_t g = 0; g < K / GROUP; g++, step++, q += GROUP) {
+            kernels->largest(&largest, x + t * K + g * GROUP, 1);
+            *step = (uint8_t)step_of(largest, top);
+            quantise_group(kernels, q, x + t * K + g * GROUP, *step, top);
+        }
+    }
     return 0;
 }
 
@@ -270,7 +320,11 @@ static size_t tile_at(size_t T, size_t i)
 /* Where things are in the scratch. */
 typedef struct {
     int8_t *q;
-    float *scale;
+    float *scale;    /* [T] */
+    float *largest;  /* [T][groups] */
+    uint64_t *used;  /* [groups]: the ratios that some token needs */
+    float *ratio;    /* this and the following in the order of tiles */
+    uint16_t *scaled;
     int32_t *begin;
     float *sum, *x;
     uint8_t *threads;
@@ -288,13 +342,21 @@ static qwq_scratch scratch_of(uint8_t *at, const qwq_layout *l, size_t T, size_t
     s.x = (float *)(void *)at;
     at += up(T * columns * (l->floats ? sizeof(float) : 1), LINE);
     s.scale = (float *)(void *)at;
+    at += up(T * sizeof(float), LINE);
+    s.largest = (float *)(void *)at;
     at += up(T * groups * sizeof(float), LINE);
+    s.used = (uint64_t *)(void *)at;
+    at += up(groups * sizeof(uint64_t), LINE);
+    s.ratio = (float *)(void *)at;
+    at += up(T * groups * sizeof(float), LINE);
+    s.scaled = (uint16_t *)(void *)at;
+    at += up(T * groups * sizeof(uint16_t), LINE);
     s.begin = (int32_t *)(void *)at;
     at += up(T * subgroups * sizeof(int32_t), LINE);
     s.sum = (float *)(void *)at;
     at += up(T * subgroups * sizeof(float), LINE);
     s.threads = at;
-    s.bytes_of_thread = up(2 * TILES * TILE * PANEL * sizeof(float) + CHUNK * sizeof(qwq_wide) + K * sizeof(float), LINE);
+    s.bytes_of_thread = CHUNK * sizeof(qwq_wide) + up(PANELS * smaller(T, TILES * TILE) * PANEL * sizeof(float), LINE);
     s.bytes = (size_t)(at - start) + (size_t)threads * s.bytes_of_thread;
     return s;
 }
@@ -307,90 +369,165 @@ size_t qwq_matmul_scratch(const qwq_format *format, size_t T, size_t K, int thre
     return scratch_of(NULL, &l, T, K, threads).bytes;
 }
 
-static qwq_tile tile_in(const qwq_scratch *s, const qwq_layout *l, size_t t, size_t tokens, size_t group)
+/* Activations lie in the order in which a panel's kernels read them: chunks of groups, in these tiles, in these groups.
+ * Where group g of the tile that begins with token t is, in groups of one token: */
+static size_t place_of(const qwq_scratch *s, size_t T, size_t t, size_t tokens, size_t g)
 {
-    size_t first = t * s->groups + group * tokens; /* in groups of one token */
-    qwq_tile tile = {s->q + first * GROUP, s->scale + first, s->begin + first * l->subgroups,
+    size_t chunk = g / CHUNK * CHUNK;
+    return chunk * T + smaller(CHUNK, s->groups - chunk) * t + (g - chunk) * tokens;
+}
+
+static qwq_tile tile_in(const qwq_scratch *s, const qwq_layout *l, size_t T, size_t t, size_t tokens, size_t g)
+{
+    size_t first = place_of(s, T, t, tokens, g);
+    qwq_tile tile = {s->q + first * GROUP, s->ratio + first, s->scaled + first, s->begin + first * l->subgroups,
                      s->sum + first * l->subgroups, s->x + first * GROUP};
     return tile;
 }
 
-/* Groups g0 to g1 of token t of a tile, from a row to the tile's interleaved order. Columns beyond K are zero. */
-static void place(const qwq_scratch *s, const qwq_layout *l, const qwq_kernels *kernels, const float *row, size_t first,
-                  size_t tokens, size_t t, size_t g0, size_t g1, size_t K)
+/* Group g of a row; columns beyond K are zero. */
+static const float *group_in(float *own, const float *row, size_t g, size_t K)
 {
-    for (size_t g = g0; g < g1; g++) {
-        float own[GROUP], scale;
-        const float *x = row + g * GROUP;
-        if ((g + 1) * GROUP > K) {
-            memset(own, 0, sizeof own);
-            if (g * GROUP < K)
-                memcpy(own, x, (K - g * GROUP) * sizeof(float));
-            x = own;
-        }
-        size_t at = first * s->groups + g * tokens;
-        if (l->floats) {
+    if ((g + 1) * GROUP <= K)
+        return row + g * GROUP;
+    memset(own, 0, GROUP * sizeof(float));
+    if (g * GROUP < K)
+        memcpy(own, row + g * GROUP, (K - g * GROUP) * sizeof(float));
+    return own;
+}
+
+/* Groups g0 to g1 of a row: the largest magnitudes. */
+static void find_largest(float *largest, const qwq_kernels *kernels, const float *row, size_t g0, size_t g1, size_t K)
+{
+    size_t whole = smaller(g1, K / GROUP);
+    float own[GROUP];
+    if (whole > g0)
+        kernels->largest(largest + g0, row + g0 * GROUP, whole - g0);
+    for (size_t g = whole > g0 ? whole : g0; g < g1; g++)
+        kernels->largest(largest + g, group_in(own, row, g, K), 1);
+}
+
+/* Groups g0 to g1 of token t of the tile that begins with token `first`, from its row to the order of tiles. */
+static void place(const qwq_scratch *s, const qwq_layout *l, const qwq_kernels *kernels, const float *row, size_t T,
+                  size_t first, size_t tokens, size_t t, size_t g0, size_t g1, size_t K)
+{
+    float own[GROUP], top = 0;
+    if (l->floats) {
+        for (size_t g = g0; g < g1; g++) {
+            const float *x = group_in(own, row, g, K);
+            float *to = s->x + place_of(s, T, first, tokens, g) * GROUP + t;
             for (size_t k = 0; k < GROUP; k++)
-                s->x[at * GROUP + k * tokens + t] = x[k];
-            continue;
+                to[k * tokens] = x[k];
         }
+        return;
+    }
+    const float *largest = s->largest + (first + t) * s->groups;
+    for (size_t g = 0; g < s->groups; g++)
+        top = largest[g] > top || largest[g] != largest[g] ? largest[g] : top;
+    s->scale[first + t] = scale_of(top); /* the same from every slice */
+    for (size_t g = g0; g < g1; g++) {
         int8_t q[GROUP];
-        int32_t sum;
-        kernels->quantise(q, &scale, &sum, x, GROUP);
+        size_t step = step_of(largest[g], top), at = place_of(s, T, first, tokens, g), columns = GROUP / l->subgroups;
+        int32_t sum = quantise_group(kernels, q, group_in(own, row, g, K), step, top);
         for (size_t i = 0; i < LINES; i++)
             memcpy(s->q + at * GROUP + (i * tokens + t) * 4, q + 4 * i, 4);
-        s->scale[at + t] = scale;
-        size_t columns = GROUP / l->subgroups;
+        s->ratio[at + t] = QWQ_RATIO[step];
+        s->scaled[at + t] = (uint16_t)(step * PANEL * sizeof(float));
+#pragma omp atomic
+        s->used[g] |= (uint64_t)1 << step;
         for (size_t i = 0; i < l->subgroups; i++) {
             if (l->subgroups > 1) {
                 sum = 0;
                 for (size_t k = i * columns; k < (i + 1) * columns; k++)
                     sum += q[k];
             }
-            size_t to = (at * l->subgroups) + i * tokens + t;
+            size_t to = at * l->subgroups + i * tokens + t;
             s->begin[to] = -l->excess * sum;
-            s->sum[to] = scale * (float)sum;
+            s->sum[to] = QWQ_RATIO[step] * (float)sum;
         }
     }
 }
 
-/* y [tokens][PANEL] of one panel and some tiles. */
-static void panel_times(float *y, const uint8_t *panel, qwq_wide *wide, const qwq_scratch *s, const qwq_layout *l,
-                        const qwq_format *format, const qwq_kernels *kernels, size_t T, size_t tile0, size_t tile1)
+/* What the threads share. */
+typedef struct {
+    const uint8_t *w;
+    const qwq_format *format;
+    const qwq_layout *layout;
+    const qwq_kernels *kernels;
+    qwq_scratch scratch;
+    size_t T, panel_bytes;
+} qwq_job;
+
+/* y [tokens][PANEL] += one panel's groups from `blocks` times some tiles. `wide` is NULL where blocks are read directly,
+ * else what they are unpacked to. */
+static void chunk_times(float *y, qwq_wide *wide, const qwq_job *j, const uint8_t *blocks, size_t g, size_t groups,
+                        size_t tile0, size_t tile1)
 {
-    blocks_fn *direct = kernels->blocks[format->codes];
-    if (!l->floats && (T > BLOCKS_TOKENS || l->subgroups > 1))
-        direct = NULL;
-    size_t t0 = tile_at(T, tile0), chunk = direct ? BLOCKS_CHUNK : CHUNK;
-    memset(y, 0, (tile_at(T, tile1) - t0) * PANEL * sizeof(float));
-    for (size_t g = 0; g < s->groups; g += chunk) {
-        size_t groups = smaller(chunk, s->groups - g);
-        const uint8_t *blocks = panel + g * GROUP / l->columns * l->bytes;
-        if (!direct)
-            kernels->unpack(wide, blocks, groups, format, l);
-        for (size_t i = tile0; i < tile1; i++) {
-            size_t t = tile_at(T, i), tokens = tile_at(T, i + 1) - t;
-            qwq_tile tile = tile_in(s, l, t, tokens, g);
-            if (direct)
-                direct(y + (t - t0) * PANEL, blocks, &tile, tokens, groups);
-            else
-                kernels->wide(y + (t - t0) * PANEL, wide, &tile, tokens, groups, l);
+    const qwq_layout *l = j->layout;
+    size_t bytes = groups * GROUP / l->columns * l->bytes, ahead = up(bytes / (tile1 - tile0), LINE);
+    if (wide)
+        j->kernels->unpack(wide, blocks, groups, j->format, l);
+    if (wide && j->kernels->scale && l->subgroups == 1)
+        j->kernels->scale(wide, groups, j->scratch.used + g);
+    for (size_t i = tile0; i < tile1; i++) {
+        size_t t = tile_at(j->T, i), tokens = tile_at(j->T, i + 1) - t;
+        qwq_tile tile = tile_in(&j->scratch, l, j->T, t, tokens, g);
+        if (wide) {
+            /* What follows comes from memory while this is multiplied: some lines with each tile. */
+            for (size_t b = (i - tile0) * ahead; b < smaller((i - tile0 + 1) * ahead, bytes); b += LINE)
+                __builtin_prefetch(blocks + bytes + b, 0, 2);
+            j->kernels->wide(y, wide, &tile, tokens, groups, l);
+        } else {
+            j->kernels->blocks[j->format->codes](y, blocks, &tile, tokens, groups);
         }
+        y += tokens * PANEL;
     }
 }
 
-static void store(float *y, const float *results, const qwq_fusion *f, size_t t0, size_t t1, size_t n0, size_t n1,
-                  size_t N)
+/* results [panel][token][PANEL] of panels p0 to p1 and some tiles. A chunk's activations stay in the second cache for
+ * all of these panels, a panel's unpacked chunk in the first for all tiles. */
+static void panels_times(float *results, qwq_wide *wide, const qwq_job *j, size_t p0, size_t p1, size_t tile0,
+                         size_t tile1)
 {
-    for (size_t t = t0; t < t1; t++)
-        for (size_t n = n0; n < n1; n++) {
-            float value = results[(t - t0) * PANEL + n - n0];
-            if (f->bias)
-                value = value + f->bias[n];
-            if (f->residual)
-                value = f->residual[t * N + n] + value;
-            y[t * N + n] = value;
+    const qwq_layout *l = j->layout;
+    if (l->floats || (j->T <= BLOCKS_TOKENS && l->subgroups == 1 && j->kernels->blocks[j->format->codes]))
+        wide = NULL;
+    size_t tokens = tile_at(j->T, tile1) - tile_at(j->T, tile0), groups = j->scratch.groups;
+    size_t chunk = wide || tiles_of(j->T) > 1 ? CHUNK : groups;
+    memset(results, 0, (p1 - p0) * tokens * PANEL * sizeof(float));
+    for (size_t g = 0; g < groups; g += chunk)
+        for (size_t p = p0; p < p1; p++)
+            chunk_times(results + (p - p0) * tokens * PANEL, wide, j,
+                        j->w + p * j->panel_bytes + g * GROUP / l->columns * l->bytes, g, smaller(chunk, groups - g),
+                        tile0, tile1);
+}
+
+/* Tokens t0 to t1 of one panel's results, rows n0 to n1, to where they belong. */
+static void store(float *y, const float *results, const float *scale, const qwq_fusion *f, size_t t0, size_t t1,
+                  size_t n0, size_t n1, size_t N)
+{
+    float row[PANEL];
+    for (size_t t = t0; t < t1; t++, results += PANEL) {
+        float *to = y + t * N + n0;
+        const float *from = results;
+        if (scale) {
+            for (size_t n = 0; n < PANEL; n++)
+                row[n] = results[n] * scale[t];
+            from = row;
         }
+        if (f->bias) {
+            for (size_t n = 0; n < n1 - n0; n++)
+                row[n] = from[n] + f->bias[n0 + n];
+            from = row;
+        }
+        if (f->residual) {
+            const float *residual = f->residual + t * N + n0;
+            for (size_t n = 0; n < n1 - n0; n++)
+                row[n] = residual[n] + from[n];
+            from = row;
+        }
+        memcpy(to, from, (n1 - n0) * sizeof(float));
+    }
 }
 
 int qwq_matmul(float *y, const qwq_format *format, const uint8_t *w, const float *x, const qwq_fusion *fusion,
@@ -417,30 +554,37 @@ int qwq_matmul(float *y, const qwq_format *format, const uint8_t *w, const float
         return QWQ_EOVERLAP;
     if (T * K * N < SMALL_WORK)
         threads = 1;
-    size_t tiles = tiles_of(T), panels = up(N, PANEL) / PANEL, panel_bytes = w_bytes / panels;
-    size_t slices = up(s.groups, SLICE) / SLICE;
-    int some = T > TILE ? 1 : 4; /* panels that a thread takes at a time */
+    size_t tiles = tiles_of(T), panels = up(N, PANEL) / PANEL, slices = up(s.groups, SLICE) / SLICE;
+    qwq_job job = {w, format, &l, kernels, s, T, w_bytes / panels};
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
+#pragma omp for schedule(static)
+        for (size_t i = 0; i < (l.floats ? 0 : T * slices); i++) {
+            size_t t = i / slices, g = i % slices * SLICE;
+            find_largest(s.largest + t * s.groups, kernels, x + t * K, g, smaller(g + SLICE, s.groups), K);
+            if (t == 0)
+                memset(s.used + g, 0, (smaller(g + SLICE, s.groups) - g) * sizeof(uint64_t));
+        }
 #pragma omp for schedule(static)
         for (size_t i = 0; i < tiles * slices; i++) {
             size_t first = tile_at(T, i / slices), tokens = tile_at(T, i / slices + 1) - first, g = i % slices * SLICE;
             for (size_t t = 0; t < tokens; t++)
-                place(&s, &l, kernels, x + (first + t) * K, first, tokens, t, g, smaller(g + SLICE, s.groups), K);
+                place(&s, &l, kernels, x + (first + t) * K, T, first, tokens, t, g, smaller(g + SLICE, s.groups), K);
         }
 #ifdef _OPENMP
         uint8_t *own = s.threads + (size_t)omp_get_thread_num() * s.bytes_of_thread;
 #else
         uint8_t *own = s.threads;
 #endif
-        float *results = (float *)(void *)own;
-        qwq_wide *wide = (qwq_wide *)(void *)(own + 2 * TILES * TILE * PANEL * sizeof(float));
-#pragma omp for schedule(dynamic, some)
-        for (size_t p = 0; p < panels; p++)
+        qwq_wide *wide = (qwq_wide *)(void *)own;
+        float *results = (float *)(void *)(own + CHUNK * sizeof(qwq_wide));
+#pragma omp for schedule(dynamic)
+        for (size_t p = 0; p < panels; p += PANELS)
             for (size_t i = 0; i < tiles; i += TILES) {
-                size_t end = smaller(i + TILES, tiles);
-                panel_times(results, w + p * panel_bytes, wide, &s, &l, format, kernels, T, i, end);
-                store(y, results, f, tile_at(T, i), tile_at(T, end), p * PANEL, smaller(N, (p + 1) * PANEL), N);
+                size_t end = smaller(i + TILES, tiles), t0 = tile_at(T, i), t1 = tile_at(T, end);
+                panels_times(results, wide, &job, p, smaller(p + PANELS, panels), i, end);
+                for (size_t n = p * PANEL; n < smaller(N, (p + PANELS) * PANEL); n += PANEL)
+                    store(y, results + (n - p * PANEL) * (t1 - t0), l.floats ? NULL : s.scale, f, t0, t1, n, smaller(N, n + PANEL), N);
             }
     }
     return 0;

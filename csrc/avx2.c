@@ -6,38 +6,36 @@
 
 #pragma GCC target("avx2,f16c,fma")
 
-static void quantise(int8_t *q, float *scale, int32_t *sum, const float *x, size_t K)
+static void largest(float *largest, const float *x, size_t groups)
 {
-    const __m256 magnitude = _mm256_castsi256_ps(_mm256_set1_epi32(0x7FFFFFFF));
-    const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7); /* undoes what packing does to halves */
-    for (size_t g = 0; g < K / GROUP; g++, x += GROUP, q += GROUP) {
-        __m256 v[8], largest = _mm256_setzero_ps();
-        for (int i = 0; i < 8; i++) {
-            v[i] = _mm256_loadu_ps(x + 8 * i);
-            largest = _mm256_max_ps(largest, _mm256_and_ps(v[i], magnitude));
-        }
-        float lanes[8], most = 0;
-        _mm256_storeu_ps(lanes, largest);
+    const __m256i magnitude = _mm256_set1_epi32(0x7FFFFFFF);
+    for (size_t g = 0; g < groups; g++, x += GROUP) {
+        __m256i most = _mm256_setzero_si256(); /* as integers, magnitudes are in the order of floats, NaN last */
         for (int i = 0; i < 8; i++)
-            most = lanes[i] > most ? lanes[i] : most;
-        __m256 inverse = _mm256_set1_ps(most >= 0x1p-100f ? 127.0f / most : 0);
-        __m256i n[8], total = _mm256_setzero_si256();
-        for (int i = 0; i < 8; i++) {
-            n[i] = _mm256_cvtps_epi32(_mm256_mul_ps(v[i], inverse));
-            total = _mm256_add_epi32(total, n[i]);
-        }
-        for (int i = 0; i < 2; i++) {
-            __m256i a = _mm256_packs_epi32(n[4 * i], n[4 * i + 1]), b = _mm256_packs_epi32(n[4 * i + 2], n[4 * i + 3]);
-            __m256i bytes = _mm256_permutevar8x32_epi32(_mm256_packs_epi16(a, b), order);
-            _mm256_storeu_si256((__m256i *)(void *)(q + 32 * i), bytes);
-        }
-        int32_t parts[8], all = 0;
-        _mm256_storeu_si256((__m256i *)(void *)parts, total);
-        for (int i = 0; i < 8; i++)
-            all += parts[i];
-        scale[g] = most * (1.0f / 127.0f);
-        sum[g] = all;
+            most = _mm256_max_epi32(most, _mm256_and_si256(_mm256_castps_si256(_mm256_loadu_ps(x + 8 * i)), magnitude));
+        __m128i four = _mm_max_epi32(_mm256_castsi256_si128(most), _mm256_extracti128_si256(most, 1));
+        four = _mm_max_epi32(four, _mm_shuffle_epi32(four, 0x4E));
+        four = _mm_max_epi32(four, _mm_shuffle_epi32(four, 0xB1));
+        largest[g] = _mm_cvtss_f32(_mm_castsi128_ps(four));
     }
+}
+
+static int32_t quantise(int8_t *q, const float *x, float inverse)
+{
+    const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7); /* undoes what packing does to halves */
+    __m256i n[8], total = _mm256_setzero_si256();
+    for (int i = 0; i < 8; i++) {
+        n[i] = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x + 8 * i), _mm256_set1_ps(inverse)));
+        total = _mm256_add_epi32(total, n[i]);
+    }
+    for (int i = 0; i < 2; i++) {
+        __m256i a = _mm256_packs_epi32(n[4 * i], n[4 * i + 1]), b = _mm256_packs_epi32(n[4 * i + 2], n[4 * i + 3]);
+        __m256i bytes = _mm256_permutevar8x32_epi32(_mm256_packs_epi16(a, b), order);
+        _mm256_storeu_si256((__m256i *)(void *)(q + 32 * i), bytes);
+    }
+    __m128i four = _mm_add_epi32(_mm256_castsi256_si128(total), _mm256_extracti128_si256(total, 1));
+    four = _mm_add_epi32(four, _mm_shuffle_epi32(four, 0x4E));
+    return _mm_cvtsi128_si32(_mm_add_epi32(four, _mm_shuffle_epi32(four, 0xB1)));
 }
 
 /* How many of the middles each value is above. A table of sixteen takes two registers and a choice. */
@@ -174,7 +172,7 @@ static inline void halves(float *to, const uint8_t *from)
 
 #include "unpack.h"
 
-#define EACH_TOKEN(TOKENS) _Pragma("GCC unroll 3") for (size_t t = 0; t < TOKENS; t++)
+#define EACH_TOKEN(TOKENS) _Pragma("GCC unroll 6") for (size_t t = 0; t < TOKENS; t++)
 
 static inline __m256i four_of_x(const int8_t *q)
 {
@@ -195,82 +193,88 @@ enum { LINES_31 = 4, LINES_63 = 2, LINES_127 = 1, LINES_255 = 1 };
 #define BYTES_127(w) load(w)
 #define BYTES_255(w) _mm256_xor_si256(load(w), _mm256_set1_epi8((char)0x80))
 
-/* Rows 8 x first to 8 x first + 15 of a half panel, in tokens t0 to t0 + TOKENS - 1 of the tile. */
-#define WIDE_TILE(MOST, TOKENS)                                                                                       \
+/* Rows from `row`, 8 x REGISTERS of them, in tokens t0 to t0 + TOKENS - 1 of the tile. */
+#define EACH_REGISTER(REGISTERS) _Pragma("GCC unroll 2") for (size_t i = 0; i < REGISTERS; i++)
+#define WIDE_TILE(MOST, REGISTERS, TOKENS)                                                                            \
     static void wide_##MOST##_##TOKENS(float *y, const qwq_wide *w, const qwq_tile *tile, size_t t0, size_t tokens,   \
-                                       size_t groups, const qwq_layout *layout, int half)                             \
+                                       size_t groups, const qwq_layout *layout, size_t row)                           \
     {                                                                                                                 \
         const int8_t *q = tile->q + 4 * t0;                                                                           \
         size_t each = LINES / layout->subgroups;                                                                      \
-        y += t0 * PANEL + 16 * (size_t)half;                                                                          \
+        y += t0 * PANEL + row;                                                                                        \
         for (size_t g = 0; g < groups; g++, w++)                                                                      \
             for (size_t s = 0; s < layout->subgroups; s++) {                                                          \
                 size_t at = (g * layout->subgroups + s) * tokens + t0;                                                \
-                __m256i s0[TOKENS], s1[TOKENS];                                                                       \
-                EACH_TOKEN(TOKENS)                                                                                    \
-                s0[t] = s1[t] = MOST == 255 ? _mm256_setzero_si256() : _mm256_set1_epi32(tile->begin[at + t]);        \
-                const uint8_t *code = w->code[s * each][half];                                                        \
+                __m256i sum[TOKENS][REGISTERS];                                                                       \
+                EACH_TOKEN(TOKENS) EACH_REGISTER(REGISTERS)                                                           \
+                sum[t][i] = MOST == 255 ? _mm256_setzero_si256() : _mm256_set1_epi32(tile->begin[at + t]);            \
+                const uint8_t *code = w->code[s * each][row / 16] + row % 16 * 4;                                     \
                 for (size_t l = 0; l < each; l += LINES_##MOST) {                                                     \
-                    __m256i p0[TOKENS], p1[TOKENS];                                                                   \
-                    _Pragma("GCC unroll 4") for (size_t i = 0; i < LINES_##MOST; i++, code += 2 * LINE)               \
+                    __m256i pairs[TOKENS][REGISTERS];                                                                 \
+                    _Pragma("GCC unroll 4") for (size_t j = 0; j < LINES_##MOST; j++, code += 2 * LINE)               \
                     {                                                                                                 \
-                        const __m256i first = BYTES_##MOST(code), second = BYTES_##MOST(code + LINE / 2);             \
+                        __m256i levels[REGISTERS];                                                                    \
+                        EACH_REGISTER(REGISTERS) levels[i] = BYTES_##MOST(code + LINE / 2 * i);                       \
                         EACH_TOKEN(TOKENS)                                                                            \
                         {                                                                                             \
                             __m256i x = four_of_x(q + 4 * t);                                                         \
-                            __m256i a = PRODUCTS_##MOST(first, x), b = PRODUCTS_##MOST(second, x);                    \
-                            p0[t] = i == 0 ? a : _mm256_add_epi16(p0[t], a);                                          \
-                            p1[t] = i == 0 ? b : _mm256_add_epi16(p1[t], b);                                          \
+                            EACH_REGISTER(REGISTERS)                                                                  \
+                            {                                                                                         \
+                                __m256i p = PRODUCTS_##MOST(levels[i], x);                                            \
+                                pairs[t][i] = j == 0 ? p : _mm256_add_epi16(pairs[t][i], p);                          \
+                            }                                                                                         \
                         }                                                                                             \
                         q += 4 * tokens;                                                                              \
                     }                                                                                                 \
-                    EACH_TOKEN(TOKENS)                                                                                \
-                    {                                                                                                 \
-                        s0[t] = _mm256_add_epi32(s0[t], _mm256_madd_epi16(p0[t], _mm256_set1_epi16(1)));              \
-                        s1[t] = _mm256_add_epi32(s1[t], _mm256_madd_epi16(p1[t], _mm256_set1_epi16(1)));              \
-                    }                                                                                                 \
+                    EACH_TOKEN(TOKENS) EACH_REGISTER(REGISTERS)                                                       \
+                    sum[t][i] = _mm256_add_epi32(sum[t][i], _mm256_madd_epi16(pairs[t][i], _mm256_set1_epi16(1)));    \
                 }                                                                                                     \
-                const float *scale = w->scale[s] + 16 * half, *offset = w->offset[s] + 16 * half;                     \
                 EACH_TOKEN(TOKENS)                                                                                    \
                 {                                                                                                     \
-                    float *to = y + t * PANEL;                                                                        \
-                    __m256 x = _mm256_set1_ps(tile->scale[g * tokens + t0 + t]);                                      \
-                    __m256 y0 = _mm256_mul_ps(_mm256_cvtepi32_ps(s0[t]), _mm256_mul_ps(x, _mm256_loadu_ps(scale)));   \
-                    __m256 y1 = _mm256_mul_ps(_mm256_cvtepi32_ps(s1[t]), _mm256_mul_ps(x, _mm256_loadu_ps(scale + 8)));\
-                    y0 = _mm256_add_ps(_mm256_loadu_ps(to), y0);                                                      \
-                    y1 = _mm256_add_ps(_mm256_loadu_ps(to + 8), y1);                                                  \
-                    if (layout->offset) {                                                                             \
-                        x = _mm256_set1_ps(tile->sum[at + t]);                                                        \
-                        y0 = _mm256_add_ps(y0, _mm256_mul_ps(_mm256_loadu_ps(offset), x));                            \
-                        y1 = _mm256_add_ps(y1, _mm256_mul_ps(_mm256_loadu_ps(offset + 8), x));                        \
+                    const __m256 x = _mm256_set1_ps(tile->ratio[g * tokens + t0 + t]);                                \
+                    EACH_REGISTER(REGISTERS)                                                                          \
+                    {                                                                                                 \
+                        float *to = y + t * PANEL + 8 * i;                                                            \
+                        __m256 both = _mm256_mul_ps(x, _mm256_loadu_ps(w->scale[s] + row + 8 * i));                   \
+                        __m256 y8 = _mm256_add_ps(_mm256_loadu_ps(to),                                                \
+                                                  _mm256_mul_ps(_mm256_cvtepi32_ps(sum[t][i]), both));                \
+                        if (layout->offset)                                                                           \
+                            y8 = _mm256_add_ps(y8, _mm256_mul_ps(_mm256_loadu_ps(w->offset[s] + row + 8 * i),         \
+                                                                 _mm256_set1_ps(tile->sum[at + t])));                 \
+                        _mm256_storeu_ps(to, y8);                                                                     \
                     }                                                                                                 \
-                    _mm256_storeu_ps(to, y0);                                                                         \
-                    _mm256_storeu_ps(to + 8, y1);                                                                     \
                 }                                                                                                     \
             }                                                                                                         \
     }
 
-#define WIDE(MOST)                                                                                                    \
-    WIDE_TILE(MOST, 1)                                                                                                \
-    WIDE_TILE(MOST, 2)                                                                                                \
-    WIDE_TILE(MOST, 3)                                                                                                \
+/* Tiles of up to TOKENS; the last takes what is left. */
+#define WIDE(MOST, REGISTERS, TOKENS, ...)                                                                            \
     static void wide_##MOST(float *y, const qwq_wide *w, const qwq_tile *tile, size_t tokens, size_t groups,          \
                             const qwq_layout *layout)                                                                 \
     {                                                                                                                 \
-        for (int half = 0; half < 2; half++)                                                                          \
-            for (size_t t = 0; t < tokens; t += 3)                                                                    \
-                if (tokens - t >= 3)                                                                                  \
-                    wide_##MOST##_3(y, w, tile, t, tokens, groups, layout, half);                                     \
-                else if (tokens - t == 2)                                                                             \
-                    wide_##MOST##_2(y, w, tile, t, tokens, groups, layout, half);                                     \
-                else                                                                                                  \
-                    wide_##MOST##_1(y, w, tile, t, tokens, groups, layout, half);                                     \
+        static void (*const tiles[TOKENS])(float *, const qwq_wide *, const qwq_tile *, size_t, size_t, size_t,       \
+                                           const qwq_layout *, size_t) = {__VA_ARGS__};                               \
+        for (size_t row = 0; row < PANEL; row += 8 * REGISTERS)                                                       \
+            for (size_t t = 0; t < tokens; t += TOKENS)                                                               \
+                tiles[(tokens - t < TOKENS ? tokens - t : TOKENS) - 1](y, w, tile, t, tokens, groups, layout, row);   \
     }
+#define WIDE_OF_SIX(MOST)                                                                                             \
+    WIDE_TILE(MOST, 1, 1)                                                                                             \
+    WIDE_TILE(MOST, 1, 2)                                                                                             \
+    WIDE_TILE(MOST, 1, 3)                                                                                             \
+    WIDE_TILE(MOST, 1, 4)                                                                                             \
+    WIDE_TILE(MOST, 1, 5)                                                                                             \
+    WIDE_TILE(MOST, 1, 6)                                                                                             \
+    WIDE(MOST, 1, 6, wide_##MOST##_1, wide_##MOST##_2, wide_##MOST##_3, wide_##MOST##_4, wide_##MOST##_5,             \
+         wide_##MOST##_6)
 
-WIDE(31)
-WIDE(63)
-WIDE(127)
-WIDE(255)
+WIDE_OF_SIX(31)
+WIDE_OF_SIX(63)
+WIDE_OF_SIX(127)
+WIDE_TILE(255, 2, 1)
+WIDE_TILE(255, 2, 2)
+WIDE_TILE(255, 2, 3)
+WIDE(255, 2, 3, wide_255_1, wide_255_2, wide_255_3)
 
 static void wide(float *y, const qwq_wide *w, const qwq_tile *tile, size_t tokens, size_t groups,
                  const qwq_layout *layout)
@@ -315,7 +319,7 @@ static void wide(float *y, const qwq_wide *w, const qwq_tile *tile, size_t token
             const __m256 w0 = eight_halves(scales), w1 = eight_halves(scales + 32);                                   \
             EACH_TOKEN(TOKENS)                                                                                        \
             {                                                                                                         \
-                __m256 x = _mm256_set1_ps(tile->scale[g * tokens + t0 + t]);                                          \
+                __m256 x = _mm256_set1_ps(tile->ratio[g * tokens + t0 + t]);                                          \
                 float *to = y + t * PANEL;                                                                            \
                 __m256 y0 = _mm256_mul_ps(_mm256_cvtepi32_ps(s0[t]), _mm256_mul_ps(x, w0));                           \
                 __m256 y1 = _mm256_mul_ps(_mm256_cvtepi32_ps(s1[t]), _mm256_mul_ps(x, w1));                           \
@@ -395,7 +399,7 @@ FLOATS(BF16, bf16)
 FLOATS(FP16, fp16)
 FLOATS(FP32, fp32)
 
-const qwq_kernels qwq_avx2_kernels = {quantise, quantise_q4, quantise_q8, unpack, wide,
+const qwq_kernels qwq_avx2_kernels = {largest, quantise, quantise_q4, quantise_q8, unpack, NULL, wide,
                                       {q4, NULL, NULL, NULL, NULL, bf16, fp16, fp32}};
 
 #else

@@ -29,6 +29,7 @@ typedef struct {
     uint8_t code[LINES][2][LINE]; /* rows 0-15, rows 16-31 */
     float scale[4][PANEL];
     float offset[4][PANEL];
+    float scaled[QWQ_RATIOS][PANEL]; /* scale[0] times each ratio that some token needs, where a kernel wants that */
 } qwq_wide;
 
 /* What a kernel must know of a format. */
@@ -43,24 +44,30 @@ typedef struct {
     int floats;       /* no integers at all */
 } qwq_layout;
 
-/* A tile's activations. Integers: q [group][line][token][4]; for each group and token a scale; for each subgroup and
- * token what its sum begins with, and its sum of x, which an offset is multiplied with. Floats: x [column][token]. */
+/* A tile's activations. Integers: q [group][line][token][4]; for each group and token the ratio of its scale to the
+ * token's, and where its row of qwq_wide.scaled is, in bytes; for each subgroup and token what its sum begins with, and
+ * its sum of x, which an offset is multiplied with. Floats: x [column][token]. */
 typedef struct {
     const int8_t *q;
-    const float *scale;
+    const float *ratio;
+    const uint16_t *scaled;
     const int32_t *begin;
     const float *sum;
     const float *x;
 } qwq_tile;
 
-/* Groups of 64 of one token: q [K], scale [K/64], sum [K/64]. */
-typedef void quantise_fn(int8_t *q, float *scale, int32_t *sum, const float *x, size_t K);
+/* The largest |x| of each group of 64; no less than infinity where there is anything that is not finite. */
+typedef void largest_fn(float *largest, const float *x, size_t groups);
+/* One group of 64 of a token: q = round(x * inverse). Returns their sum. */
+typedef int32_t quantise_fn(int8_t *q, const float *x, float inverse);
 /* One group of 64 weights: the codes, and the scale as fp16 bits. */
 typedef uint16_t quantise_q4_fn(uint8_t *code, const float *w);
 typedef uint16_t quantise_q8_fn(int8_t *q, const float *w);
 /* Groups of one panel, from blocks to the unpacked form. */
 typedef void unpack_fn(qwq_wide *wide, const uint8_t *blocks, size_t groups, const qwq_format *format,
                        const qwq_layout *layout);
+/* qwq_wide.scaled of some groups, for the ratios of which a bit is set. */
+typedef void scale_fn(qwq_wide *wide, size_t groups, const uint64_t *used);
 /* y [tokens][PANEL] += one panel's groups, unpacked, and one tile of 1 to 6 tokens. */
 typedef void wide_fn(float *y, const qwq_wide *wide, const qwq_tile *tile, size_t tokens, size_t groups,
                      const qwq_layout *layout);
@@ -68,10 +75,12 @@ typedef void wide_fn(float *y, const qwq_wide *wide, const qwq_tile *tile, size_
 typedef void blocks_fn(float *y, const uint8_t *blocks, const qwq_tile *tile, size_t tokens, size_t groups);
 
 typedef struct {
+    largest_fn *largest;
     quantise_fn *quantise;
     quantise_q4_fn *quantise_q4;
     quantise_q8_fn *quantise_q8;
     unpack_fn *unpack;
+    scale_fn *scale; /* NULL where qwq_wide.scaled is not used */
     wide_fn *wide;
     blocks_fn *blocks[QWQ_FP32 + 1]; /* by codes; NULL where there is only the way through `wide` */
 } qwq_kernels;
@@ -81,6 +90,18 @@ extern const qwq_kernels qwq_ref_kernels;
 extern const qwq_kernels qwq_avx2_kernels;
 extern const qwq_kernels qwq_avx512_kernels;
 #endif
+
+/* What a group's scale can be, beside its token's: eight steps to the octave. spec/quant.py: RATIOS. */
+static const float QWQ_RATIO[QWQ_RATIOS] = {
+    0x1p+0f, 0x1.d5818ep-1f, 0x1.ae89fap-1f, 0x1.8ace54p-1f, 0x1.6a09e6p-1f, 0x1.4bfdaep-1f, 0x1.306fep-1f, 0x1.172b84p-1f,
+    0x1p-1f, 0x1.d5818ep-2f, 0x1.ae89fap-2f, 0x1.8ace54p-2f, 0x1.6a09e6p-2f, 0x1.4bfdaep-2f, 0x1.306fep-2f, 0x1.172b84p-2f,
+    0x1p-2f, 0x1.d5818ep-3f, 0x1.ae89fap-3f, 0x1.8ace54p-3f, 0x1.6a09e6p-3f, 0x1.4bfdaep-3f, 0x1.306fep-3f, 0x1.172b84p-3f,
+    0x1p-3f, 0x1.d5818ep-4f, 0x1.ae89fap-4f, 0x1.8ace54p-4f, 0x1.6a09e6p-4f, 0x1.4bfdaep-4f, 0x1.306fep-4f, 0x1.172b84p-4f,
+    0x1p-4f, 0x1.d5818ep-5f, 0x1.ae89fap-5f, 0x1.8ace54p-5f, 0x1.6a09e6p-5f, 0x1.4bfdaep-5f, 0x1.306fep-5f, 0x1.172b84p-5f,
+    0x1p-5f, 0x1.d5818ep-6f, 0x1.ae89fap-6f, 0x1.8ace54p-6f, 0x1.6a09e6p-6f, 0x1.4bfdaep-6f, 0x1.306fep-6f, 0x1.172b84p-6f,
+    0x1p-6f, 0x1.d5818ep-7f, 0x1.ae89fap-7f, 0x1.8ace54p-7f, 0x1.6a09e6p-7f, 0x1.4bfdaep-7f, 0x1.306fep-7f, 0x1.172b84p-7f,
+    0x1p-7f, 0x1.d5818ep-8f, 0x1.ae89fap-8f, 0x1.8ace54p-8f, 0x1.6a09e6p-8f, 0x1.4bfdaep-8f, 0x1.306fep-8f, 0x1.172b84p-8f
+};
 
 /* What the search for a scale tries, and between what it stays. spec/quant.py: STARTS, SMALLEST, LARGEST. */
 enum { STARTS = 4, ROUNDS = 2 };

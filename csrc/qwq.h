@@ -12,7 +12,8 @@
 
 /* <cdef> */
 enum { QWQ_SCALAR = 0, QWQ_AVX2 = 1, QWQ_AVX512 = 2 };
-enum { QWQ_GROUP = 64 }; /* activations that share a scale */
+enum { QWQ_GROUP = 64 };  /* activations that share a scale */
+enum { QWQ_RATIOS = 64 }; /* what it can be, beside the token's largest */
 enum { QWQ_EISA = -1, QWQ_ESIZE = -2, QWQ_EALIGN = -3, QWQ_EFORMAT = -4, QWQ_EOVERLAP = -5 };
 
 /* 1 if this processor, and its operating system, can run it. */
@@ -62,9 +63,9 @@ typedef struct {
     int32_t swiglu;
 } qwq_fusion;
 
-/* x [T, K] -> q [T, K] int8, scale [T, K/64], sum [T, K/64]: one scale for each token and group of 64.
- * scale = max|x| / 127, q = round(x / scale), sum of the group's q. NumPy: spec.quant.quantise_activations. */
-int qwq_quantise_activations(int8_t *q, float *scale, int32_t *sum, const float *x, size_t T, size_t K, int isa);
+/* x [T, K] -> q [T, K] int8, step [T, K/64] in 0..63, scale [T]: a group of 64 has the scale 2^(-step/8) * scale.
+ * NumPy: spec.quant.quantise_activations. */
+int qwq_quantise_activations(int8_t *q, uint8_t *step, float *scale, const float *x, size_t T, size_t K, int isa);
 
 /* w [N, K] -> q4 weights: code [N, K] in 0..15, scale [N, K/64] as fp16 bits. NumPy: spec.quant.quantise_q4.
  * dtype: of w, QWQ_FP32, QWQ_BF16 or QWQ_FP16. */

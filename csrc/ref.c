@@ -3,21 +3,27 @@
 
 #include "kernels.h"
 
-static void quantise(int8_t *q, float *scale, int32_t *sum, const float *x, size_t K)
+static void largest(float *largest, const float *x, size_t groups)
 {
-    for (size_t g = 0; g < K / GROUP; g++, x += GROUP, q += GROUP) {
-        float largest = 0;
-        for (int k = 0; k < GROUP; k++)
-            largest = fabsf(x[k]) > largest ? fabsf(x[k]) : largest;
-        float inverse = largest >= 0x1p-100f ? 127.0f / largest : 0;
-        int32_t total = 0;
+    for (size_t g = 0; g < groups; g++, x += GROUP) {
+        union { uint32_t u; float f; } most = {0}; /* as integers, magnitudes are in the order of floats, NaN last */
         for (int k = 0; k < GROUP; k++) {
-            q[k] = (int8_t)lrintf(x[k] * inverse);
-            total += q[k];
+            union { float f; uint32_t u; } v = {x[k]};
+            v.u &= 0x7FFFFFFFu;
+            most.u = v.u > most.u ? v.u : most.u;
         }
-        scale[g] = largest * (1.0f / 127.0f);
-        sum[g] = total;
+        largest[g] = most.f;
     }
+}
+
+static int32_t quantise(int8_t *q, const float *x, float inverse)
+{
+    int32_t sum = 0;
+    for (int k = 0; k < GROUP; k++) {
+        q[k] = (int8_t)lrintf(x[k] * inverse);
+        sum += q[k];
+    }
+    return sum;
 }
 
 static uint8_t nearest(float value)
@@ -123,7 +129,7 @@ static void wide(float *y, const qwq_wide *w, const qwq_tile *tile, size_t token
                 for (size_t k = s * columns; k < (s + 1) * columns; k++)
                     sum += w[g].code[k / 4][r / 16][r % 16 * 4 + k % 4] *
                            tile->q[((g * LINES + k / 4) * tokens + t) * 4 + k % 4];
-                float both = tile->scale[g * tokens + t] * w[g].scale[s][r];
+                float both = tile->ratio[g * tokens + t] * w[g].scale[s][r];
                 y[t * PANEL + r] = y[t * PANEL + r] + (float)sum * both;
                 if (layout->offset)
                     y[t * PANEL + r] = y[t * PANEL + r] + w[g].offset[s][r] * tile->sum[i * tokens + t];
@@ -137,5 +143,5 @@ FLOATS(bf16, uint16_t, bf16_to_float)
 FLOATS(fp16, uint16_t, half_to_float)
 FLOATS(fp32, float, )
 
-const qwq_kernels qwq_ref_kernels = {quantise, quantise_q4, quantise_q8, unpack, wide,
+const qwq_kernels qwq_ref_kernels = {largest, quantise, quantise_q4, quantise_q8, unpack, NULL, wide,
                                      {NULL, NULL, NULL, NULL, NULL, bf16, fp16, fp32}};

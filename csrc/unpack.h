@@ -4,49 +4,46 @@
  * A block: for each of its groups of 64 columns the codes, then the scales of all. Codes: nibbles, a line for four
  * columns, rows 0-15 in the low ones; then for u5 and u6 a plane of the upper bits, of which byte i of a line holds
  * those of eight or four lines' byte i. */
-static void upper_bits(uint8_t (*code)[2][LINE], const uint8_t *plane, int bits)
-{
-    int in_a_byte = 8 / bits, lines = 2 * LINES / in_a_byte;
-    uint8_t mask = (uint8_t)((1 << bits) - 1);
-    for (int i = 0; i < lines; i++, plane += LINE)
-        for (int j = 0; j < in_a_byte; j++) {
-            int line = i * in_a_byte + j, shift = j * bits;
-            uint8_t *to = code[line / 2][line % 2];
-            for (int b = 0; b < LINE; b++)
-                to[b] = (uint8_t)(to[b] | (uint8_t)((uint8_t)(plane[b] >> shift) & mask) << 4);
-        }
-}
+typedef uint8_t line_of_bytes __attribute__((vector_size(LINE), aligned(1), may_alias));
 
-static void unpack_codes(uint8_t (*code)[2][LINE], const uint8_t *from, int32_t codes)
+static inline void unpack_codes(uint8_t (*code)[2][LINE], const uint8_t *from, int32_t codes)
 {
     if (codes == QWQ_Q8) {
         __builtin_memcpy(code, from, 2 * NIBBLES);
         return;
     }
-    for (int l = 0; l < LINES; l++)
-        if (codes == QWQ_Q4)
+    if (codes == QWQ_Q4) {
+        for (int l = 0; l < LINES; l++)
             q4_line(code[l][0], code[l][1], from + l * LINE);
-        else
-            for (int b = 0; b < LINE; b++) {
-                code[l][0][b] = from[l * LINE + b] & 15;
-                code[l][1][b] = from[l * LINE + b] >> 4;
-            }
-    if (codes == QWQ_U5 || codes == QWQ_U6)
-        upper_bits(code, from + NIBBLES, codes == QWQ_U5 ? 1 : 2);
+        return;
+    }
+    const line_of_bytes *nibbles = (const line_of_bytes *)(const void *)from, *plane = nibbles + LINES;
+    line_of_bytes *to = (line_of_bytes *)(void *)code;
+    int bits = codes == QWQ_U4 ? 0 : codes == QWQ_U5 ? 1 : 2, in_a_byte = bits == 1 ? 8 : 4;
+    for (int l = 0; l < 2 * LINES; l += 2) {
+        line_of_bytes first = nibbles[l / 2] & 15, second = nibbles[l / 2] >> 4;
+        if (bits) {
+            line_of_bytes upper = plane[l / in_a_byte] >> (uint8_t)(l % in_a_byte * bits);
+            uint8_t mask = bits == 1 ? 1 : 3;
+            first |= (upper & mask) << 4;
+            second |= ((upper >> (uint8_t)bits) & mask) << 4;
+        }
+        to[l] = first;
+        to[l + 1] = second;
+    }
 }
 
 /* Codes become code - zero + ZERO_EXCESS, in the lines of a subgroup. */
-static void take_zeros(uint8_t (*code)[2][LINE], size_t lines, const uint8_t *zero)
+static inline void take_zeros(uint8_t (*code)[2][LINE], size_t lines, const uint8_t *zero)
 {
-    uint8_t less[2][LINE];
+    union { uint32_t rows[PANEL]; line_of_bytes lines[2]; } less; /* for a row four times the same byte */
     for (int r = 0; r < PANEL; r++)
-        for (int b = 0; b < 4; b++)
-            less[r / 16][r % 16 * 4 + b] = (uint8_t)(ZERO_EXCESS - zero[r]);
-    for (size_t l = 0; l < lines; l++)
-        for (int b = 0; b < LINE; b++) {
-            code[l][0][b] = (uint8_t)(code[l][0][b] + less[0][b]);
-            code[l][1][b] = (uint8_t)(code[l][1][b] + less[1][b]);
-        }
+        less.rows[r] = (uint32_t)(ZERO_EXCESS - zero[r]) * 0x01010101u;
+    line_of_bytes *to = (line_of_bytes *)(void *)code;
+    for (size_t l = 0; l < 2 * lines; l += 2) {
+        to[l] += less.lines[0];
+        to[l + 1] += less.lines[1];
+    }
 }
 
 static void unpack(qwq_wide *wide, const uint8_t *blocks, size_t groups, const qwq_format *format,

@@ -107,14 +107,27 @@ def meaning(x, form, weight):
     return quant.matmul_integers(x, levels, scale, offset if offset is None else padded(offset, m)).view(np.uint32)
 
 
-@given(hnp.arrays(np.float32, st.tuples(st.integers(1, 7), st.just(128)), elements=numbers))
+@given(hnp.arrays(np.float32, st.tuples(st.integers(1, 7), st.just(192)), elements=numbers))
 def test_activations_are_quantised_as_in_the_spec(x):
-    q, scale = quant.quantise_activations(x)
+    q, ratio, scale = quant.quantise_activations(x)
     assert np.abs(q.astype(int)).max() <= 127
     for isa in ISAS:
-        ours, our_scale = core.quantise_activations(x, isa)
+        ours, step, our_scale = core.quantise_activations(x, isa)
         assert np.array_equal(ours, q)
+        assert np.array_equal(quant.RATIOS[step], ratio)
         assert np.array_equal(our_scale.view(np.uint32), scale.view(np.uint32))
+
+
+@pytest.mark.parametrize("odd", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_comes_through(odd):
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((8, 192)).astype(np.float32)
+    x[3, 100] = odd
+    packed, _ = random_weight(rng, Q4, 40, 192)
+    with np.errstate(invalid="ignore"):
+        assert np.isnan(quant.quantise_activations(x)[2]).ravel().tolist() == [t == 3 for t in range(8)]
+    for isa in ISAS:
+        assert np.isnan(core.matmul(x, packed, isa=isa)).any(axis=1).tolist() == [t == 3 for t in range(8)]
 
 
 @given(hnp.arrays(np.float32, st.tuples(st.integers(1, 4), st.just(128)), elements=numbers))
@@ -231,8 +244,9 @@ def test_outlying_channels_do_not_drown_the_others():
     rng = np.random.default_rng(0)
     x = rng.standard_normal((64, 5120))
     x[:, rng.choice(5120, 4, replace=False)] *= 60
-    q, scale = core.quantise_activations(x.astype(np.float32))
-    error = np.sum((q * np.repeat(scale.astype(np.float64), quant.GROUP, axis=1) - x) ** 2) / np.sum(x**2)
+    q, step, scale = core.quantise_activations(x.astype(np.float32))
+    scales = np.repeat((quant.RATIOS[step] * scale).astype(np.float64), quant.GROUP, axis=1)
+    error = np.sum((q * scales - x) ** 2) / np.sum(x**2)
     assert error <= 3e-4
 
 

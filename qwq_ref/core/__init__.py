@@ -7,6 +7,7 @@ is chosen from what the processor can run; QWQ_ISA or `isa` force one, which giv
 from __future__ import annotations
 
 import os
+import threading
 from dataclasses import dataclass
 from typing import Any
 
@@ -107,14 +108,17 @@ def quantise_q8(w: Array, isa: str | None = None, threads: int = 1) -> tuple[Arr
     return _quantise("q8", w, np.int8, isa, threads)
 
 
-def quantise_activations(x: Array, isa: str | None = None) -> tuple[Array, Array]:
-    """x [T, n] -> q int8 [T, n], scale [T, n / 64]: `spec.quant.quantise_activations`, to the bit."""
+def quantise_activations(x: Array, isa: str | None = None) -> tuple[Array, Array, Array]:
+    """x [T, n] -> q int8 [T, n], step uint8 [T, n / 64], scale [T, 1]
+
+    `spec.quant.quantise_activations`, to the bit; a step is a ratio's place in `spec.quant.RATIOS`.
+    """
     T, K = _shape("x", x, 2)
     x = np.ascontiguousarray(x, np.float32)
-    groups = K // _lib().QWQ_GROUP
-    q, scale, sums = np.empty((T, K), np.int8), np.empty((T, groups), np.float32), np.empty((T, groups), np.int32)
-    _check(_lib().qwq_quantise_activations(_at(q), _at(scale), _at(sums), _at(x), T, K, ISAS.index(chosen_isa(isa))))
-    return q, scale
+    q, step = np.empty((T, K), np.int8), np.empty((T, K // _lib().QWQ_GROUP), np.uint8)
+    scale = np.empty((T, 1), np.float32)
+    _check(_lib().qwq_quantise_activations(_at(q), _at(step), _at(scale), _at(x), T, K, ISAS.index(chosen_isa(isa))))
+    return q, step, scale
 
 
 _CODES = {"q8": np.int8, "bf16": np.uint16, "fp16": np.float16, "fp32": np.float32}
@@ -176,13 +180,14 @@ def matmul(
     *,
     bias: Array | None = None,
     residual: Array | None = None,
+    out: Array | None = None,
     isa: str | None = None,
     threads: int = 1,
 ) -> Array:
     """x [T, k], packed w [n, k], bias [n], residual [T, n] -> [T, n]
 
     x w^T as `spec.quant.matmul_integers` or `matmul_floats`, to the bit, for any isa and threads; then + bias, then
-    residual + that.
+    residual + that. Into `out` where it is given, which may be `residual`.
     """
     T, K = _shape("x", x, 2)
     N, columns = w.shape
@@ -197,9 +202,11 @@ def matmul(
                 raise CoreError(None, name, f"must have shape {list(shape)}, got {list(np.shape(value))}")
             held.append(np.ascontiguousarray(value, np.float32))
             setattr(fusion, name, _at(held[-1]))
-    y = np.empty((T, N), np.float32)
+    y = np.empty((T, N), np.float32) if out is None else out
+    if y.shape != (T, N) or y.dtype != np.float32 or not y.flags.c_contiguous:
+        raise CoreError(None, "out", f"must be float32 {[T, N]}, and contiguous")
     c_format = _c_format(w.format)
-    scratch = aligned(_lib().qwq_matmul_scratch(c_format, T, K, max(threads, 1)))
+    scratch = _scratch(_lib().qwq_matmul_scratch(c_format, T, K, max(threads, 1)))
     isa_number = ISAS.index(chosen_isa(isa))
     _check(
         _lib().qwq_matmul(
@@ -214,6 +221,17 @@ def aligned(size: int) -> Array:
     whole = np.empty(size + 64, np.uint8)
     start = -whole.ctypes.data % 64
     return whole[start : start + size]
+
+
+_kept = threading.local()
+
+
+def _scratch(size: int) -> Array:
+    """What a call needs while it runs: kept for the thread's next call, for fresh pages cost as much as a product."""
+    if not hasattr(_kept, "scratch") or len(_kept.scratch) < size:
+        _kept.scratch = aligned(size)
+    kept: Array = _kept.scratch
+    return kept
 
 
 _CODE_NUMBERS = {name: i for i, name in enumerate(("q4", "u4", "u5", "u6", "q8", "bf16", "fp16", "fp32"))}

@@ -17,23 +17,31 @@ from .ops import Array
 GROUP = 64
 # Sixteen levels for the values of one group, divided by its scale: the best for normally distributed weights.
 CODEBOOK = np.array([-55, -43, -34, -26, -19, -13, -7, -2, 4, 10, 16, 22, 29, 38, 48, 63], np.int8)
+# What the scale of a group of activations can be, beside its token's: eight steps to the octave. So few that their
+# products with a weight's scale can be made once for many tokens.
+RATIOS = (2.0 ** (-np.arange(64) / 8)).astype(np.float32)
 STARTS = (0.75, 0.85, 0.95, 1.05)  # what the largest weight may be taken for, beside the largest level
 SMALLEST, LARGEST = 2.0**-24, 65504.0  # what a float16 scale can be
 
 
-def quantise_activations(x: Array) -> tuple[Array, Array]:
-    """x [T, n] -> q [T, n], scale [T, m]
+def quantise_activations(x: Array) -> tuple[Array, Array, Array]:
+    """x [T, n] -> q [T, n], ratio [T, m], scale [T, 1]
 
-    int8, with one scale for each token and group of 64: the largest magnitude becomes 127. Never -128. A group without
-    any magnitude of 2^-100 is zero: 127 over less than that is no float32.
+    int8, with one scale for each token and group of 64: that of the token, at which its largest magnitude is 127, times
+    one of `RATIOS`, the smallest at which the group's are within 127. Never -128. A token without any magnitude of
+    2^-100 is zero: 127 over less than that is no float32. One with a number that is not finite has the scale NaN.
     """
     groups = x.reshape(len(x), -1, GROUP)
-    largest = np.max(np.abs(groups), axis=-1, keepdims=True)
-    present = largest >= np.float32(2.0**-100)
-    inverse = np.where(present, np.float32(127) / np.where(present, largest, np.float32(1)), np.float32(0))
-    q = np.rint(groups * inverse).astype(np.int8)
-    scale = largest[..., 0] * np.float32(1 / 127)
-    return q.reshape(x.shape), scale
+    largest = np.max(np.abs(groups), axis=-1)
+    top = np.max(largest, axis=-1, keepdims=True)
+    present = (top >= np.float32(2.0**-100)) & np.isfinite(top)
+    held = np.where(present, top, np.float32(1))
+    part = np.where(present, largest / held, np.float32(1))
+    ratio = RATIOS[np.searchsorted(-RATIOS, -part, side="right") - 1]
+    inverse = np.where(present, np.float32(127) / (held * ratio), np.float32(0))[..., None]
+    q = np.rint(np.where(present[..., None], groups, np.float32(0)) * inverse).astype(np.int8)
+    scale = np.where(np.isfinite(top), top * np.float32(1 / 127), np.float32(np.nan))
+    return q.reshape(x.shape), ratio, scale
 
 
 def quantise_q4(w: Array) -> tuple[Array, Array]:
@@ -140,22 +148,22 @@ def dequantise(levels: Array, scale: Array, offset: Array | None = None) -> Arra
 def matmul_integers(x: Array, levels: Array, scale: Array, offset: Array | None = None) -> Array:
     """x [T, k], levels [n, k], scale [n, m], offset [n, m] -> [T, n]
 
-    y = x w^T from int8 activations: for each group in order, the exact integer sum times the product of both scales;
-    then the offset times the sum of the group's x. A group of 128 columns is taken as two of 64, which is what
-    activations share a scale over.
+    y = x w^T from int8 activations: for each group in order, the exact integer sum times the product of the weight's
+    scale and the ratio of the activations'; then the offset times the sum of the group's x; in the end the token's
+    scale. A group of 128 columns is taken as two of 64, which is what activations share a ratio over.
     """
-    q, x_scale = quantise_activations(x)
+    q, ratio, x_scale = quantise_activations(x)
     columns = levels.shape[1] // scale.shape[1]
     y = np.zeros((len(x), len(levels)), np.float32)
     for k in range(0, levels.shape[1], min(columns, GROUP)):
         span = slice(k, k + min(columns, GROUP))
         exact = q[:, span].astype(np.int64) @ levels[:, span].astype(np.int64).T
-        group, of_x = k // columns, x_scale[:, k // GROUP, None]
+        group, of_x = k // columns, ratio[:, k // GROUP, None]
         y = y + exact.astype(np.float32) * (of_x * scale[:, group].astype(np.float32))
         if offset is not None:
             sums = q[:, span].sum(axis=1, dtype=np.int64)[:, None].astype(np.float32)
             y = y + offset[:, group].astype(np.float32) * (of_x * sums)
-    return y
+    return y * x_scale
 
 
 def matmul_floats(x: Array, w: Array) -> Array:
