@@ -8,11 +8,11 @@
 #include "qwq.h"
 
 enum {
-    CHUNK = 8,          /* groups that all tokens are multiplied with in turn: so they stay in the first cache */
-    BLOCKS_TOKENS = 12, /* up to as many, blocks are read directly: unpacking pays for more */
+    CHUNK = 8,          /* groups that are unpacked at a time: they stay in the first cache for all tokens */
+    FEW = 12,           /* tokens, which wait for memory: two tiles */
     PANELS = 4,         /* that a thread takes at a time, */
     TILES = 86,         /* with as many tiles: their results stay in the second cache */
-    SLICE = 64,         /* groups that a thread quantises at a time */
+    SLICE = 32,         /* groups that a thread quantises at a time, where there are few tokens */
     LARGEST = 1 << 30   /* rows, columns and tokens */
 };
 static const size_t SMALL_WORK = 1 << 18; /* products below which threads cost more than they bring */
@@ -74,7 +74,10 @@ static int layout_of(qwq_layout *l, const qwq_format *f)
     l->subgroups = group >= GROUP ? 1 : GROUP / group;
     size_t n = l->columns / group;
     const size_t scale_bytes[] = {2 * n, 3 * n, 4 * n, 2 + n, 4 + 2 * n}; /* of a row, by kind */
-    l->bytes = up(l->columns / GROUP * l->codes + scale_bytes[f->scales] * PANEL, LINE);
+    l->scales = l->columns / GROUP * l->codes;
+    l->bytes = up(l->scales + scale_bytes[f->scales] * PANEL, LINE);
+    l->in_block = n;
+    l->group_bits = __builtin_ctzll(group);
     l->offset = f->scales == QWQ_OFFSET || f->scales == QWQ_SUPER_MIN;
     l->excess = f->codes == QWQ_Q4 ? Q4_EXCESS : f->codes == QWQ_Q8 ? Q8_EXCESS : f->scales == QWQ_ZERO ? ZERO_EXCESS : f->zero;
     l->most = most[f->codes] + (f->scales == QWQ_ZERO ? ZERO_EXCESS : 0);
@@ -245,7 +248,7 @@ static void pack_row(uint8_t *block, const qwq_format *f, const qwq_layout *l, c
     if (l->floats)
         return;
     size_t group = (size_t)f->group, in_row = up(K, group) / group, per_block = l->columns / group;
-    uint8_t *scales = block + l->columns / GROUP * l->codes;
+    uint8_t *scales = block + l->scales;
     if (f->scales >= QWQ_SUPER) {
         size_t at = n * (up(K, 256) / 256) + k0 / 256;
         memcpy(scales + 2 * r, &w->scale[at], 2);
@@ -307,14 +310,15 @@ static size_t tiles_of(size_t T)
     return up(T, TILE) / TILE;
 }
 
-static size_t tile_at(size_t T, size_t i)
+/* Where tile i begins; for i = tiles, where the last ends. */
+static size_t tile_at(size_t T, size_t tiles, size_t i)
 {
-    size_t tiles = tiles_of(T), rest = T % TILE, last = rest == 0 ? TILE : rest;
+    if (i + 1 < tiles)
+        return i * TILE;
     if (i == tiles)
         return T;
-    if (i + 1 == tiles && tiles > 1 && last <= 2)
-        return T - (TILE + last) / 2;
-    return i * TILE;
+    size_t last = T - i * TILE;
+    return tiles > 1 && last <= 2 ? T - (TILE + last) / 2 : i * TILE;
 }
 
 /* Where things are in the scratch. */
@@ -330,6 +334,7 @@ typedef struct {
     uint8_t *threads;
     size_t bytes_of_thread, bytes;
     size_t groups; /* of K, to whole blocks */
+    size_t chunk;  /* groups that all tokens are multiplied with in turn */
 } qwq_scratch;
 
 static qwq_scratch scratch_of(uint8_t *at, const qwq_layout *l, size_t T, size_t K, int threads)
@@ -338,6 +343,7 @@ static qwq_scratch scratch_of(uint8_t *at, const qwq_layout *l, size_t T, size_t
     uint8_t *start = at;
     size_t columns = up(K, l->columns), groups = columns / GROUP, subgroups = groups * l->subgroups;
     s.groups = groups;
+    s.chunk = T <= FEW ? groups : CHUNK;
     s.q = (int8_t *)at;
     s.x = (float *)(void *)at;
     at += up(T * columns * (l->floats ? sizeof(float) : 1), LINE);
@@ -373,8 +379,8 @@ size_t qwq_matmul_scratch(const qwq_format *format, size_t T, size_t K, int thre
  * Where group g of the tile that begins with token t is, in groups of one token: */
 static size_t place_of(const qwq_scratch *s, size_t T, size_t t, size_t tokens, size_t g)
 {
-    size_t chunk = g / CHUNK * CHUNK;
-    return chunk * T + smaller(CHUNK, s->groups - chunk) * t + (g - chunk) * tokens;
+    size_t chunk = g / s->chunk * s->chunk;
+    return chunk * T + smaller(s->chunk, s->groups - chunk) * t + (g - chunk) * tokens;
 }
 
 static qwq_tile tile_in(const qwq_scratch *s, const qwq_layout *l, size_t T, size_t t, size_t tokens, size_t g)
@@ -433,8 +439,8 @@ static void place(const qwq_scratch *s, const qwq_layout *l, const qwq_kernels *
             memcpy(s->q + at * GROUP + (i * tokens + t) * 4, q + 4 * i, 4);
         s->ratio[at + t] = QWQ_RATIO[step];
         s->scaled[at + t] = (uint16_t)(step * PANEL * sizeof(float));
-#pragma omp atomic
-        s->used[g] |= (uint64_t)1 << step;
+        if (!(__atomic_load_n(s->used + g, __ATOMIC_RELAXED) >> step & 1))
+            __atomic_fetch_or(s->used + g, (uint64_t)1 << step, __ATOMIC_RELAXED);
         for (size_t i = 0; i < l->subgroups; i++) {
             if (l->subgroups > 1) {
                 sum = 0;
@@ -455,51 +461,100 @@ typedef struct {
     const qwq_layout *layout;
     const qwq_kernels *kernels;
     qwq_scratch scratch;
-    size_t T, panel_bytes;
+    size_t T, tiles, panel_bytes;
 } qwq_job;
 
-/* y [tokens][PANEL] += one panel's groups from `blocks` times some tiles. `wide` is NULL where blocks are read directly,
- * else what they are unpacked to. */
-static void chunk_times(float *y, qwq_wide *wide, const qwq_job *j, const uint8_t *blocks, size_t g, size_t groups,
-                        size_t tile0, size_t tile1)
+/* Groups g to g + groups of a panel, unpacked. */
+static void unpack(qwq_wide *wide, const qwq_job *j, const uint8_t *panel, size_t g, size_t groups)
 {
     const qwq_layout *l = j->layout;
-    size_t bytes = groups * GROUP / l->columns * l->bytes, ahead = up(bytes / (tile1 - tile0), LINE);
-    if (wide)
-        j->kernels->unpack(wide, blocks, groups, j->format, l);
-    if (wide && j->kernels->scale && l->subgroups == 1)
-        j->kernels->scale(wide, groups, j->scratch.used + g);
-    for (size_t i = tile0; i < tile1; i++) {
-        size_t t = tile_at(j->T, i), tokens = tile_at(j->T, i + 1) - t;
-        qwq_tile tile = tile_in(&j->scratch, l, j->T, t, tokens, g);
-        if (wide) {
-            /* What follows comes from memory while this is multiplied: some lines with each tile. */
-            for (size_t b = (i - tile0) * ahead; b < smaller((i - tile0 + 1) * ahead, bytes); b += LINE)
-                __builtin_prefetch(blocks + bytes + b, 0, 2);
-            j->kernels->wide(y, wide, &tile, tokens, groups, l);
-        } else {
-            j->kernels->blocks[j->format->codes](y, blocks, &tile, tokens, groups);
+    size_t per_block = l->columns / GROUP, part = g % per_block;
+    for (panel += g / per_block * l->bytes; groups--; wide++, g++) {
+        j->kernels->unpack(wide, panel, part, j->format, l);
+        if (j->kernels->scale && l->subgroups == 1)
+            j->kernels->scale(wide, j->scratch.used[g]);
+        if (++part == per_block) {
+            part = 0;
+            panel += l->bytes;
         }
-        y += tokens * PANEL;
     }
 }
 
-/* results [panel][token][PANEL] of panels p0 to p1 and some tiles. A chunk's activations stay in the second cache for
- * all of these panels, a panel's unpacked chunk in the first for all tiles. */
-static void panels_times(float *results, qwq_wide *wide, const qwq_job *j, size_t p0, size_t p1, size_t tile0,
-                         size_t tile1)
+static void advance(qwq_tile *tile, size_t tokens, size_t groups, const qwq_layout *l)
+{
+    tile->q += groups * tokens * GROUP;
+    tile->ratio += groups * tokens;
+    tile->scaled += groups * tokens;
+    tile->begin += groups * tokens * l->subgroups;
+    tile->sum += groups * tokens * l->subgroups;
+}
+
+/* Of few tokens: y [T][PANEL] = one panel times all. A group is multiplied as soon as it is unpacked: meanwhile the next
+ * comes from memory, which is what takes the time. */
+static void few_times(float *y, qwq_wide *wide, const qwq_job *j, const uint8_t *panel)
 {
     const qwq_layout *l = j->layout;
-    if (l->floats || (j->T <= BLOCKS_TOKENS && l->subgroups == 1 && j->kernels->blocks[j->format->codes]))
-        wide = NULL;
-    size_t tokens = tile_at(j->T, tile1) - tile_at(j->T, tile0), groups = j->scratch.groups;
-    size_t chunk = wide || tiles_of(j->T) > 1 ? CHUNK : groups;
-    memset(results, 0, (p1 - p0) * tokens * PANEL * sizeof(float));
-    for (size_t g = 0; g < groups; g += chunk)
-        for (size_t p = p0; p < p1; p++)
-            chunk_times(results + (p - p0) * tokens * PANEL, wide, j,
-                        j->w + p * j->panel_bytes + g * GROUP / l->columns * l->bytes, g, smaller(chunk, groups - g),
-                        tile0, tile1);
+    size_t groups = j->scratch.groups, tokens[2];
+    qwq_tile tile[2];
+    for (size_t i = 0; i < j->tiles; i++) {
+        size_t t = tile_at(j->T, j->tiles, i);
+        tokens[i] = tile_at(j->T, j->tiles, i + 1) - t;
+        tile[i] = tile_in(&j->scratch, l, j->T, t, tokens[i], 0);
+    }
+    if (!wide) {
+        j->kernels->blocks[j->format->codes](y, panel, tile, tokens[0], groups);
+        if (j->tiles == 2)
+            j->kernels->blocks[j->format->codes](y + tokens[0] * PANEL, panel, tile + 1, tokens[1], groups);
+        return;
+    }
+    for (size_t g = 0; g < groups; g++) {
+        unpack(wide, j, panel, g, 1);
+        j->kernels->wide(y, wide, tile, tokens[0], 1, l);
+        advance(tile, tokens[0], 1, l);
+        if (j->tiles == 2) {
+            j->kernels->wide(y + tokens[0] * PANEL, wide, tile + 1, tokens[1], 1, l);
+            advance(tile + 1, tokens[1], 1, l);
+        }
+    }
+}
+
+/* Part i of n of some bytes into the second cache: what comes next is fetched while this is multiplied. */
+static void fetch(const void *from, size_t bytes, size_t i, size_t n)
+{
+    size_t part = up((bytes + n - 1) / n, LINE);
+    for (size_t b = i * part; b < smaller((i + 1) * part, bytes); b += LINE)
+        __builtin_prefetch((const char *)from + b, 0, 2);
+}
+
+/* Of many tokens: results [panel][token][PANEL] of panels p0 to p1 and some tiles. A chunk's activations stay in the
+ * second cache for all of these panels, a panel's unpacked chunk in the first for all tiles. */
+static void many_times(float *results, qwq_wide *wide, const qwq_job *j, size_t p0, size_t p1, size_t tile0,
+                       size_t tile1)
+{
+    const qwq_scratch *s = &j->scratch;
+    const qwq_layout *l = j->layout;
+    size_t first = tile_at(j->T, j->tiles, tile0);
+    for (size_t g = 0; g < s->groups; g += s->chunk)
+        for (size_t p = p0; p < p1; p++) {
+            size_t groups = smaller(s->chunk, s->groups - g), bytes = groups * GROUP / l->columns * l->bytes;
+            const uint8_t *panel = j->w + p * j->panel_bytes, *blocks = panel + g * GROUP / l->columns * l->bytes;
+            float *y = results + (p - p0) * (tile_at(j->T, j->tiles, tile1) - first) * PANEL;
+            if (wide)
+                unpack(wide, j, panel, g, groups);
+            for (size_t i = tile0; i < tile1; i++) {
+                size_t t = tile_at(j->T, j->tiles, i), tokens = tile_at(j->T, j->tiles, i + 1) - t;
+                qwq_tile tile = tile_in(s, l, j->T, t, tokens, g);
+                if (!wide) {
+                    j->kernels->blocks[j->format->codes](y + (t - first) * PANEL, blocks, &tile, tokens, groups);
+                    continue;
+                }
+                if (g + groups < s->groups) {
+                    fetch(blocks + bytes, bytes, i - tile0, tile1 - tile0);
+                    fetch(tile_in(s, l, j->T, t, tokens, g + groups).q, tokens * groups * GROUP, p - p0, PANELS);
+                }
+                j->kernels->wide(y + (t - first) * PANEL, wide, &tile, tokens, groups, l);
+            }
+        }
 }
 
 /* Tokens t0 to t1 of one panel's results, rows n0 to n1, to where they belong. */
@@ -546,6 +601,7 @@ int qwq_matmul(float *y, const qwq_format *format, const uint8_t *w, const float
     if (!aligned(w, LINE) || !aligned(scratch, LINE) || !aligned(y, 4) || !aligned(x, 4))
         return QWQ_EALIGN;
     const qwq_kernels *kernels = variant(isa);
+    int direct = l.floats || (T <= FEW && l.subgroups == 1 && kernels->blocks[format->codes]);
     qwq_scratch s = scratch_of(scratch, &l, T, K, threads);
     size_t y_bytes = T * N * sizeof(float), x_bytes = T * K * sizeof(float);
     if (overlap(y, y_bytes, x, x_bytes) || overlap(y, y_bytes, w, w_bytes) || overlap(y, y_bytes, scratch, s.bytes) ||
@@ -554,35 +610,41 @@ int qwq_matmul(float *y, const qwq_format *format, const uint8_t *w, const float
         return QWQ_EOVERLAP;
     if (T * K * N < SMALL_WORK)
         threads = 1;
-    size_t tiles = tiles_of(T), panels = up(N, PANEL) / PANEL, slices = up(s.groups, SLICE) / SLICE;
-    qwq_job job = {w, format, &l, kernels, s, T, w_bytes / panels};
+    size_t tiles = tiles_of(T), panels = up(N, PANEL) / PANEL;
+    size_t slice = tiles < (size_t)threads ? SLICE : s.groups, slices = up(s.groups, slice) / slice;
+    qwq_job job = {w, format, &l, kernels, s, T, tiles, w_bytes / panels};
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
 #pragma omp for schedule(static)
         for (size_t i = 0; i < (l.floats ? 0 : T * slices); i++) {
-            size_t t = i / slices, g = i % slices * SLICE;
-            find_largest(s.largest + t * s.groups, kernels, x + t * K, g, smaller(g + SLICE, s.groups), K);
+            size_t t = i / slices, g = i % slices * slice;
+            find_largest(s.largest + t * s.groups, kernels, x + t * K, g, smaller(g + slice, s.groups), K);
             if (t == 0)
-                memset(s.used + g, 0, (smaller(g + SLICE, s.groups) - g) * sizeof(uint64_t));
+                memset(s.used + g, 0, (smaller(g + slice, s.groups) - g) * sizeof(uint64_t));
         }
 #pragma omp for schedule(static)
         for (size_t i = 0; i < tiles * slices; i++) {
-            size_t first = tile_at(T, i / slices), tokens = tile_at(T, i / slices + 1) - first, g = i % slices * SLICE;
+            size_t first = tile_at(T, tiles, i / slices), tokens = tile_at(T, tiles, i / slices + 1) - first;
+            size_t g = i % slices * slice;
             for (size_t t = 0; t < tokens; t++)
-                place(&s, &l, kernels, x + (first + t) * K, T, first, tokens, t, g, smaller(g + SLICE, s.groups), K);
+                place(&s, &l, kernels, x + (first + t) * K, T, first, tokens, t, g, smaller(g + slice, s.groups), K);
         }
 #ifdef _OPENMP
         uint8_t *own = s.threads + (size_t)omp_get_thread_num() * s.bytes_of_thread;
 #else
         uint8_t *own = s.threads;
 #endif
-        qwq_wide *wide = (qwq_wide *)(void *)own;
+        qwq_wide *wide = direct ? NULL : (qwq_wide *)(void *)own;
         float *results = (float *)(void *)(own + CHUNK * sizeof(qwq_wide));
 #pragma omp for schedule(dynamic)
         for (size_t p = 0; p < panels; p += PANELS)
             for (size_t i = 0; i < tiles; i += TILES) {
-                size_t end = smaller(i + TILES, tiles), t0 = tile_at(T, i), t1 = tile_at(T, end);
-                panels_times(results, wide, &job, p, smaller(p + PANELS, panels), i, end);
+                size_t end = smaller(i + TILES, tiles), t0 = tile_at(T, tiles, i), t1 = tile_at(T, tiles, end);
+                memset(results, 0, (smaller(p + PANELS, panels) - p) * (t1 - t0) * PANEL * sizeof(float));
+                if (T > FEW)
+                    many_times(results, wide, &job, p, smaller(p + PANELS, panels), i, end);
+                for (size_t k = 0; T <= FEW && k < smaller(PANELS, panels - p); k++)
+                    few_times(results + k * T * PANEL, wide, &job, w + (p + k) * job.panel_bytes);
                 for (size_t n = p * PANEL; n < smaller(N, (p + PANELS) * PANEL); n += PANEL)
                     store(y, results + (n - p * PANEL) * (t1 - t0), l.floats ? NULL : s.scale, f, t0, t1, n, smaller(N, n + PANEL), N);
             }

@@ -154,16 +154,14 @@ static inline void halves(float *to, const uint8_t *from)
 
 #define EACH_TOKEN(TOKENS) _Pragma("GCC unroll 8") for (size_t t = 0; t < TOKENS; t++)
 
-static void scale(qwq_wide *w, size_t groups, const uint64_t *used)
+static void scale(qwq_wide *w, uint64_t used)
 {
-    for (size_t g = 0; g < groups; g++, w++) {
-        const __m512 w0 = _mm512_loadu_ps(w->scale[0]), w1 = _mm512_loadu_ps(w->scale[0] + 16);
-        for (uint64_t bits = used[g]; bits; bits &= bits - 1) {
-            int i = __builtin_ctzll(bits);
-            const __m512 x = _mm512_set1_ps(QWQ_RATIO[i]);
-            _mm512_storeu_ps(w->scaled[i], _mm512_mul_ps(x, w0));
-            _mm512_storeu_ps(w->scaled[i] + 16, _mm512_mul_ps(x, w1));
-        }
+    const __m512 w0 = _mm512_loadu_ps(w->scale[0]), w1 = _mm512_loadu_ps(w->scale[0] + 16);
+    for (; used; used &= used - 1) {
+        int i = __builtin_ctzll(used);
+        const __m512 x = _mm512_set1_ps(QWQ_RATIO[i]);
+        _mm512_storeu_ps(w->scaled[i], _mm512_mul_ps(x, w0));
+        _mm512_storeu_ps(w->scaled[i] + 16, _mm512_mul_ps(x, w1));
     }
 }
 
@@ -245,6 +243,7 @@ static void scale(qwq_wide *w, size_t groups, const uint64_t *used)
             __m512i s0[TOKENS], s1[TOKENS];                                                                           \
             EACH_TOKEN(TOKENS) s0[t] = s1[t] = _mm512_set1_epi32(tile->begin[g * TOKENS + t]);                        \
             _Pragma("GCC unroll 4") for (size_t l = 0; l < LINES; l++) {                                              \
+                NAME##_AHEAD(TOKENS, w, l)                                                                            \
                 NAME##_LINE(w, l)                                                                                     \
                 EACH_TOKEN(TOKENS)                                                                                    \
                 {                                                                                                     \
@@ -279,8 +278,14 @@ static void scale(qwq_wide *w, size_t groups, const uint64_t *used)
     __m512i first = _mm512_shuffle_epi8(levels, _mm512_and_si512(codes, low));                                        \
     __m512i second = _mm512_shuffle_epi8(levels, _mm512_and_si512(_mm512_srli_epi16(codes, 4), low));
 
+/* Fetching helps where there is work to hide it behind: one or two tokens are slower with it, and so is q8. */
+#define Q4_AHEAD(TOKENS, w, l)                                                                                        \
+    if (TOKENS > 2)                                                                                                   \
+        _mm_prefetch((const char *)w + l * LINE + 4 * Q4_BLOCK, _MM_HINT_T0);
+
 /* q8: a line for each half, of bytes as they are multiplied. */
 #define Q8_BEGIN
+#define Q8_AHEAD(TOKENS, w, l)
 #define Q8_LINE(w, l)                                                                                                 \
     __m512i first = _mm512_loadu_si512(w + 2 * l * LINE);                                                             \
     __m512i second = _mm512_loadu_si512(w + (2 * l + 1) * LINE);

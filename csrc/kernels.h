@@ -37,7 +37,10 @@ typedef struct {
     size_t columns;   /* of a block */
     size_t bytes;     /* of a block */
     size_t codes;     /* bytes of a group's codes, which come first; the scales follow all of the block's */
+    size_t scales;    /* where they begin in a block */
     size_t subgroups; /* of a group of 64: 1, 2, 4 */
+    size_t in_block;  /* groups of weights that share a scale, */
+    int group_bits;   /* and the binary logarithm of their columns */
     int32_t excess;   /* what every byte of qwq_wide has too much */
     int offset;       /* whether there is an offset */
     int most;         /* what no byte of qwq_wide exceeds: 31, 63, 127 or 255 */
@@ -63,11 +66,11 @@ typedef int32_t quantise_fn(int8_t *q, const float *x, float inverse);
 /* One group of 64 weights: the codes, and the scale as fp16 bits. */
 typedef uint16_t quantise_q4_fn(uint8_t *code, const float *w);
 typedef uint16_t quantise_q8_fn(int8_t *q, const float *w);
-/* Groups of one panel, from blocks to the unpacked form. */
-typedef void unpack_fn(qwq_wide *wide, const uint8_t *blocks, size_t groups, const qwq_format *format,
+/* One group of a panel, the part-th of its block, to the unpacked form. */
+typedef void unpack_fn(qwq_wide *wide, const uint8_t *block, size_t part, const qwq_format *format,
                        const qwq_layout *layout);
-/* qwq_wide.scaled of some groups, for the ratios of which a bit is set. */
-typedef void scale_fn(qwq_wide *wide, size_t groups, const uint64_t *used);
+/* qwq_wide.scaled of one group, for the ratios of which a bit is set. */
+typedef void scale_fn(qwq_wide *wide, uint64_t used);
 /* y [tokens][PANEL] += one panel's groups, unpacked, and one tile of 1 to 6 tokens. */
 typedef void wide_fn(float *y, const qwq_wide *wide, const qwq_tile *tile, size_t tokens, size_t groups,
                      const qwq_layout *layout);

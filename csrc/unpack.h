@@ -46,43 +46,38 @@ static inline void take_zeros(uint8_t (*code)[2][LINE], size_t lines, const uint
     }
 }
 
-static void unpack(qwq_wide *wide, const uint8_t *blocks, size_t groups, const qwq_format *format,
+/* Group `part` of a block. */
+static void unpack(qwq_wide *wide, const uint8_t *block, size_t part, const qwq_format *format,
                    const qwq_layout *layout)
 {
-    size_t per_block = layout->columns / GROUP, n = layout->columns / (size_t)format->group;
-    for (size_t g = 0; g < groups; g++, wide++) {
-        const uint8_t *block = blocks + g / per_block * layout->bytes;
-        const uint8_t *scales = block + per_block * layout->codes;
-        unpack_codes(wide->code, block + g % per_block * layout->codes, format->codes);
-        float d[PANEL], least[PANEL];
-        if (format->scales == QWQ_SUPER || format->scales == QWQ_SUPER_MIN)
+    const uint8_t *scales = block + layout->scales, *bytes;
+    float d[PANEL], least[PANEL];
+    unpack_codes(wide->code, block + part * layout->codes, format->codes);
+    for (size_t s = 0, n = layout->in_block; s < layout->subgroups; s++) {
+        size_t at = (part * GROUP + s * GROUP / layout->subgroups) >> layout->group_bits;
+        switch (format->scales) {
+        case QWQ_SUPER:
             halves(d, scales);
-        if (format->scales == QWQ_SUPER_MIN)
+            bytes = scales + (2 + at) * PANEL;
+            for (int r = 0; r < PANEL; r++)
+                wide->scale[s][r] = d[r] * (float)(int8_t)bytes[r];
+            break;
+        case QWQ_SUPER_MIN:
+            halves(d, scales);
             halves(least, scales + 2 * PANEL);
-        for (size_t s = 0; s < layout->subgroups; s++) {
-            size_t at = (g % per_block * GROUP + s * GROUP / layout->subgroups) / (size_t)format->group;
-            const uint8_t *bytes;
-            switch (format->scales) {
-            case QWQ_SUPER:
-                bytes = scales + (2 + at) * PANEL;
-                for (int r = 0; r < PANEL; r++)
-                    wide->scale[s][r] = d[r] * (float)(int8_t)bytes[r];
-                break;
-            case QWQ_SUPER_MIN:
-                bytes = scales + (4 + at) * PANEL;
-                for (int r = 0; r < PANEL; r++) {
-                    wide->scale[s][r] = d[r] * (float)bytes[r];
-                    wide->offset[s][r] = -(least[r] * (float)bytes[n * PANEL + (size_t)r]);
-                }
-                break;
-            default:
-                halves(wide->scale[s], scales + at * 2 * PANEL);
-                if (format->scales == QWQ_OFFSET)
-                    halves(wide->offset[s], scales + (n + at) * 2 * PANEL);
-                if (format->scales == QWQ_ZERO)
-                    take_zeros(wide->code + s * LINES / layout->subgroups, LINES / layout->subgroups,
-                               scales + (2 * n + at) * PANEL);
+            bytes = scales + (4 + at) * PANEL;
+            for (int r = 0; r < PANEL; r++) {
+                wide->scale[s][r] = d[r] * (float)bytes[r];
+                wide->offset[s][r] = -(least[r] * (float)bytes[n * PANEL + (size_t)r]);
             }
+            break;
+        default:
+            halves(wide->scale[s], scales + at * 2 * PANEL);
+            if (format->scales == QWQ_OFFSET)
+                halves(wide->offset[s], scales + (n + at) * 2 * PANEL);
+            if (format->scales == QWQ_ZERO)
+                take_zeros(wide->code + s * LINES / layout->subgroups, LINES / layout->subgroups,
+                           scales + (2 * n + at) * PANEL);
         }
     }
 }

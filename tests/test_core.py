@@ -225,7 +225,9 @@ def test_floats_are_multiplied_within_their_bound(form):
     true = x.astype(np.float64) @ w.astype(np.float64).T
     error = core.matmul(x, packed) - true
     n, u = x.shape[1], 2.0**-24
-    assert (np.abs(error) <= n * u / (1 - n * u) * (np.abs(x).astype(np.float64) @ np.abs(w).astype(np.float64).T)).all()
+    assert (
+        np.abs(error) <= n * u / (1 - n * u) * (np.abs(x).astype(np.float64) @ np.abs(w).astype(np.float64).T)
+    ).all()
     assert np.sum(error**2) <= 1e-12 * np.sum(true**2)
 
 
