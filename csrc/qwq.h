@@ -83,6 +83,33 @@ int qwq_pack(uint8_t *packed, const qwq_format *format, const qwq_weight *weight
 size_t qwq_matmul_scratch(const qwq_format *format, size_t T, size_t K, int threads);
 int qwq_matmul(float *y, const qwq_format *format, const uint8_t *w, const float *x, const qwq_fusion *fusion,
                void *scratch, size_t T, size_t N, size_t K, int isa, int threads);
+/* The small operations; NumPy in spec/fixed.py, to the bit, for any isa and number of threads. `ld` is the distance of
+ * rows in elements. Outputs may not overlap inputs, but where it says so. */
+
+/* y [n] = e^x. */
+int qwq_exp(float *y, const float *x, size_t n, int isa);
+/* y [T, D] = x / sqrt(mean(x^2) + eps) * w. */
+int qwq_rmsnorm(float *y, const float *x, const float *w, float eps, size_t T, size_t D, int isa, int threads);
+/* inv_freq [E/2]: spec.ops.rope_frequencies. Without yarn, all between it and E is ignored. */
+int qwq_rope_frequencies(float *inv_freq, double theta, int yarn, double factor, double original, double beta_fast,
+                         double beta_slow, int truncate, size_t E);
+/* cos [T, E/2], sin [T, E/2] of position * inv_freq, times scaling; frequencies are at most 1, positions 2^26. */
+int qwq_rope_tables(float *cos, float *sin, const float *inv_freq, float scaling, const int32_t *positions, size_t T,
+                    size_t E);
+/* x [T, N, E] in place: spec.ops.rope, with one half of its tables. */
+int qwq_rope(float *x, const float *cos, const float *sin, size_t T, size_t N, size_t E, size_t ld, int isa,
+             int threads);
+/* y [T, n]; y may be x. */
+int qwq_softmax(float *y, const float *x, size_t T, size_t n, int isa, int threads);
+/* y [T, F] = gate / (1 + e^(-beta gate)) * up; gate and up have rows ld apart. */
+int qwq_swiglu(float *y, const float *gate, const float *up, float beta, size_t T, size_t F, size_t ld, int isa,
+               int threads);
+/* The index of the largest, the first of equals; the first NaN, if there is one. */
+int qwq_argmax(int32_t *index, const float *x, size_t n, int isa);
+/* index [k], value [k] of the largest of n, in descending order, of equals the first; NaN is above all numbers. */
+int qwq_top_k(int32_t *index, float *value, const float *x, size_t n, size_t k, int isa);
+/* Uniform in [0, 1): 53 bits of Philox4x64-10 with this key and counter. */
+double qwq_uniform(uint64_t seed, uint64_t i);
 /* </cdef> */
 
 #endif

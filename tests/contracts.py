@@ -15,9 +15,9 @@ import numpy as np
 
 import qwq_ref.spec
 from qwq_ref.config import DIMENSIONS, Config
-from qwq_ref.spec import model, ops, quant, sampling
+from qwq_ref.spec import fixed, model, ops, quant, sampling
 
-MODULES = (ops, model, quant, sampling, qwq_ref.spec)
+MODULES = (ops, model, quant, sampling, fixed, qwq_ref.spec)
 called = set()
 _config_in_sight = []
 
@@ -39,10 +39,15 @@ def _dims(text):
     return tuple(part.strip() for part in text.split(","))
 
 
+def name_of(function):
+    """`fixed` has the names of `ops`, for the same operations to the bit: there they are `fixed.rmsnorm`."""
+    return ("fixed." if function.__module__ == fixed.__name__ else "") + function.__name__
+
+
 def public_functions():
     """Every function that the spec defines under a public name, by that name."""
     return {
-        value.__name__: value
+        name_of(value): value
         for module in MODULES
         for name, value in vars(module).items()
         if inspect.isfunction(value) and value.__module__.startswith("qwq_ref.spec") and not name.startswith("_")
@@ -76,7 +81,7 @@ def checked(function):
         for value, dims in zip(result if len(results) > 1 else [result], results, strict=False):
             if dims is not None:
                 _check(function, "result", value.shape, dims, sizes)
-        called.add(function.__name__)
+        called.add(name_of(function))
         return result
 
     return wrapper
@@ -105,10 +110,10 @@ def enforced():
         (module, name, value)
         for module in MODULES
         for name, value in list(vars(module).items())
-        if inspect.isfunction(value) and twins.get(value.__name__) is not None and name == value.__name__
+        if inspect.isfunction(value) and twins.get(name_of(value)) is not None and name == value.__name__
     ]
     for module, name, value in places:
-        setattr(module, name, twins[value.__name__])
+        setattr(module, name, twins[name_of(value)])
     try:
         yield
     finally:

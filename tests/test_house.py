@@ -13,7 +13,7 @@ from models import config_values, random_weights
 import qwq_ref
 from qwq_ref import spec
 from qwq_ref.config import Config
-from qwq_ref.spec import model, ops, quant
+from qwq_ref.spec import fixed, model, ops, quant
 
 PACKAGE = Path(qwq_ref.__file__).parent
 
@@ -99,6 +99,13 @@ def test_every_function_of_the_spec_has_a_contract_and_is_checked():
     quant.quantise_q4(np.ones((2, 64), np.float32))
     quant.matmul_q8(np.ones((2, 64), np.float32), *quant.quantise_q8(np.ones((3, 64), np.float32)))
     quant.matmul_q4(np.ones((2, 64), np.float32), codes, scales)
+    rows = np.ones((2, 17), np.float32)
+    fixed.rmsnorm(rows, rows[0], 1e-5)
+    fixed.rope_tables(rows[0], 1.0, np.arange(3))
+    fixed.softmax(rows)
+    fixed.swiglu(rows, rows)
+    fixed.top_k(rows[0], 2)
+    fixed.uniform(0, 0)
     assert contracts.called | {"exact", "no_tap"} == set(functions)
 
 

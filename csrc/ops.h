@@ -1,0 +1,53 @@
+/* The small operations: what the variants of an ISA share, and the table through which ops_api.c calls them.
+ * Each takes one row, or one token. NumPy: spec/fixed.py. */
+#ifndef QWQ_OPS_H
+#define QWQ_OPS_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+/* y [n] = e^x. */
+typedef void exp_fn(float *y, const float *x, size_t n);
+/* y [D] from x [D], w [D]. */
+typedef void rmsnorm_fn(float *y, const float *x, const float *w, float eps, size_t D);
+/* x [N, E] in place, by cos [E/2] and sin [E/2]. */
+typedef void rope_fn(float *x, const float *cos, const float *sin, size_t N, size_t E);
+/* y [n] from x [n]; y may be x. */
+typedef void softmax_fn(float *y, const float *x, size_t n);
+/* y [F] from gate [F], up [F]. */
+typedef void swiglu_fn(float *y, const float *gate, const float *up, float beta, size_t F);
+/* The first j in i..n - 1 with x[j] above the threshold or NaN; n if there is none. */
+typedef size_t next_above_fn(const float *x, size_t i, size_t n, float threshold);
+
+typedef struct {
+    exp_fn *exp;
+    rmsnorm_fn *rmsnorm;
+    rope_fn *rope;
+    softmax_fn *softmax;
+    swiglu_fn *swiglu;
+    next_above_fn *next_above;
+} qwq_ops;
+
+extern const qwq_ops qwq_ref_ops;
+#if defined(__x86_64__)
+extern const qwq_ops qwq_avx2_ops;
+extern const qwq_ops qwq_avx512_ops;
+#endif
+
+/* select.c: k of n, the largest first, by any variant's next_above. Between 1 and n of them; index and value [k]. */
+size_t qwq_first_largest(const float *x, size_t n, next_above_fn *next_above);
+void qwq_largest(int32_t *index, float *value, const float *x, size_t n, size_t k, next_above_fn *next_above);
+
+/* Whether a pointer to some bytes is NULL, or not a multiple of an element's size. */
+static inline int qwq_misplaced(const void *p, size_t bytes, size_t element)
+{
+    return (bytes && !p) || (uintptr_t)p % element;
+}
+
+static inline int qwq_overlap(const void *a, size_t a_bytes, const void *b, size_t b_bytes)
+{
+    uintptr_t x = (uintptr_t)a, y = (uintptr_t)b;
+    return a_bytes && b_bytes && x < y + b_bytes && y < x + a_bytes;
+}
+
+#endif

@@ -1,0 +1,153 @@
+/* The entry points of the small operations: they check, share rows among threads, and call a variant. */
+#include "ops.h"
+#include "qwq.h"
+
+static const qwq_ops *variant(int isa)
+{
+    if (!qwq_isa_supported(isa))
+        return NULL;
+#if defined(__x86_64__)
+    if (isa == QWQ_AVX512)
+        return &qwq_avx512_ops;
+    if (isa == QWQ_AVX2)
+        return &qwq_avx2_ops;
+#endif
+    return &qwq_ref_ops;
+}
+
+/* An array of 4-byte elements; `from` is where it begins, and an output may overlap nothing else. */
+typedef struct {
+    const void *from;
+    size_t bytes;
+} array;
+
+/* Rows of some columns, ld apart; more bytes than there can be are SIZE_MAX. */
+static array rows(const void *from, size_t T, size_t ld, size_t columns)
+{
+    size_t n;
+    if (!T || !columns)
+        return (array){from, 0};
+    if (__builtin_mul_overflow(T - 1, ld, &n) || __builtin_add_overflow(n, columns, &n) || n > PTRDIFF_MAX / 4)
+        return (array){from, SIZE_MAX};
+    return (array){from, n * 4};
+}
+
+/* Of some arrays, the first `outputs` are written. */
+static int check(const array *arrays, int outputs, int count)
+{
+    for (int i = 0; i < count; i++) {
+        if (arrays[i].bytes == SIZE_MAX)
+            return QWQ_ESIZE;
+        if (qwq_misplaced(arrays[i].from, arrays[i].bytes, 4))
+            return QWQ_EALIGN;
+    }
+    for (int i = 0; i < outputs; i++)
+        for (int j = i + 1; j < count; j++)
+            if (qwq_overlap(arrays[i].from, arrays[i].bytes, arrays[j].from, arrays[j].bytes))
+                return QWQ_EOVERLAP;
+    return 0;
+}
+
+int qwq_exp(float *y, const float *x, size_t n, int isa)
+{
+    const qwq_ops *ops = variant(isa);
+    if (!ops)
+        return QWQ_EISA;
+    int code = check((array[]){rows(y, 1, 0, n), rows(x, 1, 0, n)}, 1, 2);
+    if (!code)
+        ops->exp(y, x, n);
+    return code;
+}
+
+int qwq_rmsnorm(float *y, const float *x, const float *w, float eps, size_t T, size_t D, int isa, int threads)
+{
+    const qwq_ops *ops = variant(isa);
+    if (!ops)
+        return QWQ_EISA;
+    if (!D || threads < 1)
+        return QWQ_ESIZE;
+    int code = check((array[]){rows(y, T, D, D), rows(x, T, D, D), rows(w, 1, 0, D)}, 1, 3);
+    if (code)
+        return code;
+#pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1 && T > 1)
+    for (size_t t = 0; t < T; t++)
+        ops->rmsnorm(y + t * D, x + t * D, w, eps, D);
+    return 0;
+}
+
+int qwq_rope(float *x, const float *cos, const float *sin, size_t T, size_t N, size_t E, size_t ld, int isa,
+             int threads)
+{
+    const qwq_ops *ops = variant(isa);
+    if (!ops)
+        return QWQ_EISA;
+    size_t columns, half = E / 2;
+    if (!E || E % 2 || __builtin_mul_overflow(N, E, &columns) || ld < columns || threads < 1)
+        return QWQ_ESIZE;
+    int code = check((array[]){rows(x, T, ld, columns), rows(cos, T, half, half), rows(sin, T, half, half)}, 1, 3);
+    if (code)
+        return code;
+#pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1 && T > 1)
+    for (size_t t = 0; t < T; t++)
+        ops->rope(x + t * ld, cos + t * half, sin + t * half, N, E);
+    return 0;
+}
+
+int qwq_softmax(float *y, const float *x, size_t T, size_t n, int isa, int threads)
+{
+    const qwq_ops *ops = variant(isa);
+    if (!ops)
+        return QWQ_EISA;
+    if (!n || threads < 1)
+        return QWQ_ESIZE;
+    int code = check((array[]){rows(y, T, n, n), rows(x, T, n, n)}, y == x ? 0 : 1, 2);
+    if (code)
+        return code;
+#pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1 && T > 1)
+    for (size_t t = 0; t < T; t++)
+        ops->softmax(y + t * n, x + t * n, n);
+    return 0;
+}
+
+int qwq_swiglu(float *y, const float *gate, const float *up, float beta, size_t T, size_t F, size_t ld, int isa,
+               int threads)
+{
+    const qwq_ops *ops = variant(isa);
+    if (!ops)
+        return QWQ_EISA;
+    if (ld < F || threads < 1)
+        return QWQ_ESIZE;
+    int code = check((array[]){rows(y, T, F, F), rows(gate, T, ld, F), rows(up, T, ld, F)}, 1, 3);
+    if (code)
+        return code;
+#pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1 && T > 1)
+    for (size_t t = 0; t < T; t++)
+        ops->swiglu(y + t * F, gate + t * ld, up + t * ld, beta, F);
+    return 0;
+}
+
+int qwq_argmax(int32_t *index, const float *x, size_t n, int isa)
+{
+    const qwq_ops *ops = variant(isa);
+    if (!ops)
+        return QWQ_EISA;
+    if (!n || n > INT32_MAX)
+        return QWQ_ESIZE;
+    int code = check((array[]){rows(index, 1, 0, 1), rows(x, 1, 0, n)}, 1, 2);
+    if (!code)
+        *index = (int32_t)qwq_first_largest(x, n, ops->next_above);
+    return code;
+}
+
+int qwq_top_k(int32_t *index, float *value, const float *x, size_t n, size_t k, int isa)
+{
+    const qwq_ops *ops = variant(isa);
+    if (!ops)
+        return QWQ_EISA;
+    if (!k || k > n || n > INT32_MAX)
+        return QWQ_ESIZE;
+    int code = check((array[]){rows(index, 1, 0, k), rows(value, 1, 0, k), rows(x, 1, 0, n)}, 2, 3);
+    if (!code)
+        qwq_largest(index, value, x, n, k, ops->next_above);
+    return code;
+}

@@ -1,0 +1,146 @@
+"""The small operations of a block, and of choosing a token: the names of `spec.ops`, the bits of `spec.fixed`.
+
+Results are the same for any `isa` and number of `threads`, which share the rows.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ..config import Rope
+from . import ISAS, Array, CoreError, _at, _check, _lib, _shape, chosen_isa
+
+
+def exp(x: Array, isa: str | None = None) -> Array:
+    """x [n] -> [n]: `spec.fixed.exp`, to the bit."""
+    (n,) = _shape("x", x, 1)
+    x, y = _input(x), np.empty(n, np.float32)
+    _check(_lib().qwq_exp(_at(y), _at(x), n, _isa(isa)))
+    return y
+
+
+def rmsnorm(x: Array, w: Array, eps: float, isa: str | None = None, threads: int = 1) -> Array:
+    """x [T, D], w [D] -> [T, D]: `spec.fixed.rmsnorm`, to the bit."""
+    T, D = _shape("x", x, 2)
+    _expect("w", w, (D,))
+    x, w, y = _input(x), _input(w), np.empty((T, D), np.float32)
+    _check(_lib().qwq_rmsnorm(_at(y), _at(x), _at(w), eps, T, D, _isa(isa), _count("threads", threads)))
+    return y
+
+
+def rope_frequencies(rope: Rope, E: int) -> Array:
+    """-> [E/2]: `spec.ops.rope_frequencies`, without the system's powers and logarithms."""
+    if E < 2 or E % 2 or E > 1 << 20:
+        raise CoreError(None, "E", f"must be even and 2 to {1 << 20}, got {E}")
+    inv_freq = np.empty(E // 2, np.float32)
+    yarn = (rope.factor, rope.original_max_position_embeddings, rope.beta_fast, rope.beta_slow, rope.truncate)
+    _check(_lib().qwq_rope_frequencies(_at(inv_freq), rope.theta, rope.type == "yarn", *yarn, E))
+    return inv_freq
+
+
+def rope_tables(inv_freq: Array, scaling: float, positions: Array) -> tuple[Array, Array]:
+    """inv_freq [E/2], positions [T] -> cos [T, E/2], sin [T, E/2]: `spec.fixed.rope_tables`, to the bit."""
+    (half,), (T,) = _shape("inv_freq", inv_freq, 1), _shape("positions", positions, 1)
+    positions = np.asarray(positions)
+    if T and not (positions.min() >= 0 and positions.max() <= 1 << 26):
+        raise CoreError(None, "positions", f"must be 0 to {1 << 26}, got {positions.min()} to {positions.max()}")
+    inv_freq, given = _input(inv_freq), np.require(positions, np.int32, ["C", "A"])
+    if half and not (inv_freq.min() >= 0 and inv_freq.max() <= 1):
+        raise CoreError(None, "inv_freq", "must be 0 to 1")
+    cos, sin = np.empty((T, half), np.float32), np.empty((T, half), np.float32)
+    _check(_lib().qwq_rope_tables(_at(cos), _at(sin), _at(inv_freq), scaling, _at(given), T, 2 * half))
+    return cos, sin
+
+
+def rope(x: Array, cos: Array, sin: Array, isa: str | None = None, threads: int = 1) -> Array:
+    """x [T, N, E], cos [T, E/2], sin [T, E/2] -> [T, N, E]: `spec.ops.rope`, to the bit, in place; x is returned.
+
+    Heads are contiguous; tokens may be further apart, as in a matrix that holds queries, keys and values.
+    """
+    T, N, E = _shape("x", x, 3)
+    _expect("cos", cos, (T, E // 2))
+    _expect("sin", sin, (T, E // 2))
+    if x.dtype != np.float32 or not x.flags.writeable:
+        raise CoreError(None, "x", f"is turned in place: it must be writeable float32, not {x.dtype}")
+    ld = _rows_apart("x", x, N * E)
+    cos, sin = _input(cos), _input(sin)
+    _check(_lib().qwq_rope(_at(x), _at(cos), _at(sin), T, N, E, ld, _isa(isa), _count("threads", threads)))
+    return x
+
+
+def softmax(x: Array, isa: str | None = None, threads: int = 1) -> Array:
+    """x [T, n] -> [T, n]: `spec.fixed.softmax`, to the bit."""
+    T, n = _shape("x", x, 2)
+    x, y = _input(x), np.empty((T, n), np.float32)
+    _check(_lib().qwq_softmax(_at(y), _at(x), T, n, _isa(isa), _count("threads", threads)))
+    return y
+
+
+def swiglu(gate: Array, up: Array, beta: float = 1.0, isa: str | None = None, threads: int = 1) -> Array:
+    """gate [T, F], up [T, F] -> [T, F]: `spec.fixed.swiglu`, to the bit. Both may be halves of one [T, 2 F]."""
+    T, F = _shape("gate", gate, 2)
+    _expect("up", up, (T, F))
+    if gate.dtype != np.float32 or up.dtype != np.float32 or gate.strides != up.strides or gate.strides[1] != 4:
+        gate, up = _input(gate), _input(up)
+    ld = _rows_apart("gate", gate, F)
+    y = np.empty((T, F), np.float32)
+    _check(_lib().qwq_swiglu(_at(y), _at(gate), _at(up), beta, T, F, ld, _isa(isa), _count("threads", threads)))
+    return y
+
+
+def argmax(x: Array, isa: str | None = None) -> int:
+    """x [n] -> the index of the largest, the first of equals; of the first NaN, if there is one: `np.argmax`."""
+    (n,) = _shape("x", x, 1)
+    x, index = _input(x), np.empty(1, np.int32)
+    _check(_lib().qwq_argmax(_at(index), _at(x), n, _isa(isa)))
+    return int(index[0])
+
+
+def top_k(x: Array, k: int, isa: str | None = None) -> tuple[Array, Array]:
+    """x [n] -> index [k], value [k]: `spec.fixed.top_k`."""
+    (n,) = _shape("x", x, 1)
+    if not 1 <= k <= n:
+        raise CoreError(None, "k", f"must be 1 to {n}, got {k}")
+    x, index, value = _input(x), np.empty(k, np.int32), np.empty(k, np.float32)
+    _check(_lib().qwq_top_k(_at(index), _at(value), _at(x), n, k, _isa(isa)))
+    return index, value
+
+
+def uniform(seed: int, i: int) -> float:
+    """A number in [0, 1) for token i of this seed: `spec.fixed.uniform`."""
+    for name, number in (("seed", seed), ("i", i)):
+        if not 0 <= number < 1 << 64:
+            raise CoreError(None, name, f"must be 0 to 2^64 - 1, got {number}")
+    return float(_lib().qwq_uniform(seed, i))
+
+
+def _isa(isa: str | None) -> int:
+    return ISAS.index(chosen_isa(isa))
+
+
+def _count(name: str, number: int) -> int:
+    if not 1 <= number <= 4096:
+        raise CoreError(None, name, f"must be 1 to 4096, got {number}")
+    return number
+
+
+def _input(x: Array) -> Array:
+    """As the core reads it: float32, contiguous, aligned; a copy only where it is not."""
+    return np.require(x, np.float32, ["C", "A"])
+
+
+def _expect(name: str, array: Array, shape: tuple[int, ...]) -> None:
+    if np.shape(array) != shape:
+        raise CoreError(None, name, f"must have shape {list(shape)}, got {list(np.shape(array))}")
+
+
+def _rows_apart(name: str, x: Array, columns: int) -> int:
+    """The elements from one row to the next; all that is in a row must be contiguous."""
+    if len(x) == 0 or columns == 0:
+        return columns
+    apart: Any = x.strides[0] if len(x) > 1 else columns * x.itemsize
+    if not x[:1].flags.c_contiguous or apart % x.itemsize or apart < columns * x.itemsize:
+        raise CoreError(None, name, f"has strides {x.strides}: rows must be contiguous, and follow each other")
+    return int(apart // x.itemsize)
