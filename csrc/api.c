@@ -5,13 +5,14 @@
 #endif
 
 #include "kernels.h"
+#include "ops.h"
 #include "qwq.h"
 
 enum {
     CHUNK = 8,          /* groups that are unpacked at a time: they stay in the first cache for all tokens */
     FEW = 12,           /* tokens, which wait for memory: two tiles */
-    PANELS = 4,         /* that a thread takes at a time, */
-    TILES = 86,         /* with as many tiles: their results stay in the second cache */
+    PANELS = 4,         /* that a thread takes at a time: pairs, for gate and up; */
+    TILES = 86,         /* with as many tiles their results stay in the second cache */
     SLICE = 32,         /* groups that a thread quantises at a time, where there are few tokens */
     LARGEST = 1 << 30   /* rows, columns and tokens */
 };
@@ -33,12 +34,6 @@ static const qwq_kernels *variant(int isa)
 static size_t up(size_t n, size_t multiple)
 {
     return (n + multiple - 1) / multiple * multiple;
-}
-
-static int overlap(const void *a, size_t a_bytes, const void *b, size_t b_bytes)
-{
-    uintptr_t i = (uintptr_t)a, j = (uintptr_t)b;
-    return a && b && i < j + b_bytes && j < i + a_bytes;
 }
 
 static int aligned(const void *p, size_t bytes)
@@ -331,6 +326,7 @@ typedef struct {
     uint16_t *scaled;
     int32_t *begin;
     float *sum, *x;
+    float *normed;   /* [T][K] */
     uint8_t *threads;
     size_t bytes_of_thread, bytes;
     size_t groups; /* of K, to whole blocks */
@@ -361,6 +357,8 @@ static qwq_scratch scratch_of(uint8_t *at, const qwq_layout *l, size_t T, size_t
     at += up(T * subgroups * sizeof(int32_t), LINE);
     s.sum = (float *)(void *)at;
     at += up(T * subgroups * sizeof(float), LINE);
+    s.normed = (float *)(void *)at;
+    at += up(T * K * sizeof(float), LINE);
     s.threads = at;
     s.bytes_of_thread = CHUNK * sizeof(qwq_wide) + up(PANELS * smaller(T, TILES * TILE) * PANEL * sizeof(float), LINE);
     s.bytes = (size_t)(at - start) + (size_t)threads * s.bytes_of_thread;
@@ -557,31 +555,46 @@ static void many_times(float *results, qwq_wide *wide, const qwq_job *j, size_t 
         }
 }
 
-/* Tokens t0 to t1 of one panel's results, rows n0 to n1, to where they belong. */
-static void store(float *y, const float *results, const float *scale, const qwq_fusion *f, size_t t0, size_t t1,
-                  size_t n0, size_t n1, size_t N)
+/* What is done with results, for some tokens and the panels of a thread. */
+typedef struct {
+    float *y;
+    const float *scale; /* of tokens; NULL for floats */
+    const qwq_fusion *fusion;
+    swiglu_fn *swiglu;
+    size_t N, t0, t1;
+} qwq_end;
+
+/* One row of a panel: times the token's scale, plus the bias. */
+static void finish(float *row, const float *results, const qwq_end *e, size_t t, size_t n0, size_t n)
 {
-    float row[PANEL];
-    for (size_t t = t0; t < t1; t++, results += PANEL) {
-        float *to = y + t * N + n0;
-        const float *from = results;
-        if (scale) {
-            for (size_t n = 0; n < PANEL; n++)
-                row[n] = results[n] * scale[t];
-            from = row;
-        }
-        if (f->bias) {
-            for (size_t n = 0; n < n1 - n0; n++)
-                row[n] = from[n] + f->bias[n0 + n];
-            from = row;
-        }
-        if (f->residual) {
-            const float *residual = f->residual + t * N + n0;
-            for (size_t n = 0; n < n1 - n0; n++)
-                row[n] = residual[n] + from[n];
-            from = row;
-        }
-        memcpy(to, from, (n1 - n0) * sizeof(float));
+    for (size_t i = 0; i < PANEL; i++)
+        row[i] = e->scale ? results[i] * e->scale[t] : results[i];
+    for (size_t i = 0; e->fusion->bias && i < n; i++)
+        row[i] = row[i] + e->fusion->bias[n0 + i];
+}
+
+/* One panel's results, rows from n0, to where they belong. */
+static void store(const float *results, const qwq_end *e, size_t n0)
+{
+    size_t n = smaller(PANEL, e->N - n0);
+    for (size_t t = e->t0; t < e->t1; t++, results += PANEL) {
+        float row[PANEL], *to = e->y + t * e->N + n0;
+        finish(row, results, e, t, n0, n);
+        const float *residual = e->fusion->residual + t * e->N + n0;
+        for (size_t i = 0; e->fusion->residual && i < n; i++)
+            row[i] = residual[i] + row[i];
+        memcpy(to, row, n * sizeof(float));
+    }
+}
+
+/* Two panels' results, gate and up, to the 32 columns that they make. */
+static void store_swiglu(const float *gates, const float *ups, const qwq_end *e, size_t n0)
+{
+    for (size_t t = e->t0; t < e->t1; t++, gates += PANEL, ups += PANEL) {
+        float gate[PANEL], one[PANEL];
+        finish(gate, gates, e, t, n0, PANEL);
+        finish(one, ups, e, t, n0 + PANEL, PANEL);
+        e->swiglu(e->y + t * (e->N / 2) + n0 / 2, gate, one, 1.0f, PANEL);
     }
 }
 
@@ -603,22 +616,37 @@ int qwq_matmul(float *y, const qwq_format *format, const uint8_t *w, const float
     const qwq_kernels *kernels = variant(isa);
     int direct = l.floats || (T <= FEW && l.subgroups == 1 && kernels->blocks[format->codes]);
     qwq_scratch s = scratch_of(scratch, &l, T, K, threads);
-    size_t y_bytes = T * N * sizeof(float), x_bytes = T * K * sizeof(float);
-    if (overlap(y, y_bytes, x, x_bytes) || overlap(y, y_bytes, w, w_bytes) || overlap(y, y_bytes, scratch, s.bytes) ||
-        overlap(x, x_bytes, scratch, s.bytes) || overlap(w, w_bytes, scratch, s.bytes) ||
-        (f->residual != y && overlap(y, y_bytes, f->residual, y_bytes)))
+    if (f->swiglu && (N % (2 * PANEL) || f->residual))
+        return QWQ_ESIZE;
+    size_t y_bytes = T * N * sizeof(float) / (f->swiglu ? 2 : 1), x_bytes = T * K * sizeof(float);
+    size_t bias_bytes = f->bias ? N * sizeof(float) : 0, norm_bytes = f->norm ? K * sizeof(float) : 0;
+    const struct { const void *from; size_t bytes; } arrays[] = {
+        {y, y_bytes}, {scratch, s.bytes}, {x, x_bytes}, {w, w_bytes}, {f->bias, bias_bytes}, {f->norm, norm_bytes}};
+    for (size_t i = 0; i < 2; i++)
+        for (size_t j = i + 1; j < sizeof arrays / sizeof *arrays; j++)
+            if (qwq_overlap(arrays[i].from, arrays[i].bytes, arrays[j].from, arrays[j].bytes))
+                return QWQ_EOVERLAP;
+    if (f->residual && ((f->residual != y && qwq_overlap(y, y_bytes, f->residual, y_bytes)) ||
+                        qwq_overlap(scratch, s.bytes, f->residual, y_bytes)))
         return QWQ_EOVERLAP;
     if (T * K * N < SMALL_WORK)
         threads = 1;
     size_t tiles = tiles_of(T), panels = up(N, PANEL) / PANEL;
     size_t slice = tiles < (size_t)threads ? SLICE : s.groups, slices = up(s.groups, slice) / slice;
+    const qwq_ops *ops = qwq_ops_of(isa);
     qwq_job job = {w, format, &l, kernels, s, T, tiles, w_bytes / panels};
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
+        if (f->norm) {
+#pragma omp for schedule(static)
+            for (size_t t = 0; t < T; t++)
+                ops->rmsnorm(s.normed + t * K, x + t * K, f->norm, f->eps, K);
+        }
+        const float *rows = f->norm ? s.normed : x;
 #pragma omp for schedule(static)
         for (size_t i = 0; i < (l.floats ? 0 : T * slices); i++) {
             size_t t = i / slices, g = i % slices * slice;
-            find_largest(s.largest + t * s.groups, kernels, x + t * K, g, smaller(g + slice, s.groups), K);
+            find_largest(s.largest + t * s.groups, kernels, rows + t * K, g, smaller(g + slice, s.groups), K);
             if (t == 0)
                 memset(s.used + g, 0, (smaller(g + slice, s.groups) - g) * sizeof(uint64_t));
         }
@@ -627,7 +655,7 @@ int qwq_matmul(float *y, const qwq_format *format, const uint8_t *w, const float
             size_t first = tile_at(T, tiles, i / slices), tokens = tile_at(T, tiles, i / slices + 1) - first;
             size_t g = i % slices * slice;
             for (size_t t = 0; t < tokens; t++)
-                place(&s, &l, kernels, x + (first + t) * K, T, first, tokens, t, g, smaller(g + slice, s.groups), K);
+                place(&s, &l, kernels, rows + (first + t) * K, T, first, tokens, t, g, smaller(g + slice, s.groups), K);
         }
 #ifdef _OPENMP
         uint8_t *own = s.threads + (size_t)omp_get_thread_num() * s.bytes_of_thread;
@@ -645,8 +673,13 @@ int qwq_matmul(float *y, const qwq_format *format, const uint8_t *w, const float
                     many_times(results, wide, &job, p, smaller(p + PANELS, panels), i, end);
                 for (size_t k = 0; T <= FEW && k < smaller(PANELS, panels - p); k++)
                     few_times(results + k * T * PANEL, wide, &job, w + (p + k) * job.panel_bytes);
-                for (size_t n = p * PANEL; n < smaller(N, (p + PANELS) * PANEL); n += PANEL)
-                    store(y, results + (n - p * PANEL) * (t1 - t0), l.floats ? NULL : s.scale, f, t0, t1, n, smaller(N, n + PANEL), N);
+                qwq_end out = {y, l.floats ? NULL : s.scale, f, ops->swiglu, N, t0, t1};
+                size_t each = (t1 - t0) * PANEL;
+                for (size_t k = 0; k < smaller(PANELS, panels - p); k++)
+                    if (!f->swiglu)
+                        store(results + k * each, &out, (p + k) * PANEL);
+                    else if (k % 2 == 0)
+                        store_swiglu(results + k * each, results + (k + 1) * each, &out, (p + k) * PANEL);
             }
     }
     return 0;

@@ -34,6 +34,9 @@ extern const qwq_ops qwq_avx2_ops;
 extern const qwq_ops qwq_avx512_ops;
 #endif
 
+/* The table of an ISA; NULL if it cannot run here. */
+const qwq_ops *qwq_ops_of(int isa);
+
 /* select.c: k of n, the largest first, by any variant's next_above. Between 1 and n of them; index and value [k]. */
 size_t qwq_first_largest(const float *x, size_t n, next_above_fn *next_above);
 void qwq_largest(int32_t *index, float *value, const float *x, size_t n, size_t k, next_above_fn *next_above);

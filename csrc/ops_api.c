@@ -2,7 +2,7 @@
 #include "ops.h"
 #include "qwq.h"
 
-static const qwq_ops *variant(int isa)
+const qwq_ops *qwq_ops_of(int isa)
 {
     if (!qwq_isa_supported(isa))
         return NULL;
@@ -50,7 +50,7 @@ static int check(const array *arrays, int outputs, int count)
 
 int qwq_exp(float *y, const float *x, size_t n, int isa)
 {
-    const qwq_ops *ops = variant(isa);
+    const qwq_ops *ops = qwq_ops_of(isa);
     if (!ops)
         return QWQ_EISA;
     int code = check((array[]){rows(y, 1, 0, n), rows(x, 1, 0, n)}, 1, 2);
@@ -61,7 +61,7 @@ int qwq_exp(float *y, const float *x, size_t n, int isa)
 
 int qwq_rmsnorm(float *y, const float *x, const float *w, float eps, size_t T, size_t D, int isa, int threads)
 {
-    const qwq_ops *ops = variant(isa);
+    const qwq_ops *ops = qwq_ops_of(isa);
     if (!ops)
         return QWQ_EISA;
     if (!D || threads < 1)
@@ -78,7 +78,7 @@ int qwq_rmsnorm(float *y, const float *x, const float *w, float eps, size_t T, s
 int qwq_rope(float *x, const float *cos, const float *sin, size_t T, size_t N, size_t E, size_t ld, int isa,
              int threads)
 {
-    const qwq_ops *ops = variant(isa);
+    const qwq_ops *ops = qwq_ops_of(isa);
     if (!ops)
         return QWQ_EISA;
     size_t columns, half = E / 2;
@@ -95,7 +95,7 @@ int qwq_rope(float *x, const float *cos, const float *sin, size_t T, size_t N, s
 
 int qwq_softmax(float *y, const float *x, size_t T, size_t n, int isa, int threads)
 {
-    const qwq_ops *ops = variant(isa);
+    const qwq_ops *ops = qwq_ops_of(isa);
     if (!ops)
         return QWQ_EISA;
     if (!n || threads < 1)
@@ -112,7 +112,7 @@ int qwq_softmax(float *y, const float *x, size_t T, size_t n, int isa, int threa
 int qwq_swiglu(float *y, const float *gate, const float *up, float beta, size_t T, size_t F, size_t ld, int isa,
                int threads)
 {
-    const qwq_ops *ops = variant(isa);
+    const qwq_ops *ops = qwq_ops_of(isa);
     if (!ops)
         return QWQ_EISA;
     if (ld < F || threads < 1)
@@ -128,7 +128,7 @@ int qwq_swiglu(float *y, const float *gate, const float *up, float beta, size_t 
 
 int qwq_argmax(int32_t *index, const float *x, size_t n, int isa)
 {
-    const qwq_ops *ops = variant(isa);
+    const qwq_ops *ops = qwq_ops_of(isa);
     if (!ops)
         return QWQ_EISA;
     if (!n || n > INT32_MAX)
@@ -141,7 +141,7 @@ int qwq_argmax(int32_t *index, const float *x, size_t n, int isa)
 
 int qwq_top_k(int32_t *index, float *value, const float *x, size_t n, size_t k, int isa)
 {
-    const qwq_ops *ops = variant(isa);
+    const qwq_ops *ops = qwq_ops_of(isa);
     if (!ops)
         return QWQ_EISA;
     if (!k || k > n || n > INT32_MAX)

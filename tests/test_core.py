@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from qwq_ref import core
-from qwq_ref.spec import quant
+from qwq_ref.spec import fixed, quant
 
 if not core.available():
     assert shutil.which("cc") is None, "there is a compiler, and yet the core was not built: pip install -e . again"
@@ -210,6 +210,27 @@ def test_what_is_fused(isa):
     plain = core.matmul(x, packed, isa=isa)
     assert np.array_equal(core.matmul(x, packed, bias=bias, isa=isa), plain + bias)
     assert np.array_equal(core.matmul(x, packed, bias=bias, residual=residual, isa=isa), residual + (plain + bias))
+    into = residual.copy()
+    assert core.matmul(x, packed, residual=into, out=into, isa=isa) is into
+    assert np.array_equal(into, residual + plain)
+    norm = rng.standard_normal(128).astype(np.float32)
+    normed = core.matmul(fixed.rmsnorm(x, norm, 1e-6), packed, isa=isa)
+    for threads in THREADS:
+        assert np.array_equal(core.matmul(x, packed, norm=norm, eps=1e-6, isa=isa, threads=threads), normed)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("form", ["q4", "fp32"])
+@pytest.mark.parametrize(("T", "F"), [(1, 70), (7, 64), (30, 200)])
+def test_gate_and_up_together(isa, form, T, F):
+    rng = np.random.default_rng(0)
+    x, gate, up = (rng.standard_normal(shape).astype(np.float32) for shape in ((T, 128), (F, 128), (F, 128)))
+    both = core.quantise(core.interleave(gate, up), form)
+    apart = [core.matmul(x, core.quantise(w, form), isa=isa) for w in (gate, up)]
+    for threads in THREADS:
+        got = core.matmul(x, both, swiglu=True, isa=isa, threads=threads)
+        assert np.array_equal(got[:, :F], fixed.swiglu(*apart))
+        assert not got[:, F:].any()
 
 
 @pytest.mark.parametrize("form", [f for f in FORMATS if not f.group], ids=name_of)

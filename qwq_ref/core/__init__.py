@@ -178,16 +178,24 @@ def matmul(
     x: Array,
     w: Packed,
     *,
+    norm: Array | None = None,
+    eps: float = 0.0,
     bias: Array | None = None,
     residual: Array | None = None,
+    swiglu: bool = False,
     out: Array | None = None,
     isa: str | None = None,
     threads: int = 1,
 ) -> Array:
     """x [T, k], packed w [n, k], bias [n], residual [T, n] -> [T, n]
 
-    x w^T as `spec.quant.matmul_integers` or `matmul_floats`, to the bit, for any isa and threads; then + bias, then
-    residual + that. Into `out` where it is given, which may be `residual`.
+    In this order, all but the product where it is asked for:
+        x = `spec.fixed.rmsnorm`(x, norm, eps)
+        y = x w^T: `spec.quant.matmul_integers` or `matmul_floats`
+        y = y + bias
+        y = residual + y
+        y = `spec.fixed.swiglu`(gate, up), for a w of `interleave`: [T, n / 2]
+    To the bit, for any isa and threads. Into `out` where it is given, which may be `residual`.
     """
     T, K = _shape("x", x, 2)
     N, columns = w.shape
@@ -196,15 +204,17 @@ def matmul(
     x = np.ascontiguousarray(x, np.float32)
     fusion = ffi.new("qwq_fusion *")
     held = []  # what C is given pointers to
-    for name, value, shape in (("bias", bias, (N,)), ("residual", residual, (T, N))):
+    for name, value, shape in (("norm", norm, (K,)), ("bias", bias, (N,)), ("residual", residual, (T, N))):
         if value is not None:
             if np.shape(value) != shape:
                 raise CoreError(None, name, f"must have shape {list(shape)}, got {list(np.shape(value))}")
             held.append(np.ascontiguousarray(value, np.float32))
             setattr(fusion, name, _at(held[-1]))
-    y = np.empty((T, N), np.float32) if out is None else out
-    if y.shape != (T, N) or y.dtype != np.float32 or not y.flags.c_contiguous:
-        raise CoreError(None, "out", f"must be float32 {[T, N]}, and contiguous")
+    fusion.eps, fusion.swiglu = eps, swiglu
+    shape = (T, N // 2 if swiglu else N)
+    y = np.empty(shape, np.float32) if out is None else out
+    if y.shape != shape or y.dtype != np.float32 or not y.flags.c_contiguous:
+        raise CoreError(None, "out", f"must be float32 {list(shape)}, and contiguous")
     c_format = _c_format(w.format)
     scratch = _scratch(_lib().qwq_matmul_scratch(c_format, T, K, max(threads, 1)))
     isa_number = ISAS.index(chosen_isa(isa))
@@ -214,6 +224,20 @@ def matmul(
         )
     )
     return y
+
+
+def interleave(gate: Array, up: Array) -> Array:
+    """gate [F, n], up [F, n] -> [2 * F, n]
+
+    Rows in the order that `matmul` wants for swiglu: 32 of gate, 32 of up, and so on. F to a multiple of 32 by zeros,
+    which make zeros.
+    """
+    F, n = gate.shape
+    pairs = np.zeros((-(-F // 32), 2, 32, n), gate.dtype)
+    for i, w in enumerate((gate, up)):
+        for start in range(0, F, 32):
+            pairs[start // 32, i, : min(32, F - start)] = w[start : start + 32]
+    return pairs.reshape(-1, n)
 
 
 def aligned(size: int) -> Array:

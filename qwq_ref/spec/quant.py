@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from .fixed import lane_sum
 from .ops import Array
 
 GROUP = 64
@@ -85,20 +86,6 @@ def _nearest(v: Array, scale: Array) -> Array:
     middles = (CODEBOOK[1:].astype(np.float32) + CODEBOOK[:-1].astype(np.float32)) / 2
     inverse = np.where(scale > 0, np.float32(1) / np.where(scale > 0, scale, np.float32(1)), np.float32(0))
     return np.searchsorted(middles, v * inverse).astype(np.uint8)
-
-
-def lane_sum(x: Array) -> Array:
-    """x [..., n] -> [..., 1]
-
-    The sum of 64 numbers in 16 lanes, as every variant of the core takes it: lane j adds up x[j], x[j + 16], ... in
-    order, then lanes j and j + 8 are added, then j and j + 4, j + 2, j + 1.
-    """
-    lanes = x[..., :16]
-    for i in range(16, x.shape[-1], 16):
-        lanes = lanes + x[..., i : i + 16]
-    for half in (8, 4, 2, 1):
-        lanes = lanes[..., :half] + lanes[..., half : 2 * half]
-    return lanes
 
 
 def quantise_q8(w: Array) -> tuple[Array, Array]:
