@@ -11,6 +11,7 @@
 enum {
     CHUNK = 8,          /* groups that are unpacked at a time: they stay in the first cache for all tokens */
     FEW = 12,           /* tokens, which wait for memory: two tiles */
+    FLOATS_CHUNK = 2,   /* the same for floats, which take as much */
     PANELS = 4,         /* that a thread takes at a time: pairs, for gate and up; */
     TILES = 86,         /* with as many tiles their results stay in the second cache */
     SLICE = 32,         /* groups that a thread quantises at a time, where there are few tokens */
@@ -339,7 +340,7 @@ static qwq_scratch scratch_of(uint8_t *at, const qwq_layout *l, size_t T, size_t
     uint8_t *start = at;
     size_t columns = up(K, l->columns), groups = columns / GROUP, subgroups = groups * l->subgroups;
     s.groups = groups;
-    s.chunk = T <= FEW ? groups : CHUNK;
+    s.chunk = T <= FEW ? groups : l->floats ? FLOATS_CHUNK : CHUNK;
     s.q = (int8_t *)at;
     s.x = (float *)(void *)at;
     at += up(T * columns * (l->floats ? sizeof(float) : 1), LINE);
@@ -537,13 +538,19 @@ static void many_times(float *results, qwq_wide *wide, const qwq_job *j, size_t 
             size_t groups = smaller(s->chunk, s->groups - g), bytes = groups * GROUP / l->columns * l->bytes;
             const uint8_t *panel = j->w + p * j->panel_bytes, *blocks = panel + g * GROUP / l->columns * l->bytes;
             float *y = results + (p - p0) * (tile_at(j->T, j->tiles, tile1) - first) * PANEL;
-            if (wide)
+            int32_t codes = j->format->codes;
+            if (!l->floats) {
                 unpack(wide, j, panel, g, groups);
+            } else if (codes != QWQ_FP32) {
+                j->kernels->widen((float *)(void *)wide, blocks, groups, codes);
+                blocks = (const uint8_t *)wide;
+                codes = QWQ_FP32;
+            }
             for (size_t i = tile0; i < tile1; i++) {
                 size_t t = tile_at(j->T, j->tiles, i), tokens = tile_at(j->T, j->tiles, i + 1) - t;
                 qwq_tile tile = tile_in(s, l, j->T, t, tokens, g);
-                if (!wide) {
-                    j->kernels->blocks[j->format->codes](y + (t - first) * PANEL, blocks, &tile, tokens, groups);
+                if (l->floats) {
+                    j->kernels->blocks[codes](y + (t - first) * PANEL, blocks, &tile, tokens, groups);
                     continue;
                 }
                 if (g + groups < s->groups) {
@@ -614,7 +621,7 @@ int qwq_matmul(float *y, const qwq_format *format, const uint8_t *w, const float
     if (!aligned(w, LINE) || !aligned(scratch, LINE) || !aligned(y, 4) || !aligned(x, 4))
         return QWQ_EALIGN;
     const qwq_kernels *kernels = variant(isa);
-    int direct = l.floats || (T <= FEW && l.subgroups == 1 && kernels->blocks[format->codes]);
+    int direct = T <= FEW && (l.floats || l.subgroups == 1) && kernels->blocks[format->codes];
     qwq_scratch s = scratch_of(scratch, &l, T, K, threads);
     if (f->swiglu && (N % (2 * PANEL) || f->residual))
         return QWQ_ESIZE;

@@ -170,6 +170,7 @@ static inline void halves(float *to, const uint8_t *from)
         _mm256_storeu_ps(to + r, eight_halves(from + 2 * r));
 }
 
+#define SIGNED_BYTES /* of q8, see DOTS_255 */
 #include "unpack.h"
 
 #define EACH_TOKEN(TOKENS) _Pragma("GCC unroll 6") for (size_t t = 0; t < TOKENS; t++)
@@ -182,99 +183,137 @@ static inline __m256i four_of_x(const int8_t *q)
 /* Products of bytes are added in pairs to 16 bits, which saturate, and these then to 32. How much may be added in 16
  * bits before depends on the largest byte of w: beside |x| <= 127, four lines where it is 31, two where it is 63, one
  * where it is 127. Beyond that |x| is multiplied with w that has taken x's sign, both at most 127; sums then begin at
- * the excess that w has lost. */
-#define PRODUCTS_31(w, x) _mm256_maddubs_epi16(w, x)
-#define PRODUCTS_63(w, x) _mm256_maddubs_epi16(w, x)
-#define PRODUCTS_127(w, x) _mm256_maddubs_epi16(w, x)
-#define PRODUCTS_255(w, x) _mm256_maddubs_epi16(_mm256_abs_epi8(x), _mm256_sign_epi8(w, x))
+ * the excess that w has lost.
+ *
+ * The instructions are volatile, so that they stay in this order: GCC 12 would load broadcasts early, and run out of
+ * registers. */
 enum { LINES_31 = 4, LINES_63 = 2, LINES_127 = 1, LINES_255 = 1 };
-#define BYTES_31(w) load(w)
-#define BYTES_63(w) load(w)
-#define BYTES_127(w) load(w)
-#define BYTES_255(w) _mm256_xor_si256(load(w), _mm256_set1_epi8((char)0x80))
+#define FOUR_OF_X(x, q) __asm__ volatile("vpbroadcastd %1, %0" : "=x"(x) : "m"(*(const int32_t *)(const void *)(q)))
+#define PAIRS(p, w, x) __asm__ volatile("vpmaddubsw %2, %1, %0" : "=x"(p) : "x"(w), "x"(x))
+#define ADD_PAIRS(p, more) __asm__ volatile("vpaddw %1, %0, %0" : "+x"(p) : "x"(more))
+#define ADD_FOURS(sum, p, ones)                                                                                       \
+    __asm__ volatile("vpmaddwd %2, %1, %1\n\tvpaddd %1, %0, %0" : "+x"(sum), "+x"(p) : "x"(ones))
 
-/* Rows from `row`, 8 x REGISTERS of them, in tokens t0 to t0 + TOKENS - 1 of the tile. */
-#define EACH_REGISTER(REGISTERS) _Pragma("GCC unroll 2") for (size_t i = 0; i < REGISTERS; i++)
-#define WIDE_TILE(MOST, REGISTERS, TOKENS)                                                                            \
-    static void wide_##MOST##_##TOKENS(float *y, const qwq_wide *w, const qwq_tile *tile, size_t t0, size_t tokens,   \
-                                       size_t groups, const qwq_layout *layout, size_t row)                           \
-    {                                                                                                                 \
-        const int8_t *q = tile->q + 4 * t0;                                                                           \
-        size_t each = LINES / layout->subgroups;                                                                      \
-        y += t0 * PANEL + row;                                                                                        \
-        for (size_t g = 0; g < groups; g++, w++)                                                                      \
-            for (size_t s = 0; s < layout->subgroups; s++) {                                                          \
-                size_t at = (g * layout->subgroups + s) * tokens + t0;                                                \
-                __m256i sum[TOKENS][REGISTERS];                                                                       \
-                EACH_TOKEN(TOKENS) EACH_REGISTER(REGISTERS)                                                           \
-                sum[t][i] = MOST == 255 ? _mm256_setzero_si256() : _mm256_set1_epi32(tile->begin[at + t]);            \
-                const uint8_t *code = w->code[s * each][row / 16] + row % 16 * 4;                                     \
-                for (size_t l = 0; l < each; l += LINES_##MOST) {                                                     \
-                    __m256i pairs[TOKENS][REGISTERS];                                                                 \
-                    _Pragma("GCC unroll 4") for (size_t j = 0; j < LINES_##MOST; j++, code += 2 * LINE)               \
-                    {                                                                                                 \
-                        __m256i levels[REGISTERS];                                                                    \
-                        EACH_REGISTER(REGISTERS) levels[i] = BYTES_##MOST(code + LINE / 2 * i);                       \
-                        EACH_TOKEN(TOKENS)                                                                            \
-                        {                                                                                             \
-                            __m256i x = four_of_x(q + 4 * t);                                                         \
-                            EACH_REGISTER(REGISTERS)                                                                  \
-                            {                                                                                         \
-                                __m256i p = PRODUCTS_##MOST(levels[i], x);                                            \
-                                pairs[t][i] = j == 0 ? p : _mm256_add_epi16(pairs[t][i], p);                          \
-                            }                                                                                         \
-                        }                                                                                             \
-                        q += 4 * tokens;                                                                              \
-                    }                                                                                                 \
-                    EACH_TOKEN(TOKENS) EACH_REGISTER(REGISTERS)                                                       \
-                    sum[t][i] = _mm256_add_epi32(sum[t][i], _mm256_madd_epi16(pairs[t][i], _mm256_set1_epi16(1)));    \
-                }                                                                                                     \
+/* TOKENS times a panel's four registers of rows. A broadcast of x takes an arithmetic unit, too: it serves all four. */
+enum { ROWS = 4 };
+#define EACH_ROW _Pragma("GCC unroll 4") for (size_t r = 0; r < ROWS; r++)
+#define DOTS(MOST, TOKENS)                                                                                            \
+    _Pragma("GCC unroll 4") for (size_t l = 0; l < each; l += LINES_##MOST) {                                         \
+        __m256i pairs[TOKENS][ROWS], x[TOKENS], more;                                                                 \
+        _Pragma("GCC unroll 4") for (size_t i = 0; i < LINES_##MOST; i++, code += 2 * LINE, q += 4 * tokens)          \
+        {                                                                                                             \
+            EACH_TOKEN(TOKENS) FOUR_OF_X(x[t], q + 4 * t);                                                            \
+            EACH_ROW                                                                                                  \
+            {                                                                                                         \
+                const __m256i levels = load(code + 32 * r);                                                           \
                 EACH_TOKEN(TOKENS)                                                                                    \
                 {                                                                                                     \
-                    const __m256 x = _mm256_set1_ps(tile->ratio[g * tokens + t0 + t]);                                \
-                    EACH_REGISTER(REGISTERS)                                                                          \
-                    {                                                                                                 \
-                        float *to = y + t * PANEL + 8 * i;                                                            \
-                        __m256 both = _mm256_mul_ps(x, _mm256_loadu_ps(w->scale[s] + row + 8 * i));                   \
-                        __m256 y8 = _mm256_add_ps(_mm256_loadu_ps(to),                                                \
-                                                  _mm256_mul_ps(_mm256_cvtepi32_ps(sum[t][i]), both));                \
-                        if (layout->offset)                                                                           \
-                            y8 = _mm256_add_ps(y8, _mm256_mul_ps(_mm256_loadu_ps(w->offset[s] + row + 8 * i),         \
-                                                                 _mm256_set1_ps(tile->sum[at + t])));                 \
-                        _mm256_storeu_ps(to, y8);                                                                     \
+                    if (i == 0) {                                                                                     \
+                        PAIRS(pairs[t][r], levels, x[t]);                                                             \
+                    } else {                                                                                          \
+                        PAIRS(more, levels, x[t]);                                                                    \
+                        ADD_PAIRS(pairs[t][r], more);                                                                 \
                     }                                                                                                 \
+                    if (i == LINES_##MOST - 1)                                                                        \
+                        ADD_FOURS(sum[t][r], pairs[t][r], ones);                                                      \
                 }                                                                                                     \
             }                                                                                                         \
+        }                                                                                                             \
+    }
+#define DOTS_31(TOKENS) DOTS(31, TOKENS)
+#define DOTS_63(TOKENS) DOTS(63, TOKENS)
+#define DOTS_127(TOKENS) DOTS(127, TOKENS)
+#define DOTS_255(TOKENS)                                                                                              \
+    for (size_t l = 0; l < each; l++, code += 2 * LINE, q += 4 * tokens) {                                            \
+        __m256i x[TOKENS], magnitude[TOKENS], p;                                                                      \
+        EACH_TOKEN(TOKENS)                                                                                            \
+        {                                                                                                             \
+            FOUR_OF_X(x[t], q + 4 * t);                                                                               \
+            __asm__ volatile("vpabsb %1, %0" : "=x"(magnitude[t]) : "x"(x[t]));                                       \
+        }                                                                                                             \
+        EACH_ROW                                                                                                      \
+        {                                                                                                             \
+            const __m256i w8 = load(code + 32 * r); /* signed, as unpack.h leaves them here */                        \
+            EACH_TOKEN(TOKENS)                                                                                        \
+            {                                                                                                         \
+                __asm__ volatile("vpsignb %2, %1, %0" : "=x"(p) : "x"(w8), "x"(x[t]));                                \
+                PAIRS(p, magnitude[t], p);                                                                            \
+                ADD_FOURS(sum[t][r], p, ones);                                                                        \
+            }                                                                                                         \
+        }                                                                                                             \
     }
 
-/* Tiles of up to TOKENS; the last takes what is left. */
-#define WIDE(MOST, REGISTERS, TOKENS, ...)                                                                            \
+/* y [PANEL] += sum * (scale * ratio) + offset * total. No ratio: the scales have it already. No offset: none. */
+static inline void add_scaled(float *y, const __m256i *sum, const float *scale, const float *ratio, const float *offset,
+                              const float *total)
+{
+    EACH_ROW
+    {
+        __m256 both = _mm256_loadu_ps(scale + 8 * r);
+        if (ratio)
+            both = _mm256_mul_ps(both, _mm256_set1_ps(*ratio));
+        __m256 y8 = _mm256_add_ps(_mm256_loadu_ps(y + 8 * r), _mm256_mul_ps(_mm256_cvtepi32_ps(sum[r]), both));
+        if (offset)
+            y8 = _mm256_add_ps(y8, _mm256_mul_ps(_mm256_loadu_ps(offset + 8 * r), _mm256_set1_ps(*total)));
+        _mm256_storeu_ps(y + 8 * r, y8);
+    }
+}
+
+static void scale(qwq_wide *w, uint64_t used)
+{
+    for (; used; used &= used - 1) {
+        int i = __builtin_ctzll(used);
+        EACH_ROW _mm256_storeu_ps(w->scaled[i] + 8 * r, _mm256_mul_ps(_mm256_loadu_ps(w->scale[0] + 8 * r),
+                                                                      _mm256_set1_ps(QWQ_RATIO[i])));
+    }
+}
+
+#define WIDE_TILE(MOST, TOKENS)                                                                                       \
+    static void wide_##MOST##_##TOKENS(float *y, const qwq_wide *w, const qwq_tile *tile, size_t t0, size_t tokens,   \
+                                       size_t groups, const qwq_layout *layout)                                       \
+    {                                                                                                                 \
+        const int8_t *q = tile->q + 4 * t0;                                                                           \
+        const __m256i ones = _mm256_set1_epi16(1);                                                                    \
+        size_t each = LINES / layout->subgroups;                                                                      \
+        y += t0 * PANEL;                                                                                              \
+        for (size_t g = 0; g < groups; g++, w++) {                                                                    \
+            const uint8_t *code = w->code[0][0];                                                                      \
+            for (size_t s = 0; s < layout->subgroups; s++) {                                                          \
+                size_t at = (g * layout->subgroups + s) * tokens + t0;                                                \
+                __m256i sum[TOKENS][ROWS];                                                                            \
+                EACH_TOKEN(TOKENS) EACH_ROW                                                                           \
+                sum[t][r] = MOST == 255 ? _mm256_setzero_si256() : _mm256_set1_epi32(tile->begin[at + t]);            \
+                DOTS_##MOST(TOKENS)                                                                                   \
+                const float *offset = layout->offset ? w->offset[s] : NULL;                                           \
+                EACH_TOKEN(TOKENS)                                                                                    \
+                if (layout->subgroups == 1) { /* the products of both scales are read */                              \
+                    size_t scaled = tile->scaled[g * tokens + t0 + t] / sizeof(float);                                \
+                    add_scaled(y + t * PANEL, sum[t], w->scaled[0] + scaled, NULL, offset, tile->sum + at + t);       \
+                } else {                                                                                              \
+                    const float *ratio = tile->ratio + g * tokens + t0 + t;                                           \
+                    add_scaled(y + t * PANEL, sum[t], w->scale[s], ratio, offset, tile->sum + at + t);                \
+                }                                                                                                     \
+            }                                                                                                         \
+        }                                                                                                             \
+    }
+
+#define WIDE(MOST)                                                                                                    \
+    WIDE_TILE(MOST, 1)                                                                                                \
+    WIDE_TILE(MOST, 2)                                                                                                \
     static void wide_##MOST(float *y, const qwq_wide *w, const qwq_tile *tile, size_t tokens, size_t groups,          \
                             const qwq_layout *layout)                                                                 \
     {                                                                                                                 \
-        static void (*const tiles[TOKENS])(float *, const qwq_wide *, const qwq_tile *, size_t, size_t, size_t,       \
-                                           const qwq_layout *, size_t) = {__VA_ARGS__};                               \
-        for (size_t row = 0; row < PANEL; row += 8 * REGISTERS)                                                       \
-            for (size_t t = 0; t < tokens; t += TOKENS)                                                               \
-                tiles[(tokens - t < TOKENS ? tokens - t : TOKENS) - 1](y, w, tile, t, tokens, groups, layout, row);   \
+        size_t t = 0;                                                                                                 \
+        for (; t + 2 <= tokens; t += 2)                                                                               \
+            wide_##MOST##_2(y, w, tile, t, tokens, groups, layout);                                                   \
+        if (t < tokens)                                                                                               \
+            wide_##MOST##_1(y, w, tile, t, tokens, groups, layout);                                                   \
     }
-#define WIDE_OF_SIX(MOST)                                                                                             \
-    WIDE_TILE(MOST, 1, 1)                                                                                             \
-    WIDE_TILE(MOST, 1, 2)                                                                                             \
-    WIDE_TILE(MOST, 1, 3)                                                                                             \
-    WIDE_TILE(MOST, 1, 4)                                                                                             \
-    WIDE_TILE(MOST, 1, 5)                                                                                             \
-    WIDE_TILE(MOST, 1, 6)                                                                                             \
-    WIDE(MOST, 1, 6, wide_##MOST##_1, wide_##MOST##_2, wide_##MOST##_3, wide_##MOST##_4, wide_##MOST##_5,             \
-         wide_##MOST##_6)
 
-WIDE_OF_SIX(31)
-WIDE_OF_SIX(63)
-WIDE_OF_SIX(127)
-WIDE_TILE(255, 2, 1)
-WIDE_TILE(255, 2, 2)
-WIDE_TILE(255, 2, 3)
-WIDE(255, 2, 3, wide_255_1, wide_255_2, wide_255_3)
+WIDE(31)
+WIDE(63)
+WIDE(127)
+WIDE(255)
 
 static void wide(float *y, const qwq_wide *w, const qwq_tile *tile, size_t tokens, size_t groups,
                  const qwq_layout *layout)
@@ -344,31 +383,29 @@ static void q4(float *y, const uint8_t *blocks, const qwq_tile *tile, size_t tok
             }
 }
 
-/* Floats: 16 rows of a panel are two registers. A group's products are summed first, then added to y. */
+/* Floats: a column of a panel is four registers. A group's products are summed first, then added to y. */
 #define FLOATS_TILE(NAME, name, TOKENS)                                                                               \
     static void name##_##TOKENS(float *y, const uint8_t *w, const qwq_tile *tile, size_t t0, size_t tokens,           \
-                                size_t groups, int half)                                                              \
+                                size_t groups)                                                                        \
     {                                                                                                                 \
         const float *x = tile->x + t0;                                                                                \
-        w += half * NAME##_COLUMN / 2;                                                                                \
-        y += t0 * PANEL + 16 * (size_t)half;                                                                          \
+        y += t0 * PANEL;                                                                                              \
         for (size_t g = 0; g < groups; g++) {                                                                         \
-            __m256 s0[TOKENS], s1[TOKENS];                                                                            \
-            EACH_TOKEN(TOKENS) s0[t] = s1[t] = _mm256_setzero_ps();                                                   \
+            __m256 sum[TOKENS][ROWS];                                                                                 \
+            EACH_TOKEN(TOKENS) EACH_ROW sum[t][r] = _mm256_setzero_ps();                                              \
             _Pragma("GCC unroll 4") for (size_t k = 0; k < GROUP; k++, x += tokens, w += NAME##_COLUMN) {             \
-                const __m256 w0 = NAME##_EIGHT(w), w1 = NAME##_EIGHT(w + NAME##_COLUMN / 4);                          \
-                EACH_TOKEN(TOKENS)                                                                                    \
+                __m256 one[TOKENS];                                                                                   \
+                EACH_TOKEN(TOKENS) __asm__ volatile("vbroadcastss %1, %0" : "=x"(one[t]) : "m"(x[t]));                \
+                EACH_ROW                                                                                              \
                 {                                                                                                     \
-                    __m256 one = _mm256_set1_ps(x[t]);                                                                \
-                    s0[t] = _mm256_add_ps(s0[t], _mm256_mul_ps(one, w0));                                             \
-                    s1[t] = _mm256_add_ps(s1[t], _mm256_mul_ps(one, w1));                                             \
+                    const __m256 eight = NAME##_EIGHT(w + NAME##_COLUMN / ROWS * r);                                  \
+                    EACH_TOKEN(TOKENS) sum[t][r] = _mm256_add_ps(sum[t][r], _mm256_mul_ps(one[t], eight));            \
                 }                                                                                                     \
             }                                                                                                         \
-            EACH_TOKEN(TOKENS)                                                                                        \
+            EACH_TOKEN(TOKENS) EACH_ROW                                                                               \
             {                                                                                                         \
-                float *to = y + t * PANEL;                                                                            \
-                _mm256_storeu_ps(to, _mm256_add_ps(_mm256_loadu_ps(to), s0[t]));                                      \
-                _mm256_storeu_ps(to + 8, _mm256_add_ps(_mm256_loadu_ps(to + 8), s1[t]));                              \
+                float *to = y + t * PANEL + 8 * r;                                                                    \
+                _mm256_storeu_ps(to, _mm256_add_ps(_mm256_loadu_ps(to), sum[t][r]));                                  \
             }                                                                                                         \
         }                                                                                                             \
     }
@@ -383,23 +420,20 @@ enum { FP32_COLUMN = PANEL * 4, BF16_COLUMN = PANEL * 2, FP16_COLUMN = PANEL * 2
 #define FLOATS(NAME, name)                                                                                            \
     FLOATS_TILE(NAME, name, 1)                                                                                        \
     FLOATS_TILE(NAME, name, 2)                                                                                        \
-    FLOATS_TILE(NAME, name, 3)                                                                                        \
     static void name(float *y, const uint8_t *blocks, const qwq_tile *tile, size_t tokens, size_t groups)             \
     {                                                                                                                 \
-        for (int half = 0; half < 2; half++)                                                                          \
-            for (size_t t = 0; t < tokens; t += 3)                                                                    \
-                switch (tokens - t) {                                                                                 \
-                case 1: name##_1(y, blocks, tile, t, tokens, groups, half); break;                                    \
-                case 2: name##_2(y, blocks, tile, t, tokens, groups, half); break;                                    \
-                default: name##_3(y, blocks, tile, t, tokens, groups, half); break;                                   \
-                }                                                                                                     \
+        size_t t = 0;                                                                                                 \
+        for (; t + 2 <= tokens; t += 2)                                                                               \
+            name##_2(y, blocks, tile, t, tokens, groups);                                                             \
+        if (t < tokens)                                                                                               \
+            name##_1(y, blocks, tile, t, tokens, groups);                                                             \
     }
 
 FLOATS(BF16, bf16)
 FLOATS(FP16, fp16)
 FLOATS(FP32, fp32)
 
-const qwq_kernels qwq_avx2_kernels = {largest, quantise, quantise_q4, quantise_q8, unpack, NULL, wide,
+const qwq_kernels qwq_avx2_kernels = {largest, quantise, quantise_q4, quantise_q8, unpack, widen, scale, wide,
                                       {q4, NULL, NULL, NULL, NULL, bf16, fp16, fp32}};
 
 #else

@@ -290,6 +290,14 @@ static void scale(qwq_wide *w, uint64_t used)
     __m512i first = _mm512_loadu_si512(w + 2 * l * LINE);                                                             \
     __m512i second = _mm512_loadu_si512(w + (2 * l + 1) * LINE);
 
+/* w * x. A broadcast of its own takes an arithmetic unit, and a third of the speed: here, too, it stays an operand. */
+static inline __m512 times(__m512 w, const float *x)
+{
+    __m512 product;
+    __asm__("vmulps %2%{1to16%}, %1, %0" : "=v"(product) : "v"(w), "m"(*x));
+    return product;
+}
+
 /* Floats: a column of a panel is two registers. A group's products are summed first, then added to y. */
 #define FLOATS_TILE(NAME, name, TOKENS)                                                                               \
     static void name##_##TOKENS(float *y, const uint8_t *w, const qwq_tile *tile, size_t groups)                      \
@@ -302,9 +310,8 @@ static void scale(qwq_wide *w, uint64_t used)
                 const __m512 w0 = NAME##_HALF(w), w1 = NAME##_HALF(w + NAME##_COLUMN / 2);                            \
                 EACH_TOKEN(TOKENS)                                                                                    \
                 {                                                                                                     \
-                    __m512 one = _mm512_set1_ps(x[t]);                                                                \
-                    s0[t] = _mm512_add_ps(s0[t], _mm512_mul_ps(one, w0));                                             \
-                    s1[t] = _mm512_add_ps(s1[t], _mm512_mul_ps(one, w1));                                             \
+                    s0[t] = _mm512_add_ps(s0[t], times(w0, x + t));                                                   \
+                    s1[t] = _mm512_add_ps(s1[t], times(w1, x + t));                                                   \
                 }                                                                                                     \
             }                                                                                                         \
             EACH_TOKEN(TOKENS)                                                                                        \
@@ -356,7 +363,7 @@ static void wide(float *y, const qwq_wide *w, const qwq_tile *tile, size_t token
     tiles[layout->subgroups / 2][tokens - 1](y, w, tile, groups, layout->offset);
 }
 
-const qwq_kernels qwq_avx512_kernels = {largest, quantise, quantise_q4, quantise_q8, unpack, scale, wide,
+const qwq_kernels qwq_avx512_kernels = {largest, quantise, quantise_q4, quantise_q8, unpack, widen, scale, wide,
                                         {q4, NULL, NULL, NULL, q8, bf16, fp16, fp32}};
 
 #else

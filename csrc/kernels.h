@@ -69,6 +69,8 @@ typedef uint16_t quantise_q8_fn(int8_t *q, const float *w);
 /* One group of a panel, the part-th of its block, to the unpacked form. */
 typedef void unpack_fn(qwq_wide *wide, const uint8_t *block, size_t part, const qwq_format *format,
                        const qwq_layout *layout);
+/* Groups of bf16 or fp16 as blocks of fp32. */
+typedef void widen_fn(float *to, const uint8_t *blocks, size_t groups, int32_t codes);
 /* qwq_wide.scaled of one group, for the ratios of which a bit is set. */
 typedef void scale_fn(qwq_wide *wide, uint64_t used);
 /* y [tokens][PANEL] += one panel's groups, unpacked, and one tile of 1 to 6 tokens. */
@@ -83,6 +85,7 @@ typedef struct {
     quantise_q4_fn *quantise_q4;
     quantise_q8_fn *quantise_q8;
     unpack_fn *unpack;
+    widen_fn *widen;
     scale_fn *scale; /* NULL where qwq_wide.scaled is not used */
     wide_fn *wide;
     blocks_fn *blocks[QWQ_FP32 + 1]; /* by codes; NULL where there is only the way through `wide` */

@@ -143,5 +143,5 @@ FLOATS(bf16, uint16_t, bf16_to_float)
 FLOATS(fp16, uint16_t, half_to_float)
 FLOATS(fp32, float, )
 
-const qwq_kernels qwq_ref_kernels = {largest, quantise, quantise_q4, quantise_q8, unpack, NULL, wide,
+const qwq_kernels qwq_ref_kernels = {largest, quantise, quantise_q4, quantise_q8, unpack, widen, NULL, wide,
                                      {NULL, NULL, NULL, NULL, NULL, bf16, fp16, fp32}};

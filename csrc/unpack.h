@@ -9,7 +9,13 @@ typedef uint8_t line_of_bytes __attribute__((vector_size(LINE), aligned(1), may_
 static inline void unpack_codes(uint8_t (*code)[2][LINE], const uint8_t *from, int32_t codes)
 {
     if (codes == QWQ_Q8) {
+#ifdef SIGNED_BYTES
+        const line_of_bytes *bytes = (const line_of_bytes *)(const void *)from;
+        for (int l = 0; l < 2 * LINES; l++)
+            ((line_of_bytes *)(void *)code)[l] = bytes[l] ^ Q8_EXCESS;
+#else
         __builtin_memcpy(code, from, 2 * NIBBLES);
+#endif
         return;
     }
     if (codes == QWQ_Q4) {
@@ -80,4 +86,15 @@ static void unpack(qwq_wide *wide, const uint8_t *block, size_t part, const qwq_
                            scales + (2 * n + at) * PANEL);
         }
     }
+}
+
+/* Groups of bf16 or fp16 as blocks of fp32. */
+static void widen(float *to, const uint8_t *blocks, size_t groups, int32_t codes)
+{
+    for (size_t i = 0; i < groups * GROUP; i++, blocks += 2 * PANEL, to += PANEL)
+        if (codes == QWQ_FP16)
+            halves(to, blocks);
+        else
+            for (size_t r = 0; r < PANEL; r++)
+                ((uint32_t *)(void *)to)[r] = (uint32_t)((const uint16_t *)(const void *)blocks)[r] << 16;
 }
