@@ -501,9 +501,10 @@ static void few_times(float *y, qwq_wide *wide, const qwq_job *j, const uint8_t 
         tile[i] = tile_in(&j->scratch, l, j->T, t, tokens[i], 0);
     }
     if (!wide) {
-        j->kernels->blocks[j->format->codes](y, panel, tile, tokens[0], groups);
+        j->kernels->blocks[j->format->codes](y, panel, tile, tokens[0], groups, j->format, l);
         if (j->tiles == 2)
-            j->kernels->blocks[j->format->codes](y + tokens[0] * PANEL, panel, tile + 1, tokens[1], groups);
+            j->kernels->blocks[j->format->codes](y + tokens[0] * PANEL, panel, tile + 1, tokens[1], groups, j->format,
+                                                 l);
         return;
     }
     for (size_t g = 0; g < groups; g++) {
@@ -550,7 +551,7 @@ static void many_times(float *results, qwq_wide *wide, const qwq_job *j, size_t 
                 size_t t = tile_at(j->T, j->tiles, i), tokens = tile_at(j->T, j->tiles, i + 1) - t;
                 qwq_tile tile = tile_in(s, l, j->T, t, tokens, g);
                 if (l->floats) {
-                    j->kernels->blocks[codes](y + (t - first) * PANEL, blocks, &tile, tokens, groups);
+                    j->kernels->blocks[codes](y + (t - first) * PANEL, blocks, &tile, tokens, groups, j->format, l);
                     continue;
                 }
                 if (g + groups < s->groups) {
@@ -621,7 +622,7 @@ int qwq_matmul(float *y, const qwq_format *format, const uint8_t *w, const float
     if (!aligned(w, LINE) || !aligned(scratch, LINE) || !aligned(y, 4) || !aligned(x, 4))
         return QWQ_EALIGN;
     const qwq_kernels *kernels = variant(isa);
-    int direct = T <= FEW && (l.floats || l.subgroups == 1) && kernels->blocks[format->codes];
+    int direct = T <= FEW && kernels->blocks[format->codes] && !(format->codes == QWQ_Q8 && l.subgroups > 1);
     qwq_scratch s = scratch_of(scratch, &l, T, K, threads);
     if (f->swiglu && (N % (2 * PANEL) || f->residual))
         return QWQ_ESIZE;

@@ -170,6 +170,22 @@ static inline void halves(float *to, const uint8_t *from)
         _mm256_storeu_ps(to + r, eight_halves(from + 2 * r));
 }
 
+static inline void bytes_times(float *to, const uint8_t *bytes, const float *d)
+{
+    for (int r = 0; r < PANEL; r += 8) {
+        __m256i eight = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)(bytes + r)));
+        _mm256_storeu_ps(to + r, _mm256_mul_ps(_mm256_loadu_ps(d + r), _mm256_cvtepi32_ps(eight)));
+    }
+}
+
+static inline void signed_bytes_times(float *to, const uint8_t *bytes, const float *d)
+{
+    for (int r = 0; r < PANEL; r += 8) {
+        __m256i eight = _mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)(bytes + r)));
+        _mm256_storeu_ps(to + r, _mm256_mul_ps(_mm256_loadu_ps(d + r), _mm256_cvtepi32_ps(eight)));
+    }
+}
+
 #define SIGNED_BYTES /* of q8, see DOTS_255 */
 #include "unpack.h"
 
@@ -372,8 +388,10 @@ Q4_TILE(1)
 Q4_TILE(2)
 Q4_TILE(3)
 
-static void q4(float *y, const uint8_t *blocks, const qwq_tile *tile, size_t tokens, size_t groups)
+static void q4(float *y, const uint8_t *blocks, const qwq_tile *tile, size_t tokens, size_t groups,
+               const qwq_format *format, const qwq_layout *layout)
 {
+    (void)format, (void)layout;
     for (int half = 0; half < 2; half++)
         for (size_t t = 0; t < tokens; t += 3)
             switch (tokens - t) {
@@ -420,8 +438,10 @@ enum { FP32_COLUMN = PANEL * 4, BF16_COLUMN = PANEL * 2, FP16_COLUMN = PANEL * 2
 #define FLOATS(NAME, name)                                                                                            \
     FLOATS_TILE(NAME, name, 1)                                                                                        \
     FLOATS_TILE(NAME, name, 2)                                                                                        \
-    static void name(float *y, const uint8_t *blocks, const qwq_tile *tile, size_t tokens, size_t groups)             \
+    static void name(float *y, const uint8_t *blocks, const qwq_tile *tile, size_t tokens, size_t groups,             \
+                     const qwq_format *format, const qwq_layout *layout)                                              \
     {                                                                                                                 \
+        (void)format, (void)layout;                                                                                   \
         size_t t = 0;                                                                                                 \
         for (; t + 2 <= tokens; t += 2)                                                                               \
             name##_2(y, blocks, tile, t, tokens, groups);                                                             \

@@ -146,6 +146,22 @@ static inline void halves(float *to, const uint8_t *from)
     _mm512_storeu_ps(to + 16, sixteen_halves(from + 32));
 }
 
+static inline void bytes_times(float *to, const uint8_t *bytes, const float *d)
+{
+    for (int r = 0; r < PANEL; r += 16) {
+        __m512i sixteen = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(const void *)(bytes + r)));
+        _mm512_storeu_ps(to + r, _mm512_mul_ps(_mm512_loadu_ps(d + r), _mm512_cvtepi32_ps(sixteen)));
+    }
+}
+
+static inline void signed_bytes_times(float *to, const uint8_t *bytes, const float *d)
+{
+    for (int r = 0; r < PANEL; r += 16) {
+        __m512i sixteen = _mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(const void *)(bytes + r)));
+        _mm512_storeu_ps(to + r, _mm512_mul_ps(_mm512_loadu_ps(d + r), _mm512_cvtepi32_ps(sixteen)));
+    }
+}
+
 #include "unpack.h"
 
 /* GCC 12 would load the broadcast first, and run out of registers: the operand stays in memory. */
@@ -290,6 +306,93 @@ static void scale(qwq_wide *w, uint64_t used)
     __m512i first = _mm512_loadu_si512(w + 2 * l * LINE);                                                             \
     __m512i second = _mm512_loadu_si512(w + (2 * l + 1) * LINE);
 
+/* Straight from blocks of any other format, with scales as unpack.h finds them: four lines at a time, of which
+ * NAME##_LINE reads the i-th. What a format's bytes have too little is added, 0 where there are no zeros. */
+#define ANY_TILE(NAME, name, TOKENS)                                                                                  \
+    static void name##_##TOKENS(float *y, const uint8_t *w, const qwq_tile *tile, size_t groups,                      \
+                                const qwq_format *format, const qwq_layout *layout)                                   \
+    {                                                                                                                 \
+        const __m512i low = _mm512_set1_epi8(15);                                                                     \
+        const int8_t *q = tile->q;                                                                                    \
+        const float *ratio = tile->ratio, *total = tile->sum;                                                         \
+        const int32_t *begin = tile->begin;                                                                           \
+        size_t per_block = layout->columns / GROUP, part = 0, each = LINES / layout->subgroups / 4;                   \
+        zeros less = {{0}};                                                                                           \
+        __m512 y0[TOKENS], y1[TOKENS];                                                                                \
+        EACH_TOKEN(TOKENS)                                                                                            \
+        {                                                                                                             \
+            y0[t] = _mm512_loadu_ps(y + t * PANEL);                                                                   \
+            y1[t] = _mm512_loadu_ps(y + t * PANEL + 16);                                                              \
+        }                                                                                                             \
+        for (size_t g = 0; g < groups; g++, ratio += TOKENS) {                                                        \
+            const uint8_t *lines = w + part * layout->codes, *plane = lines + NIBBLES;                                \
+            for (size_t s = 0; s < layout->subgroups; s++, begin += TOKENS, total += TOKENS) {                        \
+                float scale[PANEL], offset[PANEL] = {0};                                                                    \
+                unpack_scales(scale, offset, &less, w, part, s, format, layout);                                      \
+                const __m512i less0 = _mm512_loadu_si512(less.rows), less1 = _mm512_loadu_si512(less.rows + 16);      \
+                __m512i s0[TOKENS], s1[TOKENS];                                                                       \
+                EACH_TOKEN(TOKENS) s0[t] = s1[t] = _mm512_set1_epi32(begin[t]);                                       \
+                for (size_t l = 0; l < each; l++, lines += 4 * LINE, plane += NAME##_PLANE, q += 16 * TOKENS) {       \
+                    ANY_LINE(NAME, TOKENS, 0)                                                                         \
+                    ANY_LINE(NAME, TOKENS, 1)                                                                         \
+                    ANY_LINE(NAME, TOKENS, 2)                                                                         \
+                    ANY_LINE(NAME, TOKENS, 3)                                                                         \
+                }                                                                                                     \
+                const __m512 w0 = _mm512_loadu_ps(scale), w1 = _mm512_loadu_ps(scale + 16);                           \
+                EACH_TOKEN(TOKENS)                                                                                    \
+                {                                                                                                     \
+                    __m512 x = _mm512_set1_ps(ratio[t]);                                                              \
+                    SCALED(y0[t], s0[t], x, w0);                                                                      \
+                    SCALED(y1[t], s1[t], x, w1);                                                                      \
+                    if (layout->offset) {                                                                             \
+                        x = _mm512_set1_ps(total[t]);                                                                 \
+                        y0[t] = _mm512_add_ps(y0[t], _mm512_mul_ps(_mm512_loadu_ps(offset), x));                      \
+                        y1[t] = _mm512_add_ps(y1[t], _mm512_mul_ps(_mm512_loadu_ps(offset + 16), x));                 \
+                    }                                                                                                 \
+                }                                                                                                     \
+            }                                                                                                         \
+            if (++part == per_block) {                                                                                \
+                part = 0;                                                                                             \
+                w += layout->bytes;                                                                                   \
+            }                                                                                                         \
+        }                                                                                                             \
+        EACH_TOKEN(TOKENS)                                                                                            \
+        {                                                                                                             \
+            _mm512_storeu_ps(y + t * PANEL, y0[t]);                                                                   \
+            _mm512_storeu_ps(y + t * PANEL + 16, y1[t]);                                                              \
+        }                                                                                                             \
+    }
+#define ANY_LINE(NAME, TOKENS, i)                                                                                     \
+    {                                                                                                                 \
+        const __m512i codes = _mm512_loadu_si512(lines + i * LINE);                                                   \
+        __m512i first = _mm512_and_si512(codes, low), second = _mm512_and_si512(_mm512_srli_epi16(codes, 4), low);    \
+        NAME##_UPPER(i)                                                                                               \
+        first = _mm512_add_epi8(first, less0);                                                                        \
+        second = _mm512_add_epi8(second, less1);                                                                      \
+        EACH_TOKEN(TOKENS)                                                                                            \
+        {                                                                                                             \
+            DOT(s0[t], first, q + (i * TOKENS + t) * 4);                                                              \
+            DOT(s1[t], second, q + (i * TOKENS + t) * 4);                                                             \
+        }                                                                                                             \
+    }
+
+/* Bits `from` to `from` + n - 1 of every byte, at bit 4. */
+#define AT_FOUR(bytes, from, n)                                                                                       \
+    (from < 4 ? _mm512_slli_epi16(BITS(bytes, from, n), from < 4 ? 4 - from : 0)                                      \
+              : _mm512_srli_epi16(BITS(bytes, from, n), from < 4 ? 0 : from - 4))
+#define BITS(bytes, from, n) _mm512_and_si512(bytes, _mm512_set1_epi8((char)(((1 << n) - 1) << from)))
+
+enum { U4_PLANE = 0, U5_PLANE = LINE, U6_PLANE = 2 * LINE }; /* of four lines */
+#define U4_UPPER(i)
+#define U5_UPPER(i)                                                                                                   \
+    const __m512i bits = _mm512_loadu_si512(plane);                                                                   \
+    first = _mm512_or_si512(first, AT_FOUR(bits, 2 * i, 1));                                                          \
+    second = _mm512_or_si512(second, AT_FOUR(bits, (2 * i + 1), 1));
+#define U6_UPPER(i)                                                                                                   \
+    const __m512i bits = _mm512_loadu_si512(plane + i / 2 * LINE);                                                    \
+    first = _mm512_or_si512(first, AT_FOUR(bits, (i % 2 * 4), 2));                                                    \
+    second = _mm512_or_si512(second, AT_FOUR(bits, (i % 2 * 4 + 2), 2));
+
 /* w * x. A broadcast of its own takes an arithmetic unit, and a third of the speed: here, too, it stays an operand. */
 static inline __m512 times(__m512 w, const float *x)
 {
@@ -333,13 +436,30 @@ enum { FP32_COLUMN = PANEL * 4, BF16_COLUMN = PANEL * 2, FP16_COLUMN = PANEL * 2
 #define BLOCKS(KIND, NAME, name)                                                                                      \
     KIND##_TILE(NAME, name, 1) KIND##_TILE(NAME, name, 2) KIND##_TILE(NAME, name, 3)                                  \
     KIND##_TILE(NAME, name, 4) KIND##_TILE(NAME, name, 5) KIND##_TILE(NAME, name, 6)                                  \
-    static void name(float *y, const uint8_t *blocks, const qwq_tile *tile, size_t tokens, size_t groups)             \
+    static void name(float *y, const uint8_t *blocks, const qwq_tile *tile, size_t tokens, size_t groups,             \
+                     const qwq_format *format, const qwq_layout *layout)                                              \
     {                                                                                                                 \
+        (void)format, (void)layout;                                                                                   \
         static void (*const tiles[TILE])(float *, const uint8_t *, const qwq_tile *, size_t) = {                      \
             name##_1, name##_2, name##_3, name##_4, name##_5, name##_6};                                              \
         tiles[tokens - 1](y, blocks, tile, groups);                                                                   \
     }
 
+#define ANY(NAME, name)                                                                                               \
+    ANY_TILE(NAME, name, 1) ANY_TILE(NAME, name, 2) ANY_TILE(NAME, name, 3)                                           \
+    ANY_TILE(NAME, name, 4) ANY_TILE(NAME, name, 5) ANY_TILE(NAME, name, 6)                                           \
+    static void name(float *y, const uint8_t *blocks, const qwq_tile *tile, size_t tokens, size_t groups,             \
+                     const qwq_format *format, const qwq_layout *layout)                                              \
+    {                                                                                                                 \
+        static void (*const tiles[TILE])(float *, const uint8_t *, const qwq_tile *, size_t, const qwq_format *,      \
+                                         const qwq_layout *) = {name##_1, name##_2, name##_3,                         \
+                                                                name##_4, name##_5, name##_6};                        \
+        tiles[tokens - 1](y, blocks, tile, groups, format, layout);                                                   \
+    }
+
+ANY(U4, u4)
+ANY(U5, u5)
+ANY(U6, u6)
 BLOCKS(BLOCKS, Q4, q4)
 BLOCKS(BLOCKS, Q8, q8)
 BLOCKS(FLOATS, BF16, bf16)
@@ -364,7 +484,7 @@ static void wide(float *y, const qwq_wide *w, const qwq_tile *tile, size_t token
 }
 
 const qwq_kernels qwq_avx512_kernels = {largest, quantise, quantise_q4, quantise_q8, unpack, widen, scale, wide,
-                                        {q4, NULL, NULL, NULL, q8, bf16, fp16, fp32}};
+                                        {q4, u4, u5, u6, q8, bf16, fp16, fp32}};
 
 #else
 typedef int qwq_no_avx512; /* a file must hold something */

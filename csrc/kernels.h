@@ -77,7 +77,8 @@ typedef void scale_fn(qwq_wide *wide, uint64_t used);
 typedef void wide_fn(float *y, const qwq_wide *wide, const qwq_tile *tile, size_t tokens, size_t groups,
                      const qwq_layout *layout);
 /* The same straight from blocks, for few tokens, where memory is what is waited for; and for floats. */
-typedef void blocks_fn(float *y, const uint8_t *blocks, const qwq_tile *tile, size_t tokens, size_t groups);
+typedef void blocks_fn(float *y, const uint8_t *blocks, const qwq_tile *tile, size_t tokens, size_t groups,
+                       const qwq_format *format, const qwq_layout *layout);
 
 typedef struct {
     largest_fn *largest;

@@ -115,6 +115,18 @@ static inline void halves(float *to, const uint8_t *from)
         to[r] = half_to_float((uint16_t)(from[2 * r] | from[2 * r + 1] << 8));
 }
 
+static inline void bytes_times(float *to, const uint8_t *bytes, const float *d)
+{
+    for (int r = 0; r < PANEL; r++)
+        to[r] = d[r] * (float)bytes[r];
+}
+
+static inline void signed_bytes_times(float *to, const uint8_t *bytes, const float *d)
+{
+    for (int r = 0; r < PANEL; r++)
+        to[r] = d[r] * (float)(int8_t)bytes[r];
+}
+
 #include "unpack.h"
 
 static void wide(float *y, const qwq_wide *w, const qwq_tile *tile, size_t tokens, size_t groups,

@@ -1,5 +1,6 @@
 /* From blocks to qwq_wide, for every integer format: plain loops, compiled once for each ISA by the file that includes
- * this, which says before how a line of q4 is looked up (q4_line) and 32 halves become floats (halves).
+ * this, which says before how a line of q4 is looked up (q4_line), how 32 halves become floats (halves), and how 32
+ * floats are multiplied with bytes (bytes_times, signed_bytes_times).
  *
  * A block: for each of its groups of 64 columns the codes, then the scales of all. Codes: nibbles, a line for four
  * columns, rows 0-15 in the low ones; then for u5 and u6 a plane of the upper bits, of which byte i of a line holds
@@ -39,16 +40,39 @@ static inline void unpack_codes(uint8_t (*code)[2][LINE], const uint8_t *from, i
     }
 }
 
-/* Codes become code - zero + ZERO_EXCESS, in the lines of a subgroup. */
-static inline void take_zeros(uint8_t (*code)[2][LINE], size_t lines, const uint8_t *zero)
+/* What is added to every byte of a code so that it becomes code - zero + ZERO_EXCESS: for a row four times the same. */
+typedef union {
+    uint32_t rows[PANEL];
+    line_of_bytes lines[2];
+} zeros;
+
+/* The scales of subgroup s of group `part` of a block, and its offsets or zeros, as the format has them. */
+static inline void unpack_scales(float *scale, float *offset, zeros *less, const uint8_t *block, size_t part, size_t s,
+                                 const qwq_format *format, const qwq_layout *layout)
 {
-    union { uint32_t rows[PANEL]; line_of_bytes lines[2]; } less; /* for a row four times the same byte */
-    for (int r = 0; r < PANEL; r++)
-        less.rows[r] = (uint32_t)(ZERO_EXCESS - zero[r]) * 0x01010101u;
-    line_of_bytes *to = (line_of_bytes *)(void *)code;
-    for (size_t l = 0; l < 2 * lines; l += 2) {
-        to[l] += less.lines[0];
-        to[l + 1] += less.lines[1];
+    const uint8_t *scales = block + layout->scales;
+    size_t at = (part * GROUP + s * GROUP / layout->subgroups) >> layout->group_bits, n = layout->in_block;
+    float d[PANEL], least[PANEL];
+    switch (format->scales) {
+    case QWQ_SUPER:
+        halves(d, scales);
+        signed_bytes_times(scale, scales + (2 + at) * PANEL, d);
+        break;
+    case QWQ_SUPER_MIN:
+        halves(d, scales);
+        halves(least, scales + 2 * PANEL);
+        bytes_times(scale, scales + (4 + at) * PANEL, d);
+        for (int r = 0; r < PANEL; r++)
+            least[r] = -least[r];
+        bytes_times(offset, scales + (4 + n + at) * PANEL, least);
+        break;
+    default:
+        halves(scale, scales + at * 2 * PANEL);
+        if (format->scales == QWQ_OFFSET)
+            halves(offset, scales + (n + at) * 2 * PANEL);
+        if (format->scales == QWQ_ZERO)
+            for (int r = 0; r < PANEL; r++)
+                less->rows[r] = (uint32_t)(ZERO_EXCESS - scales[(2 * n + at) * PANEL + (size_t)r]) * 0x01010101u;
     }
 }
 
@@ -56,35 +80,14 @@ static inline void take_zeros(uint8_t (*code)[2][LINE], size_t lines, const uint
 static void unpack(qwq_wide *wide, const uint8_t *block, size_t part, const qwq_format *format,
                    const qwq_layout *layout)
 {
-    const uint8_t *scales = block + layout->scales, *bytes;
-    float d[PANEL], least[PANEL];
+    size_t lines = 2 * LINES / layout->subgroups;
+    line_of_bytes *code = (line_of_bytes *)(void *)wide->code;
     unpack_codes(wide->code, block + part * layout->codes, format->codes);
-    for (size_t s = 0, n = layout->in_block; s < layout->subgroups; s++) {
-        size_t at = (part * GROUP + s * GROUP / layout->subgroups) >> layout->group_bits;
-        switch (format->scales) {
-        case QWQ_SUPER:
-            halves(d, scales);
-            bytes = scales + (2 + at) * PANEL;
-            for (int r = 0; r < PANEL; r++)
-                wide->scale[s][r] = d[r] * (float)(int8_t)bytes[r];
-            break;
-        case QWQ_SUPER_MIN:
-            halves(d, scales);
-            halves(least, scales + 2 * PANEL);
-            bytes = scales + (4 + at) * PANEL;
-            for (int r = 0; r < PANEL; r++) {
-                wide->scale[s][r] = d[r] * (float)bytes[r];
-                wide->offset[s][r] = -(least[r] * (float)bytes[n * PANEL + (size_t)r]);
-            }
-            break;
-        default:
-            halves(wide->scale[s], scales + at * 2 * PANEL);
-            if (format->scales == QWQ_OFFSET)
-                halves(wide->offset[s], scales + (n + at) * 2 * PANEL);
-            if (format->scales == QWQ_ZERO)
-                take_zeros(wide->code + s * LINES / layout->subgroups, LINES / layout->subgroups,
-                           scales + (2 * n + at) * PANEL);
-        }
+    for (size_t s = 0; s < layout->subgroups; s++, code += lines) {
+        zeros less;
+        unpack_scales(wide->scale[s], wide->offset[s], &less, block, part, s, format, layout);
+        for (size_t l = 0; format->scales == QWQ_ZERO && l < lines; l++)
+            code[l] += less.lines[l % 2];
     }
 }
 
