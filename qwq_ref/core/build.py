@@ -10,6 +10,7 @@ from cffi import FFI
 
 CSRC = Path(__file__).parents[2] / "csrc"
 SOURCES = ("api.c", "cpu.c", "ref.c", "avx2.c", "avx512.c")
+SOURCES += ("attention_api.c", "attention_ref.c", "attention_avx2.c", "attention_avx512.c")
 # Products and sums are rounded one by one, as in spec/quant.py: no variant may fuse them.
 FLAGS = ["-std=gnu11", "-O3", "-ffp-contract=off", "-fopenmp", "-fvisibility=hidden"]
 
@@ -23,7 +24,7 @@ ffi.set_source(
     '#include "qwq.h"',
     sources=[f"csrc/{name}" for name in SOURCES],  # relative to setup.py, which setuptools insists on
     include_dirs=["csrc"],
-    depends=["csrc/qwq.h", "csrc/kernels.h"],
+    depends=["csrc/qwq.h", "csrc/kernels.h", "csrc/attention.h", "csrc/fixed.h"],
     extra_compile_args=FLAGS,
     extra_link_args=["-fopenmp"],
     optional=True,
