@@ -41,7 +41,7 @@ static size_t round_up(size_t n, size_t to)
 
 static size_t head_bytes(size_t capacity, size_t E, int fp32)
 {
-    return round_up(capacity, BLOCK) * (round_up(E, 16) * (fp32 ? 8 : 2) + (fp32 ? 0 : 8));
+    return round_up(capacity, SPAN) * (round_up(E, DIMS) * (fp32 ? 8 : 2) + (fp32 ? 0 : 8));
 }
 
 size_t qwq_kv_int8_bytes(size_t capacity, size_t K, size_t E)
@@ -54,38 +54,38 @@ size_t qwq_kv_fp32_bytes(size_t capacity, size_t K, size_t E)
     return K * head_bytes(capacity, E, 1);
 }
 
-/* A head's arrays from token t on, a multiple of 32. */
+/* A head's arrays from token t on, which begins a span. */
 static qwq_chunk chunk_at(const uint8_t *kv, size_t head, size_t t, size_t capacity, size_t E, int fp32)
 {
     const uint8_t *k = kv + head * head_bytes(capacity, E, fp32);
-    size_t C = round_up(capacity, BLOCK), wide = round_up(E, 16);
+    size_t C = round_up(capacity, SPAN), wide = round_up(E, DIMS);
     if (fp32)
         return (qwq_chunk){k + t * wide * 4, k + (C + t) * wide * 4, NULL, NULL};
     const float *scale = (const float *)(const void *)(k + 2 * C * wide);
     return (qwq_chunk){k + t * wide, k + (C + t) * wide, scale + t, scale + C + t};
 }
 
-/* Token i of a block of 32: keys, values and scales into their places. */
-static void place(const qwq_attention_kernels *kernels, qwq_chunk block, size_t i, const float *k, const float *v,
+/* Token i of a span: keys, values and scales into their places. */
+static void place(const qwq_attention_kernels *kernels, qwq_chunk span, size_t i, const float *k, const float *v,
                   const float *center, size_t E)
 {
-    size_t wide = round_up(E, 16);
+    size_t wide = round_up(E, DIMS);
     int8_t row[MOST];
-    uint8_t *keys = (uint8_t *)(uintptr_t)block.k + i / 16 * 16 * wide + i % 16 * 4;
-    uint8_t *values = (uint8_t *)(uintptr_t)block.v + i / 4 * 4 * wide + i % 4;
+    uint8_t *keys = (uint8_t *)(uintptr_t)span.k + i / 16 * 16 * wide + i % 16 * 4;
+    uint8_t *values = (uint8_t *)(uintptr_t)span.v;
     memset(row + E, 0, wide - E);
-    ((float *)(uintptr_t)block.k_scale)[i] = kernels->quantise(row, k, center, E);
+    ((float *)(uintptr_t)span.k_scale)[i] = kernels->quantise(row, k, center, E);
     for (size_t e = 0; e < wide; e++)
         keys[e / 4 * 64 + e % 4] = (uint8_t)(row[e] + KEY_OFFSET);
-    ((float *)(uintptr_t)block.v_scale)[i] = kernels->quantise(row, v, NULL, E);
+    ((float *)(uintptr_t)span.v_scale)[i] = kernels->quantise(row, v, NULL, E);
     for (size_t e = 0; e < wide; e++)
-        values[4 * e] = (uint8_t)row[e];
+        values[value_at(i, e, wide)] = (uint8_t)row[e];
 }
 
-static void place_fp32(qwq_chunk block, size_t i, const float *k, const float *v, size_t E)
+static void place_fp32(qwq_chunk span, size_t i, const float *k, const float *v, size_t E)
 {
-    size_t wide = round_up(E, 16);
-    float *keys = (float *)(uintptr_t)block.k + i * wide, *values = (float *)(uintptr_t)block.v + i * wide;
+    size_t wide = round_up(E, DIMS);
+    float *keys = (float *)(uintptr_t)span.k + i * wide, *values = (float *)(uintptr_t)span.v + i * wide;
     memcpy(keys, k, E * sizeof(float));
     memcpy(values, v, E * sizeof(float));
     memset(keys + E, 0, (wide - E) * sizeof(float));
@@ -104,17 +104,17 @@ static int append(uint8_t *kv, const float *k, const float *v, const float *cent
         return QWQ_EALIGN;
     if (!T)
         return 0;
-    size_t first = pos / BLOCK, blocks = (pos + T - 1) / BLOCK + 1 - first; /* threads share no line of the cache */
+    size_t first = pos / SPAN, spans = (pos + T - 1) / SPAN + 1 - first; /* threads share no line of the cache */
 #pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1 && T > 1)
-    for (size_t n = 0; n < K * blocks; n++) {
-        size_t head = n / blocks, start = (first + n % blocks) * BLOCK;
-        qwq_chunk block = chunk_at(kv, head, start, capacity, E, fp32);
-        for (size_t p = start > pos ? start : pos; p < pos + T && p < start + BLOCK; p++) {
+    for (size_t n = 0; n < K * spans; n++) {
+        size_t head = n / spans, start = (first + n % spans) * SPAN;
+        qwq_chunk span = chunk_at(kv, head, start, capacity, E, fp32);
+        for (size_t p = start > pos ? start : pos; p < pos + T && p < start + SPAN; p++) {
             size_t from = ((p - pos) * K + head) * E;
             if (fp32)
-                place_fp32(block, p - start, k + from, v + from, E);
+                place_fp32(span, p - start, k + from, v + from, E);
             else
-                place(kernels, block, p - start, k + from, v + from, center ? center + head * E : NULL, E);
+                place(kernels, span, p - start, k + from, v + from, center ? center + head * E : NULL, E);
         }
     }
     return 0;
@@ -140,18 +140,18 @@ typedef struct {
 
 static size_t step_of(size_t E)
 {
-    return round_up(E, 16) + OUT_EXTRA;
+    return round_up(E, DIMS) + OUT_EXTRA;
 }
 
 static size_t workspace_bytes(size_t E)
 {
-    return sizeof(float) * (PASS * round_up(E, 16) + 2 * ROWS * STRIDE + (ROWS + PASS) * step_of(E));
+    return sizeof(float) * (PASS * round_up(E, DIMS) + 2 * ROWS * STRIDE + (ROWS + PASS) * step_of(E));
 }
 
 static workspace workspace_at(float *scratch, int thread, size_t E)
 {
     float *at = scratch + (size_t)thread * (workspace_bytes(E) / sizeof(float));
-    workspace w = {.q = (uint8_t *)at, .scores = at + PASS * round_up(E, 16)};
+    workspace w = {.q = (uint8_t *)at, .scores = at + PASS * round_up(E, DIMS)};
     w.p = w.scores + ROWS * STRIDE;
     w.out = w.p + ROWS * STRIDE;
     w.state = w.out + ROWS * step_of(E);
@@ -240,7 +240,7 @@ static int attend(const job *j, const pass *p, size_t tile, size_t chunk, worksp
     }
     if (!most)
         return 0;
-    size_t first = least / BLOCK, last = (most + BLOCK - 1) / BLOCK;
+    size_t first = least / SPAN, last = (most + SPAN - 1) / SPAN;
     qwq_chunk kv = chunk_at(j->kv, p->head, start, j->capacity, j->E, j->fp32);
     const qwq_attention_kernels *kernels = j->kernels;
     (j->fp32 ? kernels->scores_fp32 : kernels->scores_int8)(&rows, &kv, first, last);
@@ -336,7 +336,7 @@ static int attention(float *y, const uint8_t *kv, const float *q, void *scratch,
         return QWQ_EALIGN;
     if (!T)
         return 0;
-    job j = {kernels, fp32, p_bits, kv, q, y, pos, T, capacity, H, K, H / K, E, round_up(E, 16), step_of(E), window};
+    job j = {kernels, fp32, p_bits, kv, q, y, pos, T, capacity, H, K, H / K, E, round_up(E, DIMS), step_of(E), window};
     size_t context = window && window < pos + T ? window : pos + T;
     if (T * H * context * E < LEAST_WORK)
         threads = 1;

@@ -90,7 +90,7 @@ INLINE void scores_of(qwq_rows *rows, const qwq_chunk *chunk, size_t t, size_t r
 
 static void scores_int8(qwq_rows *rows, const qwq_chunk *chunk, size_t first, size_t last)
 {
-    for (size_t t = first * BLOCK; t < last * BLOCK; t += 16) {
+    for (size_t t = first * SPAN; t < last * SPAN; t += 16) {
         size_t r = 0;
         for (; r + 2 <= rows->rows; r += 2)
             scores_of(rows, chunk, t, r, 2);
@@ -133,7 +133,7 @@ static void weights_int8(qwq_rows *rows, const qwq_chunk *chunk, size_t first, s
 {
     const __m256i zero[4] = {_mm256_setzero_si256(), _mm256_setzero_si256(), _mm256_setzero_si256(),
                              _mm256_setzero_si256()};
-    for (size_t b = first; b < last; b++)
+    for (size_t b = first * SPAN / BLOCK; b < last * SPAN / BLOCK; b++)
         rows->wide[b] = p_bits == 16;
     for (size_t r = 0; r < rows->rows; r++) {
         float *scores = rows->scores + r * STRIDE, *out = rows->out + r * (rows->E + OUT_EXTRA) + rows->E;
@@ -141,7 +141,7 @@ static void weights_int8(qwq_rows *rows, const qwq_chunk *chunk, size_t first, s
         int16_t *weights = (int16_t *)rows->p + r * STRIDE;
         float top = largest_score(scores, from, to);
         __m256 total[2] = {_mm256_setzero_ps(), _mm256_setzero_ps()};
-        for (size_t b = first; b < last; b++) {
+        for (size_t b = first * SPAN / BLOCK; b < last * SPAN / BLOCK; b++) {
             if (b < from / BLOCK || b * BLOCK >= to) {
                 store_weights(weights + b * BLOCK, zero, zero);
                 rows->unit[r][b] = 0;
@@ -184,9 +184,9 @@ static void weights_int8(qwq_rows *rows, const qwq_chunk *chunk, size_t first, s
 }
 
 /* One plane of a block's weights, of R rows, times 16 dimensions of its values. */
-INLINE void dot_values(__m256i s[2][4], const int16_t *weights, const int8_t *v, size_t E, const int R)
+INLINE void dot_values(__m256i s[2][4], const int16_t *weights, const int8_t *v, const int R)
 {
-    for (int quad = 0; quad < 8; quad++, v += 4 * E, weights += 4)
+    for (int quad = 0; quad < 8; quad++, v += 4 * DIMS, weights += 4)
         UNROLL for (int j = 0; j < 4; j++) {
             __m256i values = _mm256_cvtepi8_epi16(_mm_load_si128((const __m128i *)(const void *)(v + 16 * j)));
             UNROLL for (int i = 0; i < R; i++) {
@@ -204,15 +204,15 @@ INLINE void values_of(qwq_rows *rows, const int8_t *v, size_t b, size_t e, size_
     UNROLL for (int i = 0; i < R; i++)
         UNROLL for (int j = 0; j < 4; j++)
             s[i][j] = _mm256_setzero_si256();
-    v += b * BLOCK * E + 4 * e;
+    v += value_at(b * BLOCK, e, E);
     float upper = 256; /* the upper bytes alone are that much larger */
-    dot_values(s, weights, v, E, R);
+    dot_values(s, weights, v, R);
     if (rows->wide[b]) {
         upper = 1;
         UNROLL for (int i = 0; i < R; i++)
             UNROLL for (int j = 0; j < 4; j++)
                 s[i][j] = _mm256_slli_epi32(s[i][j], 8);
-        dot_values(s, weights + LOW, v, E, R);
+        dot_values(s, weights + LOW, v, R);
     }
     UNROLL for (int i = 0; i < R; i++)
         UNROLL for (int j = 0; j < 2; j++) {
@@ -233,7 +233,7 @@ INLINE void zero_out(qwq_rows *rows)
 static void values_int8(qwq_rows *rows, const qwq_chunk *chunk, size_t first, size_t last)
 {
     zero_out(rows);
-    for (size_t b = first; b < last; b++)
+    for (size_t b = first * SPAN / BLOCK; b < last * SPAN / BLOCK; b++)
         for (size_t e = 0; e < rows->E; e += 16) {
             size_t r = 0;
             for (; r + 2 <= rows->rows; r += 2)
@@ -259,7 +259,7 @@ INLINE __m256 eight_lane_sums(const __m256 *s)
 static void scores_fp32(qwq_rows *rows, const qwq_chunk *chunk, size_t first, size_t last)
 {
     size_t E = rows->E;
-    for (size_t b = first; b < last; b++)
+    for (size_t b = first * SPAN / BLOCK; b < last * SPAN / BLOCK; b++)
         for (size_t r = 0; r < rows->rows; r++)
             for (size_t t = b * BLOCK; t < (b + 1) * BLOCK; t += 8) {
                 const float *q = (const float *)rows->q + r * E;
@@ -315,7 +315,7 @@ static void values_fp32(qwq_rows *rows, const qwq_chunk *chunk, size_t first, si
 {
     size_t E = rows->E;
     zero_out(rows);
-    for (size_t b = first; b < last; b++)
+    for (size_t b = first * SPAN / BLOCK; b < last * SPAN / BLOCK; b++)
         for (size_t r = 0; r < rows->rows; r++) {
             size_t from = rows->from[r] > b * BLOCK ? rows->from[r] : b * BLOCK, e = 0;
             size_t to = rows->to[r] < (b + 1) * BLOCK ? rows->to[r] : (b + 1) * BLOCK;

@@ -10,6 +10,7 @@
 #define UNROLL _Pragma("GCC unroll 8")
 
 enum { PLANE = CHUNK + 64, LOW = ROWS * PLANE }; /* weights: upper bytes of each row, then lower bytes */
+enum { TURN = 32 }; /* blocks whose values pass through the first cache before the next dimensions are taken */
 
 INLINE __m512 load_centred(const float *x, const float *center, size_t e, size_t E)
 {
@@ -43,8 +44,8 @@ static float quantise(int8_t *q, const float *x, const float *center, size_t E)
 INLINE void scores_of(qwq_rows *rows, const qwq_chunk *chunk, size_t first, size_t last, const int R)
 {
     size_t E = rows->E;
-    const uint8_t *k = (const uint8_t *)chunk->k + first * BLOCK * E;
-    for (size_t b = first; b < last; b++, k += BLOCK * E) {
+    const uint8_t *k = (const uint8_t *)chunk->k + first * SPAN * E;
+    for (size_t b = first * SPAN / BLOCK; b < last * SPAN / BLOCK; b++, k += BLOCK * E) {
         __m512i s0[ROWS], s1[ROWS];
         const int8_t *q = rows->q;
         UNROLL for (int r = 0; r < R; r++)
@@ -79,142 +80,190 @@ static void scores_int8(qwq_rows *rows, const qwq_chunk *chunk, size_t first, si
     }
 }
 
-/* The largest score that a row sees. Those beside it, in the same blocks, become too low to count. */
+/* The largest score that a row sees. Those beside it, in the same spans, become too low to count. */
 INLINE float largest_score(float *scores, size_t from, size_t to)
 {
-    for (size_t t = from / BLOCK * BLOCK; t < from; t++)
+    for (size_t t = from / SPAN * SPAN; t < from; t++)
         scores[t] = ATTENTION_LOWEST;
-    for (size_t t = to; t % BLOCK; t++)
+    for (size_t t = to; t % SPAN; t++)
         scores[t] = ATTENTION_LOWEST;
     __m512 a = _mm512_set1_ps(ATTENTION_LOWEST), b = a;
-    for (size_t t = from / BLOCK * BLOCK; t < to; t += BLOCK) {
+    for (size_t t = from / SPAN * SPAN; t < to; t += 32) {
         a = _mm512_max_ps(a, _mm512_load_ps(scores + t));
         b = _mm512_max_ps(b, _mm512_load_ps(scores + t + 16));
     }
     return _mm512_reduce_max_ps(_mm512_max_ps(a, b));
 }
 
-/* The sums of a block's lower and upper bytes of 32 words. */
-INLINE void sum_bytes(__m512i words, uint32_t *low, uint32_t *high)
+/* Lane i: the largest of register i of four. */
+INLINE __m128 four_largest(const __m512 *x)
 {
-    __m512i l = _mm512_sad_epu8(_mm512_and_si512(words, _mm512_set1_epi16(255)), _mm512_setzero_si512());
-    __m512i h = _mm512_sad_epu8(_mm512_srli_epi16(words, 8), _mm512_setzero_si512());
-    __m512i both = _mm512_or_si512(l, _mm512_slli_epi64(h, 32));
-    uint64_t sums = (uint64_t)_mm512_reduce_add_epi64(both);
-    *low = (uint32_t)sums;
-    *high = (uint32_t)(sums >> 32);
+    __m512 a = _mm512_max_ps(_mm512_shuffle_f32x4(x[0], x[1], 0x44), _mm512_shuffle_f32x4(x[0], x[1], 0xEE));
+    __m512 b = _mm512_max_ps(_mm512_shuffle_f32x4(x[2], x[3], 0x44), _mm512_shuffle_f32x4(x[2], x[3], 0xEE));
+    __m512 c = _mm512_max_ps(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xDD));
+    c = _mm512_max_ps(c, _mm512_permute_ps(c, 0x4E));
+    c = _mm512_max_ps(c, _mm512_permute_ps(c, 0xB1));
+    return _mm512_castps512_ps128(_mm512_maskz_compress_ps(0x1111, c));
+}
+
+/* Bit i: rounding the weights of block i of four to 8 bits takes, or adds, more than 1/128 of their sum. The weights come
+ * as words, with 128 added. */
+INLINE uint32_t blocks_to_keep(const __m512i *words)
+{
+    __m512i s[4]; /* sums of lower bytes, and 2^32 times sums of upper bytes */
+    UNROLL for (int i = 0; i < 4; i++) {
+        __m512i low = _mm512_sad_epu8(_mm512_and_si512(words[i], _mm512_set1_epi16(255)), _mm512_setzero_si512());
+        __m512i high = _mm512_sad_epu8(_mm512_srli_epi16(words[i], 8), _mm512_setzero_si512());
+        s[i] = _mm512_or_si512(low, _mm512_slli_epi64(high, 32));
+    }
+    __m512i a = _mm512_add_epi64(_mm512_shuffle_i64x2(s[0], s[1], 0x44), _mm512_shuffle_i64x2(s[0], s[1], 0xEE));
+    __m512i b = _mm512_add_epi64(_mm512_shuffle_i64x2(s[2], s[3], 0x44), _mm512_shuffle_i64x2(s[2], s[3], 0xEE));
+    __m512i c = _mm512_add_epi64(_mm512_shuffle_i64x2(a, b, 0x88), _mm512_shuffle_i64x2(a, b, 0xDD));
+    c = _mm512_add_epi64(c, _mm512_permutex_epi64(c, 0xB1));
+    __m512i off = _mm512_sub_epi32(c, _mm512_set1_epi32(128 * BLOCK)); /* in the lower halves */
+    __m512i sum = _mm512_add_epi32(off, _mm512_slli_epi32(_mm512_srli_epi64(c, 32), 8));
+    uint32_t keep = _mm512_cmpgt_epi32_mask(_mm512_slli_epi32(_mm512_abs_epi32(off), 7), sum);
+    return (keep & 1) | (keep >> 3 & 2) | (keep >> 6 & 4) | (keep >> 9 & 8);
+}
+
+/* Two blocks' bytes, from words below 256, in the order of tokens: packing twice has mixed their quads. */
+INLINE __m512i bytes_of(__m512i a, __m512i b)
+{
+    const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    return _mm512_permutexvar_epi32(order, _mm512_packus_epi16(a, b));
+}
+
+/* One row's weights of one span: from p and scales to planes of bytes, and units. */
+INLINE void round_span(qwq_rows *rows, size_t r, size_t t, const __m512 *p, const float *scale, int p_bits)
+{
+    uint8_t *high = (uint8_t *)rows->p + r * PLANE + t, *low = high + LOW;
+    __m512 w[8], largest[4];
+    UNROLL for (int i = 0; i < 8; i++)
+        w[i] = _mm512_mul_ps(p[i], _mm512_load_ps(scale + 16 * i));
+    UNROLL for (int i = 0; i < 4; i++)
+        largest[i] = _mm512_max_ps(w[2 * i], w[2 * i + 1]);
+    __m128 most = four_largest(largest);
+    __mmask8 present = _mm_cmp_ps_mask(most, _mm_set1_ps(ATTENTION_SMALLEST), _CMP_GE_OQ);
+    __m512 inverse = _mm512_castps128_ps512(_mm_maskz_div_ps(present, _mm_set1_ps(UNITS), most));
+    _mm_storeu_ps(&rows->unit[r][t / BLOCK], _mm_mul_ps(most, _mm_set1_ps(1.0f / UNITS)));
+    __m512i words[4];
+    UNROLL for (int i = 0; i < 4; i++) {
+        __m512 x = _mm512_permutexvar_ps(_mm512_set1_epi32(i), inverse);
+        __m512i c0 = _mm512_cvtps_epi32(_mm512_mul_ps(w[2 * i], x));
+        __m512i c1 = _mm512_cvtps_epi32(_mm512_mul_ps(w[2 * i + 1], x));
+        words[i] = _mm512_add_epi16(_mm512_packus_epi32(c0, c1), _mm512_set1_epi16(128));
+    }
+    uint32_t keep = p_bits ? (p_bits == 16 ? 15 : 0) : blocks_to_keep(words);
+    __m512i lower[4] = {_mm512_setzero_si512(), _mm512_setzero_si512(), _mm512_setzero_si512(), _mm512_setzero_si512()};
+    if (keep)
+        UNROLL for (int i = 0; i < 4; i++)
+            if (keep >> i & 1) {
+                rows->wide[t / BLOCK + (size_t)i] = 1;
+                words[i] = _mm512_sub_epi16(words[i], _mm512_set1_epi16(128));
+                lower[i] = _mm512_and_si512(words[i], _mm512_set1_epi16(255));
+            }
+    UNROLL for (int i = 0; i < 4; i += 2) {
+        __m512i a = _mm512_srli_epi16(words[i], 8), b = _mm512_srli_epi16(words[i + 1], 8);
+        _mm512_store_si512(high + 32 * i, bytes_of(a, b));
+        _mm512_store_si512(low + 32 * i, bytes_of(lower[i], lower[i + 1]));
+    }
 }
 
 static void weights_int8(qwq_rows *rows, const qwq_chunk *chunk, size_t first, size_t last, int p_bits)
 {
-    for (size_t b = first; b < last; b++)
-        rows->wide[b] = p_bits == 16;
+    for (size_t b = first * SPAN / BLOCK; b < last * SPAN / BLOCK; b++)
+        rows->wide[b] = 0;
     for (size_t r = 0; r < rows->rows; r++) {
         float *scores = rows->scores + r * STRIDE, *out = rows->out + r * (rows->E + OUT_EXTRA) + rows->E;
         size_t from = rows->from[r], to = rows->to[r];
-        uint8_t *plane = (uint8_t *)rows->p + r * PLANE;
         float top = largest_score(scores, from, to);
-        __m512 total = _mm512_setzero_ps();
-        for (size_t b = first; b < last; b++) {
-            __m256i *high = (__m256i *)(void *)(plane + b * BLOCK), *low = (__m256i *)(void *)(plane + LOW + b * BLOCK);
-            if (b < from / BLOCK || b * BLOCK >= to) {
-                _mm256_store_si256(high, _mm256_setzero_si256());
-                _mm256_store_si256(low, _mm256_setzero_si256());
-                rows->unit[r][b] = 0;
-                continue;
+        __m512 total = _mm512_setzero_ps(), p[8];
+        for (size_t t = first * SPAN; t < last * SPAN; t += SPAN) {
+            const float *scale = chunk->v_scale + t;
+            float clean[SPAN] __attribute__((aligned(64)));
+            if (t < from || t + SPAN > to) { /* what is not seen may be anything: a NaN too */
+                for (size_t i = 0; i < SPAN; i++)
+                    clean[i] = t + i >= from && t + i < to ? scale[i] : 0;
+                scale = clean;
             }
-            __m512 p0 = fixed_exp_avx512(_mm512_sub_ps(_mm512_load_ps(scores + b * BLOCK), _mm512_set1_ps(top)));
-            __m512 p1 = fixed_exp_avx512(_mm512_sub_ps(_mm512_load_ps(scores + b * BLOCK + 16), _mm512_set1_ps(top)));
-            total = _mm512_add_ps(_mm512_add_ps(total, p0), p1);
-            /* where p is 0, anything may lie in the cache */
-            __m512 w0 = _mm512_maskz_mul_ps(_mm512_test_epi32_mask(_mm512_castps_si512(p0), _mm512_castps_si512(p0)), p0,
-                                            _mm512_load_ps(chunk->v_scale + b * BLOCK));
-            __m512 w1 = _mm512_maskz_mul_ps(_mm512_test_epi32_mask(_mm512_castps_si512(p1), _mm512_castps_si512(p1)), p1,
-                                            _mm512_load_ps(chunk->v_scale + b * BLOCK + 16));
-            float largest = _mm512_reduce_max_ps(_mm512_max_ps(w0, w1));
-            __m512 inverse = _mm512_set1_ps(largest >= ATTENTION_SMALLEST ? UNITS / largest : 0);
-            __m512i c0 = _mm512_cvtps_epi32(_mm512_mul_ps(w0, inverse));
-            __m512i c1 = _mm512_cvtps_epi32(_mm512_mul_ps(w1, inverse));
-            /* Packing puts quads of tokens in the order 0 4 1 5 2 6 3 7, in which values_of reads them. */
-            __m512i words = _mm512_add_epi16(_mm512_packus_epi32(c0, c1), _mm512_set1_epi16(128));
-            int keep = p_bits == 16;
-            if (p_bits == 0) {
-                uint32_t lows, highs;
-                sum_bytes(words, &lows, &highs);
-                int32_t off = (int32_t)lows - 128 * BLOCK, sum = (int32_t)(256 * highs) + off;
-                keep = (off < 0 ? -off : off) * 128 > sum;
+            if (t + SPAN <= from || t >= to) {
+                UNROLL for (int i = 0; i < 8; i++)
+                    p[i] = _mm512_setzero_ps();
+            } else {
+                UNROLL for (int i = 0; i < 8; i++) {
+                    p[i] = fixed_exp_avx512(_mm512_sub_ps(_mm512_load_ps(scores + t + 16 * i), _mm512_set1_ps(top)));
+                    total = _mm512_add_ps(total, p[i]);
+                }
             }
-            __m256i lower = _mm256_setzero_si256();
-            if (keep) {
-                rows->wide[b] = 1;
-                words = _mm512_sub_epi16(words, _mm512_set1_epi16(128));
-                lower = _mm512_cvtepi16_epi8(words);
-            }
-            _mm256_store_si256(high, _mm512_cvtepi16_epi8(_mm512_srli_epi16(words, 8)));
-            _mm256_store_si256(low, lower);
-            rows->unit[r][b] = largest * (1.0f / UNITS);
+            round_span(rows, r, t, p, scale, p_bits);
         }
         out[OUT_TOP] = top;
         out[OUT_TOTAL] = fixed_lanes_avx512(total);
     }
 }
 
-/* One plane of a block's weights, of R rows, times 16 L dimensions of its values. */
-INLINE void dot_values(__m512i acc[ROWS][4], const uint8_t *plane, const int8_t *v, size_t E, const int R, const int L)
+/* Four tokens' weights of one row, to all lanes. Written so that GCC 12 does not load all of a block's first, and run out
+ * of registers. */
+INLINE __m512i four_weights(const uint8_t *weights)
 {
-    UNROLL for (int quad = 0; quad < 8; quad++, v += 4 * E) {
-        __m512i line[4];
-        UNROLL for (int i = 0; i < L; i++)
-            line[i] = _mm512_load_si512(v + 64 * i);
+    __m512i p;
+    __asm__("vpbroadcastd %1, %0" : "=v"(p) : "m"(*(const int32_t *)(const void *)weights));
+    return p;
+}
+
+/* One plane of a block's weights of R rows, times 32 dimensions of its values. */
+INLINE void dot_values(__m512i acc[ROWS][2], const uint8_t *plane, const int8_t *v, const int R)
+{
+    UNROLL for (int quad = 0; quad < BLOCK / 4; quad++, v += 4 * DIMS) {
+        __m512i v0 = _mm512_load_si512(v), v1 = _mm512_load_si512(v + 64);
         UNROLL for (int r = 0; r < R; r++) {
-            __m512i p;
-            __asm__("vpbroadcastd %1, %0"
-                    : "=v"(p)
-                    : "m"(*(const int32_t *)(const void *)(plane + r * PLANE + (quad % 4 * 2 + quad / 4) * 4)));
-            UNROLL for (int i = 0; i < L; i++)
-                acc[r][i] = _mm512_dpbusd_epi32(acc[r][i], p, line[i]);
+            __m512i p = four_weights(plane + r * PLANE + 4 * quad);
+            acc[r][0] = _mm512_dpbusd_epi32(acc[r][0], p, v0);
+            acc[r][1] = _mm512_dpbusd_epi32(acc[r][1], p, v1);
         }
     }
 }
 
-INLINE void values_of(qwq_rows *rows, const int8_t *v, size_t b, size_t e, const int R, const int L)
+/* One span, 32 dimensions from e on, of R rows. */
+INLINE void values_of(qwq_rows *rows, const int8_t *v, size_t span, size_t e, const int R)
 {
-    const uint8_t *plane = (const uint8_t *)rows->p + b * BLOCK;
-    size_t E = rows->E;
     float *out = rows->out + e;
-    __m512i acc[ROWS][4];
+    size_t step = rows->E + OUT_EXTRA;
+    __m512 sum[ROWS][2];
     UNROLL for (int r = 0; r < R; r++)
-        UNROLL for (int i = 0; i < L; i++)
-            acc[r][i] = _mm512_setzero_si512();
-    v += (b * BLOCK * E + e * 4);
-    float upper = 256; /* the upper bytes alone are that much larger */
-    dot_values(acc, plane, v, E, R, L);
-    if (rows->wide[b]) {
-        upper = 1;
+        UNROLL for (int i = 0; i < 2; i++)
+            sum[r][i] = _mm512_load_ps(out + (size_t)r * step + 16 * i);
+    for (size_t b = span * SPAN / BLOCK; b < (span + 1) * SPAN / BLOCK; b++, v += BLOCK * DIMS) {
+        const uint8_t *plane = (const uint8_t *)rows->p + b * BLOCK;
+        float upper = 256; /* the upper bytes alone are that much larger */
+        __m512i acc[ROWS][2];
         UNROLL for (int r = 0; r < R; r++)
-            UNROLL for (int i = 0; i < L; i++)
-                acc[r][i] = _mm512_slli_epi32(acc[r][i], 8);
-        dot_values(acc, plane + LOW, v, E, R, L);
-    }
-    UNROLL for (int r = 0; r < R; r++) {
-        __m512 unit = _mm512_set1_ps(rows->unit[r][b] * upper);
-        UNROLL for (int i = 0; i < L; i++) {
-            float *at = out + (size_t)r * (E + OUT_EXTRA) + 16 * i;
-            _mm512_store_ps(at, _mm512_add_ps(_mm512_load_ps(at), _mm512_mul_ps(_mm512_cvtepi32_ps(acc[r][i]), unit)));
+            acc[r][0] = acc[r][1] = _mm512_setzero_si512();
+        dot_values(acc, plane, v, R);
+        if (rows->wide[b]) {
+            upper = 1;
+            UNROLL for (int r = 0; r < R; r++)
+                UNROLL for (int i = 0; i < 2; i++)
+                    acc[r][i] = _mm512_slli_epi32(acc[r][i], 8);
+            dot_values(acc, plane + LOW, v, R);
+        }
+        UNROLL for (int r = 0; r < R; r++) {
+            __m512 unit = _mm512_set1_ps(rows->unit[r][b] * upper);
+            UNROLL for (int i = 0; i < 2; i++)
+                sum[r][i] = _mm512_add_ps(sum[r][i], _mm512_mul_ps(_mm512_cvtepi32_ps(acc[r][i]), unit));
         }
     }
+    UNROLL for (int r = 0; r < R; r++)
+        UNROLL for (int i = 0; i < 2; i++)
+            _mm512_store_ps(out + (size_t)r * step + 16 * i, sum[r][i]);
 }
 
 INLINE void values_rows(qwq_rows *rows, const int8_t *v, size_t first, size_t last, const int R)
 {
-    size_t E = rows->E;
-    for (size_t b = first; b < last; b++) {
-        size_t e = 0;
-        for (; e + 64 <= E; e += 64)
-            values_of(rows, v, b, e, R, 4);
-        for (; e < E; e += 16)
-            values_of(rows, v, b, e, R, 1);
-    }
+    v += first * SPAN * rows->E;
+    for (size_t span = first; span < last; span++)
+        for (size_t e = 0; e < rows->E; e += DIMS, v += SPAN * DIMS)
+            values_of(rows, v, span, e, R);
 }
 
 INLINE void zero_out(qwq_rows *rows)
@@ -258,7 +307,7 @@ INLINE __m512 sixteen_lane_sums(const __m512 *s)
 static void scores_fp32(qwq_rows *rows, const qwq_chunk *chunk, size_t first, size_t last)
 {
     size_t E = rows->E;
-    for (size_t b = first; b < last; b++)
+    for (size_t b = first * SPAN / BLOCK; b < last * SPAN / BLOCK; b++)
         for (size_t r = 0; r < rows->rows; r++)
             for (size_t t = b * BLOCK; t < (b + 1) * BLOCK; t += 16) {
                 const float *q = (const float *)rows->q + r * E;
@@ -286,7 +335,7 @@ static void weights_fp32(qwq_rows *rows, const qwq_chunk *chunk, size_t first, s
         float *scores = rows->scores + r * STRIDE, *out = rows->out + r * (rows->E + OUT_EXTRA) + rows->E;
         float top = largest_score(scores, rows->from[r], rows->to[r]);
         __m512 total = _mm512_setzero_ps();
-        for (size_t t = rows->from[r] / BLOCK * BLOCK; t < rows->to[r]; t += 16) {
+        for (size_t t = rows->from[r] / SPAN * SPAN; t < rows->to[r]; t += 16) {
             __m512 p = fixed_exp_avx512(_mm512_sub_ps(_mm512_load_ps(scores + t), _mm512_set1_ps(top)));
             total = _mm512_add_ps(total, p);
             _mm512_store_ps(scores + t, p);
@@ -315,7 +364,7 @@ static void values_fp32(qwq_rows *rows, const qwq_chunk *chunk, size_t first, si
 {
     size_t E = rows->E;
     zero_out(rows);
-    for (size_t b = first; b < last; b++)
+    for (size_t b = first * SPAN / BLOCK; b < last * SPAN / BLOCK; b++)
         for (size_t r = 0; r < rows->rows; r++) {
             size_t from = rows->from[r] > b * BLOCK ? rows->from[r] : b * BLOCK, e = 0;
             size_t to = rows->to[r] < (b + 1) * BLOCK ? rows->to[r] : (b + 1) * BLOCK;
@@ -323,10 +372,8 @@ static void values_fp32(qwq_rows *rows, const qwq_chunk *chunk, size_t first, si
             const float *p = rows->scores + r * STRIDE, *v = chunk->v;
             for (; e + 128 <= E; e += 128)
                 values_span(out + e, p, v + e, from, to, E, 8);
-            for (; e + 32 <= E; e += 32)
+            for (; e < E; e += DIMS)
                 values_span(out + e, p, v + e, from, to, E, 2);
-            for (; e < E; e += 16)
-                values_span(out + e, p, v + e, from, to, E, 1);
         }
 }
 

@@ -24,7 +24,7 @@ static void scores_int8(qwq_rows *rows, const qwq_chunk *chunk, size_t first, si
     const int8_t *q = rows->q;
     size_t E = rows->E;
     for (size_t r = 0; r < rows->rows; r++)
-        for (size_t t = first * BLOCK; t < last * BLOCK; t++) {
+        for (size_t t = first * SPAN; t < last * SPAN; t++) {
             int32_t sum = rows->begin[r];
             for (size_t e = 0; e < E; e++)
                 sum += k[t / 16 * 16 * E + e / 4 * 64 + t % 16 * 4 + e % 4] * q[(e / 4 * rows->rows + r) * 4 + e % 4];
@@ -38,7 +38,7 @@ static float softmax(float *p, float *total, const float *scores, size_t from, s
     float top = ATTENTION_LOWEST, lanes[16] = {0};
     for (size_t t = from; t < to; t++)
         top = scores[t] > top ? scores[t] : top;
-    for (size_t t = first * BLOCK; t < last * BLOCK; t++) {
+    for (size_t t = first * SPAN; t < last * SPAN; t++) {
         p[t] = t >= from && t < to ? fixed_exp(scores[t] - top) : 0;
         lanes[t % 16] = lanes[t % 16] + p[t];
     }
@@ -51,7 +51,7 @@ static void weights_int8(qwq_rows *rows, const qwq_chunk *chunk, size_t first, s
     for (size_t r = 0; r < rows->rows; r++) {
         float *p = rows->scores + r * STRIDE, *out = rows->out + r * (rows->E + OUT_EXTRA) + rows->E;
         out[OUT_TOP] = softmax(p, &out[OUT_TOTAL], p, rows->from[r], rows->to[r], first, last);
-        for (size_t b = first; b < last; b++) {
+        for (size_t b = first * SPAN / BLOCK; b < last * SPAN / BLOCK; b++) {
             float w[BLOCK], largest = 0;
             for (size_t i = 0; i < BLOCK; i++) {
                 float weight = p[b * BLOCK + i];
@@ -81,10 +81,10 @@ static void values_int8(qwq_rows *rows, const qwq_chunk *chunk, size_t first, si
     for (size_t r = 0; r < rows->rows; r++)
         for (size_t e = 0; e < E; e++) {
             float total = 0;
-            for (size_t b = first; b < last; b++) {
+            for (size_t b = first * SPAN / BLOCK; b < last * SPAN / BLOCK; b++) {
                 int32_t sum = 0;
                 for (size_t t = b * BLOCK; t < (b + 1) * BLOCK; t++)
-                    sum += ((const int32_t *)rows->p)[r * STRIDE + t] * v[(t / 4 * E + e) * 4 + t % 4];
+                    sum += ((const int32_t *)rows->p)[r * STRIDE + t] * v[value_at(t, e, E)];
                 total = total + (float)sum * rows->unit[r][b];
             }
             rows->out[r * (E + OUT_EXTRA) + e] = total;
@@ -96,7 +96,7 @@ static void scores_fp32(qwq_rows *rows, const qwq_chunk *chunk, size_t first, si
     const float *k = chunk->k, *q = rows->q;
     size_t E = rows->E;
     for (size_t r = 0; r < rows->rows; r++)
-        for (size_t t = first * BLOCK; t < last * BLOCK; t++) {
+        for (size_t t = first * SPAN; t < last * SPAN; t++) {
             float lanes[16];
             for (size_t j = 0; j < 16; j++)
                 lanes[j] = q[r * E + j] * k[t * E + j];

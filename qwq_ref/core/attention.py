@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from . import ISAS, Array, CoreError, _at, _check, _lib, chosen_isa, ffi
+from . import ISAS, Array, CoreError, _at, _check, _lib, chosen_isa
 
 ALIGN = 64
 
@@ -17,7 +17,7 @@ class KV:
 
     form    "int8" or "fp32"
     buffer  uint8, at a multiple of 64 bytes; 2 E + 8 bytes for each token and head in int8, 8 E in float32
-    center  [K, E], what is taken off int8 keys before they are rounded, or None
+    center  [K, E], what is taken off int8 keys before they are rounded: zeros take nothing
     """
 
     form: str
@@ -25,15 +25,14 @@ class KV:
     capacity: int
     K: int
     E: int
-    center: Array | None = None
+    center: Array
 
 
 def empty_kv(form: str, capacity: int, K: int, E: int, center: Array | None = None) -> KV:
     """A cache that holds nothing yet."""
     if form not in ("int8", "fp32"):
         raise CoreError(None, "form", f"must be int8 or fp32, got {form[:40]}")
-    if center is not None:
-        center = _floats("center", center, (K, E))
+    center = _floats("center", np.zeros((K, E)) if center is None else center, (K, E))
     size = getattr(_lib(), f"qwq_kv_{form}_bytes")(capacity, K, E)
     memory = np.empty(size + ALIGN, np.uint8)
     start = -memory.ctypes.data % ALIGN
@@ -45,9 +44,7 @@ def append(kv: KV, k: Array, v: Array, pos: int, isa: str | None = None, threads
     T = len(k)
     k, v = _floats("k", k, (T, kv.K, kv.E)), _floats("v", v, (T, kv.K, kv.E))
     _fits(kv, pos, T)
-    center = []
-    if kv.form == "int8":
-        center = [_at(kv.center) if kv.center is not None else ffi.NULL]
+    center = (_at(kv.center),) if kv.form == "int8" else ()
     function = getattr(_lib(), f"qwq_kv_{kv.form}_append")
     sizes = (pos, T, kv.capacity, kv.K, kv.E)
     _check(function(_at(kv.buffer), _at(k), _at(v), *center, *sizes, ISAS.index(chosen_isa(isa)), threads))

@@ -9,8 +9,8 @@ from pathlib import Path
 from cffi import FFI
 
 CSRC = Path(__file__).parents[2] / "csrc"
-SOURCES = ("api.c", "cpu.c", "ref.c", "avx2.c", "avx512.c")
-SOURCES += ("attention_api.c", "attention_ref.c", "attention_avx2.c", "attention_avx512.c")
+SOURCES = ["api.c", "cpu.c", "ref.c", "avx2.c", "avx512.c"]
+SOURCES += [f"attention_{name}.c" for name in ("api", "ref", "avx2", "avx512")]
 # Products and sums are rounded one by one, as in spec/quant.py: no variant may fuse them.
 FLAGS = ["-std=gnu11", "-O3", "-ffp-contract=off", "-fopenmp", "-fvisibility=hidden"]
 
