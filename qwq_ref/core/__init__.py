@@ -143,7 +143,11 @@ def _shape(name: str, array: Array, rank: int) -> tuple[int, ...]:
 
 def _check(code: int) -> None:
     if code:
-        reasons = {lib.QWQ_EISA: "the instruction set cannot run here", lib.QWQ_ESIZE: "a size is impossible"}
+        reasons = {
+            lib.QWQ_EISA: "the instruction set cannot run here",
+            lib.QWQ_ESIZE: "a size is impossible",
+            lib.QWQ_EALIGN: "a buffer is not aligned",
+        }
         raise CoreError(None, None, reasons.get(code, f"failed with code {code}"))
 
 
