@@ -106,118 +106,135 @@ INLINE __m128 four_largest(const __m512 *x)
     return _mm512_castps512_ps128(_mm512_maskz_compress_ps(0x1111, c));
 }
 
-/* Bit i: rounding the weights of block i of four to 8 bits takes, or adds, more than 1/128 of their sum. The weights come
- * as words, with 128 added. */
-INLINE uint32_t blocks_to_keep(const __m512i *words)
+/* Two blocks' bytes, from words below 256, in the order of tokens: packing twice has mixed their quads. */
+INLINE __m512i in_order(__m512i packed)
 {
-    __m512i s[4]; /* sums of lower bytes, and 2^32 times sums of upper bytes */
-    UNROLL for (int i = 0; i < 4; i++) {
-        __m512i low = _mm512_sad_epu8(_mm512_and_si512(words[i], _mm512_set1_epi16(255)), _mm512_setzero_si512());
-        __m512i high = _mm512_sad_epu8(_mm512_srli_epi16(words[i], 8), _mm512_setzero_si512());
-        s[i] = _mm512_or_si512(low, _mm512_slli_epi64(high, 32));
-    }
-    __m512i a = _mm512_add_epi64(_mm512_shuffle_i64x2(s[0], s[1], 0x44), _mm512_shuffle_i64x2(s[0], s[1], 0xEE));
-    __m512i b = _mm512_add_epi64(_mm512_shuffle_i64x2(s[2], s[3], 0x44), _mm512_shuffle_i64x2(s[2], s[3], 0xEE));
-    __m512i c = _mm512_add_epi64(_mm512_shuffle_i64x2(a, b, 0x88), _mm512_shuffle_i64x2(a, b, 0xDD));
-    c = _mm512_add_epi64(c, _mm512_permutex_epi64(c, 0xB1));
+    return _mm512_permutexvar_epi32(_mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15), packed);
+}
+
+/* Sums of two blocks' bytes, in even and odd lanes: of lower ones, and 2^32 times those of upper ones. */
+INLINE __m512i sums_of_bytes(__m512i low, __m512i high)
+{
+    __m512i lows = _mm512_sad_epu8(low, _mm512_setzero_si512()), highs = _mm512_sad_epu8(high, _mm512_setzero_si512());
+    return _mm512_or_si512(lows, _mm512_slli_epi64(highs, 32));
+}
+
+/* Bit i: rounding the weights of block i of four to 8 bits takes, or adds, more than 1/128 of their sum. Sums are of
+ * weights with 128 added. */
+INLINE uint32_t blocks_to_keep(__m512i s01, __m512i s23)
+{
+    __m512i c = _mm512_add_epi64(_mm512_shuffle_i64x2(s01, s23, 0x44), _mm512_shuffle_i64x2(s01, s23, 0xEE));
+    c = _mm512_add_epi64(c, _mm512_shuffle_i64x2(c, c, 0xB1));
     __m512i off = _mm512_sub_epi32(c, _mm512_set1_epi32(128 * BLOCK)); /* in the lower halves */
     __m512i sum = _mm512_add_epi32(off, _mm512_slli_epi32(_mm512_srli_epi64(c, 32), 8));
     uint32_t keep = _mm512_cmpgt_epi32_mask(_mm512_slli_epi32(_mm512_abs_epi32(off), 7), sum);
-    return (keep & 1) | (keep >> 3 & 2) | (keep >> 6 & 4) | (keep >> 9 & 8);
+    return (keep & 1) | (keep >> 1 & 2) | (keep >> 6 & 4) | (keep >> 7 & 8);
 }
 
-/* Two blocks' bytes, from words below 256, in the order of tokens: packing twice has mixed their quads. */
-INLINE __m512i bytes_of(__m512i a, __m512i b)
+/* From w and inverse units to bytes, for one span: upper bytes, or all of a block's where it keeps them. Returns which
+ * blocks do. */
+INLINE uint32_t round_span(uint8_t *plane, const float *w, const float *inverse, int p_bits)
 {
-    const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-    return _mm512_permutexvar_epi32(order, _mm512_packus_epi16(a, b));
-}
-
-/* One row's weights of one span: from p and scales to planes of bytes, and units. */
-INLINE void round_span(qwq_rows *rows, size_t r, size_t t, const __m512 *p, const float *scale, int p_bits)
-{
-    uint8_t *high = (uint8_t *)rows->p + r * PLANE + t, *low = high + LOW;
-    __m512 w[8], largest[4];
-    UNROLL for (int i = 0; i < 8; i++)
-        w[i] = _mm512_mul_ps(p[i], _mm512_load_ps(scale + 16 * i));
-    UNROLL for (int i = 0; i < 4; i++)
-        largest[i] = _mm512_max_ps(w[2 * i], w[2 * i + 1]);
-    __m128 most = four_largest(largest);
-    __mmask8 present = _mm_cmp_ps_mask(most, _mm_set1_ps(ATTENTION_SMALLEST), _CMP_GE_OQ);
-    __m512 inverse = _mm512_castps128_ps512(_mm_maskz_div_ps(present, _mm_set1_ps(UNITS), most));
-    _mm_storeu_ps(&rows->unit[r][t / BLOCK], _mm_mul_ps(most, _mm_set1_ps(1.0f / UNITS)));
-    __m512i words[4];
+    __m512i words[4], high[2], sums[2];
     UNROLL for (int i = 0; i < 4; i++) {
-        __m512 x = _mm512_permutexvar_ps(_mm512_set1_epi32(i), inverse);
-        __m512i c0 = _mm512_cvtps_epi32(_mm512_mul_ps(w[2 * i], x));
-        __m512i c1 = _mm512_cvtps_epi32(_mm512_mul_ps(w[2 * i + 1], x));
+        __m512 x = _mm512_set1_ps(inverse[i]);
+        __m512i c0 = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_load_ps(w + 32 * i), x));
+        __m512i c1 = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_load_ps(w + 32 * i + 16), x));
         words[i] = _mm512_add_epi16(_mm512_packus_epi32(c0, c1), _mm512_set1_epi16(128));
     }
-    uint32_t keep = p_bits ? (p_bits == 16 ? 15 : 0) : blocks_to_keep(words);
-    __m512i lower[4] = {_mm512_setzero_si512(), _mm512_setzero_si512(), _mm512_setzero_si512(), _mm512_setzero_si512()};
-    if (keep)
-        UNROLL for (int i = 0; i < 4; i++)
-            if (keep >> i & 1) {
-                rows->wide[t / BLOCK + (size_t)i] = 1;
-                words[i] = _mm512_sub_epi16(words[i], _mm512_set1_epi16(128));
-                lower[i] = _mm512_and_si512(words[i], _mm512_set1_epi16(255));
-            }
-    UNROLL for (int i = 0; i < 4; i += 2) {
-        __m512i a = _mm512_srli_epi16(words[i], 8), b = _mm512_srli_epi16(words[i + 1], 8);
-        _mm512_store_si512(high + 32 * i, bytes_of(a, b));
-        _mm512_store_si512(low + 32 * i, bytes_of(lower[i], lower[i + 1]));
+    UNROLL for (int i = 0; i < 2; i++) {
+        __m512i a = words[2 * i], b = words[2 * i + 1], bytes = _mm512_set1_epi16(255);
+        __m512i low = _mm512_packus_epi16(_mm512_and_si512(a, bytes), _mm512_and_si512(b, bytes));
+        high[i] = _mm512_packus_epi16(_mm512_srli_epi16(a, 8), _mm512_srli_epi16(b, 8));
+        sums[i] = sums_of_bytes(low, high[i]);
+        _mm512_store_si512(plane + 64 * i, in_order(high[i]));
     }
+    uint32_t keep = p_bits ? (p_bits == 16 ? 15 : 0) : blocks_to_keep(sums[0], sums[1]);
+    if (!keep)
+        return 0;
+    UNROLL for (int i = 0; i < 4; i++)
+        if (keep >> i & 1) {
+            __m512i c = _mm512_sub_epi16(words[i], _mm512_set1_epi16(128)), l = _mm512_and_si512(c, _mm512_set1_epi16(255));
+            c = in_order(_mm512_packus_epi16(_mm512_srli_epi16(c, 8), c));
+            l = in_order(_mm512_packus_epi16(l, l));
+            _mm256_store_si256((__m256i *)(void *)(plane + 32 * i), _mm512_castsi512_si256(c));
+            _mm256_store_si256((__m256i *)(void *)(plane + LOW + 32 * i), _mm512_castsi512_si256(l));
+        }
+    return keep;
+}
+
+/* One row: from scores to p, whose sum it returns, and to w = p * scale, with the largest w in each lane of a block.
+ * Spans that the row sees in part have a scale of zero where it does not see: there, anything may be in the cache. */
+INLINE __m512 weigh(float *scores, __m512 *largest, const float *v_scale, float top, size_t from, size_t to)
+{
+    __m512 total = _mm512_setzero_ps();
+    for (size_t t = from / SPAN * SPAN; t < to; t += SPAN) {
+        float clean[SPAN] __attribute__((aligned(64)));
+        const float *scale = v_scale + t;
+        if (t < from || t + SPAN > to) {
+            for (size_t i = 0; i < SPAN; i++)
+                clean[i] = t + i >= from && t + i < to ? scale[i] : 0;
+            scale = clean;
+        }
+        for (size_t i = 0; i < SPAN; i += 32) {
+            __m512 p0 = fixed_exp_avx512(_mm512_sub_ps(_mm512_load_ps(scores + t + i), _mm512_set1_ps(top)));
+            __m512 p1 = fixed_exp_avx512(_mm512_sub_ps(_mm512_load_ps(scores + t + i + 16), _mm512_set1_ps(top)));
+            total = _mm512_add_ps(_mm512_add_ps(total, p0), p1);
+            p0 = _mm512_mul_ps(p0, _mm512_load_ps(scale + i));
+            p1 = _mm512_mul_ps(p1, _mm512_load_ps(scale + i + 16));
+            _mm512_store_ps(scores + t + i, p0);
+            _mm512_store_ps(scores + t + i + 16, p1);
+            largest[(t + i) / BLOCK] = _mm512_max_ps(p0, p1);
+        }
+    }
+    return total;
 }
 
 static void weights_int8(qwq_rows *rows, const qwq_chunk *chunk, size_t first, size_t last, int p_bits)
 {
-    for (size_t b = first * SPAN / BLOCK; b < last * SPAN / BLOCK; b++)
-        rows->wide[b] = 0;
+    uint32_t kept[ROWS], any = 0;
     for (size_t r = 0; r < rows->rows; r++) {
         float *scores = rows->scores + r * STRIDE, *out = rows->out + r * (rows->E + OUT_EXTRA) + rows->E;
+        float *unit = rows->unit[r], inverse[BLOCKS] __attribute__((aligned(64)));
         size_t from = rows->from[r], to = rows->to[r];
-        float top = largest_score(scores, from, to);
-        __m512 total = _mm512_setzero_ps(), p[8];
-        for (size_t t = first * SPAN; t < last * SPAN; t += SPAN) {
-            const float *scale = chunk->v_scale + t;
-            float clean[SPAN] __attribute__((aligned(64)));
-            if (t < from || t + SPAN > to) { /* what is not seen may be anything: a NaN too */
-                for (size_t i = 0; i < SPAN; i++)
-                    clean[i] = t + i >= from && t + i < to ? scale[i] : 0;
-                scale = clean;
-            }
-            if (t + SPAN <= from || t >= to) {
-                UNROLL for (int i = 0; i < 8; i++)
-                    p[i] = _mm512_setzero_ps();
-            } else {
-                UNROLL for (int i = 0; i < 8; i++) {
-                    p[i] = fixed_exp_avx512(_mm512_sub_ps(_mm512_load_ps(scores + t + 16 * i), _mm512_set1_ps(top)));
-                    total = _mm512_add_ps(total, p[i]);
-                }
-            }
-            round_span(rows, r, t, p, scale, p_bits);
+        uint8_t *plane = (uint8_t *)rows->p + r * PLANE;
+        __m512 largest[BLOCKS];
+        kept[r] = 0;
+        out[OUT_TOP] = largest_score(scores, from, to);
+        out[OUT_TOTAL] = fixed_lanes_avx512(weigh(scores, largest, chunk->v_scale, out[OUT_TOP], from, to));
+        for (size_t t = from / SPAN * SPAN; t < to; t += SPAN) {
+            __m128 most = four_largest(largest + t / BLOCK);
+            __mmask8 present = _mm_cmp_ps_mask(most, _mm_set1_ps(ATTENTION_SMALLEST), _CMP_GE_OQ);
+            _mm_store_ps(inverse + t / BLOCK, _mm_maskz_div_ps(present, _mm_set1_ps(UNITS), most));
+            _mm_storeu_ps(unit + t / BLOCK, _mm_mul_ps(most, _mm_set1_ps(1.0f / UNITS)));
         }
-        out[OUT_TOP] = top;
-        out[OUT_TOTAL] = fixed_lanes_avx512(total);
+        for (size_t t = first * SPAN; t < last * SPAN; t += SPAN)
+            if (t + SPAN > from && t < to) {
+                uint32_t keep = round_span(plane + t, scores + t, inverse + t / BLOCK, p_bits);
+                kept[r] |= keep << t / BLOCK;
+            } else {
+                _mm512_store_si512(plane + t, _mm512_setzero_si512());
+                _mm512_store_si512(plane + t + 64, _mm512_setzero_si512());
+                _mm_storeu_ps(unit + t / BLOCK, _mm_setzero_ps());
+            }
+        any |= kept[r];
     }
-}
-
-/* Four tokens' weights of one row, to all lanes. Written so that GCC 12 does not load all of a block's first, and run out
- * of registers. */
-INLINE __m512i four_weights(const uint8_t *weights)
-{
-    __m512i p;
-    __asm__("vpbroadcastd %1, %0" : "=v"(p) : "m"(*(const int32_t *)(const void *)weights));
-    return p;
+    for (size_t b = first * SPAN / BLOCK; b < last * SPAN / BLOCK; b++) {
+        rows->wide[b] = any >> b & 1;
+        for (size_t r = 0; rows->wide[b] && r < rows->rows; r++)
+            if (!(kept[r] >> b & 1)) /* 8 bits beside a row's 16: its lower bytes are zero */
+                _mm256_store_si256((__m256i *)(void *)((uint8_t *)rows->p + r * PLANE + LOW + b * BLOCK), _mm256_setzero_si256());
+    }
 }
 
 /* One plane of a block's weights of R rows, times 32 dimensions of its values. */
 INLINE void dot_values(__m512i acc[ROWS][2], const uint8_t *plane, const int8_t *v, const int R)
 {
     UNROLL for (int quad = 0; quad < BLOCK / 4; quad++, v += 4 * DIMS) {
+        __asm__ volatile("" ::: "memory"); /* GCC 12 would load all quads first, and run out of registers */
         __m512i v0 = _mm512_load_si512(v), v1 = _mm512_load_si512(v + 64);
         UNROLL for (int r = 0; r < R; r++) {
-            __m512i p = four_weights(plane + r * PLANE + 4 * quad);
+            __m512i p = _mm512_set1_epi32(*(const int32_t *)(const void *)(plane + r * PLANE + 4 * quad));
             acc[r][0] = _mm512_dpbusd_epi32(acc[r][0], p, v0);
             acc[r][1] = _mm512_dpbusd_epi32(acc[r][1], p, v1);
         }
