@@ -20,8 +20,8 @@ enum {
 };
 static const float ATTENTION_SMALLEST = 0x1p-100f, ATTENTION_LARGEST = 0x1p56f, ATTENTION_LOWEST = -0x1p126f;
 
-/* The cache of one layer, for a capacity C (tokens, rounded up to 128) and a head dimension E (rounded up to 32), is one
- * buffer: for each KV head in turn
+/* The cache of one layer, for a capacity C (tokens, rounded up to 128) and a head dimension E (rounded up to 32), is
+ * one buffer: for each KV head in turn
  *   int8: keys C * E bytes [C/16][E/4][16][4], value + 128; values C * E bytes [C/128][E/32][128/4][32][4]; scales of
  *         keys [C], floats; scales of values [C]. Four dimensions of a key, or four tokens of a value, are what one
  *         instruction multiplies; reading follows addresses.
@@ -34,10 +34,11 @@ typedef struct {
     const float *k_scale, *v_scale; /* int8 only */
 } qwq_chunk;
 
-/* Up to six rows, in the caller's scratch. A row's result lies in `out`: E sums of p v, the largest score, the sum of p,
- * and room up to E + 16 floats. */
+/* Up to six rows, in the caller's scratch. A row's result lies in `out`: E sums of p v, the largest score, the sum of
+ * p, and room up to E + 16 floats. */
 typedef struct {
     size_t rows, E;
+    int streams;                 /* the cache is read once, from memory */
     const void *q;               /* int8 [E/4][rows][4]; fp32 [rows][E] */
     int32_t begin[ROWS];         /* int8: where the sums begin */
     float factor[ROWS];          /* scale of the query / sqrt(E) */

@@ -226,6 +226,7 @@ static int attend(const job *j, const pass *p, size_t tile, size_t chunk, worksp
 {
     size_t row = tile_row(p, tile), start = chunk * CHUNK, least = CHUNK, most = 0;
     qwq_rows rows = {.rows = tile_row(p, tile + 1) - row, .E = j->wide, .scores = w.scores, .p = w.p, .out = out};
+    rows.streams = tile == 0 && j->T * j->G <= PASS;
     rows.q = p->q + row * j->wide * (j->fp32 ? sizeof(float) : 1);
     for (size_t r = 0; r < rows.rows; r++) {
         size_t position = j->pos + (p->row + row + r) / j->G, from = seen_from(j, position);
@@ -270,7 +271,7 @@ static void by_chunk(const job *j, float *scratch, float *kept, int threads)
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
         workspace w = workspace_at(scratch, omp_get_thread_num(), j->E);
-#pragma omp for schedule(dynamic, 1)
+#pragma omp for schedule(guided)
         for (size_t n = 0; n < j->K * chunks; n++) {
             pass p;
             float *out = kept + n * rows * j->step;
@@ -311,10 +312,12 @@ static void by_rows(const job *j, float *scratch, int threads)
             for (size_t r = 0; r < some; r++)
                 empty(w.state + r * j->step, j->wide);
             for (size_t chunk = first; chunk <= last; chunk++)
-                for (size_t tile = 0; tile < p.tiles; tile++)
+                for (size_t tile = 0; tile < p.tiles; tile++) {
+                    size_t begin = tile_row(&p, tile), n_rows = tile_row(&p, tile + 1) - begin;
                     if (attend(j, &p, tile, chunk, w, w.out))
-                        for (size_t r = tile_row(&p, tile); r < tile_row(&p, tile + 1); r++)
-                            j->kernels->merge(w.state + r * j->step, w.out + (r - tile_row(&p, tile)) * j->step, j->wide);
+                        for (size_t r = 0; r < n_rows; r++)
+                            j->kernels->merge(w.state + (begin + r) * j->step, w.out + r * j->step, j->wide);
+                }
             for (size_t r = 0; r < some; r++)
                 finish(j, p.head, row + r, w.state + r * j->step);
         }

@@ -248,7 +248,8 @@ INLINE __m256 eight_lane_sums(const __m256 *s)
 {
     __m256 four[4], two[2];
     UNROLL for (int i = 0; i < 4; i++)
-        four[i] = _mm256_add_ps(_mm256_permute2f128_ps(s[i], s[i + 4], 0x20), _mm256_permute2f128_ps(s[i], s[i + 4], 0x31));
+        four[i] = _mm256_add_ps(_mm256_permute2f128_ps(s[i], s[i + 4], 0x20),
+                                _mm256_permute2f128_ps(s[i], s[i + 4], 0x31));
     UNROLL for (int i = 0; i < 2; i++) {
         __m256d a = _mm256_castps_pd(four[2 * i]), b = _mm256_castps_pd(four[2 * i + 1]);
         two[i] = _mm256_add_ps(_mm256_castpd_ps(_mm256_unpacklo_pd(a, b)), _mm256_castpd_ps(_mm256_unpackhi_pd(a, b)));
@@ -269,8 +270,9 @@ static void scores_fp32(qwq_rows *rows, const qwq_chunk *chunk, size_t first, si
                     __m256 low = _mm256_mul_ps(_mm256_loadu_ps(q), _mm256_load_ps(k));
                     __m256 high = _mm256_mul_ps(_mm256_loadu_ps(q + 8), _mm256_load_ps(k + 8));
                     for (size_t e = 16; e < E; e += 16) {
-                        low = _mm256_add_ps(low, _mm256_mul_ps(_mm256_loadu_ps(q + e), _mm256_load_ps(k + e)));
-                        high = _mm256_add_ps(high, _mm256_mul_ps(_mm256_loadu_ps(q + e + 8), _mm256_load_ps(k + e + 8)));
+                        __m256 q0 = _mm256_loadu_ps(q + e), q1 = _mm256_loadu_ps(q + e + 8);
+                        low = _mm256_add_ps(low, _mm256_mul_ps(q0, _mm256_load_ps(k + e)));
+                        high = _mm256_add_ps(high, _mm256_mul_ps(q1, _mm256_load_ps(k + e + 8)));
                     }
                     s[i] = _mm256_add_ps(low, high);
                 }

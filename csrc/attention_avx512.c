@@ -9,6 +9,17 @@
 #define INLINE static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 8")
 
+/* A body for each number of rows, which is then a constant. */
+#define FOR_ROWS(n, body, ...)                \
+    switch (n) {                              \
+    case 1: body(__VA_ARGS__, 1); break;      \
+    case 2: body(__VA_ARGS__, 2); break;      \
+    case 3: body(__VA_ARGS__, 3); break;      \
+    case 4: body(__VA_ARGS__, 4); break;      \
+    case 5: body(__VA_ARGS__, 5); break;      \
+    default: body(__VA_ARGS__, 6); break;     \
+    }
+
 enum { PLANE = CHUNK + 64, LOW = ROWS * PLANE }; /* weights: upper bytes of each row, then lower bytes */
 enum { TURN = 32 }; /* blocks whose values pass through the first cache before the next dimensions are taken */
 
@@ -41,7 +52,17 @@ static float quantise(int8_t *q, const float *x, const float *center, size_t E)
 #define DOT(sum, levels, four) \
     __asm__("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(sum) : "v"(levels), "m"(*(const int32_t *)(const void *)(four)))
 
-INLINE void scores_of(qwq_rows *rows, const qwq_chunk *chunk, size_t first, size_t last, const int R)
+/* Towards the second cache, where the context streams from memory: left alone, the processor reads ahead to the end of
+ * a page, and waits at the next. Once for each line that is used, since it can hold few requests at a time. */
+enum { AHEAD = 8192 };
+
+INLINE void fetch(const void *at)
+{
+    _mm_prefetch((const char *)at, _MM_HINT_T1);
+}
+
+INLINE void scores_of(qwq_rows *rows, const qwq_chunk *chunk, size_t first, size_t last, const size_t ahead,
+                      const int R)
 {
     size_t E = rows->E;
     const uint8_t *k = (const uint8_t *)chunk->k + first * SPAN * E;
@@ -52,6 +73,10 @@ INLINE void scores_of(qwq_rows *rows, const qwq_chunk *chunk, size_t first, size
             s0[r] = s1[r] = _mm512_set1_epi32(rows->begin[r]);
         for (const uint8_t *line = k; line < k + 16 * E; line += 64, q += 4 * R) {
             __m512i k0 = _mm512_load_si512(line), k1 = _mm512_load_si512(line + 16 * E);
+            if (ahead) {
+                fetch(line + ahead);
+                fetch(line + 16 * E + ahead);
+            }
             UNROLL for (int r = 0; r < R; r++) {
                 DOT(s0[r], k0, q + 4 * r);
                 DOT(s1[r], k1, q + 4 * r);
@@ -70,14 +95,10 @@ INLINE void scores_of(qwq_rows *rows, const qwq_chunk *chunk, size_t first, size
 
 static void scores_int8(qwq_rows *rows, const qwq_chunk *chunk, size_t first, size_t last)
 {
-    switch (rows->rows) {
-    case 1: scores_of(rows, chunk, first, last, 1); break;
-    case 2: scores_of(rows, chunk, first, last, 2); break;
-    case 3: scores_of(rows, chunk, first, last, 3); break;
-    case 4: scores_of(rows, chunk, first, last, 4); break;
-    case 5: scores_of(rows, chunk, first, last, 5); break;
-    default: scores_of(rows, chunk, first, last, 6); break;
-    }
+    if (rows->streams)
+        FOR_ROWS(rows->rows, scores_of, rows, chunk, first, last, AHEAD)
+    else
+        FOR_ROWS(rows->rows, scores_of, rows, chunk, first, last, 0)
 }
 
 /* The largest score that a row sees. Those beside it, in the same spans, become too low to count. */
@@ -154,7 +175,8 @@ INLINE uint32_t round_span(uint8_t *plane, const float *w, const float *inverse,
         return 0;
     UNROLL for (int i = 0; i < 4; i++)
         if (keep >> i & 1) {
-            __m512i c = _mm512_sub_epi16(words[i], _mm512_set1_epi16(128)), l = _mm512_and_si512(c, _mm512_set1_epi16(255));
+            __m512i c = _mm512_sub_epi16(words[i], _mm512_set1_epi16(128));
+            __m512i l = _mm512_and_si512(c, _mm512_set1_epi16(255));
             c = in_order(_mm512_packus_epi16(_mm512_srli_epi16(c, 8), c));
             l = in_order(_mm512_packus_epi16(l, l));
             _mm256_store_si256((__m256i *)(void *)(plane + 32 * i), _mm512_castsi512_si256(c));
@@ -221,18 +243,25 @@ static void weights_int8(qwq_rows *rows, const qwq_chunk *chunk, size_t first, s
     }
     for (size_t b = first * SPAN / BLOCK; b < last * SPAN / BLOCK; b++) {
         rows->wide[b] = any >> b & 1;
-        for (size_t r = 0; rows->wide[b] && r < rows->rows; r++)
-            if (!(kept[r] >> b & 1)) /* 8 bits beside a row's 16: its lower bytes are zero */
-                _mm256_store_si256((__m256i *)(void *)((uint8_t *)rows->p + r * PLANE + LOW + b * BLOCK), _mm256_setzero_si256());
+        for (size_t r = 0; rows->wide[b] && r < rows->rows; r++) {
+            uint8_t *low = (uint8_t *)rows->p + r * PLANE + LOW + b * BLOCK;
+            if (!(kept[r] >> b & 1)) /* 8 bits, beside another row's 16 */
+                _mm256_store_si256((__m256i *)(void *)low, _mm256_setzero_si256());
+        }
     }
 }
 
 /* One plane of a block's weights of R rows, times 32 dimensions of its values. */
-INLINE void dot_values(__m512i acc[ROWS][2], const uint8_t *plane, const int8_t *v, const int R)
+INLINE void dot_values(__m512i acc[ROWS][2], const uint8_t *plane, const int8_t *v, const size_t ahead,
+                       const int R)
 {
     UNROLL for (int quad = 0; quad < BLOCK / 4; quad++, v += 4 * DIMS) {
         __asm__ volatile("" ::: "memory"); /* GCC 12 would load all quads first, and run out of registers */
         __m512i v0 = _mm512_load_si512(v), v1 = _mm512_load_si512(v + 64);
+        if (ahead) {
+            fetch(v + ahead);
+            fetch(v + 64 + ahead);
+        }
         UNROLL for (int r = 0; r < R; r++) {
             __m512i p = _mm512_set1_epi32(*(const int32_t *)(const void *)(plane + r * PLANE + 4 * quad));
             acc[r][0] = _mm512_dpbusd_epi32(acc[r][0], p, v0);
@@ -242,7 +271,7 @@ INLINE void dot_values(__m512i acc[ROWS][2], const uint8_t *plane, const int8_t 
 }
 
 /* One span, 32 dimensions from e on, of R rows. */
-INLINE void values_of(qwq_rows *rows, const int8_t *v, size_t span, size_t e, const int R)
+INLINE void values_of(qwq_rows *rows, const int8_t *v, size_t span, size_t e, const size_t ahead, const int R)
 {
     float *out = rows->out + e;
     size_t step = rows->E + OUT_EXTRA;
@@ -256,13 +285,13 @@ INLINE void values_of(qwq_rows *rows, const int8_t *v, size_t span, size_t e, co
         __m512i acc[ROWS][2];
         UNROLL for (int r = 0; r < R; r++)
             acc[r][0] = acc[r][1] = _mm512_setzero_si512();
-        dot_values(acc, plane, v, R);
+        dot_values(acc, plane, v, ahead, R);
         if (rows->wide[b]) {
             upper = 1;
             UNROLL for (int r = 0; r < R; r++)
                 UNROLL for (int i = 0; i < 2; i++)
                     acc[r][i] = _mm512_slli_epi32(acc[r][i], 8);
-            dot_values(acc, plane + LOW, v, R);
+            dot_values(acc, plane + LOW, v, 0, R);
         }
         UNROLL for (int r = 0; r < R; r++) {
             __m512 unit = _mm512_set1_ps(rows->unit[r][b] * upper);
@@ -275,12 +304,12 @@ INLINE void values_of(qwq_rows *rows, const int8_t *v, size_t span, size_t e, co
             _mm512_store_ps(out + (size_t)r * step + 16 * i, sum[r][i]);
 }
 
-INLINE void values_rows(qwq_rows *rows, const int8_t *v, size_t first, size_t last, const int R)
+INLINE void values_rows(qwq_rows *rows, const int8_t *v, size_t first, size_t last, const size_t ahead, const int R)
 {
     v += first * SPAN * rows->E;
     for (size_t span = first; span < last; span++)
         for (size_t e = 0; e < rows->E; e += DIMS, v += SPAN * DIMS)
-            values_of(rows, v, span, e, R);
+            values_of(rows, v, span, e, ahead, R);
 }
 
 INLINE void zero_out(qwq_rows *rows)
@@ -293,14 +322,10 @@ INLINE void zero_out(qwq_rows *rows)
 static void values_int8(qwq_rows *rows, const qwq_chunk *chunk, size_t first, size_t last)
 {
     zero_out(rows);
-    switch (rows->rows) {
-    case 1: values_rows(rows, chunk->v, first, last, 1); break;
-    case 2: values_rows(rows, chunk->v, first, last, 2); break;
-    case 3: values_rows(rows, chunk->v, first, last, 3); break;
-    case 4: values_rows(rows, chunk->v, first, last, 4); break;
-    case 5: values_rows(rows, chunk->v, first, last, 5); break;
-    default: values_rows(rows, chunk->v, first, last, 6); break;
-    }
+    if (rows->streams)
+        FOR_ROWS(rows->rows, values_rows, rows, chunk->v, first, last, AHEAD)
+    else
+        FOR_ROWS(rows->rows, values_rows, rows, chunk->v, first, last, 0)
 }
 
 /* spec.quant.lane_sum of 16 registers at once: sums of halves, side by side. */
@@ -308,9 +333,9 @@ INLINE __m512 sixteen_lane_sums(const __m512 *s)
 {
     __m512 four[4];
     UNROLL for (int i = 0; i < 4; i++) {
-        __m512 a = _mm512_add_ps(_mm512_shuffle_f32x4(s[i], s[i + 4], 0x44), _mm512_shuffle_f32x4(s[i], s[i + 4], 0xEE));
-        __m512 b = _mm512_add_ps(_mm512_shuffle_f32x4(s[i + 8], s[i + 12], 0x44),
-                                 _mm512_shuffle_f32x4(s[i + 8], s[i + 12], 0xEE));
+        __m512 x = s[i], y = s[i + 4], z = s[i + 8], w = s[i + 12];
+        __m512 a = _mm512_add_ps(_mm512_shuffle_f32x4(x, y, 0x44), _mm512_shuffle_f32x4(x, y, 0xEE));
+        __m512 b = _mm512_add_ps(_mm512_shuffle_f32x4(z, w, 0x44), _mm512_shuffle_f32x4(z, w, 0xEE));
         four[i] = _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xDD));
     }
     __m512 two[2];
