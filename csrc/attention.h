@@ -41,7 +41,7 @@ typedef struct {
     int streams;                 /* the cache is read once, from memory */
     const void *q;               /* int8 [E/4][rows][4]; fp32 [rows][E] */
     int32_t begin[ROWS];         /* int8: where the sums begin */
-    float factor[ROWS];          /* scale of the query / sqrt(E) */
+    float factor[ROWS];          /* scale of the query * log2(e) / sqrt(E) */
     size_t from[ROWS], to[ROWS]; /* the tokens of the chunk that a row sees; to = 0 where none */
     float *scores;               /* [rows][STRIDE]; fp32: then p */
     void *p;                     /* int8: weights, as the variant likes, 4 bytes for each of [rows][STRIDE] */

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "attention.h"
+#include "fixed.h"
 
 enum {
     PASS = 48,          /* rows that walk through the context together, so that a chunk is read from cache */
@@ -190,7 +191,7 @@ static const float *query(const job *j, size_t head, size_t row)
 static void prepare(pass *p, const job *j, size_t head, size_t row, size_t rows, uint8_t *q)
 {
     *p = (pass){.head = head, .row = row, .rows = rows, .tiles = (rows + ROWS - 1) / ROWS, .q = q};
-    float over_root = 1.0f / sqrtf((float)j->E);
+    float over_root = LOG2_E / sqrtf((float)j->E); /* scores are logarithms to base 2 */
     for (size_t tile = 0; tile < p->tiles; tile++) {
         size_t first = tile_row(p, tile), n = tile_row(p, tile + 1) - first;
         for (size_t r = 0; r < n; r++) {

@@ -150,7 +150,7 @@ static void weights_int8(qwq_rows *rows, const qwq_chunk *chunk, size_t first, s
             __m256 w[4], largest = _mm256_setzero_ps();
             for (size_t i = 0; i < 4; i++) {
                 size_t t = b * BLOCK + 8 * i;
-                __m256 p = fixed_exp_avx2(_mm256_sub_ps(_mm256_load_ps(scores + t), _mm256_set1_ps(top)));
+                __m256 p = fixed_exp2_avx2(_mm256_sub_ps(_mm256_load_ps(scores + t), _mm256_set1_ps(top)));
                 total[i % 2] = _mm256_add_ps(total[i % 2], p);
                 /* where p is 0, anything may lie in the cache */
                 __m256 counts = _mm256_cmp_ps(p, _mm256_setzero_ps(), _CMP_GT_OQ);
@@ -289,7 +289,7 @@ static void weights_fp32(qwq_rows *rows, const qwq_chunk *chunk, size_t first, s
         float top = largest_score(scores, rows->from[r], rows->to[r]);
         __m256 total[2] = {_mm256_setzero_ps(), _mm256_setzero_ps()};
         for (size_t t = rows->from[r] / BLOCK * BLOCK; t < (rows->to[r] + 15) / 16 * 16; t += 8) {
-            __m256 p = fixed_exp_avx2(_mm256_sub_ps(_mm256_load_ps(scores + t), _mm256_set1_ps(top)));
+            __m256 p = fixed_exp2_avx2(_mm256_sub_ps(_mm256_load_ps(scores + t), _mm256_set1_ps(top)));
             total[t / 8 % 2] = _mm256_add_ps(total[t / 8 % 2], p);
             _mm256_store_ps(scores + t, p);
         }
@@ -333,7 +333,7 @@ static void values_fp32(qwq_rows *rows, const qwq_chunk *chunk, size_t first, si
 static void merge(float *state, const float *out, size_t E)
 {
     float top = state[E + OUT_TOP] > out[E + OUT_TOP] ? state[E + OUT_TOP] : out[E + OUT_TOP];
-    float keep = fixed_exp(state[E + OUT_TOP] - top), add = fixed_exp(out[E + OUT_TOP] - top);
+    float keep = fixed_exp2(state[E + OUT_TOP] - top), add = fixed_exp2(out[E + OUT_TOP] - top);
     state[E + OUT_TOP] = top;
     state[E + OUT_TOTAL] = state[E + OUT_TOTAL] * keep + out[E + OUT_TOTAL] * add;
     for (size_t e = 0; e < E; e += 8) {

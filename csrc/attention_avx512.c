@@ -199,8 +199,8 @@ INLINE __m512 weigh(float *scores, __m512 *largest, const float *v_scale, float 
             scale = clean;
         }
         for (size_t i = 0; i < SPAN; i += 32) {
-            __m512 p0 = fixed_exp_avx512(_mm512_sub_ps(_mm512_load_ps(scores + t + i), _mm512_set1_ps(top)));
-            __m512 p1 = fixed_exp_avx512(_mm512_sub_ps(_mm512_load_ps(scores + t + i + 16), _mm512_set1_ps(top)));
+            __m512 p0 = fixed_exp2_avx512(_mm512_sub_ps(_mm512_load_ps(scores + t + i), _mm512_set1_ps(top)));
+            __m512 p1 = fixed_exp2_avx512(_mm512_sub_ps(_mm512_load_ps(scores + t + i + 16), _mm512_set1_ps(top)));
             total = _mm512_add_ps(_mm512_add_ps(total, p0), p1);
             p0 = _mm512_mul_ps(p0, _mm512_load_ps(scale + i));
             p1 = _mm512_mul_ps(p1, _mm512_load_ps(scale + i + 16));
@@ -378,7 +378,7 @@ static void weights_fp32(qwq_rows *rows, const qwq_chunk *chunk, size_t first, s
         float top = largest_score(scores, rows->from[r], rows->to[r]);
         __m512 total = _mm512_setzero_ps();
         for (size_t t = rows->from[r] / SPAN * SPAN; t < rows->to[r]; t += 16) {
-            __m512 p = fixed_exp_avx512(_mm512_sub_ps(_mm512_load_ps(scores + t), _mm512_set1_ps(top)));
+            __m512 p = fixed_exp2_avx512(_mm512_sub_ps(_mm512_load_ps(scores + t), _mm512_set1_ps(top)));
             total = _mm512_add_ps(total, p);
             _mm512_store_ps(scores + t, p);
         }
@@ -422,7 +422,7 @@ static void values_fp32(qwq_rows *rows, const qwq_chunk *chunk, size_t first, si
 static void merge(float *state, const float *out, size_t E)
 {
     float top = state[E + OUT_TOP] > out[E + OUT_TOP] ? state[E + OUT_TOP] : out[E + OUT_TOP];
-    float keep = fixed_exp(state[E + OUT_TOP] - top), add = fixed_exp(out[E + OUT_TOP] - top);
+    float keep = fixed_exp2(state[E + OUT_TOP] - top), add = fixed_exp2(out[E + OUT_TOP] - top);
     state[E + OUT_TOP] = top;
     state[E + OUT_TOTAL] = state[E + OUT_TOTAL] * keep + out[E + OUT_TOTAL] * add;
     for (size_t e = 0; e < E; e += 16) {

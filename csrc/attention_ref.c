@@ -32,14 +32,14 @@ static void scores_int8(qwq_rows *rows, const qwq_chunk *chunk, size_t first, si
         }
 }
 
-/* The largest score that a row sees, and p = exp(score - largest) in `p`; their sum. Others are 0. */
+/* The largest score that a row sees, and p = 2^(score - largest) in `p`; their sum. Others are 0. */
 static float softmax(float *p, float *total, const float *scores, size_t from, size_t to, size_t first, size_t last)
 {
     float top = ATTENTION_LOWEST, lanes[16] = {0};
     for (size_t t = from; t < to; t++)
         top = scores[t] > top ? scores[t] : top;
     for (size_t t = first * SPAN; t < last * SPAN; t++) {
-        p[t] = t >= from && t < to ? fixed_exp(scores[t] - top) : 0;
+        p[t] = t >= from && t < to ? fixed_exp2(scores[t] - top) : 0;
         lanes[t % 16] = lanes[t % 16] + p[t];
     }
     *total = fixed_lanes(lanes);
@@ -134,7 +134,7 @@ static void values_fp32(qwq_rows *rows, const qwq_chunk *chunk, size_t first, si
 static void merge(float *state, const float *out, size_t E)
 {
     float top = fmaxf(state[E + OUT_TOP], out[E + OUT_TOP]);
-    float keep = fixed_exp(state[E + OUT_TOP] - top), add = fixed_exp(out[E + OUT_TOP] - top);
+    float keep = fixed_exp2(state[E + OUT_TOP] - top), add = fixed_exp2(out[E + OUT_TOP] - top);
     state[E + OUT_TOP] = top;
     state[E + OUT_TOTAL] = state[E + OUT_TOTAL] * keep + out[E + OUT_TOTAL] * add;
     for (size_t e = 0; e < E; e++)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .fixed import exp
+from .fixed import LOG2_E, exp2
 from .ops import Array
 from .quant import lane_sum
 
@@ -50,7 +50,7 @@ def attention_int8(
     """
     (T, H, E), K = q.shape, k.shape[1]
     q_int, q_scale = quantise_kv(q)
-    factor = q_scale * (np.float32(1) / np.sqrt(np.float32(E)))
+    factor = q_scale * (LOG2_E / np.sqrt(np.float32(E)))
     state = empty_state(K, T * H // K, E)
     for first in range(0, len(k), CHUNK):
         span = slice(first, first + CHUNK)
@@ -69,7 +69,7 @@ def attention_fp32(q: Array, k: Array, v: Array, visible: Array) -> Array:
     `ops.attention` in float32: a dot product is summed in 16 lanes, and a chunk's values token by token.
     """
     (T, H, E), K = q.shape, k.shape[1]
-    factor = np.float32(1) / np.sqrt(np.float32(E))
+    factor = LOG2_E / np.sqrt(np.float32(E))
     state = empty_state(K, T * H // K, E)
     for first in range(0, len(k), CHUNK):
         span = slice(first, first + CHUNK)
@@ -103,11 +103,11 @@ def pad(x: Array, n: int) -> Array:
 def chunk_softmax(scores: Array, seen: Array) -> tuple[Array, Array]:
     """scores [K, r, s], seen [T, s] -> top [K, r, 1], p [K, r, s]
 
-    p = exp(score - top), where top is the largest score that the row sees; where it sees none, LOWEST and zeros.
+    p = 2^(score - top), where top is the largest score that the row sees; where it sees none, LOWEST and zeros.
     """
     seen_rs = np.repeat(seen, scores.shape[1] // len(seen), axis=0)
     top = np.max(np.where(seen_rs, scores, LOWEST), axis=-1, keepdims=True)
-    return top, np.where(seen_rs, exp(np.where(seen_rs, scores, top) - top), np.float32(0))
+    return top, np.where(seen_rs, exp2(np.where(seen_rs, scores, top) - top), np.float32(0))
 
 
 def weigh_int8(p: Array, v: Array, v_scale: Array, p_bits: int) -> Array:
@@ -161,7 +161,7 @@ def merge(state: State, chunk: State) -> State:
     """
     (top, total, heads), (chunk_top, chunk_total, chunk_heads) = state, chunk
     both = np.maximum(top, chunk_top)
-    keep, add = exp(top - both), exp(chunk_top - both)
+    keep, add = exp2(top - both), exp2(chunk_top - both)
     return both, total * keep + chunk_total * add, heads * keep + chunk_heads * add
 
 
