@@ -266,63 +266,67 @@ static void finish(const job *j, size_t head, size_t row, const float *state)
 }
 
 /* Few rows: work is shared by head and chunk, and each row's results are merged in order at the end. */
-static void by_chunk(const job *j, float *scratch, float *kept, int threads)
+static void by_chunk(const job *j, float *scratch, float *kept)
 {
     size_t rows = j->T * j->G, first = seen_from(j, j->pos) / CHUNK, chunks = (j->pos + j->T - 1) / CHUNK + 1 - first;
-#pragma omp parallel num_threads(threads) if (threads > 1)
-    {
-        workspace w = workspace_at(scratch, omp_get_thread_num(), j->E);
+    workspace w = workspace_at(scratch, omp_get_thread_num(), j->E);
+    pass p = {.head = j->K}; /* of no head yet */
 #pragma omp for schedule(guided)
-        for (size_t n = 0; n < j->K * chunks; n++) {
-            pass p;
-            float *out = kept + n * rows * j->step;
+    for (size_t n = 0; n < j->K * chunks; n++) {
+        float *out = kept + n * rows * j->step;
+        if (p.head != n / chunks)
             prepare(&p, j, n / chunks, 0, rows, w.q);
-            for (size_t tile = 0; tile < p.tiles; tile++) {
-                float *part = out + tile_row(&p, tile) * j->step;
-                if (!attend(j, &p, tile, first + n % chunks, w, part))
-                    for (size_t r = tile_row(&p, tile); r < tile_row(&p, tile + 1); r++)
-                        empty(out + r * j->step, j->wide);
-            }
+        for (size_t tile = 0; tile < p.tiles; tile++) {
+            float *part = out + tile_row(&p, tile) * j->step;
+            if (!attend(j, &p, tile, first + n % chunks, w, part))
+                for (size_t r = tile_row(&p, tile); r < tile_row(&p, tile + 1); r++)
+                    empty(out + r * j->step, j->wide);
         }
+    }
 #pragma omp for schedule(static)
-        for (size_t n = 0; n < j->K * rows; n++) {
-            size_t head = n / rows, row = n % rows;
-            empty(w.state, j->wide);
-            for (size_t c = 0; c < chunks; c++)
-                j->kernels->merge(w.state, kept + ((head * chunks + c) * rows + row) * j->step, j->wide);
-            finish(j, head, row, w.state);
-        }
+    for (size_t n = 0; n < j->K * rows; n++) {
+        size_t head = n / rows, row = n % rows;
+        empty(w.state, j->wide);
+        for (size_t c = 0; c < chunks; c++)
+            j->kernels->merge(w.state, kept + ((head * chunks + c) * rows + row) * j->step, j->wide);
+        finish(j, head, row, w.state);
     }
 }
 
 /* Many rows: work is shared by head and rows, each of which walk through the chunks in order. */
-static void by_rows(const job *j, float *scratch, int threads)
+static void by_rows(const job *j, float *scratch)
 {
     size_t rows = j->T * j->G, passes = (rows + PASS - 1) / PASS;
-#pragma omp parallel num_threads(threads) if (threads > 1)
-    {
-        workspace w = workspace_at(scratch, omp_get_thread_num(), j->E);
+    workspace w = workspace_at(scratch, omp_get_thread_num(), j->E);
 #pragma omp for schedule(dynamic, 1)
-        for (size_t n = 0; n < j->K * passes; n++) {
-            size_t row = (passes - 1 - n % passes) * PASS; /* the last rows see most: they begin */
-            size_t some = rows - row < PASS ? rows - row : PASS;
-            size_t first = seen_from(j, j->pos + row / j->G) / CHUNK;
-            size_t last = (j->pos + (row + some - 1) / j->G) / CHUNK;
-            pass p;
-            prepare(&p, j, n / passes, row, some, w.q);
-            for (size_t r = 0; r < some; r++)
-                empty(w.state + r * j->step, j->wide);
-            for (size_t chunk = first; chunk <= last; chunk++)
-                for (size_t tile = 0; tile < p.tiles; tile++) {
-                    size_t begin = tile_row(&p, tile), n_rows = tile_row(&p, tile + 1) - begin;
-                    if (attend(j, &p, tile, chunk, w, w.out))
-                        for (size_t r = 0; r < n_rows; r++)
-                            j->kernels->merge(w.state + (begin + r) * j->step, w.out + r * j->step, j->wide);
-                }
-            for (size_t r = 0; r < some; r++)
-                finish(j, p.head, row + r, w.state + r * j->step);
-        }
+    for (size_t n = 0; n < j->K * passes; n++) {
+        size_t row = (passes - 1 - n % passes) * PASS; /* the last rows see most: they begin */
+        size_t some = rows - row < PASS ? rows - row : PASS;
+        size_t first = seen_from(j, j->pos + row / j->G) / CHUNK;
+        size_t last = (j->pos + (row + some - 1) / j->G) / CHUNK;
+        pass p;
+        prepare(&p, j, n / passes, row, some, w.q);
+        for (size_t r = 0; r < some; r++)
+            empty(w.state + r * j->step, j->wide);
+        for (size_t chunk = first; chunk <= last; chunk++)
+            for (size_t tile = 0; tile < p.tiles; tile++) {
+                size_t begin = tile_row(&p, tile), n_rows = tile_row(&p, tile + 1) - begin;
+                if (attend(j, &p, tile, chunk, w, w.out))
+                    for (size_t r = 0; r < n_rows; r++)
+                        j->kernels->merge(w.state + (begin + r) * j->step, w.out + r * j->step, j->wide);
+            }
+        for (size_t r = 0; r < some; r++)
+            finish(j, p.head, row + r, w.state + r * j->step);
     }
+}
+
+/* What each thread does of a call, or the only one all of. */
+static void work(const job *j, float *scratch, int threads)
+{
+    if (j->T * j->G <= PASS)
+        by_chunk(j, scratch, scratch + (size_t)threads * (workspace_bytes(j->E) / sizeof(float)));
+    else
+        by_rows(j, scratch);
 }
 
 static int attention(float *y, const uint8_t *kv, const float *q, void *scratch, size_t pos, size_t T,
@@ -345,10 +349,12 @@ static int attention(float *y, const uint8_t *kv, const float *q, void *scratch,
     if (T * H * context * E < LEAST_WORK)
         threads = 1;
     float *at = (float *)(((uintptr_t)scratch + 63) / 64 * 64);
-    if (T * j.G <= PASS)
-        by_chunk(&j, at, at + (size_t)threads * (workspace_bytes(E) / sizeof(float)), threads);
-    else
-        by_rows(&j, at, threads);
+    if (threads == 1) { /* without the half microsecond that a team of one takes */
+        work(&j, at, 1);
+    } else {
+#pragma omp parallel num_threads(threads)
+        work(&j, at, threads);
+    }
     return 0;
 }
 
