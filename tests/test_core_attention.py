@@ -69,7 +69,7 @@ def same(a, b):
 
 
 # What breaks quantisation and softmax: zeros, subnormals, sizes at both ends, one huge outlier, equal scores, a bias.
-KINDS = ("normal", "zero", "subnormal", "tiny", "outlier", "equal", "bias", "sink")
+KINDS = ("normal", "zero", "subnormal", "tiny", "outlier", "equal", "bias", "sink", "sharp")
 
 
 def numbers(rng, shape, kind, form):
@@ -88,6 +88,8 @@ def numbers(rng, shape, kind, form):
         x[..., 0] += 40
     elif kind == "sink":
         x[0] *= 30
+    elif kind == "sharp":
+        x *= 4
     return x
 
 
@@ -115,6 +117,34 @@ def test_every_variant_gives_the_bits_of_the_spec(form, T, before, heads, E, win
     for isa in ISAS:
         got = whole(form, isa, q, k, v, window, p_bits, int(rng.choice(THREADS)), center)
         assert same(got, wanted), isa
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("sharpness", [0.3, 1, 2, 3, 5])
+def test_each_block_decides_between_8_and_16_bits(isa, sharpness):
+    """Softmaxes from flat to sharp, where more and more blocks keep 16 bits: which ones do, and nothing else, shows."""
+    rng = np.random.default_rng(int(10 * sharpness))
+    q, k, v = (rng.standard_normal((n, heads, 32)).astype(np.float32) for n, heads in ((7, 5), (1200, 1), (1200, 1)))
+    q *= np.float32(sharpness)
+    wanted = [meant("int8", q, k, v, p_bits=p_bits) for p_bits in (0, 8, 16)]
+    for p_bits, y in zip((0, 8, 16), wanted, strict=True):
+        assert same(whole("int8", isa, q, k, v, p_bits=p_bits), y)
+    assert not same(wanted[0], wanted[2])
+    if sharpness >= 2:
+        assert not same(wanted[0], wanted[1])
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_what_lies_far_below_the_largest_score(isa):
+    """A token 2^-126 below still counts, one below that does not: here, values show what its weight is."""
+    for apart in (1, 1500):  # in one chunk, and in two, which are merged
+        for below in np.float32([119, 121, 125, 125.9, 126.1, 127, 140, 1e6]):
+            q, k, v = (np.zeros((n, 1, 16), np.float32) for n in (1, apart + 1, apart + 1))
+            q[..., 0], k[:, 0, 0], v[0] = 4, -below / fixed.LOG2_E, 1e30
+            k[-1] = 0
+            y = whole("fp32", isa, q, k, v)
+            assert same(y, meant("fp32", q, k, v))
+            assert (y > 0).all() == (below < 126)
 
 
 @given(st.integers(0, 2**32 - 1), st.sampled_from(("int8", "fp32")), st.sampled_from([None, 40, 1030]))
@@ -293,6 +323,37 @@ def test_exp_is_within_its_bound(ours, numpys, least, most):
 def test_impossible_calls_are_refused(call, message):
     with pytest.raises(core.CoreError, match=message):
         call(ours.empty_kv("int8", 10, 2, 8), np.zeros((2, 4, 8), np.float32))
+
+
+@pytest.mark.parametrize("form", ["int8", "fp32"])
+@pytest.mark.parametrize(("T", "threads"), [(1, 1), (9, 3), (10, 2), (40, 3)])
+def test_results_and_scratch_are_kept_within(form, T, threads):
+    """Guard bytes around both: 48 rows share the work by chunk, more by rows."""
+    S, H, K, E, isa = 1100, 5, 1, 32, len(ISAS) - 1
+    rng = np.random.default_rng(0)
+    q, k, v = (rng.standard_normal((n, h, E)).astype(np.float32) for n, h in ((T, H), (S, K), (S, K)))
+    cache, _ = guarded_cache(form, S, K, E)
+    ours.append(cache, k, v, 0)
+    y = np.full(T * H * E + 2 * GUARD, 7, np.float32)
+    size = core.lib.qwq_attention_scratch(S - T, T, H, K, E, threads)
+    scratch = np.full(size + 2 * GUARD, 0xA5, np.uint8)
+
+    def at(array, kind):
+        return core.ffi.cast(kind, array.ctypes.data)
+
+    sizes = (S - T, T, S, H, K, E, 0, *((0,) if form == "int8" else ()), isa, threads)
+    pointers = (
+        at(y[GUARD:], "float *"),
+        at(cache.buffer, "uint8_t *"),
+        at(q, "float *"),
+        at(scratch[GUARD:], "void *"),
+    )
+    assert getattr(core.lib, f"qwq_attention_{form}")(*pointers, *sizes) == 0
+    assert same(y[GUARD:-GUARD].reshape(T, H, E), meant(form, q, k, v))
+    assert (y[:GUARD] == 7).all()
+    assert (y[-GUARD:] == 7).all()
+    assert (scratch[:GUARD] == 0xA5).all()
+    assert (scratch[-GUARD:] == 0xA5).all()
 
 
 def test_a_buffer_out_of_line_is_refused():
