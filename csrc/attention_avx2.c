@@ -8,7 +8,10 @@
 
 #define INLINE static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 8")
+/* GCC 12 would move all loads to the front, and run out of registers. */
+#define IN_ORDER __asm__ volatile("" ::: "memory")
 
+enum { TURN = 3 }; /* rows that fit in registers beside each other */
 enum { LOW = ROWS * STRIDE }; /* weights, as words: upper bytes of each row, then lower bytes */
 
 INLINE __m256i first_lanes(size_t n)
@@ -61,42 +64,42 @@ INLINE __m256i four_words(const int8_t *q)
     return _mm256_cvtepi8_epi16(_mm_set1_epi32(*(const int32_t *)(const void *)q));
 }
 
-/* 16 tokens and R rows, from row r on. */
+/* 8 tokens from t on, R rows from r on. */
 INLINE void scores_of(qwq_rows *rows, const qwq_chunk *chunk, size_t t, size_t r, const int R)
 {
-    size_t E = rows->E;
-    const uint8_t *k = (const uint8_t *)chunk->k + t * E;
+    size_t E = rows->E, step = 4 * rows->rows;
+    const uint8_t *k = (const uint8_t *)chunk->k + t / 16 * 16 * E + t % 16 * 4;
     const int8_t *q = (const int8_t *)rows->q + 4 * r;
-    __m256i s[2][4];
+    __m256i s[TURN][2];
     UNROLL for (int i = 0; i < R; i++)
-        UNROLL for (int j = 0; j < 4; j++)
-            s[i][j] = _mm256_setzero_si256();
-    for (size_t e = 0; e < E; e += 4, k += 64, q += 4 * rows->rows) {
-        UNROLL for (int j = 0; j < 4; j++) {
-            __m256i keys = _mm256_cvtepu8_epi16(_mm_load_si128((const __m128i *)(const void *)(k + 16 * j)));
-            UNROLL for (int i = 0; i < R; i++)
-                s[i][j] = _mm256_add_epi32(s[i][j], _mm256_madd_epi16(keys, four_words(q + 4 * i)));
+        s[i][0] = s[i][1] = _mm256_setzero_si256();
+    for (const uint8_t *end = k + 16 * E; k < end; k += 64, q += step) {
+        __m256i k0 = _mm256_cvtepu8_epi16(_mm_load_si128((const __m128i *)(const void *)k));
+        __m256i k1 = _mm256_cvtepu8_epi16(_mm_load_si128((const __m128i *)(const void *)(k + 16)));
+        UNROLL for (int i = 0; i < R; i++) {
+            __m256i words = four_words(q + 4 * i);
+            s[i][0] = _mm256_add_epi32(s[i][0], _mm256_madd_epi16(k0, words));
+            s[i][1] = _mm256_add_epi32(s[i][1], _mm256_madd_epi16(k1, words));
         }
     }
-    UNROLL for (int i = 0; i < R; i++)
-        UNROLL for (int j = 0; j < 2; j++) {
-            __m256i begin = _mm256_set1_epi32(rows->begin[r + (size_t)i]);
-            __m256 sum = _mm256_cvtepi32_ps(_mm256_add_epi32(add_pairs(s[i][2 * j], s[i][2 * j + 1]), begin));
-            __m256 factor = _mm256_set1_ps(rows->factor[r + (size_t)i]);
-            __m256 both = _mm256_mul_ps(factor, _mm256_load_ps(chunk->k_scale + t + 8 * (size_t)j));
-            _mm256_store_ps(rows->scores + (r + (size_t)i) * STRIDE + t + 8 * (size_t)j, _mm256_mul_ps(sum, both));
-        }
+    __m256 scale = _mm256_load_ps(chunk->k_scale + t);
+    UNROLL for (int i = 0; i < R; i++) {
+        __m256i begin = _mm256_set1_epi32(rows->begin[r + (size_t)i]);
+        __m256 sum = _mm256_cvtepi32_ps(_mm256_add_epi32(add_pairs(s[i][0], s[i][1]), begin));
+        __m256 both = _mm256_mul_ps(_mm256_set1_ps(rows->factor[r + (size_t)i]), scale);
+        _mm256_store_ps(rows->scores + (r + (size_t)i) * STRIDE + t, _mm256_mul_ps(sum, both));
+    }
 }
 
 static void scores_int8(qwq_rows *rows, const qwq_chunk *chunk, size_t first, size_t last)
 {
-    for (size_t t = first * SPAN; t < last * SPAN; t += 16) {
-        size_t r = 0;
-        for (; r + 2 <= rows->rows; r += 2)
-            scores_of(rows, chunk, t, r, 2);
-        if (r < rows->rows)
-            scores_of(rows, chunk, t, r, 1);
-    }
+    for (size_t t = first * SPAN; t < last * SPAN; t += 8)
+        for (size_t r = 0; r < rows->rows; r += TURN)
+            switch (rows->rows - r) {
+            case 1: scores_of(rows, chunk, t, r, 1); break;
+            case 2: scores_of(rows, chunk, t, r, 2); break;
+            default: scores_of(rows, chunk, t, r, TURN); break;
+            }
 }
 
 /* The largest score that a row sees. Those beside it, in the same blocks, become too low to count. */
@@ -183,44 +186,44 @@ static void weights_int8(qwq_rows *rows, const qwq_chunk *chunk, size_t first, s
     }
 }
 
-/* One plane of a block's weights, of R rows, times 16 dimensions of its values. */
-INLINE void dot_values(__m256i s[2][4], const int16_t *weights, const int8_t *v, const int R)
+/* One plane of a block's weights, of R rows, times 8 dimensions of its values. */
+INLINE void dot_values(__m256i s[TURN][2], const int16_t *weights, const int8_t *v, const int R)
 {
-    for (int quad = 0; quad < 8; quad++, v += 4 * DIMS, weights += 4)
-        UNROLL for (int j = 0; j < 4; j++) {
-            __m256i values = _mm256_cvtepi8_epi16(_mm_load_si128((const __m128i *)(const void *)(v + 16 * j)));
-            UNROLL for (int i = 0; i < R; i++) {
-                __m256i four = _mm256_set1_epi64x(*(const int64_t *)(const void *)(weights + i * STRIDE));
-                s[i][j] = _mm256_add_epi32(s[i][j], _mm256_madd_epi16(values, four));
-            }
+    _Pragma("GCC unroll 1") for (int quad = 0; quad < BLOCK / 4; quad++, v += 4 * DIMS, weights += 4) {
+        IN_ORDER;
+        __m256i v0 = _mm256_cvtepi8_epi16(_mm_load_si128((const __m128i *)(const void *)v));
+        __m256i v1 = _mm256_cvtepi8_epi16(_mm_load_si128((const __m128i *)(const void *)(v + 16)));
+        UNROLL for (int i = 0; i < R; i++) {
+            __m256i four = _mm256_set1_epi64x(*(const int64_t *)(const void *)(weights + i * STRIDE));
+            s[i][0] = _mm256_add_epi32(s[i][0], _mm256_madd_epi16(v0, four));
+            s[i][1] = _mm256_add_epi32(s[i][1], _mm256_madd_epi16(v1, four));
         }
+    }
 }
 
 INLINE void values_of(qwq_rows *rows, const int8_t *v, size_t b, size_t e, size_t r, const int R)
 {
     size_t E = rows->E;
     const int16_t *weights = (const int16_t *)rows->p + r * STRIDE + b * BLOCK;
-    __m256i s[2][4];
+    __m256i s[TURN][2];
     UNROLL for (int i = 0; i < R; i++)
-        UNROLL for (int j = 0; j < 4; j++)
-            s[i][j] = _mm256_setzero_si256();
+        s[i][0] = s[i][1] = _mm256_setzero_si256();
     v += value_at(b * BLOCK, e, E);
     float upper = 256; /* the upper bytes alone are that much larger */
     dot_values(s, weights, v, R);
     if (rows->wide[b]) {
         upper = 1;
         UNROLL for (int i = 0; i < R; i++)
-            UNROLL for (int j = 0; j < 4; j++)
+            UNROLL for (int j = 0; j < 2; j++)
                 s[i][j] = _mm256_slli_epi32(s[i][j], 8);
         dot_values(s, weights + LOW, v, R);
     }
-    UNROLL for (int i = 0; i < R; i++)
-        UNROLL for (int j = 0; j < 2; j++) {
-            float *at = rows->out + (r + (size_t)i) * (E + OUT_EXTRA) + e + 8 * (size_t)j;
-            __m256 sum = _mm256_cvtepi32_ps(add_pairs(s[i][2 * j], s[i][2 * j + 1]));
-            __m256 unit = _mm256_set1_ps(rows->unit[r + (size_t)i][b] * upper);
-            _mm256_store_ps(at, _mm256_add_ps(_mm256_load_ps(at), _mm256_mul_ps(sum, unit)));
-        }
+    UNROLL for (int i = 0; i < R; i++) {
+        float *at = rows->out + (r + (size_t)i) * (E + OUT_EXTRA) + e;
+        __m256 sum = _mm256_cvtepi32_ps(add_pairs(s[i][0], s[i][1]));
+        __m256 unit = _mm256_set1_ps(rows->unit[r + (size_t)i][b] * upper);
+        _mm256_store_ps(at, _mm256_add_ps(_mm256_load_ps(at), _mm256_mul_ps(sum, unit)));
+    }
 }
 
 INLINE void zero_out(qwq_rows *rows)
@@ -234,13 +237,13 @@ static void values_int8(qwq_rows *rows, const qwq_chunk *chunk, size_t first, si
 {
     zero_out(rows);
     for (size_t b = first * SPAN / BLOCK; b < last * SPAN / BLOCK; b++)
-        for (size_t e = 0; e < rows->E; e += 16) {
-            size_t r = 0;
-            for (; r + 2 <= rows->rows; r += 2)
-                values_of(rows, chunk->v, b, e, r, 2);
-            if (r < rows->rows)
-                values_of(rows, chunk->v, b, e, r, 1);
-        }
+        for (size_t e = 0; e < rows->E; e += 8)
+            for (size_t r = 0; r < rows->rows; r += TURN)
+                switch (rows->rows - r) {
+                case 1: values_of(rows, chunk->v, b, e, r, 1); break;
+                case 2: values_of(rows, chunk->v, b, e, r, 2); break;
+                default: values_of(rows, chunk->v, b, e, r, TURN); break;
+                }
 }
 
 /* spec.quant.lane_sum of 8 tokens at once, once lanes j and j + 8 are added: sums of halves, side by side. */

@@ -8,6 +8,8 @@
 
 #define INLINE static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 8")
+/* GCC 12 would move all loads to the front, and run out of registers. */
+#define IN_ORDER __asm__ volatile("" ::: "memory")
 
 /* A body for each number of rows, which is then a constant. */
 #define FOR_ROWS(n, body, ...)                \
@@ -256,7 +258,7 @@ INLINE void dot_values(__m512i acc[ROWS][2], const uint8_t *plane, const int8_t 
                        const int R)
 {
     UNROLL for (int quad = 0; quad < BLOCK / 4; quad++, v += 4 * DIMS) {
-        __asm__ volatile("" ::: "memory"); /* GCC 12 would load all quads first, and run out of registers */
+        IN_ORDER;
         __m512i v0 = _mm512_load_si512(v), v1 = _mm512_load_si512(v + 64);
         if (ahead) {
             fetch(v + ahead);
