@@ -23,7 +23,6 @@
     }
 
 enum { PLANE = CHUNK + 64, LOW = ROWS * PLANE }; /* weights: upper bytes of each row, then lower bytes */
-enum { TURN = 32 }; /* blocks whose values pass through the first cache before the next dimensions are taken */
 
 INLINE __m512 load_centred(const float *x, const float *center, size_t e, size_t E)
 {

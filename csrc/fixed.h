@@ -1,4 +1,4 @@
-/* The twin of spec/fixed.py for every variant: exp and exp2, and sums of 16 lanes. Not math.h, which would hide C's own.
+/* The twin of spec/fixed.py for every variant: exp and exp2, and sums of 16 lanes. Not math.h: that would hide C's own.
  * A variant includes this after its target pragma, and gets what its instructions allow. */
 #ifndef QWQ_FIXED_H
 #define QWQ_FIXED_H

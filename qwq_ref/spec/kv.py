@@ -46,7 +46,7 @@ def attention_int8(
     """q [T, H, E], k [S, K, E], k_scale [S, K], v [S, K, E], v_scale [S, K], visible [T, S] -> [T, H, E]
 
     `ops.attention` in integers: queries, keys and values are int8, the softmax's weights are rounded as in
-    `weigh_int8`. Query head h reads KV head h // G.
+    `weigh_int8`. Scores are logarithms to base 2. Query head h reads KV head h // G.
     """
     (T, H, E), K = q.shape, k.shape[1]
     q_int, q_scale = quantise_kv(q)
