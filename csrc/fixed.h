@@ -1,4 +1,5 @@
-/* exp, one definition for every variant: spec/fixed.py says it in NumPy, and all forms here give its bits.
+/* exp and exp2, and sums of 16 lanes, one definition for every variant: spec/fixed.py says it in NumPy, and all forms
+ * here give its bits. What needs instructions is there where a file has them: include this after its target.
  *
  * Not called math.h, which would hide the system's. No fma: products and sums are rounded one by one.
  */
@@ -37,6 +38,35 @@ static inline float exp_1(float x)
     y.f = y.f * r + 1.0f;
     y.u += n.u << 23; /* times 2^n: the exponent's bits; those of EXP_ROUND are shifted out */
     return y.f;
+}
+
+/* 2^r for |r| <= 1/2, of degree 5. */
+#define POWER_5 0x1.5bb9b6p-10f
+#define POWER_4 0x1.3ceae2p-7f
+#define POWER_3 0x1.c6b756p-5f
+#define POWER_2 0x1.ebf9bap-3f
+#define POWER_1 0x1.62e42ap-1f
+#define LEAST_POWER -126.0f
+
+/* 2^x for x below 127.5; 0 where that is less than the smallest normal number. */
+static inline float fixed_exp2(float x)
+{
+    if (x < LEAST_POWER)
+        return 0;
+    union { float f; uint32_t u; } n = {x + EXP_ROUND}, y;
+    float r = x - (n.f - EXP_ROUND);
+    y.f = ((((POWER_5 * r + POWER_4) * r + POWER_3) * r + POWER_2) * r + POWER_1) * r + 1;
+    y.u += n.u << 23;
+    return y.f;
+}
+
+/* 16 lanes, halved four times: j and j + 8, then j + 4, j + 2, j + 1. spec.fixed.lane_sum. */
+static inline float fixed_lanes(float *lanes)
+{
+    for (int half = 8; half >= 1; half /= 2)
+        for (int j = 0; j < half; j++)
+            lanes[j] = lanes[j] + lanes[j + half];
+    return lanes[0];
 }
 
 #if defined(__x86_64__)
@@ -83,6 +113,50 @@ __attribute__((target("avx512f"))) static inline __m512 exp_16(__m512 x)
     y = _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, _mm512_set1_ps(EXP_LOWEST), _CMP_NLT_UQ), y);
     return _mm512_mask_mov_ps(y, _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q), x);
 }
+
+#if defined(__AVX2__)
+static inline __m256 fixed_exp2_avx2(__m256 x)
+{
+    __m256 n = _mm256_add_ps(x, _mm256_set1_ps(EXP_ROUND));
+    __m256 r = _mm256_sub_ps(x, _mm256_sub_ps(n, _mm256_set1_ps(EXP_ROUND)));
+    __m256 y = _mm256_add_ps(_mm256_mul_ps(_mm256_set1_ps(POWER_5), r), _mm256_set1_ps(POWER_4));
+    y = _mm256_add_ps(_mm256_mul_ps(y, r), _mm256_set1_ps(POWER_3));
+    y = _mm256_add_ps(_mm256_mul_ps(y, r), _mm256_set1_ps(POWER_2));
+    y = _mm256_add_ps(_mm256_mul_ps(y, r), _mm256_set1_ps(POWER_1));
+    y = _mm256_add_ps(_mm256_mul_ps(y, r), _mm256_set1_ps(1));
+    __m256i power = _mm256_add_epi32(_mm256_castps_si256(y), _mm256_slli_epi32(_mm256_castps_si256(n), 23));
+    return _mm256_and_ps(_mm256_castsi256_ps(power), _mm256_cmp_ps(x, _mm256_set1_ps(LEAST_POWER), _CMP_GE_OQ));
+}
+
+static inline float fixed_lanes_avx2(__m256 low, __m256 high)
+{
+    __m256 eight = _mm256_add_ps(low, high);
+    __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+    __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps(two, two, 1)));
+}
+#endif
+
+#if defined(__AVX512F__)
+static inline __m512 fixed_exp2_avx512(__m512 x)
+{
+    __m512 n = _mm512_add_ps(x, _mm512_set1_ps(EXP_ROUND));
+    __m512 r = _mm512_sub_ps(x, _mm512_sub_ps(n, _mm512_set1_ps(EXP_ROUND)));
+    __m512 y = _mm512_add_ps(_mm512_mul_ps(_mm512_set1_ps(POWER_5), r), _mm512_set1_ps(POWER_4));
+    y = _mm512_add_ps(_mm512_mul_ps(y, r), _mm512_set1_ps(POWER_3));
+    y = _mm512_add_ps(_mm512_mul_ps(y, r), _mm512_set1_ps(POWER_2));
+    y = _mm512_add_ps(_mm512_mul_ps(y, r), _mm512_set1_ps(POWER_1));
+    y = _mm512_add_ps(_mm512_mul_ps(y, r), _mm512_set1_ps(1));
+    __m512i power = _mm512_add_epi32(_mm512_castps_si512(y), _mm512_slli_epi32(_mm512_castps_si512(n), 23));
+    __mmask16 within = _mm512_cmp_ps_mask(x, _mm512_set1_ps(LEAST_POWER), _CMP_GE_OQ);
+    return _mm512_castsi512_ps(_mm512_maskz_mov_epi32(within, power));
+}
+
+static inline float fixed_lanes_avx512(__m512 lanes)
+{
+    return fixed_lanes_avx2(_mm512_castps512_ps256(lanes), _mm512_extractf32x8_ps(lanes, 1));
+}
+#endif
 #endif
 
 #endif

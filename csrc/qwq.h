@@ -110,6 +110,27 @@ int qwq_argmax(int32_t *index, const float *x, size_t n, int isa);
 int qwq_top_k(int32_t *index, float *value, const float *x, size_t n, size_t k, int isa);
 /* Uniform in [0, 1): 53 bits of Philox4x64-10 with this key and counter. */
 double qwq_uniform(uint64_t seed, uint64_t i);
+
+/* A KV-cache of one layer: a buffer that begins at a multiple of 64 bytes, for `capacity` tokens, K heads of E. What is
+ * not yet appended may hold anything. Letters from here on: T new tokens, at positions pos to pos + T - 1; H query
+ * heads; K key-value heads, H a multiple of them; E head dimension. attention.h: how it lies in memory. */
+size_t qwq_kv_int8_bytes(size_t capacity, size_t K, size_t E);
+size_t qwq_kv_fp32_bytes(size_t capacity, size_t K, size_t E);
+/* k, v [T, K, E] -> the cache, over what was at these positions. center [K, E] is taken off int8 keys, or is NULL.
+ * NumPy: spec.kv.quantise_kv. */
+int qwq_kv_int8_append(uint8_t *kv, const float *k, const float *v, const float *center, size_t pos, size_t T,
+                       size_t capacity, size_t K, size_t E, int isa, int threads);
+int qwq_kv_fp32_append(uint8_t *kv, const float *k, const float *v, size_t pos, size_t T, size_t capacity, size_t K,
+                       size_t E, int isa, int threads);
+
+/* y [T, H, E] from q [T, H, E] and a cache that holds pos + T tokens: each query sees itself and what is before, or of
+ * these the last `window` unless that is 0. p_bits: 8, 16, or 0, where each block of weights decides.
+ * scratch holds qwq_attention_scratch(...) bytes. NumPy: spec.kv.attention_int8 and attention_fp32, to the bit. */
+size_t qwq_attention_scratch(size_t pos, size_t T, size_t H, size_t K, size_t E, int threads);
+int qwq_attention_int8(float *y, const uint8_t *kv, const float *q, void *scratch, size_t pos, size_t T,
+                       size_t capacity, size_t H, size_t K, size_t E, size_t window, int p_bits, int isa, int threads);
+int qwq_attention_fp32(float *y, const uint8_t *kv, const float *q, void *scratch, size_t pos, size_t T,
+                       size_t capacity, size_t H, size_t K, size_t E, size_t window, int isa, int threads);
 /* </cdef> */
 
 #endif

@@ -149,7 +149,21 @@ static void wide(float *y, const qwq_wide *w, const qwq_tile *tile, size_t token
 }
 
 /* A column of a block of floats is 32 numbers; the products of a group are summed first. */
-#define FLOATS(name, type, to_float)                                                                                       static void name(float *y, const uint8_t *blocks, const qwq_tile *tile, size_t tokens, size_t groups)                  {                                                                                                                          const type *w = (const type *)(const void *)blocks;                                                                    for (size_t t = 0; t < tokens; t++)                                                                                        for (size_t r = 0; r < PANEL; r++)                                                                                         for (size_t g = 0; g < groups; g++) {                                                                                      float sum = 0;                                                                                                         for (size_t k = g * GROUP; k < (g + 1) * GROUP; k++)                                                                       sum = sum + tile->x[k * tokens + t] * to_float(w[k * PANEL + r]);                                                  y[t * PANEL + r] = y[t * PANEL + r] + sum;                                                                         }                                                                                                          }
+#define FLOATS(name, type, to_float)                                                                                  \
+    static void name(float *y, const uint8_t *blocks, const qwq_tile *tile, size_t tokens, size_t groups,             \
+                     const qwq_format *format, const qwq_layout *layout)                                              \
+    {                                                                                                                 \
+        const type *w = (const type *)(const void *)blocks;                                                           \
+        (void)format, (void)layout;                                                                                   \
+        for (size_t t = 0; t < tokens; t++)                                                                           \
+            for (size_t r = 0; r < PANEL; r++)                                                                        \
+                for (size_t g = 0; g < groups; g++) {                                                                 \
+                    float sum = 0;                                                                                    \
+                    for (size_t k = g * GROUP; k < (g + 1) * GROUP; k++)                                              \
+                        sum = sum + tile->x[k * tokens + t] * to_float(w[k * PANEL + r]);                             \
+                    y[t * PANEL + r] = y[t * PANEL + r] + sum;                                                        \
+                }                                                                                                     \
+    }
 
 FLOATS(bf16, uint16_t, bf16_to_float)
 FLOATS(fp16, uint16_t, half_to_float)

@@ -15,9 +15,9 @@ import numpy as np
 
 import qwq_ref.spec
 from qwq_ref.config import DIMENSIONS, Config
-from qwq_ref.spec import fixed, model, ops, quant, sampling
+from qwq_ref.spec import fixed, kv, model, ops, quant, sampling
 
-MODULES = (ops, model, quant, sampling, fixed, qwq_ref.spec)
+MODULES = (ops, model, quant, sampling, fixed, kv, qwq_ref.spec)
 called = set()
 _config_in_sight = []
 

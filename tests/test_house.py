@@ -13,7 +13,7 @@ from models import config_values, random_weights
 import qwq_ref
 from qwq_ref import spec
 from qwq_ref.config import Config
-from qwq_ref.spec import fixed, model, ops, quant
+from qwq_ref.spec import fixed, kv, model, ops, quant
 
 PACKAGE = Path(qwq_ref.__file__).parent
 
@@ -108,6 +108,9 @@ def test_every_function_of_the_spec_has_a_contract_and_is_checked():
     fixed.swiglu(rows, rows)
     fixed.top_k(rows[0], 2)
     fixed.uniform(0, 0)
+    few = fixed.exp(np.ones((2, 1, 4), np.float32))
+    kv.attention_int8(few, *kv.quantise_kv(few), *kv.quantise_kv(few), np.ones((2, 2), bool))
+    kv.attention_fp32(few, few, few, np.ones((2, 2), bool))
     assert contracts.called | {"exact", "no_tap"} == set(functions)
 
 

@@ -9,8 +9,9 @@ from pathlib import Path
 from cffi import FFI
 
 CSRC = Path(__file__).parents[2] / "csrc"
-SOURCES = ("api.c", "cpu.c", "ref.c", "avx2.c", "avx512.c")
-OPS = ("ops_api.c", "ops_ref.c", "ops_avx2.c", "ops_avx512.c", "select.c", "rope.c", "philox.c")
+# Each job has entry points that check and share the work, a scalar reading copy, and a file for each instruction set.
+SOURCES = ["cpu.c", "api.c", "ref.c", "avx2.c", "avx512.c", "select.c", "rope.c", "philox.c"]
+SOURCES += [f"{job}_{name}.c" for job in ("ops", "attention") for name in ("api", "ref", "avx2", "avx512")]
 # Products and sums are rounded one by one, as in spec/quant.py: no variant may fuse them.
 FLAGS = ["-std=gnu11", "-O3", "-ffp-contract=off", "-fopenmp", "-fvisibility=hidden"]
 
@@ -22,9 +23,9 @@ ffi.cdef(contract[1])
 ffi.set_source(
     "qwq_ref.core._core",
     '#include "qwq.h"',
-    sources=[f"csrc/{name}" for name in SOURCES + OPS],  # relative to setup.py, which setuptools insists on
+    sources=[f"csrc/{name}" for name in SOURCES],  # relative to setup.py, which setuptools insists on
     include_dirs=["csrc"],
-    depends=["csrc/qwq.h", "csrc/kernels.h", "csrc/unpack.h"],
+    depends=[str(path.relative_to(CSRC.parent)) for path in CSRC.glob("*.h")],
     extra_compile_args=FLAGS,
     extra_link_args=["-fopenmp"],
     optional=True,

@@ -24,6 +24,10 @@ LOG2E = np.float32(1.4426950408889634)
 LN2_HIGH = np.float32(float.fromhex("0x1.62e4p-1"))  # 15 bits, so that n times it is exact
 LN2_LOW = np.float32(float.fromhex("0x1.7f7d1cp-20"))
 
+# 2^r for |r| <= 1/2, of degree 5: the highest coefficient first.
+POWER = np.array([0.00132646726, 0.0096715549, 0.0555073433, 0.240222409, 0.693147004, 1.0], np.float32)
+LEAST_POWER = np.float32(-126)
+
 
 def exp(x: Array) -> Array:
     """x [...] -> [...]
@@ -41,6 +45,20 @@ def exp(x: Array) -> Array:
     y = np.where(x < np.float32(EXP_LOWEST), np.float32(0), y)
     y = np.where(x > np.float32(EXP_HIGHEST), np.float32(np.inf), y)
     return np.where(np.isnan(x), x, y)
+
+
+def exp2(x: Array) -> Array:
+    """x [...] -> [...]
+
+    2^x for float32 x below 127.5, within 2.5 units in the last place: n = round(x), which is added to the exponent's
+    bits of a polynomial in x - n. exp2(0) is 1; what would be subnormal is 0.
+    """
+    held = np.maximum(x, LEAST_POWER)
+    n = np.rint(held)
+    y = np.full_like(held, POWER[0])
+    for coefficient in POWER[1:]:
+        y = y * (held - n) + coefficient
+    return np.where(x < LEAST_POWER, np.float32(0), np.ldexp(y, n.astype(np.int32)))
 
 
 def lane_sum(x: Array) -> Array:

@@ -1,0 +1,371 @@
+/* Attention's entry points: they check, lay out, share the work among threads, and call a variant. */
+#include <math.h>
+#include <omp.h>
+#include <string.h>
+
+#include "attention.h"
+#include "fixed.h"
+
+enum {
+    PASS = 48,          /* rows that walk through the context together, so that a chunk is read from cache */
+    MOST = 4096,        /* head dimension */
+    LEAST_WORK = 1 << 20 /* multiplications below which one thread is as fast */
+};
+
+/* One call, in the letters of qwq.h; `wide` is E as the cache holds it, `step` the floats of a row's result. */
+typedef struct {
+    const qwq_attention_kernels *kernels;
+    int fp32, p_bits;
+    const uint8_t *kv;
+    const float *q;
+    float *y;
+    size_t pos, T, capacity, H, K, G, E, wide, step, window;
+} job;
+
+static const qwq_attention_kernels *variant(int isa)
+{
+    if (!qwq_isa_supported(isa))
+        return NULL;
+#if defined(__x86_64__)
+    if (isa == QWQ_AVX512)
+        return &qwq_attention_avx512;
+    if (isa == QWQ_AVX2)
+        return &qwq_attention_avx2;
+#endif
+    return &qwq_attention_ref;
+}
+
+static size_t round_up(size_t n, size_t to)
+{
+    return (n + to - 1) / to * to;
+}
+
+static size_t head_bytes(size_t capacity, size_t E, int fp32)
+{
+    return round_up(capacity, SPAN) * (round_up(E, DIMS) * (fp32 ? 8 : 2) + (fp32 ? 0 : 8));
+}
+
+size_t qwq_kv_int8_bytes(size_t capacity, size_t K, size_t E)
+{
+    return K * head_bytes(capacity, E, 0);
+}
+
+size_t qwq_kv_fp32_bytes(size_t capacity, size_t K, size_t E)
+{
+    return K * head_bytes(capacity, E, 1);
+}
+
+/* A head's arrays from token t on, which begins a span. */
+static qwq_chunk chunk_at(const uint8_t *kv, size_t head, size_t t, size_t capacity, size_t E, int fp32)
+{
+    const uint8_t *k = kv + head * head_bytes(capacity, E, fp32);
+    size_t C = round_up(capacity, SPAN), wide = round_up(E, DIMS);
+    if (fp32)
+        return (qwq_chunk){k + t * wide * 4, k + (C + t) * wide * 4, NULL, NULL};
+    const float *scale = (const float *)(const void *)(k + 2 * C * wide);
+    return (qwq_chunk){k + t * wide, k + (C + t) * wide, scale + t, scale + C + t};
+}
+
+/* Token i of a span: keys, values and scales into their places. */
+static void place(const qwq_attention_kernels *kernels, qwq_chunk span, size_t i, const float *k, const float *v,
+                  const float *center, size_t E)
+{
+    size_t wide = round_up(E, DIMS);
+    int8_t row[MOST];
+    uint8_t *keys = (uint8_t *)(uintptr_t)span.k + i / 16 * 16 * wide + i % 16 * 4;
+    uint8_t *values = (uint8_t *)(uintptr_t)span.v;
+    memset(row + E, 0, wide - E);
+    ((float *)(uintptr_t)span.k_scale)[i] = kernels->quantise(row, k, center, E);
+    for (size_t e = 0; e < wide; e++)
+        keys[e / 4 * 64 + e % 4] = (uint8_t)(row[e] + KEY_OFFSET);
+    ((float *)(uintptr_t)span.v_scale)[i] = kernels->quantise(row, v, NULL, E);
+    for (size_t e = 0; e < wide; e++)
+        values[value_at(i, e, wide)] = (uint8_t)row[e];
+}
+
+static void place_fp32(qwq_chunk span, size_t i, const float *k, const float *v, size_t E)
+{
+    size_t wide = round_up(E, DIMS);
+    float *keys = (float *)(uintptr_t)span.k + i * wide, *values = (float *)(uintptr_t)span.v + i * wide;
+    memcpy(keys, k, E * sizeof(float));
+    memcpy(values, v, E * sizeof(float));
+    memset(keys + E, 0, (wide - E) * sizeof(float));
+    memset(values + E, 0, (wide - E) * sizeof(float));
+}
+
+static int append(uint8_t *kv, const float *k, const float *v, const float *center, size_t pos, size_t T,
+                  size_t capacity, size_t K, size_t E, int fp32, int isa, int threads)
+{
+    const qwq_attention_kernels *kernels = variant(isa);
+    if (!kernels)
+        return QWQ_EISA;
+    if (!K || !E || E > MOST || pos > capacity || T > capacity - pos || threads < 1)
+        return QWQ_ESIZE;
+    if ((uintptr_t)kv % 64)
+        return QWQ_EALIGN;
+    if (!T)
+        return 0;
+    size_t first = pos / SPAN, spans = (pos + T - 1) / SPAN + 1 - first; /* threads share no line of the cache */
+#pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1 && T > 1)
+    for (size_t n = 0; n < K * spans; n++) {
+        size_t head = n / spans, start = (first + n % spans) * SPAN;
+        qwq_chunk span = chunk_at(kv, head, start, capacity, E, fp32);
+        for (size_t p = start > pos ? start : pos; p < pos + T && p < start + SPAN; p++) {
+            size_t from = ((p - pos) * K + head) * E;
+            if (fp32)
+                place_fp32(span, p - start, k + from, v + from, E);
+            else
+                place(kernels, span, p - start, k + from, v + from, center ? center + head * E : NULL, E);
+        }
+    }
+    return 0;
+}
+
+int qwq_kv_int8_append(uint8_t *kv, const float *k, const float *v, const float *center, size_t pos, size_t T,
+                       size_t capacity, size_t K, size_t E, int isa, int threads)
+{
+    return append(kv, k, v, center, pos, T, capacity, K, E, 0, isa, threads);
+}
+
+int qwq_kv_fp32_append(uint8_t *kv, const float *k, const float *v, size_t pos, size_t T, size_t capacity, size_t K,
+                       size_t E, int isa, int threads)
+{
+    return append(kv, k, v, NULL, pos, T, capacity, K, E, 1, isa, threads);
+}
+
+/* What a thread works in: queries, scores, weights, the result of one chunk, and those of all before. */
+typedef struct {
+    uint8_t *q;
+    float *scores, *p, *out, *state;
+} workspace;
+
+static size_t step_of(size_t E)
+{
+    return round_up(E, DIMS) + OUT_EXTRA;
+}
+
+static size_t workspace_bytes(size_t E)
+{
+    return sizeof(float) * (PASS * round_up(E, DIMS) + 2 * ROWS * STRIDE + (ROWS + PASS) * step_of(E));
+}
+
+static workspace workspace_at(float *scratch, int thread, size_t E)
+{
+    float *at = scratch + (size_t)thread * (workspace_bytes(E) / sizeof(float));
+    workspace w = {.q = (uint8_t *)at, .scores = at + PASS * round_up(E, DIMS)};
+    w.p = w.scores + ROWS * STRIDE;
+    w.out = w.p + ROWS * STRIDE;
+    w.state = w.out + ROWS * step_of(E);
+    return w;
+}
+
+/* Few rows are shared among threads by chunk, and their results kept until all are there. */
+static size_t kept_bytes(size_t S, size_t T, size_t H, size_t K, size_t E)
+{
+    return T * (H / K) <= PASS ? (S + CHUNK - 1) / CHUNK * T * H * step_of(E) * sizeof(float) : 0;
+}
+
+size_t qwq_attention_scratch(size_t pos, size_t T, size_t H, size_t K, size_t E, int threads)
+{
+    return kept_bytes(pos + T, T, H, K, E) + (size_t)threads * workspace_bytes(E) + 64;
+}
+
+/* Rows of one KV head, row i being head i % G of token i / G: quantised, and laid out as tiles of up to six. */
+typedef struct {
+    size_t head, row, rows, tiles;
+    int32_t begin[PASS];
+    float factor[PASS];
+    const uint8_t *q;
+} pass;
+
+static size_t tile_row(const pass *p, size_t tile)
+{
+    return tile * p->rows / p->tiles;
+}
+
+static const float *query(const job *j, size_t head, size_t row)
+{
+    return j->q + (row / j->G * j->H + head * j->G + row % j->G) * j->E;
+}
+
+static void prepare(pass *p, const job *j, size_t head, size_t row, size_t rows, uint8_t *q)
+{
+    *p = (pass){.head = head, .row = row, .rows = rows, .tiles = (rows + ROWS - 1) / ROWS, .q = q};
+    float over_root = EXP_LOG2E / sqrtf((float)j->E); /* scores are logarithms to base 2 */
+    for (size_t tile = 0; tile < p->tiles; tile++) {
+        size_t first = tile_row(p, tile), n = tile_row(p, tile + 1) - first;
+        for (size_t r = 0; r < n; r++) {
+            const float *x = query(j, head, row + first + r);
+            if (j->fp32) {
+                float *to = (float *)(void *)q + (first + r) * j->wide;
+                memcpy(to, x, j->E * sizeof(float));
+                memset(to + j->E, 0, (j->wide - j->E) * sizeof(float));
+                p->factor[first + r] = over_root;
+                continue;
+            }
+            int8_t codes[MOST];
+            int32_t sum = 0;
+            memset(codes + j->E, 0, j->wide - j->E);
+            p->factor[first + r] = j->kernels->quantise(codes, x, NULL, j->E) * over_root;
+            for (size_t e = 0; e < j->wide; e++)
+                sum += codes[e];
+            for (size_t e = 0; e < j->wide; e += 4)
+                memcpy(q + first * j->wide + (e / 4 * n + r) * 4, codes + e, 4);
+            p->begin[first + r] = -KEY_OFFSET * sum;
+        }
+    }
+}
+
+/* The tokens from `from` to `to` - 1 that a query at `position` sees. */
+static size_t seen_from(const job *j, size_t position)
+{
+    return j->window && position >= j->window ? position - j->window + 1 : 0;
+}
+
+/* One tile of rows on one chunk; 0 if no row sees any of it. */
+static int attend(const job *j, const pass *p, size_t tile, size_t chunk, workspace w, float *out)
+{
+    size_t row = tile_row(p, tile), start = chunk * CHUNK, least = CHUNK, most = 0;
+    qwq_rows rows = {.rows = tile_row(p, tile + 1) - row, .E = j->wide, .scores = w.scores, .p = w.p, .out = out};
+    rows.streams = tile == 0 && j->T * j->G <= PASS;
+    rows.q = p->q + row * j->wide * (j->fp32 ? sizeof(float) : 1);
+    for (size_t r = 0; r < rows.rows; r++) {
+        size_t position = j->pos + (p->row + row + r) / j->G, from = seen_from(j, position);
+        rows.begin[r] = p->begin[row + r];
+        rows.factor[r] = p->factor[row + r];
+        if (position < start || from >= start + CHUNK)
+            continue;
+        rows.from[r] = from > start ? from - start : 0;
+        rows.to[r] = position - start + 1 < CHUNK ? position - start + 1 : CHUNK;
+        least = rows.from[r] < least ? rows.from[r] : least;
+        most = rows.to[r] > most ? rows.to[r] : most;
+    }
+    if (!most)
+        return 0;
+    size_t first = least / SPAN, last = (most + SPAN - 1) / SPAN;
+    qwq_chunk kv = chunk_at(j->kv, p->head, start, j->capacity, j->E, j->fp32);
+    const qwq_attention_kernels *kernels = j->kernels;
+    (j->fp32 ? kernels->scores_fp32 : kernels->scores_int8)(&rows, &kv, first, last);
+    (j->fp32 ? kernels->weights_fp32 : kernels->weights_int8)(&rows, &kv, first, last, j->p_bits);
+    (j->fp32 ? kernels->values_fp32 : kernels->values_int8)(&rows, &kv, first, last);
+    return 1;
+}
+
+static void empty(float *state, size_t E)
+{
+    memset(state, 0, E * sizeof(float));
+    state[E + OUT_TOP] = ATTENTION_LOWEST;
+    state[E + OUT_TOTAL] = 0;
+}
+
+static void finish(const job *j, size_t head, size_t row, const float *state)
+{
+    float *y = j->y + (query(j, head, row) - j->q), inverse = 1.0f / state[j->wide + OUT_TOTAL];
+    for (size_t e = 0; e < j->E; e++)
+        y[e] = state[e] * inverse;
+}
+
+/* Few rows: work is shared by head and chunk, and each row's results are merged in order at the end. */
+static void by_chunk(const job *j, float *scratch, float *kept)
+{
+    size_t rows = j->T * j->G, first = seen_from(j, j->pos) / CHUNK, chunks = (j->pos + j->T - 1) / CHUNK + 1 - first;
+    workspace w = workspace_at(scratch, omp_get_thread_num(), j->E);
+    pass p = {.head = j->K}; /* of no head yet */
+#pragma omp for schedule(guided)
+    for (size_t n = 0; n < j->K * chunks; n++) {
+        float *out = kept + n * rows * j->step;
+        if (p.head != n / chunks)
+            prepare(&p, j, n / chunks, 0, rows, w.q);
+        for (size_t tile = 0; tile < p.tiles; tile++) {
+            float *part = out + tile_row(&p, tile) * j->step;
+            if (!attend(j, &p, tile, first + n % chunks, w, part))
+                for (size_t r = tile_row(&p, tile); r < tile_row(&p, tile + 1); r++)
+                    empty(out + r * j->step, j->wide);
+        }
+    }
+#pragma omp for schedule(static)
+    for (size_t n = 0; n < j->K * rows; n++) {
+        size_t head = n / rows, row = n % rows;
+        empty(w.state, j->wide);
+        for (size_t c = 0; c < chunks; c++)
+            j->kernels->merge(w.state, kept + ((head * chunks + c) * rows + row) * j->step, j->wide);
+        finish(j, head, row, w.state);
+    }
+}
+
+/* Many rows: work is shared by head and rows, each of which walk through the chunks in order. */
+static void by_rows(const job *j, float *scratch)
+{
+    size_t rows = j->T * j->G, passes = (rows + PASS - 1) / PASS;
+    workspace w = workspace_at(scratch, omp_get_thread_num(), j->E);
+#pragma omp for schedule(dynamic, 1)
+    for (size_t n = 0; n < j->K * passes; n++) {
+        size_t row = (passes - 1 - n % passes) * PASS; /* the last rows see most: they begin */
+        size_t some = rows - row < PASS ? rows - row : PASS;
+        size_t first = seen_from(j, j->pos + row / j->G) / CHUNK;
+        size_t last = (j->pos + (row + some - 1) / j->G) / CHUNK;
+        pass p;
+        prepare(&p, j, n / passes, row, some, w.q);
+        for (size_t r = 0; r < some; r++)
+            empty(w.state + r * j->step, j->wide);
+        for (size_t chunk = first; chunk <= last; chunk++)
+            for (size_t tile = 0; tile < p.tiles; tile++) {
+                size_t begin = tile_row(&p, tile), n_rows = tile_row(&p, tile + 1) - begin;
+                if (attend(j, &p, tile, chunk, w, w.out))
+                    for (size_t r = 0; r < n_rows; r++)
+                        j->kernels->merge(w.state + (begin + r) * j->step, w.out + r * j->step, j->wide);
+            }
+        for (size_t r = 0; r < some; r++)
+            finish(j, p.head, row + r, w.state + r * j->step);
+    }
+}
+
+/* What each thread does of a call, or the only one all of. */
+static void work(const job *j, float *scratch, int threads)
+{
+    if (j->T * j->G <= PASS)
+        by_chunk(j, scratch, scratch + (size_t)threads * (workspace_bytes(j->E) / sizeof(float)));
+    else
+        by_rows(j, scratch);
+}
+
+static int attention(float *y, const uint8_t *kv, const float *q, void *scratch, size_t pos, size_t T,
+                     size_t capacity, size_t H, size_t K, size_t E, size_t window, int p_bits, int fp32, int isa,
+                     int threads)
+{
+    const qwq_attention_kernels *kernels = variant(isa);
+    if (!kernels)
+        return QWQ_EISA;
+    if (!K || !H || H % K || !E || E > MOST || pos > capacity || T > capacity - pos || threads < 1)
+        return QWQ_ESIZE;
+    if (p_bits != 0 && p_bits != 8 && p_bits != 16)
+        return QWQ_ESIZE;
+    if ((uintptr_t)kv % 64)
+        return QWQ_EALIGN;
+    if (!T)
+        return 0;
+    job j = {kernels, fp32, p_bits, kv, q, y, pos, T, capacity, H, K, H / K, E, round_up(E, DIMS), step_of(E), window};
+    size_t context = window && window < pos + T ? window : pos + T;
+    if (T * H * context * E < LEAST_WORK)
+        threads = 1;
+    float *at = (float *)(((uintptr_t)scratch + 63) / 64 * 64);
+    if (threads == 1) { /* without the half microsecond that a team of one takes */
+        work(&j, at, 1);
+    } else {
+#pragma omp parallel num_threads(threads)
+        work(&j, at, threads);
+    }
+    return 0;
+}
+
+int qwq_attention_int8(float *y, const uint8_t *kv, const float *q, void *scratch, size_t pos, size_t T,
+                       size_t capacity, size_t H, size_t K, size_t E, size_t window, int p_bits, int isa, int threads)
+{
+    return attention(y, kv, q, scratch, pos, T, capacity, H, K, E, window, p_bits, 0, isa, threads);
+}
+
+int qwq_attention_fp32(float *y, const uint8_t *kv, const float *q, void *scratch, size_t pos, size_t T,
+                       size_t capacity, size_t H, size_t K, size_t E, size_t window, int isa, int threads)
+{
+    return attention(y, kv, q, scratch, pos, T, capacity, H, K, E, window, 16, 1, isa, threads);
+}

@@ -1,0 +1,112 @@
+"""Attention over a stored KV-cache, int8 or float32: the wrappers. `spec.kv` says what they compute, to the bit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from . import ISAS, Array, CoreError, _at, _check, _lib, chosen_isa
+
+ALIGN = 64
+
+
+@dataclass(frozen=True)
+class KV:
+    """The keys and values of one layer, for `capacity` tokens, as the kernels read them.
+
+    form    "int8" or "fp32"
+    buffer  uint8, at a multiple of 64 bytes; 2 E + 8 bytes for each token and head in int8, 8 E in float32
+    center  [K, E], what is taken off int8 keys before they are rounded: zeros take nothing
+    """
+
+    form: str
+    buffer: Array
+    capacity: int
+    K: int
+    E: int
+    center: Array
+
+
+def empty_kv(form: str, capacity: int, K: int, E: int, center: Array | None = None) -> KV:
+    """A cache that holds nothing yet."""
+    if form not in ("int8", "fp32"):
+        raise CoreError(None, "form", f"must be int8 or fp32, got {form[:40]}")
+    center = _floats("center", np.zeros((K, E)) if center is None else center, (K, E))
+    size = getattr(_lib(), f"qwq_kv_{form}_bytes")(capacity, K, E)
+    memory = np.empty(size + ALIGN, np.uint8)
+    start = -memory.ctypes.data % ALIGN
+    return KV(form, memory[start : start + size], capacity, K, E, center)
+
+
+def append(kv: KV, k: Array, v: Array, pos: int, isa: str | None = None, threads: int = 1) -> None:
+    """k, v [T, K, E] into the cache at positions pos to pos + T - 1, over what was there."""
+    T = len(k)
+    k, v = _floats("k", k, (T, kv.K, kv.E)), _floats("v", v, (T, kv.K, kv.E))
+    _fits(kv, pos, T)
+    center = (_at(kv.center),) if kv.form == "int8" else ()
+    function = getattr(_lib(), f"qwq_kv_{kv.form}_append")
+    sizes = (pos, T, kv.capacity, kv.K, kv.E)
+    _check(function(_at(kv.buffer), _at(k), _at(v), *center, *sizes, ISAS.index(chosen_isa(isa)), threads))
+
+
+def attention_int8(
+    q: Array,
+    kv: KV,
+    pos: int,
+    window: int | None = None,
+    p_bits: int = 0,
+    isa: str | None = None,
+    threads: int = 1,
+) -> Array:
+    """q [T, H, E] at positions pos to pos + T - 1, which `kv` holds -> [T, H, E]: `spec.kv.attention_int8`."""
+    return _attention(q, kv, "int8", pos, window, (p_bits,), isa, threads)
+
+
+def attention_fp32(
+    q: Array, kv: KV, pos: int, window: int | None = None, isa: str | None = None, threads: int = 1
+) -> Array:
+    """q [T, H, E] at positions pos to pos + T - 1, which `kv` holds -> [T, H, E]: `spec.kv.attention_fp32`."""
+    return _attention(q, kv, "fp32", pos, window, (), isa, threads)
+
+
+def _attention(
+    q: Array,
+    kv: KV,
+    form: str,
+    pos: int,
+    window: int | None,
+    options: tuple[int, ...],
+    isa: str | None,
+    threads: int,
+) -> Array:
+    if kv.form != form:
+        raise CoreError(None, "kv", f"holds {kv.form}, not {form}")
+    if np.ndim(q) != 3:
+        raise CoreError(None, "q", f"must have 3 dimensions, got shape {list(np.shape(q))}")
+    T, H, _ = q.shape
+    q = _floats("q", q, (T, H, kv.E))
+    _fits(kv, pos, T)
+    if window is not None and window < 1:
+        raise CoreError(None, "window", f"must be 1 or more, got {window}")
+    if H < 1 or H % kv.K:
+        raise CoreError(None, "q", f"has {H} heads, which {kv.K} key-value heads cannot share")
+    if threads < 1:
+        raise CoreError(None, "threads", f"must be 1 or more, got {threads}")
+    y = np.empty((T, H, kv.E), np.float32)
+    scratch = np.empty(_lib().qwq_attention_scratch(pos, T, H, kv.K, kv.E, threads), np.uint8)
+    sizes = (pos, T, kv.capacity, H, kv.K, kv.E, window or 0, *options)
+    function = getattr(_lib(), f"qwq_attention_{form}")
+    _check(function(_at(y), _at(kv.buffer), _at(q), _at(scratch), *sizes, ISAS.index(chosen_isa(isa)), threads))
+    return y
+
+
+def _floats(name: str, x: Array, shape: tuple[int, ...]) -> Array:
+    if np.shape(x) != shape:
+        raise CoreError(None, name, f"must have shape {list(shape)}, got {list(np.shape(x))}")
+    return np.ascontiguousarray(x, np.float32)
+
+
+def _fits(kv: KV, pos: int, T: int) -> None:
+    if pos < 0 or pos + T > kv.capacity:
+        raise CoreError(None, "pos", f"positions {pos} to {pos + T - 1} do not fit in a cache of {kv.capacity}")
