@@ -13,7 +13,7 @@
 #define EXP_LOG2E 0x1.715476p+0f
 #define EXP_LN2_HIGH 0x1.62e4p-1f     /* 15 bits, so that n times it is exact */
 #define EXP_LN2_LOW 0x1.7f7d1cp-20f
-#define EXP_ROUND 0x1.8p23f           /* adding it rounds to an integer, ties to even, and leaves that in the low bits */
+#define EXP_ROUND 0x1.8p23f           /* adding it rounds to even, and leaves the integer in the low bits */
 /* e^r for |r| <= ln 2 / 2, within 2^-28: 1 + r + C2 r^2 + ... */
 #define EXP_C6 0x1.6a4d6p-10f
 #define EXP_C5 0x1.12398ep-7f

@@ -1,7 +1,7 @@
 /* Frequencies and tables of RoPE, in double precision and without the system's mathematics, whose last bits differ.
  *
- * Powers and logarithms are computed to 100 bits as unevaluated sums of two doubles, by series; so a float32 power is the
- * correctly rounded one. NumPy: spec.ops.rope_frequencies, spec.fixed.rope_tables.
+ * Powers and logarithms are computed to 100 bits as unevaluated sums of two doubles, by series; so a float32 power is
+ * the correctly rounded one. NumPy: spec.ops.rope_frequencies, spec.fixed.rope_tables.
  */
 #include <stdint.h>
 #include <string.h>
@@ -140,8 +140,8 @@ int qwq_rope_frequencies(float *inv_freq, double theta, int yarn, double factor,
     return 0;
 }
 
-/* cos and sin of an angle from 0 to 2^27: r = angle - n pi/2 with pi/2 in three parts, of which n times the first two is
- * exact, and Taylor's series of r. */
+/* cos and sin of an angle from 0 to 2^27: r = angle - n pi/2 with pi/2 in three parts, of which n times the first two
+ * is exact, and Taylor's series of r. */
 static void turn(float *cosine, float *sine, float angle)
 {
     const double half_pi[3] = {0x1.921fb5p+0, 0x1.110b46p-26, 0x1.1a62633145c07p-54};

@@ -101,6 +101,17 @@ def test_softmax(x):
     assert (np.abs(wanted - true) <= bound * true + 2.0**-126).all()
 
 
+@pytest.mark.parametrize("n", SIZES)
+def test_the_order_of_sums(n):
+    """Ordinary numbers, many rows: two lanes that change places show in one row of twenty."""
+    rng = np.random.default_rng(n)
+    x, w = rng.standard_normal((300, n)).astype(np.float32), rng.standard_normal(n).astype(np.float32)
+    for isa in ISAS:
+        same(core_ops.softmax(x, isa), fixed.softmax(x))
+        same(core_ops.rmsnorm(x, w, 1e-6, isa), fixed.rmsnorm(x, w, 1e-6))
+        same(core_ops.swiglu(x, x, 1.0, isa), fixed.swiglu(x, x))
+
+
 def test_softmax_of_what_is_no_number():
     for x in (
         [np.nan, 1],
@@ -176,6 +187,12 @@ def test_frequencies_of_other_models(theta, E, stretch):
     if stretch:
         rope = yarn(theta, stretch[0], stretch[1], truncate=stretch[2])
     same(core_ops.rope_frequencies(rope, E), ops.rope_frequencies(rope, E))
+
+
+def test_powers_are_rounded_correctly():
+    """Where the series converge worst, at powers of 2 times nearly sqrt(2), and for many more models."""
+    for theta in np.concatenate([2 ** (np.arange(8, 28) + 0.499), np.geomspace(2, 1e9, 400)]):
+        same(core_ops.rope_frequencies(Rope(float(theta)), 256), ops.rope_frequencies(Rope(float(theta)), 256))
 
 
 @pytest.mark.parametrize("rope", [QWQ, yarn()])
