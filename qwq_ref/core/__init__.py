@@ -90,12 +90,16 @@ class Packed:
 
 
 def quantise(w: Array, form: str, isa: str | None = None, threads: int = 1) -> Packed:
-    """w [n, k] -> packed weights of one of `FORMATS`. Float16 and float32 w, or bfloat16 as uint16 bits."""
-    if form == "q4":
-        return pack(FORMATS[form], *quantise_q4(w, isa, threads), threads=threads)
-    if form == "q8":
-        return pack(FORMATS[form], *quantise_q8(w, isa, threads), threads=threads)
-    return pack(FORMATS[form], w, threads=threads)
+    """w [n, k] -> packed weights of one of `FORMATS`. Float16 and float32 w, or bfloat16 as uint16 bits.
+
+    Columns that are missing to a whole group count as zero.
+    """
+    if form not in ("q4", "q8"):
+        return pack(FORMATS[form], w, threads=threads)
+    _, K = _shape("w", w, 2)
+    whole = np.pad(w, ((0, 0), (0, -K % _lib().QWQ_GROUP))) if K % _lib().QWQ_GROUP else w
+    code, scale = (quantise_q4 if form == "q4" else quantise_q8)(whole, isa, threads)
+    return pack(FORMATS[form], code[:, :K], scale, threads=threads)
 
 
 def quantise_q4(w: Array, isa: str | None = None, threads: int = 1) -> tuple[Array, Array]:
