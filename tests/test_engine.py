@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 from models import config_values, random_weights
 
 from qwq_ref import core
@@ -94,29 +94,33 @@ class Cuts(RuleBasedStateMachine):
         self.backend = CoreBackend(config, weights, 64, kv, threads=2)
         self.ids = np.random.default_rng(seed).integers(0, config.V, 64)
         self.wanted = CoreBackend(config, weights, 64, kv).logits(self.ids)
-        self.position = 0
+        self.sequence = self.backend.sequence()
 
-    @precondition(lambda self: self.position < 64)
+    @precondition(lambda self: self.sequence.length < 64)
     @rule(size=st.integers(1, 30))
     def go_on(self, size):
-        chunk = self.ids[self.position : self.position + size]
-        logits, self.position = self.backend.step(chunk, self.position)
-        assert np.array_equal(logits, self.wanted[self.position - 1])
+        chunk = self.ids[self.sequence.length : self.sequence.length + size]
+        logits, self.sequence = self.backend.step(chunk, self.sequence)
+        assert np.array_equal(logits, self.wanted[self.sequence.length - 1])
 
     @rule(size=st.integers(1, 40))
     def roll_back(self, size):
-        self.position = max(0, self.position - size)
+        self.sequence.length = max(0, self.sequence.length - size)
 
-    @precondition(lambda self: self.position < 60)
+    @precondition(lambda self: self.sequence.length < 60)
     @rule(seed=st.integers(0, 99))
     def try_others(self, seed):
         """A draft that is thrown away leaves nothing behind."""
         draft = np.random.default_rng(seed).integers(0, self.backend.config.V, 4)
-        self.backend.step(draft, self.position)
+        length = self.sequence.length
+        self.backend.step(draft, self.sequence)
+        self.sequence.length = length
 
-    @invariant()
-    def there_is_a_place(self):
-        assert 0 <= getattr(self, "position", 0) <= 64
+    @rule()
+    def another_sequence(self):
+        """Two sequences know nothing of each other."""
+        other = self.backend.sequence()
+        self.backend.step(self.ids[::-1], other)
 
 
 TestCuts = Cuts.TestCase

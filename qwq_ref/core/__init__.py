@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from ..errors import QwqError
 
 try:
-    from ._core import ffi, lib
+    from ._core import ffi as ffi
+    from ._core import lib as lib
 except ImportError:  # installed where there was no compiler
     ffi = lib = None
 
@@ -155,7 +156,7 @@ def pack(
     N, K = _shape("code", code, 2)
     arrays = {"code": np.ascontiguousarray(code, _CODES.get(form.codes, np.uint8))}
     c_format = _c_format(form)
-    size = _lib().qwq_packed_bytes(c_format, N, K)
+    size = packed_bytes(form, N, K)
     if not size:
         raise CoreError(None, "format", f"{form} does not exist, or cannot hold shape {[N, K]}")
     given = {"scale": scale, "zero": zero, "offset": offset, "small": small, "least": least}
@@ -228,6 +229,12 @@ def matmul(
         )
     )
     return y
+
+
+def packed_bytes(form: Format, N: int, K: int) -> int:
+    """Of a packed weight [N, K]; 0 where there is no such format."""
+    size: int = _lib().qwq_packed_bytes(_c_format(form), N, K)
+    return size
 
 
 def interleave(gate: Array, up: Array) -> Array:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ..config import Config
-from ..core.attention import KV, empty_kv
+from ..core.attention import KV, empty_kv, kv_bytes
 from ..core.ops import rope_frequencies, rope_tables
 from ..spec.ops import Array
 
@@ -14,6 +14,11 @@ def empty_caches(config: Config, form: str, capacity: int, biases: list[Array]) 
     """A cache for each layer; int8 ones know what k_proj's bias [K * E] adds to every key."""
     centers = key_centers(config, biases) if form == "int8" else [None] * config.L
     return [empty_kv(form, capacity, config.K, config.E, center) for center in centers]
+
+
+def cache_bytes(config: Config, form: str, capacity: int) -> int:
+    """Of all layers."""
+    return config.L * kv_bytes(form, capacity, config.K, config.E)
 
 
 def key_centers(config: Config, biases: list[Array]) -> list[Array]:

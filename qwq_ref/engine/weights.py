@@ -1,4 +1,4 @@
-"""A checkpoint's weights as the core reads them: packed matrix by matrix, so that little more than the result is held."""
+"""A checkpoint's weights as the core reads them: packed one by one, so that little more than the result is held."""
 
 from __future__ import annotations
 
@@ -19,13 +19,24 @@ FORMS = {"fp32": ("fp32", "fp32"), "bf16": ("bf16", "bf16"), "q8": ("q8", "q8"),
 
 @dataclass(frozen=True)
 class ModelWeights:
-    """All layers, the embedding as the checkpoint has it ([V, D], float32 or bfloat16 bits), the last norm, the head."""
+    """All layers, the embedding [V, D] (float32, or bfloat16 as uint16), the last norm, the head."""
 
     form: str
     embedding: Array
     layers: list[LayerWeights]
     norm: Array
     head: core.Packed
+
+
+def model_bytes(config: Config, form: str) -> int:
+    """What `pack_weights` makes, by arithmetic."""
+    layer_form, head_form = FORMS[form]
+    D, q, k = config.D, config.H * config.E, config.K * config.E
+    F = -(-config.F // 32) * 32
+    shapes = [(q + 2 * k, D), (D, q), (2 * F, D), (D, F)]
+    layer = sum(core.packed_bytes(core.FORMATS[layer_form], *shape) for shape in shapes) + 4 * (2 * D + q + 2 * k)
+    embedding = config.V * D * (4 if form == "fp32" else 2)
+    return config.L * layer + embedding + core.packed_bytes(core.FORMATS[head_form], config.V, D) + 4 * D
 
 
 def pack_weights(
@@ -84,8 +95,8 @@ def pack_weights(
 
 def embed(ids: Any, embedding: Array) -> Array:
     """ids [T], embedding [V, D] -> float32 [T, D]"""
-    rows = embedding[ids]
-    return rows if rows.dtype == np.float32 else (rows.astype(np.uint32) << 16).view(np.float32)
+    rows: Array = embedding[ids]
+    return rows if rows.dtype == np.float32 else np.left_shift(rows, 16, dtype=np.uint32).view(np.float32)
 
 
 def _bf16_bits(w: Array, exact: bool = True) -> Array:
