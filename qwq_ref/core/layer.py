@@ -70,6 +70,6 @@ class Layer:
         scratch = _scratch(_lib().qwq_layer_scratch(self._layer, pos, T, threads))
         _check(
             _lib().qwq_layer_step(
-                _at(x), self._layer, _at(cos), _at(sin), _at(scratch, "void *"), pos, T, ISAS.index(isa), threads
+                _at(x), self._layer, _at(cos), _at(sin), _at(scratch), pos, T, ISAS.index(isa), threads
             )
         )
