@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import time
 import tracemalloc
 from pathlib import Path
 
@@ -113,6 +114,62 @@ def test_what_is_written_is_read(tmp_path, monkeypatch, threads, drop):
         assert_same(file.read(threads, progress=seen.append, drop_cache=drop), weights)
         assert sum(seen) == file.nbytes == sum(stored.nbytes for stored in file.weights.values())
     assert len(seen) > 20
+
+
+def test_reading_holds_one_copy(tmp_path):
+    packed.write_packed(tmp_path / "x", {"w": core.quantise(np.ones((1 << 11, 1 << 12), np.float32), "fp32")})
+    tracemalloc.start()
+    with packed.PackedFile(tmp_path / "x") as file:
+        assert file.read()["w"].packed.nbytes == file.nbytes == 1 << 25
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < (1 << 25) + (1 << 20)
+
+
+@pytest.mark.parametrize(
+    ("drop", "least", "dropped"),
+    [
+        (True, 1 << 40, True),
+        (False, 1, False),
+        (None, 1, True),
+        (None, 1 << 40, False),
+        (None, packed.DROP_FROM, False),
+    ],
+)
+def test_what_the_system_is_told_to_forget(tmp_path, monkeypatch, drop, least, dropped):
+    """All pages of the file, or none."""
+    told = []
+    monkeypatch.setattr(
+        os, "posix_fadvise", lambda _, start, count, advice: told.append((start, start + count, advice))
+    )
+    monkeypatch.setattr(packed, "_PIECE_BYTES", 4096)
+    monkeypatch.setattr(packed, "DROP_FROM", least)
+    packed.write_packed(tmp_path / "x", {"w": core.quantise(np.ones((40, 1000), np.float32), "fp32")})
+    packed.read_packed(tmp_path / "x", drop_cache=drop)
+    assert bool(told) == dropped
+    if dropped:
+        told.sort()
+        assert [start for start, _, _ in told[1:]] == [end for _, end, _ in told[:-1]]
+        assert told[0][0] < 4096
+        assert told[-1][1] == (tmp_path / "x").stat().st_size
+        assert {advice for _, _, advice in told} == {os.POSIX_FADV_DONTNEED}
+
+
+def test_an_error_does_not_wait_for_the_rest(tmp_path, monkeypatch):
+    monkeypatch.setattr(packed, "_PIECE_BYTES", 4096)
+    packed.write_packed(tmp_path / "x", {"w": core.quantise(np.ones((1024, 1024), np.float32), "fp32")})
+    pieces = []
+
+    def slow(*_):
+        pieces.append(time.sleep(0.01))
+
+    def interrupt(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(packed, "pread_exactly", slow)
+    with pytest.raises(KeyboardInterrupt):
+        packed.read_packed(tmp_path / "x", progress=interrupt)
+    assert len(pieces) < 100  # of 1,025
 
 
 def test_it_multiplies_as_before(tmp_path):

@@ -158,9 +158,12 @@ class PackedFile:
 
         starts = range(self._begin // _PIECE_BYTES * _PIECE_BYTES, self._end, _PIECE_BYTES)
         with ThreadPoolExecutor(max(1, threads)) as pool:
-            for count in pool.map(read, starts):
-                if progress is not None:
-                    progress(count)
+            try:
+                for count in pool.map(read, starts):
+                    if progress is not None:
+                        progress(count)
+            finally:  # an error, or Ctrl-C, waits for the pieces that are being read, and not for all others
+                pool.shutdown(cancel_futures=True)
         return {name: self._view(memory, name, stored) for name, stored in self.weights.items()}
 
     def _view(self, memory: Array, name: str, stored: Stored) -> Packed | Array:
