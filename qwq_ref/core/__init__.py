@@ -179,6 +179,13 @@ def pack(
     return Packed(form, packed, (N, K))
 
 
+def packed_bytes(form: Format, shape: tuple[int, int]) -> int:
+    """Bytes of a weight [n, k] in this format; 0 if there is no such format, or it cannot hold that."""
+    if form.codes not in _CODE_NUMBERS or form.scales not in _SCALE_NUMBERS:
+        return 0
+    return int(_lib().qwq_packed_bytes(_c_format(form), *shape))
+
+
 def matmul(
     x: Array,
     w: Packed,
