@@ -5,8 +5,9 @@
 
 #include "fixed.h"
 #include "ops.h"
+#include "target.h"
 
-#pragma GCC target("avx2")
+TARGET("avx2")
 
 static void exponentials(float *y, const float *x, size_t n)
 {
@@ -134,4 +135,6 @@ static size_t next_above(const float *x, size_t i, size_t n, float threshold)
 }
 
 const qwq_ops qwq_avx2_ops = {exponentials, rmsnorm, rope, softmax, swiglu, next_above};
+
+TARGET_END
 #endif

@@ -4,8 +4,9 @@
 
 #include "fixed.h"
 #include "ops.h"
+#include "target.h"
 
-#pragma GCC target("avx512f,avx512dq,avx512bw,avx512vl")
+TARGET("avx512f,avx512dq,avx512bw,avx512vl")
 
 /* The lanes that a row's last n elements fill. */
 static inline __mmask16 first(size_t n)
@@ -110,4 +111,6 @@ static size_t next_above(const float *x, size_t i, size_t n, float threshold)
 }
 
 const qwq_ops qwq_avx512_ops = {exponentials, rmsnorm, rope, softmax, swiglu, next_above};
+
+TARGET_END
 #endif
