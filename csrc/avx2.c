@@ -455,7 +455,7 @@ FLOATS(FP16, fp16)
 FLOATS(FP32, fp32)
 
 const qwq_kernels qwq_avx2_kernels = {largest, quantise, quantise_q4, quantise_q8, unpack, widen, scale, wide,
-                                      {q4, NULL, NULL, NULL, NULL, bf16, fp16, fp32}};
+                                      {q4, NULL, NULL, NULL, NULL, bf16, fp16, fp32}, QWQ_AVX2};
 
 TARGET_END
 

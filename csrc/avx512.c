@@ -485,7 +485,7 @@ static void wide(float *y, const qwq_wide *w, const qwq_tile *tile, size_t token
 }
 
 const qwq_kernels qwq_avx512_kernels = {largest, quantise, quantise_q4, quantise_q8, unpack, widen, scale, wide,
-                                        {q4, u4, u5, u6, q8, bf16, fp16, fp32}};
+                                        {q4, u4, u5, u6, q8, bf16, fp16, fp32}, QWQ_AVX512};
 
 TARGET_END
 

@@ -4,6 +4,7 @@
 
 #include "fixed.h"
 #include "ops.h"
+#include "qwq.h"
 #include "target.h"
 
 TARGET("avx512f,avx512dq,avx512bw,avx512vl")
@@ -110,7 +111,7 @@ static size_t next_above(const float *x, size_t i, size_t n, float threshold)
     return n;
 }
 
-const qwq_ops qwq_avx512_ops = {exponentials, rmsnorm, rope, softmax, swiglu, next_above};
+const qwq_ops qwq_avx512_ops = {exponentials, rmsnorm, rope, softmax, swiglu, next_above, QWQ_AVX512};
 
 TARGET_END
 #endif
