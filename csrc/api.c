@@ -639,7 +639,7 @@ int qwq_matmul(float *y, const qwq_format *format, const uint8_t *w, const float
     if (f->swiglu && (N % (2 * PANEL) || f->residual))
         return QWQ_ESIZE;
     const qwq_kernels *kernels = variant(isa);
-    int direct = T <= FEW && kernels->blocks[format->codes] && !(format->codes == QWQ_Q8 && l.subgroups > 1);
+    int direct = T <= FEW && kernels->blocks[format->codes] && !(format->codes == QWQ_Q8 && format->group != GROUP);
     size_t y_bytes = T * N * sizeof(float) / (f->swiglu ? 2 : 1);
     const qwq_array arrays[] = {{y, y_bytes, 4},
                                 {scratch, qwq_matmul_scratch(format, T, K, threads), LINE},

@@ -21,6 +21,8 @@ static inline int qwq_check(const qwq_array *arrays, int outputs, int count)
         uintptr_t from = (uintptr_t)arrays[i].from;
         if (!arrays[i].bytes)
             continue;
+        if (arrays[i].bytes == SIZE_MAX)
+            return QWQ_ESIZE;
         if (!from)
             return QWQ_ENULL;
         if (arrays[i].bytes > UINTPTR_MAX - from)

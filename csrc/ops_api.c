@@ -18,15 +18,14 @@ const qwq_ops *qwq_ops_of(int isa)
     return table;
 }
 
-/* Rows of some 4-byte columns, ld apart; more bytes than there can be are SIZE_MAX. */
+/* Rows of some 4-byte columns, ld apart. */
 static qwq_array rows(const void *from, size_t T, size_t ld, size_t columns)
 {
-    size_t n;
+    if (T > QWQ_MOST_SIZE || columns > QWQ_MOST_SIZE || ld > QWQ_MOST_SIZE)
+        return (qwq_array){from, SIZE_MAX, 4};
     if (!T || !columns)
         return (qwq_array){from, 0, 4};
-    if (__builtin_mul_overflow(T - 1, ld, &n) || __builtin_add_overflow(n, columns, &n) || n > PTRDIFF_MAX / 4)
-        return (qwq_array){from, SIZE_MAX, 4};
-    return (qwq_array){from, n * 4, 4};
+    return (qwq_array){from, ((T - 1) * ld + columns) * 4, 4};
 }
 
 int qwq_exp(float *y, const float *x, size_t n, int isa)

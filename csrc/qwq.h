@@ -8,7 +8,7 @@
  *   EFORMAT   there is no such format, or an array's numbers do not fit it
  *   EOVERLAP  an output overlaps another array; where one may, it says so
  *   ENULL     an array that is needed, and has at least one element, is NULL
- * Limits keep every product of sizes below 2^63: T, N, K and tokens of a cache are at most QWQ_MOST_SIZE, heads
+ * Limits keep every product of sizes below 2^63: T, N, K, ld, n and tokens of a cache are at most QWQ_MOST_SIZE, heads
  * QWQ_MOST_HEADS, threads QWQ_MOST_THREADS. Beyond is ESIZE, or 0 bytes. That arrays are as large as the sizes
  * say is for the caller to see to.
  * An `isa` is one of QWQ_SCALAR, QWQ_AVX2, QWQ_AVX512: every variant gives the same bits.

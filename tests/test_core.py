@@ -31,7 +31,7 @@ numbers = st.one_of(
 
 FORMATS = [
     *(core.FORMATS[name] for name in ("q4", "q8", "bf16", "fp16", "fp32")),
-    *(core.Format("q8", group) for group in (16, 32)),  # 32: GGUF's Q8_0
+    *(core.Format("q8", group) for group in (16, 32, 128)),  # 32: GGUF's Q8_0
     *(core.Format("u4", group, "zero") for group in (32, 64, 128)),  # 128: AWQ, GPTQ
     core.Format("u4", 32, "plain", zero=8),  # Q4_0
     core.Format("u4", 32, "offset"),  # Q4_1
