@@ -4,6 +4,7 @@
 #include <omp.h>
 #endif
 
+#include "check.h"
 #include "kernels.h"
 #include "ops.h"
 #include "qwq.h"
@@ -14,32 +15,28 @@ enum {
     FLOATS_CHUNK = 2,   /* the same for floats, which take as much */
     PANELS = 4,         /* that a thread takes at a time: pairs, for gate and up; */
     TILES = 86,         /* with as many tiles their results stay in the second cache */
-    SLICE = 32,         /* groups that a thread quantises at a time, where there are few tokens */
-    LARGEST = 1 << 30   /* rows, columns and tokens */
+    SLICE = 32          /* groups that a thread quantises at a time, where there are few tokens */
 };
-static const size_t SMALL_WORK = 1 << 18; /* products below which threads cost more than they bring */
+static const double SMALL_WORK = 1 << 18; /* products below which threads cost more than they bring */
 
 static const qwq_kernels *variant(int isa)
 {
     if (!qwq_isa_supported(isa))
         return NULL;
+    const qwq_kernels *table = &qwq_ref_kernels;
 #if defined(__x86_64__)
     if (isa == QWQ_AVX512)
-        return &qwq_avx512_kernels;
+        table = &qwq_avx512_kernels;
     if (isa == QWQ_AVX2)
-        return &qwq_avx2_kernels;
+        table = &qwq_avx2_kernels;
 #endif
-    return &qwq_ref_kernels;
+    qwq_ran(table->isa);
+    return table;
 }
 
 static size_t up(size_t n, size_t multiple)
 {
     return (n + multiple - 1) / multiple * multiple;
-}
-
-static int aligned(const void *p, size_t bytes)
-{
-    return (uintptr_t)p % bytes == 0;
 }
 
 /* 0 if there is no such format. */
@@ -124,8 +121,13 @@ int qwq_quantise_activations(int8_t *q, uint8_t *step, float *scale, const float
     const qwq_kernels *kernels = variant(isa);
     if (!kernels)
         return QWQ_EISA;
-    if (K % GROUP || !K || K > LARGEST || T > LARGEST)
+    if (K % GROUP || !K || K > QWQ_MOST_SIZE || T > QWQ_MOST_SIZE)
         return QWQ_ESIZE;
+    const qwq_array arrays[] = {{q, T * K, 1}, {step, T * (K / GROUP), 1}, {scale, T * sizeof(float), 4},
+                                {x, T * K * sizeof(float), 4}};
+    int error = qwq_check(arrays, 3, 4);
+    if (error)
+        return error;
     for (size_t t = 0; t < T; t++) {
         float top = 0, largest;
         for (size_t g = 0; g < K / GROUP; g++) {
@@ -153,18 +155,23 @@ static const float *group_of(float *own, const void *w, size_t g, int dtype)
     return own;
 }
 
-static int check_quantise(size_t N, size_t K, int dtype, int isa, int threads)
+static int check_quantise(const void *code, const uint16_t *scale, const void *w, size_t N, size_t K, int dtype,
+                          int isa, int threads)
 {
     if (!qwq_isa_supported(isa))
         return QWQ_EISA;
     if (dtype != QWQ_FP32 && dtype != QWQ_BF16 && dtype != QWQ_FP16)
         return QWQ_EFORMAT;
-    return K % GROUP || !K || K > LARGEST || N > LARGEST || threads < 1 ? QWQ_ESIZE : 0;
+    if (K % GROUP || !K || K > QWQ_MOST_SIZE || N > QWQ_MOST_SIZE || !qwq_threads_are_possible(threads))
+        return QWQ_ESIZE;
+    size_t element = dtype == QWQ_FP32 ? 4 : 2;
+    const qwq_array arrays[] = {{code, N * K, 1}, {scale, N * (K / GROUP) * 2, 2}, {w, N * K * element, element}};
+    return qwq_check(arrays, 2, 3);
 }
 
 int qwq_quantise_q4(uint8_t *code, uint16_t *scale, const void *w, size_t N, size_t K, int dtype, int isa, int threads)
 {
-    int error = check_quantise(N, K, dtype, isa, threads);
+    int error = check_quantise(code, scale, w, N, K, dtype, isa, threads);
     if (error)
         return error;
     const qwq_kernels *kernels = variant(isa);
@@ -178,7 +185,7 @@ int qwq_quantise_q4(uint8_t *code, uint16_t *scale, const void *w, size_t N, siz
 
 int qwq_quantise_q8(int8_t *q, uint16_t *scale, const void *w, size_t N, size_t K, int dtype, int isa, int threads)
 {
-    int error = check_quantise(N, K, dtype, isa, threads);
+    int error = check_quantise(q, scale, w, N, K, dtype, isa, threads);
     if (error)
         return error;
     const qwq_kernels *kernels = variant(isa);
@@ -193,7 +200,7 @@ int qwq_quantise_q8(int8_t *q, uint16_t *scale, const void *w, size_t N, size_t 
 size_t qwq_packed_bytes(const qwq_format *format, size_t N, size_t K)
 {
     qwq_layout l;
-    if (!format || !layout_of(&l, format) || !N || !K || N > LARGEST || K > LARGEST)
+    if (!format || !layout_of(&l, format) || !N || !K || N > QWQ_MOST_SIZE || K > QWQ_MOST_SIZE)
         return 0;
     return up(N, PANEL) / PANEL * (up(K, l.columns) / l.columns) * l.bytes;
 }
@@ -273,19 +280,26 @@ static void pack_row(uint8_t *block, const qwq_format *f, const qwq_layout *l, c
 int qwq_pack(uint8_t *packed, const qwq_format *format, const qwq_weight *w, size_t N, size_t K, int threads)
 {
     qwq_layout l;
-    if (!format || !w || !w->code || !layout_of(&l, format))
+    if (!format || !w)
+        return QWQ_ENULL;
+    if (!layout_of(&l, format))
         return QWQ_EFORMAT;
     size_t bytes = qwq_packed_bytes(format, N, K), panels = up(N, PANEL) / PANEL;
-    if (!bytes || threads < 1)
+    if (!bytes || !qwq_threads_are_possible(threads))
         return QWQ_ESIZE;
-    if (!aligned(packed, LINE))
-        return QWQ_EALIGN;
     int32_t kind = format->scales;
-    if (!l.floats && (!w->scale || (kind == QWQ_ZERO && !w->zero) || (l.offset && !w->offset) ||
-                      (kind >= QWQ_SUPER && !w->small) || (kind == QWQ_SUPER_MIN && !w->least)))
-        return QWQ_EFORMAT;
+    size_t element = format->codes == QWQ_FP32 ? 4 : l.floats ? 2 : 1;
+    size_t groups = l.floats ? 0 : N * (up(K, (size_t)format->group) / (size_t)format->group); /* of the whole weight */
+    size_t scales = (kind >= QWQ_SUPER ? N * (up(K, 256) / 256) : groups) * 2;
+    const qwq_array arrays[] = {{packed, bytes, LINE}, {w->code, N * K * element, element}, {w->scale, scales, 2},
+                                {w->zero, kind == QWQ_ZERO ? groups : 0, 1}, {w->offset, l.offset ? scales : 0, 2},
+                                {w->small, kind >= QWQ_SUPER ? groups : 0, 1},
+                                {w->least, kind == QWQ_SUPER_MIN ? groups : 0, 1}};
+    int error = qwq_check(arrays, 1, 7);
+    if (error)
+        return error;
     if (kind == QWQ_ZERO) /* more would not fit the bytes that are multiplied */
-        for (size_t i = 0; i < N * (up(K, (size_t)format->group) / (size_t)format->group); i++)
+        for (size_t i = 0; i < groups; i++)
             if (w->zero[i] > ZERO_EXCESS)
                 return QWQ_EFORMAT;
     size_t blocks = up(K, l.columns) / l.columns;
@@ -369,7 +383,8 @@ static qwq_scratch scratch_of(uint8_t *at, const qwq_layout *l, size_t T, size_t
 size_t qwq_matmul_scratch(const qwq_format *format, size_t T, size_t K, int threads)
 {
     qwq_layout l;
-    if (!format || !layout_of(&l, format) || threads < 1 || !K || T > LARGEST || K > LARGEST)
+    if (!format || !layout_of(&l, format) || !qwq_threads_are_possible(threads) || !K || T > QWQ_MOST_SIZE ||
+        K > QWQ_MOST_SIZE)
         return 0;
     return scratch_of(NULL, &l, T, K, threads).bytes;
 }
@@ -614,30 +629,30 @@ int qwq_matmul(float *y, const qwq_format *format, const uint8_t *w, const float
     qwq_layout l;
     if (!qwq_isa_supported(isa))
         return QWQ_EISA;
-    if (!format || !layout_of(&l, format))
+    if (!format)
+        return QWQ_ENULL;
+    if (!layout_of(&l, format))
         return QWQ_EFORMAT;
     size_t w_bytes = qwq_packed_bytes(format, N, K);
-    if (!w_bytes || threads < 1 || T > LARGEST)
+    if (!w_bytes || !qwq_threads_are_possible(threads) || T > QWQ_MOST_SIZE)
         return QWQ_ESIZE;
-    if (!aligned(w, LINE) || !aligned(scratch, LINE) || !aligned(y, 4) || !aligned(x, 4))
-        return QWQ_EALIGN;
-    const qwq_kernels *kernels = variant(isa);
-    int direct = T <= FEW && kernels->blocks[format->codes] && !(format->codes == QWQ_Q8 && l.subgroups > 1);
-    qwq_scratch s = scratch_of(scratch, &l, T, K, threads);
     if (f->swiglu && (N % (2 * PANEL) || f->residual))
         return QWQ_ESIZE;
-    size_t y_bytes = T * N * sizeof(float) / (f->swiglu ? 2 : 1), x_bytes = T * K * sizeof(float);
-    size_t bias_bytes = f->bias ? N * sizeof(float) : 0, norm_bytes = f->norm ? K * sizeof(float) : 0;
-    const struct { const void *from; size_t bytes; } arrays[] = {
-        {y, y_bytes}, {scratch, s.bytes}, {x, x_bytes}, {w, w_bytes}, {f->bias, bias_bytes}, {f->norm, norm_bytes}};
-    for (size_t i = 0; i < 2; i++)
-        for (size_t j = i + 1; j < sizeof arrays / sizeof *arrays; j++)
-            if (qwq_overlap(arrays[i].from, arrays[i].bytes, arrays[j].from, arrays[j].bytes))
-                return QWQ_EOVERLAP;
-    if (f->residual && ((f->residual != y && qwq_overlap(y, y_bytes, f->residual, y_bytes)) ||
-                        qwq_overlap(scratch, s.bytes, f->residual, y_bytes)))
-        return QWQ_EOVERLAP;
-    if (T * K * N < SMALL_WORK)
+    const qwq_kernels *kernels = variant(isa);
+    int direct = T <= FEW && kernels->blocks[format->codes] && !(format->codes == QWQ_Q8 && format->group != GROUP);
+    size_t y_bytes = T * N * sizeof(float) / (f->swiglu ? 2 : 1);
+    const qwq_array arrays[] = {{y, y_bytes, 4},
+                                {scratch, qwq_matmul_scratch(format, T, K, threads), LINE},
+                                {x, T * K * sizeof(float), 4},
+                                {w, w_bytes, LINE},
+                                {f->bias, f->bias ? N * sizeof(float) : 0, 4},
+                                {f->norm, f->norm ? K * sizeof(float) : 0, 4},
+                                {f->residual, f->residual && f->residual != y ? y_bytes : 0, 4}};
+    int error = qwq_check(arrays, 2, 7);
+    if (error)
+        return error;
+    qwq_scratch s = scratch_of(scratch, &l, T, K, threads);
+    if ((double)T * (double)K * (double)N < SMALL_WORK)
         threads = 1;
     size_t tiles = tiles_of(T), panels = up(N, PANEL) / PANEL;
     size_t slice = tiles < (size_t)threads ? SLICE : s.groups, slices = up(s.groups, slice) / slice;

@@ -78,6 +78,7 @@ typedef struct {
     weights_fn *weights_fp32;
     values_fn *values_fp32;
     merge_fn *merge;
+    int isa; /* of the file that the table is in */
 } qwq_attention_kernels;
 
 extern const qwq_attention_kernels qwq_attention_ref;

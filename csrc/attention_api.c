@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "attention.h"
+#include "check.h"
 #include "fixed.h"
 
 enum {
@@ -26,18 +27,26 @@ static const qwq_attention_kernels *variant(int isa)
 {
     if (!qwq_isa_supported(isa))
         return NULL;
+    const qwq_attention_kernels *table = &qwq_attention_ref;
 #if defined(__x86_64__)
     if (isa == QWQ_AVX512)
-        return &qwq_attention_avx512;
+        table = &qwq_attention_avx512;
     if (isa == QWQ_AVX2)
-        return &qwq_attention_avx2;
+        table = &qwq_attention_avx2;
 #endif
-    return &qwq_attention_ref;
+    qwq_ran(table->isa);
+    return table;
 }
 
 static size_t round_up(size_t n, size_t to)
 {
     return (n + to - 1) / to * to;
+}
+
+/* So all products of sizes stay below 2^63: the most are 2^30 tokens, 2^16 heads, and 8 bytes of 2^12 dimensions. */
+static int sizes_are_possible(size_t capacity, size_t K, size_t E)
+{
+    return capacity <= QWQ_MOST_SIZE && K && K <= QWQ_MOST_HEADS && E && E <= MOST;
 }
 
 static size_t head_bytes(size_t capacity, size_t E, int fp32)
@@ -47,12 +56,12 @@ static size_t head_bytes(size_t capacity, size_t E, int fp32)
 
 size_t qwq_kv_int8_bytes(size_t capacity, size_t K, size_t E)
 {
-    return K * head_bytes(capacity, E, 0);
+    return sizes_are_possible(capacity, K, E) ? K * head_bytes(capacity, E, 0) : 0;
 }
 
 size_t qwq_kv_fp32_bytes(size_t capacity, size_t K, size_t E)
 {
-    return K * head_bytes(capacity, E, 1);
+    return sizes_are_possible(capacity, K, E) ? K * head_bytes(capacity, E, 1) : 0;
 }
 
 /* A head's arrays from token t on, which begins a span. */
@@ -99,12 +108,15 @@ static int append(uint8_t *kv, const float *k, const float *v, const float *cent
     const qwq_attention_kernels *kernels = variant(isa);
     if (!kernels)
         return QWQ_EISA;
-    if (!K || !E || E > MOST || pos > capacity || T > capacity - pos || threads < 1)
+    if (!sizes_are_possible(capacity, K, E) || pos > capacity || T > capacity - pos ||
+        !qwq_threads_are_possible(threads))
         return QWQ_ESIZE;
-    if ((uintptr_t)kv % 64)
-        return QWQ_EALIGN;
-    if (!T)
-        return 0;
+    size_t bytes = T * K * E * sizeof(float);
+    const qwq_array arrays[] = {{kv, K * head_bytes(capacity, E, fp32), 64}, {k, bytes, 4}, {v, bytes, 4},
+                                {center, center ? K * E * sizeof(float) : 0, 4}};
+    int code = qwq_check(arrays, 1, 4);
+    if (code || !T)
+        return code;
     size_t first = pos / SPAN, spans = (pos + T - 1) / SPAN + 1 - first; /* threads share no line of the cache */
 #pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1 && T > 1)
     for (size_t n = 0; n < K * spans; n++) {
@@ -165,8 +177,16 @@ static size_t kept_bytes(size_t S, size_t T, size_t H, size_t K, size_t E)
     return T * (H / K) <= PASS ? (S + CHUNK - 1) / CHUNK * T * H * step_of(E) * sizeof(float) : 0;
 }
 
+static int attention_is_possible(size_t pos, size_t T, size_t capacity, size_t H, size_t K, size_t E, int threads)
+{
+    return sizes_are_possible(capacity, K, E) && H && H <= QWQ_MOST_HEADS && H % K == 0 && pos <= capacity &&
+           T <= capacity - pos && qwq_threads_are_possible(threads);
+}
+
 size_t qwq_attention_scratch(size_t pos, size_t T, size_t H, size_t K, size_t E, int threads)
 {
+    if (!attention_is_possible(pos, T, QWQ_MOST_SIZE, H, K, E, threads))
+        return 0;
     return kept_bytes(pos + T, T, H, K, E) + (size_t)threads * workspace_bytes(E) + 64;
 }
 
@@ -336,17 +356,19 @@ static int attention(float *y, const uint8_t *kv, const float *q, void *scratch,
     const qwq_attention_kernels *kernels = variant(isa);
     if (!kernels)
         return QWQ_EISA;
-    if (!K || !H || H % K || !E || E > MOST || pos > capacity || T > capacity - pos || threads < 1)
+    if (!attention_is_possible(pos, T, capacity, H, K, E, threads))
         return QWQ_ESIZE;
     if (p_bits != 0 && p_bits != 8 && p_bits != 16)
         return QWQ_ESIZE;
-    if ((uintptr_t)kv % 64)
-        return QWQ_EALIGN;
-    if (!T)
-        return 0;
+    size_t bytes = T * H * E * sizeof(float);
+    const qwq_array arrays[] = {{y, bytes, 4}, {scratch, qwq_attention_scratch(pos, T, H, K, E, threads), 1},
+                                {kv, K * head_bytes(capacity, E, fp32), 64}, {q, bytes, 4}};
+    int code = qwq_check(arrays, 2, 4);
+    if (code || !T)
+        return code;
     job j = {kernels, fp32, p_bits, kv, q, y, pos, T, capacity, H, K, H / K, E, round_up(E, DIMS), step_of(E), window};
     size_t context = window && window < pos + T ? window : pos + T;
-    if (T * H * context * E < LEAST_WORK)
+    if ((double)T * (double)H * (double)context * (double)E < LEAST_WORK)
         threads = 1;
     float *at = (float *)(((uintptr_t)scratch + 63) / 64 * 64);
     if (threads == 1) { /* without the half microsecond that a team of one takes */

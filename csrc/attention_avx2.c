@@ -1,10 +1,12 @@
 /* Attention over a KV-cache, AVX2. A product of bytes can exceed 16 bits in pairs here, so bytes are widened first. */
 #if defined(__x86_64__)
-#pragma GCC target("avx2,fma")
 #include <immintrin.h>
 
 #include "attention.h"
 #include "fixed.h"
+#include "target.h"
+
+TARGET("avx2,fma")
 
 #define INLINE static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 8")
@@ -347,8 +349,10 @@ static void merge(float *state, const float *out, size_t E)
 }
 
 const qwq_attention_kernels qwq_attention_avx2 = {
-    quantise, scores_int8, weights_int8, values_int8, scores_fp32, weights_fp32, values_fp32, merge,
+    quantise, scores_int8, weights_int8, values_int8, scores_fp32, weights_fp32, values_fp32, merge, QWQ_AVX2,
 };
+
+TARGET_END
 
 #else
 typedef int qwq_no_attention_avx2; /* a file must hold something */

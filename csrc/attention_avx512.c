@@ -1,10 +1,12 @@
 /* Attention over a KV-cache, AVX-512 with VNNI: 16 tokens, or 16 dimensions, a register. */
 #if defined(__x86_64__)
-#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma")
 #include <immintrin.h>
 
 #include "attention.h"
 #include "fixed.h"
+#include "target.h"
+
+TARGET("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma")
 
 #define INLINE static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 8")
@@ -434,8 +436,10 @@ static void merge(float *state, const float *out, size_t E)
 }
 
 const qwq_attention_kernels qwq_attention_avx512 = {
-    quantise, scores_int8, weights_int8, values_int8, scores_fp32, weights_fp32, values_fp32, merge,
+    quantise, scores_int8, weights_int8, values_int8, scores_fp32, weights_fp32, values_fp32, merge, QWQ_AVX512,
 };
+
+TARGET_END
 
 #else
 typedef int qwq_no_attention_avx512; /* a file must hold something */

@@ -142,5 +142,5 @@ static void merge(float *state, const float *out, size_t E)
 }
 
 const qwq_attention_kernels qwq_attention_ref = {
-    quantise, scores_int8, weights_int8, values_int8, scores_fp32, weights_fp32, values_fp32, merge,
+    quantise, scores_int8, weights_int8, values_int8, scores_fp32, weights_fp32, values_fp32, merge, QWQ_SCALAR,
 };

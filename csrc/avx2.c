@@ -3,8 +3,9 @@
 #include <immintrin.h>
 
 #include "kernels.h"
+#include "target.h"
 
-#pragma GCC target("avx2,f16c,fma")
+TARGET("avx2,f16c,fma")
 
 static void largest(float *largest, const float *x, size_t groups)
 {
@@ -454,7 +455,9 @@ FLOATS(FP16, fp16)
 FLOATS(FP32, fp32)
 
 const qwq_kernels qwq_avx2_kernels = {largest, quantise, quantise_q4, quantise_q8, unpack, widen, scale, wide,
-                                      {q4, NULL, NULL, NULL, NULL, bf16, fp16, fp32}};
+                                      {q4, NULL, NULL, NULL, NULL, bf16, fp16, fp32}, QWQ_AVX2};
+
+TARGET_END
 
 #else
 typedef int qwq_no_avx2; /* a file must hold something */

@@ -3,8 +3,9 @@
 #include <immintrin.h>
 
 #include "kernels.h"
+#include "target.h"
 
-#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,f16c,fma")
+TARGET("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,f16c,fma")
 
 static void largest(float *largest, const float *x, size_t groups)
 {
@@ -378,8 +379,8 @@ static void scale(qwq_wide *w, uint64_t used)
 
 /* Bits `from` to `from` + n - 1 of every byte, at bit 4. */
 #define AT_FOUR(bytes, from, n)                                                                                       \
-    (from < 4 ? _mm512_slli_epi16(BITS(bytes, from, n), from < 4 ? 4 - from : 0)                                      \
-              : _mm512_srli_epi16(BITS(bytes, from, n), from < 4 ? 0 : from - 4))
+    (from < 4 ? _mm512_slli_epi16(BITS(bytes, from, n), (unsigned)(from < 4 ? 4 - from : 0))                          \
+              : _mm512_srli_epi16(BITS(bytes, from, n), (unsigned)(from < 4 ? 0 : from - 4)))
 #define BITS(bytes, from, n) _mm512_and_si512(bytes, _mm512_set1_epi8((char)(((1 << n) - 1) << from)))
 
 enum { U4_PLANE = 0, U5_PLANE = LINE, U6_PLANE = 2 * LINE }; /* of four lines */
@@ -484,7 +485,9 @@ static void wide(float *y, const qwq_wide *w, const qwq_tile *tile, size_t token
 }
 
 const qwq_kernels qwq_avx512_kernels = {largest, quantise, quantise_q4, quantise_q8, unpack, widen, scale, wide,
-                                        {q4, u4, u5, u6, q8, bf16, fp16, fp32}};
+                                        {q4, u4, u5, u6, q8, bf16, fp16, fp32}, QWQ_AVX512};
+
+TARGET_END
 
 #else
 typedef int qwq_no_avx512; /* a file must hold something */

@@ -1,5 +1,20 @@
 /* What this processor can run, and what its operating system lets it keep: CPUID and XCR0. */
+#include "check.h"
 #include "qwq.h"
+
+static _Thread_local int ran;
+
+void qwq_ran(int isa)
+{
+    ran |= 1 << isa;
+}
+
+int qwq_isas_ran(void)
+{
+    int isas = ran;
+    ran = 0;
+    return isas;
+}
 
 #if defined(__x86_64__)
 #include <cpuid.h>

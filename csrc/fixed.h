@@ -1,5 +1,5 @@
 /* exp and exp2, and sums of 16 lanes, one definition for every variant: spec/fixed.py says it in NumPy, and all forms
- * here give its bits. What needs instructions is there where a file has them: include this after its target.
+ * here give its bits.
  *
  * Not called math.h, which would hide the system's. No fma: products and sums are rounded one by one.
  */
@@ -114,8 +114,7 @@ __attribute__((target("avx512f"))) static inline __m512 exp_16(__m512 x)
     return _mm512_mask_mov_ps(y, _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q), x);
 }
 
-#if defined(__AVX2__)
-static inline __m256 fixed_exp2_avx2(__m256 x)
+__attribute__((target("avx2"))) static inline __m256 fixed_exp2_avx2(__m256 x)
 {
     __m256 n = _mm256_add_ps(x, _mm256_set1_ps(EXP_ROUND));
     __m256 r = _mm256_sub_ps(x, _mm256_sub_ps(n, _mm256_set1_ps(EXP_ROUND)));
@@ -128,17 +127,15 @@ static inline __m256 fixed_exp2_avx2(__m256 x)
     return _mm256_and_ps(_mm256_castsi256_ps(power), _mm256_cmp_ps(x, _mm256_set1_ps(LEAST_POWER), _CMP_GE_OQ));
 }
 
-static inline float fixed_lanes_avx2(__m256 low, __m256 high)
+__attribute__((target("avx2"))) static inline float fixed_lanes_avx2(__m256 low, __m256 high)
 {
     __m256 eight = _mm256_add_ps(low, high);
     __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
     __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
     return _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps(two, two, 1)));
 }
-#endif
 
-#if defined(__AVX512F__)
-static inline __m512 fixed_exp2_avx512(__m512 x)
+__attribute__((target("avx512f,avx512dq"))) static inline __m512 fixed_exp2_avx512(__m512 x)
 {
     __m512 n = _mm512_add_ps(x, _mm512_set1_ps(EXP_ROUND));
     __m512 r = _mm512_sub_ps(x, _mm512_sub_ps(n, _mm512_set1_ps(EXP_ROUND)));
@@ -152,11 +149,10 @@ static inline __m512 fixed_exp2_avx512(__m512 x)
     return _mm512_castsi512_ps(_mm512_maskz_mov_epi32(within, power));
 }
 
-static inline float fixed_lanes_avx512(__m512 lanes)
+__attribute__((target("avx512f,avx512dq"))) static inline float fixed_lanes_avx512(__m512 lanes)
 {
     return fixed_lanes_avx2(_mm512_castps512_ps256(lanes), _mm512_extractf32x8_ps(lanes, 1));
 }
-#endif
 #endif
 
 #endif

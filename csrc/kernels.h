@@ -90,6 +90,7 @@ typedef struct {
     scale_fn *scale; /* NULL where qwq_wide.scaled is not used */
     wide_fn *wide;
     blocks_fn *blocks[QWQ_FP32 + 1]; /* by codes; NULL where there is only the way through `wide` */
+    int isa; /* of the file that the table is in */
 } qwq_kernels;
 
 extern const qwq_kernels qwq_ref_kernels;

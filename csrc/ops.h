@@ -26,6 +26,7 @@ typedef struct {
     softmax_fn *softmax;
     swiglu_fn *swiglu;
     next_above_fn *next_above;
+    int isa; /* of the file that the table is in */
 } qwq_ops;
 
 extern const qwq_ops qwq_ref_ops;
@@ -40,17 +41,5 @@ const qwq_ops *qwq_ops_of(int isa);
 /* select.c: k of n, the largest first, by any variant's next_above. Between 1 and n of them; index and value [k]. */
 size_t qwq_first_largest(const float *x, size_t n, next_above_fn *next_above);
 void qwq_largest(int32_t *index, float *value, const float *x, size_t n, size_t k, next_above_fn *next_above);
-
-/* Whether a pointer to some bytes is NULL, or not a multiple of an element's size. */
-static inline int qwq_misplaced(const void *p, size_t bytes, size_t element)
-{
-    return (bytes && !p) || (uintptr_t)p % element;
-}
-
-static inline int qwq_overlap(const void *a, size_t a_bytes, const void *b, size_t b_bytes)
-{
-    uintptr_t x = (uintptr_t)a, y = (uintptr_t)b;
-    return a_bytes && b_bytes && x < y + b_bytes && y < x + a_bytes;
-}
 
 #endif

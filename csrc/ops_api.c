@@ -1,4 +1,5 @@
 /* The entry points of the small operations: they check, share rows among threads, and call a variant. */
+#include "check.h"
 #include "ops.h"
 #include "qwq.h"
 
@@ -6,46 +7,25 @@ const qwq_ops *qwq_ops_of(int isa)
 {
     if (!qwq_isa_supported(isa))
         return NULL;
+    const qwq_ops *table = &qwq_ref_ops;
 #if defined(__x86_64__)
     if (isa == QWQ_AVX512)
-        return &qwq_avx512_ops;
+        table = &qwq_avx512_ops;
     if (isa == QWQ_AVX2)
-        return &qwq_avx2_ops;
+        table = &qwq_avx2_ops;
 #endif
-    return &qwq_ref_ops;
+    qwq_ran(table->isa);
+    return table;
 }
 
-/* An array of 4-byte elements; `from` is where it begins, and an output may overlap nothing else. */
-typedef struct {
-    const void *from;
-    size_t bytes;
-} array;
-
-/* Rows of some columns, ld apart; more bytes than there can be are SIZE_MAX. */
-static array rows(const void *from, size_t T, size_t ld, size_t columns)
+/* Rows of some 4-byte columns, ld apart. */
+static qwq_array rows(const void *from, size_t T, size_t ld, size_t columns)
 {
-    size_t n;
+    if (T > QWQ_MOST_SIZE || columns > QWQ_MOST_SIZE || ld > QWQ_MOST_SIZE)
+        return (qwq_array){from, SIZE_MAX, 4};
     if (!T || !columns)
-        return (array){from, 0};
-    if (__builtin_mul_overflow(T - 1, ld, &n) || __builtin_add_overflow(n, columns, &n) || n > PTRDIFF_MAX / 4)
-        return (array){from, SIZE_MAX};
-    return (array){from, n * 4};
-}
-
-/* Of some arrays, the first `outputs` are written. */
-static int check(const array *arrays, int outputs, int count)
-{
-    for (int i = 0; i < count; i++) {
-        if (arrays[i].bytes == SIZE_MAX)
-            return QWQ_ESIZE;
-        if (qwq_misplaced(arrays[i].from, arrays[i].bytes, 4))
-            return QWQ_EALIGN;
-    }
-    for (int i = 0; i < outputs; i++)
-        for (int j = i + 1; j < count; j++)
-            if (qwq_overlap(arrays[i].from, arrays[i].bytes, arrays[j].from, arrays[j].bytes))
-                return QWQ_EOVERLAP;
-    return 0;
+        return (qwq_array){from, 0, 4};
+    return (qwq_array){from, ((T - 1) * ld + columns) * 4, 4};
 }
 
 int qwq_exp(float *y, const float *x, size_t n, int isa)
@@ -53,7 +33,7 @@ int qwq_exp(float *y, const float *x, size_t n, int isa)
     const qwq_ops *ops = qwq_ops_of(isa);
     if (!ops)
         return QWQ_EISA;
-    int code = check((array[]){rows(y, 1, 0, n), rows(x, 1, 0, n)}, 1, 2);
+    int code = qwq_check((qwq_array[]){rows(y, 1, 0, n), rows(x, 1, 0, n)}, 1, 2);
     if (!code)
         ops->exp(y, x, n);
     return code;
@@ -64,9 +44,9 @@ int qwq_rmsnorm(float *y, const float *x, const float *w, float eps, size_t T, s
     const qwq_ops *ops = qwq_ops_of(isa);
     if (!ops)
         return QWQ_EISA;
-    if (!D || threads < 1)
+    if (!D || !qwq_threads_are_possible(threads))
         return QWQ_ESIZE;
-    int code = check((array[]){rows(y, T, D, D), rows(x, T, D, D), rows(w, 1, 0, D)}, 1, 3);
+    int code = qwq_check((qwq_array[]){rows(y, T, D, D), rows(x, T, D, D), rows(w, 1, 0, D)}, 1, 3);
     if (code)
         return code;
 #pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1 && T > 1)
@@ -82,10 +62,11 @@ int qwq_rope(float *x, const float *cos, const float *sin, size_t T, size_t N, s
     if (!ops)
         return QWQ_EISA;
     size_t columns, half = E / 2;
-    if (!E || E % 2 || __builtin_mul_overflow(N, E, &columns) || ld < columns || threads < 1)
+    if (!E || E % 2 || __builtin_mul_overflow(N, E, &columns) || ld < columns || !qwq_threads_are_possible(threads))
         return QWQ_ESIZE;
-    int code = check((array[]){rows(x, T, ld, columns), rows(cos, T, half, half), rows(sin, T, half, half)}, 1, 3);
-    if (code)
+    const qwq_array arrays[] = {rows(x, T, ld, columns), rows(cos, T, half, half), rows(sin, T, half, half)};
+    int code = qwq_check(arrays, 1, 3);
+    if (code || !N)
         return code;
 #pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1 && T > 1)
     for (size_t t = 0; t < T; t++)
@@ -98,9 +79,9 @@ int qwq_softmax(float *y, const float *x, size_t T, size_t n, int isa, int threa
     const qwq_ops *ops = qwq_ops_of(isa);
     if (!ops)
         return QWQ_EISA;
-    if (!n || threads < 1)
+    if (!n || !qwq_threads_are_possible(threads))
         return QWQ_ESIZE;
-    int code = check((array[]){rows(y, T, n, n), rows(x, T, n, n)}, y == x ? 0 : 1, 2);
+    int code = qwq_check((qwq_array[]){rows(y, T, n, n), rows(x, T, n, n)}, y == x ? 0 : 1, 2);
     if (code)
         return code;
 #pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1 && T > 1)
@@ -115,10 +96,10 @@ int qwq_swiglu(float *y, const float *gate, const float *up, float beta, size_t 
     const qwq_ops *ops = qwq_ops_of(isa);
     if (!ops)
         return QWQ_EISA;
-    if (ld < F || threads < 1)
+    if (ld < F || !qwq_threads_are_possible(threads))
         return QWQ_ESIZE;
-    int code = check((array[]){rows(y, T, F, F), rows(gate, T, ld, F), rows(up, T, ld, F)}, 1, 3);
-    if (code)
+    int code = qwq_check((qwq_array[]){rows(y, T, F, F), rows(gate, T, ld, F), rows(up, T, ld, F)}, 1, 3);
+    if (code || !F)
         return code;
 #pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1 && T > 1)
     for (size_t t = 0; t < T; t++)
@@ -133,7 +114,7 @@ int qwq_argmax(int32_t *index, const float *x, size_t n, int isa)
         return QWQ_EISA;
     if (!n || n > INT32_MAX)
         return QWQ_ESIZE;
-    int code = check((array[]){rows(index, 1, 0, 1), rows(x, 1, 0, n)}, 1, 2);
+    int code = qwq_check((qwq_array[]){rows(index, 1, 0, 1), rows(x, 1, 0, n)}, 1, 2);
     if (!code)
         *index = (int32_t)qwq_first_largest(x, n, ops->next_above);
     return code;
@@ -146,7 +127,7 @@ int qwq_top_k(int32_t *index, float *value, const float *x, size_t n, size_t k, 
         return QWQ_EISA;
     if (!k || k > n || n > INT32_MAX)
         return QWQ_ESIZE;
-    int code = check((array[]){rows(index, 1, 0, k), rows(value, 1, 0, k), rows(x, 1, 0, n)}, 2, 3);
+    int code = qwq_check((qwq_array[]){rows(index, 1, 0, k), rows(value, 1, 0, k), rows(x, 1, 0, n)}, 2, 3);
     if (!code)
         qwq_largest(index, value, x, n, k, ops->next_above);
     return code;

@@ -5,8 +5,10 @@
 
 #include "fixed.h"
 #include "ops.h"
+#include "qwq.h"
+#include "target.h"
 
-#pragma GCC target("avx2")
+TARGET("avx2")
 
 static void exponentials(float *y, const float *x, size_t n)
 {
@@ -133,5 +135,7 @@ static size_t next_above(const float *x, size_t i, size_t n, float threshold)
     return i;
 }
 
-const qwq_ops qwq_avx2_ops = {exponentials, rmsnorm, rope, softmax, swiglu, next_above};
+const qwq_ops qwq_avx2_ops = {exponentials, rmsnorm, rope, softmax, swiglu, next_above, QWQ_AVX2};
+
+TARGET_END
 #endif

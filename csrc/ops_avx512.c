@@ -4,8 +4,10 @@
 
 #include "fixed.h"
 #include "ops.h"
+#include "qwq.h"
+#include "target.h"
 
-#pragma GCC target("avx512f,avx512dq,avx512bw,avx512vl")
+TARGET("avx512f,avx512dq,avx512bw,avx512vl")
 
 /* The lanes that a row's last n elements fill. */
 static inline __mmask16 first(size_t n)
@@ -109,5 +111,7 @@ static size_t next_above(const float *x, size_t i, size_t n, float threshold)
     return n;
 }
 
-const qwq_ops qwq_avx512_ops = {exponentials, rmsnorm, rope, softmax, swiglu, next_above};
+const qwq_ops qwq_avx512_ops = {exponentials, rmsnorm, rope, softmax, swiglu, next_above, QWQ_AVX512};
+
+TARGET_END
 #endif

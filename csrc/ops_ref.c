@@ -3,6 +3,7 @@
 
 #include "fixed.h"
 #include "ops.h"
+#include "qwq.h"
 
 static void exponentials(float *y, const float *x, size_t n)
 {
@@ -68,4 +69,4 @@ static size_t next_above(const float *x, size_t i, size_t n, float threshold)
     return i;
 }
 
-const qwq_ops qwq_ref_ops = {exponentials, rmsnorm, rope, softmax, swiglu, next_above};
+const qwq_ops qwq_ref_ops = {exponentials, rmsnorm, rope, softmax, swiglu, next_above, QWQ_SCALAR};

@@ -2,6 +2,15 @@
  *
  * Letters: T tokens, N rows of a weight (outputs), K its columns (inputs); all are counts of elements.
  * Functions return 0, or a negative QWQ_E... code; nothing is written then. Outputs come first, sizes last.
+ *   EISA      the instruction set cannot run here
+ *   ESIZE     a size, a number of threads or another number is impossible, or an array would end beyond memory
+ *   EALIGN    a pointer is not a multiple of its element's size, or of what is asked for
+ *   EFORMAT   there is no such format, or an array's numbers do not fit it
+ *   EOVERLAP  an output overlaps another array; where one may, it says so
+ *   ENULL     an array that is needed, and has at least one element, is NULL
+ * Limits keep every product of sizes below 2^63: T, N, K, ld, n and tokens of a cache are at most QWQ_MOST_SIZE, heads
+ * QWQ_MOST_HEADS, threads QWQ_MOST_THREADS. Beyond is ESIZE, or 0 bytes. That arrays are as large as the sizes
+ * say is for the caller to see to.
  * An `isa` is one of QWQ_SCALAR, QWQ_AVX2, QWQ_AVX512: every variant gives the same bits.
  */
 #ifndef QWQ_H
@@ -14,10 +23,14 @@
 enum { QWQ_SCALAR = 0, QWQ_AVX2 = 1, QWQ_AVX512 = 2 };
 enum { QWQ_GROUP = 64 };  /* activations that share a scale */
 enum { QWQ_RATIOS = 64 }; /* what it can be, beside the token's largest */
-enum { QWQ_EISA = -1, QWQ_ESIZE = -2, QWQ_EALIGN = -3, QWQ_EFORMAT = -4, QWQ_EOVERLAP = -5 };
+enum { QWQ_EISA = -1, QWQ_ESIZE = -2, QWQ_EALIGN = -3, QWQ_EFORMAT = -4, QWQ_EOVERLAP = -5, QWQ_ENULL = -6 };
+enum { QWQ_MOST_SIZE = 1 << 30, QWQ_MOST_HEADS = 1 << 16, QWQ_MOST_THREADS = 1024 };
 
 /* 1 if this processor, and its operating system, can run it. */
 int qwq_isa_supported(int isa);
+/* The variants whose tables this thread's calls were given since it last asked: bit `isa` of each. For tests, which so
+ * see that what they force is what runs. */
+int qwq_isas_ran(void);
 
 /* What the numbers of a packed weight are. */
 enum { QWQ_Q4 = 0, QWQ_U4 = 1, QWQ_U5 = 2, QWQ_U6 = 3, QWQ_Q8 = 4, QWQ_BF16 = 5, QWQ_FP16 = 6, QWQ_FP32 = 7 };
@@ -74,7 +87,8 @@ int qwq_quantise_q4(uint8_t *code, uint16_t *scale, const void *w, size_t N, siz
 /* w [N, K] -> q8 weights: q [N, K] in -127..127, scale [N, K/64] as fp16 bits. NumPy: spec.quant.quantise_q8. */
 int qwq_quantise_q8(int8_t *q, uint16_t *scale, const void *w, size_t N, size_t K, int dtype, int isa, int threads);
 
-/* A weight -> panels of 32 rows, 64-byte aligned; rows beyond N and columns beyond K are zero. 0 bytes: no such format. */
+/* A weight -> panels of 32 rows, 64-byte aligned; rows beyond N and columns beyond K are zero. 0 bytes: no such
+ * format, or impossible sizes. */
 size_t qwq_packed_bytes(const qwq_format *format, size_t N, size_t K);
 int qwq_pack(uint8_t *packed, const qwq_format *format, const qwq_weight *weight, size_t N, size_t K, int threads);
 

@@ -170,4 +170,4 @@ FLOATS(fp16, uint16_t, half_to_float)
 FLOATS(fp32, float, )
 
 const qwq_kernels qwq_ref_kernels = {largest, quantise, quantise_q4, quantise_q8, unpack, widen, NULL, wide,
-                                     {NULL, NULL, NULL, NULL, NULL, bf16, fp16, fp32}};
+                                     {NULL, NULL, NULL, NULL, NULL, bf16, fp16, fp32}, QWQ_SCALAR};

@@ -6,7 +6,7 @@
 #include <stdint.h>
 #include <string.h>
 
-#include "ops.h"
+#include "check.h"
 #include "qwq.h"
 
 typedef struct {
@@ -103,8 +103,9 @@ int qwq_rope_frequencies(float *inv_freq, double theta, int yarn, double factor,
 {
     if (!E || E % 2 || E > (1u << 20) || !(theta > 1 && theta < 1e30))
         return QWQ_ESIZE;
-    if (!inv_freq || (uintptr_t)inv_freq % sizeof(float))
-        return QWQ_EALIGN;
+    int code = qwq_check(&(qwq_array){inv_freq, E / 2 * sizeof(float), 4}, 1, 1);
+    if (code)
+        return code;
     double low = 0, high = 1;
     if (yarn) {
         if (!(factor >= 1 && factor < 1e30 && original >= 1 && original < 1e30))
@@ -173,18 +174,11 @@ int qwq_rope_tables(float *cos, float *sin, const float *inv_freq, float scaling
 {
     if (!E || E % 2 || E > (1u << 20) || T > (1u << 26))
         return QWQ_ESIZE;
-    const void *given[] = {inv_freq, positions};
-    void *written[] = {cos, sin};
-    size_t half = E / 2, given_bytes[] = {half * 4, T * 4}, bytes = T * half * 4;
-    for (int i = 0; i < 2; i++) {
-        if (qwq_misplaced(given[i], given_bytes[i], 4) || qwq_misplaced(written[i], bytes, 4))
-            return QWQ_EALIGN;
-        for (int j = 0; j < 2; j++)
-            if (qwq_overlap(written[i], bytes, given[j], given_bytes[j]))
-                return QWQ_EOVERLAP;
-    }
-    if (qwq_overlap(cos, bytes, sin, bytes))
-        return QWQ_EOVERLAP;
+    size_t half = E / 2, bytes = T * half * 4;
+    const qwq_array arrays[] = {{cos, bytes, 4}, {sin, bytes, 4}, {inv_freq, half * 4, 4}, {positions, T * 4, 4}};
+    int code = qwq_check(arrays, 2, 4);
+    if (code)
+        return code;
     for (size_t i = 0; i < half; i++)
         if (!(inv_freq[i] >= 0 && inv_freq[i] <= 1))
             return QWQ_ESIZE;

@@ -31,7 +31,7 @@ numbers = st.one_of(
 
 FORMATS = [
     *(core.FORMATS[name] for name in ("q4", "q8", "bf16", "fp16", "fp32")),
-    *(core.Format("q8", group) for group in (16, 32)),  # 32: GGUF's Q8_0
+    *(core.Format("q8", group) for group in (16, 32, 128)),  # 32: GGUF's Q8_0
     *(core.Format("u4", group, "zero") for group in (32, 64, 128)),  # 128: AWQ, GPTQ
     core.Format("u4", 32, "plain", zero=8),  # Q4_0
     core.Format("u4", 32, "offset"),  # Q4_1
@@ -316,7 +316,7 @@ def test_an_instruction_set_is_forced_and_what_cannot_run_is_refused():
         (lambda: core.pack(U4, np.zeros((3, 64)), np.ones((3, 1)), zero=np.full((3, 1), 17)), "does not fit"),
         (lambda: core.matmul(np.zeros((2, 128), np.float32), packed_64()), "128 columns, and the weight 64"),
         (lambda: core.matmul(np.zeros((2, 64), np.float32), packed_64(), bias=np.zeros(4)), "bias: must have shape"),
-        (lambda: core.matmul(np.zeros((2, 64), np.float32), packed_64(), threads=0), "size is impossible"),
+        (lambda: core.matmul(np.zeros((2, 64), np.float32), packed_64(), threads=0), "threads: must be 1 to 1024"),
         (lambda: core.quantise_activations(np.zeros((2, 65), np.float32)), "size is impossible"),
     ],
 )

@@ -309,7 +309,7 @@ def test_exp2_is_within_its_bound():
         (lambda c, q: ours.attention_int8(q, c, 0, threads=0), "threads"),
         (lambda c, q: ours.attention_fp32(q, c, 0), "holds int8, not fp32"),
         (lambda c, q: ours.append(c, q, q, 0), "must have shape"),
-        (lambda c, q: ours.append(c, q[:, :2], q[:, :2], 0, threads=0), "size is impossible"),
+        (lambda c, q: ours.append(c, q[:, :2], q[:, :2], 0, threads=0), "threads: must be 1 to 1024"),
         (lambda c, q: ours.append(c, q[:, :2], q[:, :2], 9), "do not fit"),
         (lambda c, q: ours.empty_kv("int4", 1, 1, 2), "must be int8 or fp32"),
         (lambda c, q: ours.empty_kv("int8", 1, 1, 2, np.zeros((1, 3))), "center: must have shape"),

@@ -156,7 +156,7 @@ def pack(
     N, K = _shape("code", code, 2)
     arrays = {"code": np.ascontiguousarray(code, _CODES.get(form.codes, np.uint8))}
     c_format = _c_format(form)
-    size = packed_bytes(form, N, K)
+    size = packed_bytes(form, (N, K))
     if not size:
         raise CoreError(None, "format", f"{form} does not exist, or cannot hold shape {[N, K]}")
     given = {"scale": scale, "zero": zero, "offset": offset, "small": small, "least": least}
@@ -175,7 +175,7 @@ def pack(
             raise CoreError(None, name, f"is not part of {form}")
     packed = aligned(size)
     weight = ffi.new("qwq_weight *", {name: _at(a) for name, a in arrays.items()})
-    _check(_lib().qwq_pack(_at(packed), c_format, weight, N, K, threads))
+    _check(_lib().qwq_pack(_at(packed), c_format, weight, N, K, _threads(threads)))
     return Packed(form, packed, (N, K))
 
 
@@ -228,18 +228,12 @@ def matmul(
     if y.shape != shape or y.dtype != np.float32 or not y.flags.c_contiguous:
         raise CoreError(None, "out", f"must be float32 {list(shape)}, and contiguous")
     c_format = _c_format(w.format)
-    scratch = _scratch(_lib().qwq_matmul_scratch(c_format, T, K, max(threads, 1)))
+    scratch = _scratch(_lib().qwq_matmul_scratch(c_format, T, K, _threads(threads)))
     isa_number = ISAS.index(chosen_isa(isa))
     _check(
         _lib().qwq_matmul(_at(y), c_format, _at(w.packed), _at(x), fusion, _at(scratch), T, N, K, isa_number, threads)
     )
     return y
-
-
-def packed_bytes(form: Format, N: int, K: int) -> int:
-    """Of a packed weight [N, K]; 0 where there is no such format."""
-    size: int = _lib().qwq_packed_bytes(_c_format(form), N, K)
-    return size
 
 
 def interleave(gate: Array, up: Array) -> Array:
@@ -261,6 +255,34 @@ def aligned(size: int) -> Array:
     whole = np.empty(size + 64, np.uint8)
     start = -whole.ctypes.data % 64
     return whole[start : start + size]
+
+
+MOST_THREADS = 1024  # csrc/qwq.h
+_forked = _teams = False  # this process was forked from one that had threads; calls with threads were made here
+
+
+def _after_fork() -> None:
+    global _forked
+    _forked = _forked or _teams
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+def _threads(number: int) -> int:
+    """A number of threads that can be asked for here.
+
+    OpenMP's threads do not survive a fork: a child that asked for them would wait for ever. One thread works there.
+    """
+    global _teams
+    if not 1 <= number <= MOST_THREADS:
+        raise CoreError(None, "threads", f"must be 1 to {MOST_THREADS}, got {number}")
+    if number > 1:
+        if _forked:
+            raise CoreError(None, "threads", "must be 1 after a fork of a process that used more: start it by spawn")
+        _teams = True
+    return number
 
 
 _kept = threading.local()
@@ -292,7 +314,8 @@ def _quantise(form: str, w: Array, dtype: Any, isa: str | None, threads: int) ->
     w = np.ascontiguousarray(w, np.float32 if source == "FP32" else w.dtype)
     values, scale = np.empty((N, K), dtype), np.empty((N, K // _lib().QWQ_GROUP), np.float16)
     function, number = getattr(_lib(), f"qwq_quantise_{form}"), getattr(_lib(), f"QWQ_{source}")
-    _check(function(_at(values), _at(scale), _at(w), N, K, number, ISAS.index(chosen_isa(isa)), threads))
+    how = ISAS.index(chosen_isa(isa)), _threads(threads)
+    _check(function(_at(values), _at(scale), _at(w), N, K, number, *how))
     return values, scale
 
 
@@ -316,6 +339,7 @@ def _check(code: int) -> None:
             lib.QWQ_EALIGN: "an array is not aligned",
             lib.QWQ_EFORMAT: "the format does not exist, or an array does not fit it",
             lib.QWQ_EOVERLAP: "arrays overlap",
+            lib.QWQ_ENULL: "an array is missing",
         }
         raise CoreError(None, None, reasons.get(code, f"failed with code {code}"))
 

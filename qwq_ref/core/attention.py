@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from . import ISAS, Array, CoreError, _at, _check, _lib, chosen_isa
+from . import ISAS, Array, CoreError, _at, _check, _lib, _threads, chosen_isa
 
 ALIGN = 64
 
@@ -40,6 +40,8 @@ def empty_kv(form: str, capacity: int, K: int, E: int, center: Array | None = No
         raise CoreError(None, "form", f"must be int8 or fp32, got {form[:40]}")
     center = _floats("center", np.zeros((K, E)) if center is None else center, (K, E))
     size = kv_bytes(form, capacity, K, E)
+    if capacity and not size:
+        raise CoreError(None, "capacity", f"{capacity}, with {K} heads of {E}, is more than there can be")
     memory = np.empty(size + ALIGN, np.uint8)
     start = -memory.ctypes.data % ALIGN
     return KV(form, memory[start : start + size], capacity, K, E, center)
@@ -53,7 +55,8 @@ def append(kv: KV, k: Array, v: Array, pos: int, isa: str | None = None, threads
     center = (_at(kv.center),) if kv.form == "int8" else ()
     function = getattr(_lib(), f"qwq_kv_{kv.form}_append")
     sizes = (pos, T, kv.capacity, kv.K, kv.E)
-    _check(function(_at(kv.buffer), _at(k), _at(v), *center, *sizes, ISAS.index(chosen_isa(isa)), threads))
+    how = ISAS.index(chosen_isa(isa)), _threads(threads)
+    _check(function(_at(kv.buffer), _at(k), _at(v), *center, *sizes, *how))
 
 
 def attention_int8(
@@ -97,8 +100,7 @@ def _attention(
         raise CoreError(None, "window", f"must be 1 or more, got {window}")
     if H < 1 or H % kv.K:
         raise CoreError(None, "q", f"has {H} heads, which {kv.K} key-value heads cannot share")
-    if threads < 1:
-        raise CoreError(None, "threads", f"must be 1 or more, got {threads}")
+    _threads(threads)
     y = np.empty((T, H, kv.E), np.float32)
     scratch = np.empty(_lib().qwq_attention_scratch(pos, T, H, kv.K, kv.E, threads), np.uint8)
     sizes = (pos, T, kv.capacity, H, kv.K, kv.E, window or 0, *options)

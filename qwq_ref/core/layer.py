@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from . import ISAS, Array, CoreError, Packed, _at, _c_format, _check, _lib, _scratch, ffi
+from . import ISAS, Array, CoreError, Packed, _at, _c_format, _check, _lib, _scratch, _threads, ffi
 from .attention import KV
 
 
@@ -67,7 +67,7 @@ class Layer:
         for name, array, shape in (("x", x, (T, self.D)), ("cos", cos, (T, self.kv.E // 2)), ("sin", sin, cos.shape)):
             if array.shape != shape or array.dtype.str[1:] != "f4" or not array.flags.c_contiguous:
                 raise CoreError(None, name, f"must be contiguous float32 {list(shape)}, got {list(array.shape)}")
-        scratch = _scratch(_lib().qwq_layer_scratch(self._layer, pos, T, threads))
+        scratch = _scratch(_lib().qwq_layer_scratch(self._layer, pos, T, _threads(threads)))
         _check(
             _lib().qwq_layer_step(
                 _at(x), self._layer, _at(cos), _at(sin), _at(scratch), pos, T, ISAS.index(isa), threads

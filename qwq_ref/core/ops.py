@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..config import Rope
-from . import ISAS, Array, CoreError, _at, _check, _lib, _shape, chosen_isa
+from . import ISAS, Array, CoreError, _at, _check, _lib, _shape, _threads, chosen_isa
 
 
 def exp(x: Array, isa: str | None = None) -> Array:
@@ -26,7 +26,7 @@ def rmsnorm(x: Array, w: Array, eps: float, isa: str | None = None, threads: int
     T, D = _shape("x", x, 2)
     _expect("w", w, (D,))
     x, w, y = _input(x), _input(w), np.empty((T, D), np.float32)
-    _check(_lib().qwq_rmsnorm(_at(y), _at(x), _at(w), eps, T, D, _isa(isa), _count("threads", threads)))
+    _check(_lib().qwq_rmsnorm(_at(y), _at(x), _at(w), eps, T, D, _isa(isa), _threads(threads)))
     return y
 
 
@@ -66,7 +66,7 @@ def rope(x: Array, cos: Array, sin: Array, isa: str | None = None, threads: int 
         raise CoreError(None, "x", f"is turned in place: it must be writeable float32, not {x.dtype}")
     ld = _rows_apart("x", x, N * E)
     cos, sin = _input(cos), _input(sin)
-    _check(_lib().qwq_rope(_at(x), _at(cos), _at(sin), T, N, E, ld, _isa(isa), _count("threads", threads)))
+    _check(_lib().qwq_rope(_at(x), _at(cos), _at(sin), T, N, E, ld, _isa(isa), _threads(threads)))
     return x
 
 
@@ -74,7 +74,7 @@ def softmax(x: Array, isa: str | None = None, threads: int = 1) -> Array:
     """x [T, n] -> [T, n]: `spec.fixed.softmax`, to the bit."""
     T, n = _shape("x", x, 2)
     x, y = _input(x), np.empty((T, n), np.float32)
-    _check(_lib().qwq_softmax(_at(y), _at(x), T, n, _isa(isa), _count("threads", threads)))
+    _check(_lib().qwq_softmax(_at(y), _at(x), T, n, _isa(isa), _threads(threads)))
     return y
 
 
@@ -86,7 +86,7 @@ def swiglu(gate: Array, up: Array, beta: float = 1.0, isa: str | None = None, th
         gate, up = _input(gate), _input(up)
     ld = _rows_apart("gate", gate, F)
     y = np.empty((T, F), np.float32)
-    _check(_lib().qwq_swiglu(_at(y), _at(gate), _at(up), beta, T, F, ld, _isa(isa), _count("threads", threads)))
+    _check(_lib().qwq_swiglu(_at(y), _at(gate), _at(up), beta, T, F, ld, _isa(isa), _threads(threads)))
     return y
 
 
@@ -118,12 +118,6 @@ def uniform(seed: int, i: int) -> float:
 
 def _isa(isa: str | None) -> int:
     return ISAS.index(chosen_isa(isa))
-
-
-def _count(name: str, number: int) -> int:
-    if not 1 <= number <= 4096:
-        raise CoreError(None, name, f"must be 1 to 4096, got {number}")
-    return number
 
 
 def _input(x: Array) -> Array:

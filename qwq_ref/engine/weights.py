@@ -34,9 +34,9 @@ def model_bytes(config: Config, form: str) -> int:
     D, q, k = config.D, config.H * config.E, config.K * config.E
     F = -(-config.F // 32) * 32
     shapes = [(q + 2 * k, D), (D, q), (2 * F, D), (D, F)]
-    layer = sum(core.packed_bytes(core.FORMATS[layer_form], *shape) for shape in shapes) + 4 * (2 * D + q + 2 * k)
+    layer = sum(core.packed_bytes(core.FORMATS[layer_form], shape) for shape in shapes) + 4 * (2 * D + q + 2 * k)
     embedding = config.V * D * (4 if form == "fp32" else 2)
-    return config.L * layer + embedding + core.packed_bytes(core.FORMATS[head_form], config.V, D) + 4 * D
+    return config.L * layer + embedding + core.packed_bytes(core.FORMATS[head_form], (config.V, D)) + 4 * D
 
 
 def pack_weights(
