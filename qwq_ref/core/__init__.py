@@ -174,6 +174,11 @@ def pack(
     return Packed(form, packed, (N, K))
 
 
+def packed_bytes(form: Format, n: int, k: int) -> int:
+    """What a packed weight [n, k] takes, with what pads n to 32 and k to whole groups; 0 if there is no such format."""
+    return int(_lib().qwq_packed_bytes(_c_format(form), n, k))
+
+
 def matmul(
     x: Array,
     w: Packed,
