@@ -37,6 +37,7 @@ class Row:
     copies        of the data, that calls take in turns
     cached        whether all of them fit the last cache, so that memory is no limit
     peak, read    ceilings per second, medians of the same repeats: of operations, None where there is none; of bytes
+    peak_samples, read_samples  what these are medians of
     ceiling       the one that binds, that is, would take longer; None where it is not known
     share         of that ceiling
     """
@@ -59,6 +60,8 @@ class Row:
     bytes_per_second: float
     peak: float | None
     read: float
+    peak_samples: list[float]
+    read_samples: list[float]
     ceiling: str | None
     share: float | None
 
@@ -206,6 +209,8 @@ def _row(
         bytes_per_second=work.bytes / seconds,
         peak=median(peaks) if peaks else None,
         read=median(reads),
+        peak_samples=peaks,
+        read_samples=reads,
         ceiling=ceiling,
         share=limits[ceiling] / seconds if ceiling is not None else None,
     )
