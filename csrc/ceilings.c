@@ -15,7 +15,7 @@
     YMM, "xmm16", "xmm17", "xmm18", "xmm19", "xmm20", "xmm21", "xmm22", "xmm23", "xmm24", "xmm25", "xmm26", "xmm27", \
         "xmm28", "xmm29", "xmm30", "xmm31"
 
-enum { LINE = 64, STREAMS = 4, AHEAD = 8192 };
+enum { LINE = 64, STREAMS = 4, PAGE = 4096 };
 
 #if defined(__x86_64__)
 
@@ -124,7 +124,8 @@ static qwq_peak_of peak_of(int which, int isa)
 #define LOAD_512(AT) "vpxord " AT ", %%zmm0, %%zmm0\n\t"
 #define LOAD_256(AT) "vpxor " AT ", %%ymm0, %%ymm0\n\tvpxor 32" AT ", %%ymm1, %%ymm1\n\t"
 
-/* One stream, or fetched ahead of it, beyond the page where the processor's own fetching ends; or four streams. */
+/* One stream; the same, with the next page's first lines fetched, since the processor's own fetching ends with a page;
+ * or four streams. */
 #define READ(NAME, TARGET, LOAD)                                                                                     \
     __attribute__((target(TARGET))) static void NAME(const uint8_t *from, size_t lines, int order)                   \
     {                                                                                                                \
@@ -132,8 +133,11 @@ static qwq_peak_of peak_of(int which, int isa)
             for (size_t i = 0; i < lines; i++, from += LINE)                                                         \
                 __asm__ volatile(LOAD("(%0)")::"r"(from) : "xmm0", "xmm1");                                          \
         else if (order == QWQ_FETCHED)                                                                               \
-            for (size_t i = 0; i < lines; i++, from += LINE)                                                         \
-                __asm__ volatile("prefetcht1 %c1(%0)\n\t" LOAD("(%0)")::"r"(from), "i"(AHEAD) : "xmm0", "xmm1");     \
+            for (size_t i = 0; i < lines; i++, from += LINE) {                                                       \
+                if (i % (PAGE / LINE) == 0)                                                                          \
+                    __asm__ volatile("prefetcht1 %c1(%0)\n\tprefetcht1 %c1+64(%0)" ::"r"(from), "i"(PAGE));          \
+                __asm__ volatile(LOAD("(%0)")::"r"(from) : "xmm0", "xmm1");                                          \
+            }                                                                                                        \
         else                                                                                                         \
             for (size_t i = 0, apart = lines / STREAMS * LINE; i < lines / STREAMS; i++, from += LINE)               \
                 __asm__ volatile(LOAD("(%0)") LOAD("(%0,%1)") LOAD("(%0,%1,2)") LOAD("(%0,%2)")::"r"(from),          \
@@ -167,8 +171,8 @@ static void read_scalar(const uint8_t *from, size_t lines, int order)
     for (size_t i = 0; i < lines / streams; i++)
         for (size_t s = 0; s < streams; s++) {
             const uint64_t *eight = (const uint64_t *)(const void *)(from + s * apart + i * LINE);
-            if (order == QWQ_FETCHED)
-                __builtin_prefetch(from + i * LINE + AHEAD, 0, 2);
+            if (order == QWQ_FETCHED && i % (PAGE / LINE) == 0)
+                __builtin_prefetch(from + i * LINE + PAGE, 0, 2);
             for (size_t k = 0; k < LINE / sizeof *eight; k++)
                 all ^= eight[k];
         }

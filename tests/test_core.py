@@ -118,6 +118,16 @@ def test_activations_are_quantised_as_in_the_spec(x):
         assert np.array_equal(our_scale.view(np.uint32), scale.view(np.uint32))
 
 
+def test_a_ratio_that_is_met_is_taken():
+    """The smallest ratio at which a group's magnitudes are within 127, and not the next larger one."""
+    largest = np.concatenate([quant.RATIOS, np.nextafter(quant.RATIOS[1:], np.float32(2)), [1e-9, 0]])
+    x = np.zeros((1, 64 * len(largest)), np.float32)
+    x[0, ::64] = largest
+    for isa in ISAS:
+        _, step, _ = core.quantise_activations(x, isa)
+        assert step[0].tolist() == [*range(64), *range(63), 63, 63]
+
+
 @pytest.mark.parametrize("odd", [np.nan, np.inf, -np.inf])
 def test_what_is_not_finite_comes_through(odd):
     rng = np.random.default_rng(0)

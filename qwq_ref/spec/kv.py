@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from .fixed import LOG2E, exp2
+from .fixed import LOG2E, exp2, lane_sum
 from .ops import Array
-from .quant import lane_sum
 
 CHUNK = 1024  # tokens whose scores share a maximum
 BLOCK = 32  # tokens whose weights share a unit
