@@ -79,40 +79,43 @@ class Ceilings:
 
     def __post_init__(self) -> None:
         self.best_isa = core.isas()[-1]  # memory is the same for all
-        self._rounds: dict[tuple[str, str], int] = {}
+        self._seconds: dict[tuple[str, str], float] = {}  # of a round
         self._orders: dict[int, str] = {}
         size = self.rotation or rotation()
         self.data = core.aligned(size)
         self.data[:] = 1  # pages that nothing was written to are all the same one
 
-    def peak(self, which: str, isa: str, threads: int) -> float | None:
-        """Multiply-accumulates per second, now; None where there is no such ceiling."""
+    def peak(self, which: str, isa: str, threads: int, seconds: float) -> float | None:
+        """Multiply-accumulates per second, now, over about so many seconds; None where there is no such ceiling."""
         products = ceilings.products(which, isa)
         if not products:
             return None
         key = (which, isa)
-        if key not in self._rounds:  # on one thread, which other work on the machine makes wait the least
+        if key not in self._seconds:  # on one thread, which other work on the machine makes wait the least
             some = 20_000
-            seconds = min(_timed(lambda: ceilings.peak(which, some, isa)) for _ in range(5))
-            self._rounds[key] = max(1, int(some * SHORTEST / seconds))
-        rounds = self._rounds[key]
+            self._seconds[key] = min(_timed(lambda: ceilings.peak(which, some, isa)) for _ in range(5)) / some
+        rounds = max(1, int(seconds / self._seconds[key]))
         rate = products * rounds * threads / _timed(lambda: ceilings.peak(which, rounds, isa, threads))
         name = (ceilings.instructions(which, isa), isa, threads)
         self.peaks.setdefault(name, []).append(rate)
         return rate
 
-    def read(self, threads: int) -> float:
-        """Bytes per second, now, in the order that was the fastest when first asked."""
+    def read(self, threads: int, seconds: float) -> float:
+        """Bytes per second, now, over so many seconds or more, in the order that was the fastest when first asked."""
         part = len(self.data) // (256 * threads) * 256 * threads
         data, isa = self.data[:part], self.best_isa
         if threads not in self._orders:
-            times = {}
+            best = {}
             for order in ceilings.ORDERS:
                 read = functools.partial(ceilings.read, data, order, isa, threads)
-                times[order] = min(_timed(read) for _ in range(3))
-            self._orders[threads] = min(times, key=lambda order: times[order])
+                best[order] = min(_timed(read) for _ in range(3))
+            self._orders[threads] = min(best, key=lambda order: best[order])
         order = self._orders[threads]
-        rate = part / _timed(lambda: ceilings.read(data, order, isa, threads))
+        start, times = perf_counter(), 0
+        while (taken := perf_counter() - start) < seconds or not times:
+            ceilings.read(data, order, isa, threads)
+            times += 1
+        rate = times * part / taken
         self.reads.setdefault((order, isa, threads), []).append(rate)
         return rate
 
@@ -173,12 +176,14 @@ def _row(
     samples = [first] if first > SLOW else []
     shortest = first if samples else min(first, _timed(once))
     calls = max(1, int(SHORTEST / shortest) + 1) if shortest < SHORTEST else 1
+    # Ceilings see as much of what else the machine does as the operation, unless that takes long.
+    span = min(max(SHORTEST, shortest), LONGEST / 200)
     peaks: list[float] = []
     reads: list[float] = []
     while len(reads) < repeats and (not reads or sum(samples) * calls < LONGEST):
-        if op.peak is not None and (peak := best.peak(op.peak, isa, threads)) is not None:
+        if op.peak is not None and (peak := best.peak(op.peak, isa, threads, span)) is not None:
             peaks.append(peak)
-        reads.append(best.read(threads))
+        reads.append(best.read(threads, span))
         if len(samples) < repeats and sum(samples) * calls < LONGEST:
             samples.append(_timed(lambda: [once() for _ in range(calls)]) / calls)
     seconds, work = median(samples), op.work(shape, T)
