@@ -167,6 +167,18 @@ typedef struct {
 size_t qwq_layer_scratch(const qwq_layer *layer, size_t pos, size_t T, int threads);
 int qwq_layer_step(float *x, const qwq_layer *layer, const float *cos, const float *sin, void *scratch, size_t pos,
                    size_t T, int isa, int threads);
+
+/* What `qwq bench` holds a figure against. Products of integers, by what the AVX2 kernels must do for bytes up to so
+ * much (AVX-512 has one instruction for all of them), and of floats, a multiplication and an addition each: no kernel
+ * may fuse them. */
+enum { QWQ_DOTS_31 = 0, QWQ_DOTS_63 = 1, QWQ_DOTS_127 = 2, QWQ_DOTS_SIGNED = 3, QWQ_DOTS_WORDS = 4, QWQ_FLOATS = 5 };
+/* The products of one round; 0 where there is no such ceiling, as for scalar code. */
+size_t qwq_peak_products(int which, int isa);
+/* Each of the threads computes so many rounds, in registers. */
+int qwq_peak(int which, size_t rounds, int isa, int threads);
+/* data, 64-byte aligned: read once, each thread its part, in an order. bytes: a multiple of 256 for each thread. */
+enum { QWQ_ONE_STREAM = 0, QWQ_FETCHED = 1, QWQ_FOUR_STREAMS = 2 };
+int qwq_read(const uint8_t *data, size_t bytes, int order, int isa, int threads);
 /* </cdef> */
 
 #endif
