@@ -151,7 +151,7 @@ def test_weights_are_what_packing_makes(name):
     """Rows beyond those that are random repeat them, and results are finite."""
     form = next(f for f in measure_formats() if f[0] == name.removeprefix("matmul-"))[2]
     packed = weight(form, (600, 256))
-    assert len(packed.packed) == core.packed_bytes(form, 600, 256)
+    assert len(packed.packed) == core.packed_bytes(form, (600, 256))
     x = np.random.default_rng(0).standard_normal((3, 256)).astype(np.float32)
     y = core.matmul(x, packed)
     assert np.isfinite(y).all()

@@ -170,7 +170,8 @@ def _pack_random(form: Format, n: int, k: int) -> Packed:
 
 def weight_bytes(form: Format, shape: Shape) -> int:
     """What a packed weight takes, its padding included."""
-    return core.packed_bytes(form, shape)
+    N, K = shape
+    return core.packed_bytes(form, (N, K))
 
 
 def _matmul(name: str, says: str, form: Format, peak: str, shapes: dict[str, Shape]) -> Op:
