@@ -21,6 +21,14 @@ typedef struct {
     size_t bytes;
 } places;
 
+/* Sizes of which no product here overflows. */
+static int possible(const qwq_layer *l, size_t pos, size_t T, int threads)
+{
+    const size_t most = 1 << 24;
+    return l && threads >= 1 && l->D && l->F && l->H && l->K && l->E && l->D <= most && l->F <= most && l->H <= most &&
+           l->K <= l->H && l->E <= most && (l->H + 2 * l->K) <= most / l->E && T <= most && pos <= most;
+}
+
 static places places_of(uint8_t *at, const qwq_layer *l, size_t pos, size_t T, int threads)
 {
     const size_t all = (l->H + 2 * l->K) * l->E, q = l->H * l->E, k = l->K * l->E;
@@ -44,7 +52,7 @@ static places places_of(uint8_t *at, const qwq_layer *l, size_t pos, size_t T, i
 
 size_t qwq_layer_scratch(const qwq_layer *layer, size_t pos, size_t T, int threads)
 {
-    return places_of(NULL, layer, pos, T, threads).bytes;
+    return possible(layer, pos, T, threads) ? places_of(NULL, layer, pos, T, threads).bytes : 0;
 }
 
 /* Columns of a matrix as a matrix of their own. */
@@ -57,9 +65,13 @@ static void take(float *to, const float *from, size_t T, size_t columns, size_t 
 int qwq_layer_step(float *x, const qwq_layer *l, const float *cos, const float *sin, void *scratch, size_t pos,
                    size_t T, int isa, int threads)
 {
+    if (!possible(l, pos, T, threads))
+        return QWQ_ESIZE;
+    if (!scratch || (uintptr_t)scratch % 64)
+        return QWQ_EALIGN;
     const size_t q = l->H * l->E, k = l->K * l->E, all = q + 2 * k;
     const places p = places_of(scratch, l, pos, T, threads);
-    int error;
+    int error = 0;
 #define MATMUL(y, linear, from, N, K, ...)                                                                            \
     qwq_matmul(y, &linear.format, linear.w, from, &(qwq_fusion){__VA_ARGS__}, p.rest, T, N, K, isa, threads)
     if ((error = MATMUL(p.qkv, l->qkv, x, all, l->D, .norm = l->input_norm, .eps = l->eps, .bias = l->qkv_bias)) ||

@@ -125,3 +125,39 @@ class Cuts(RuleBasedStateMachine):
 
 TestCuts = Cuts.TestCase
 TestCuts.settings = settings(max_examples=15, stateful_step_count=12, deadline=None)
+
+
+def test_a_layer_refuses_what_it_cannot_hold(nano):
+    config, weights = nano
+    backend = CoreBackend(config, pack_weights(config, weights, "q8", 1), 16)
+    layer = backend.sequence().layers[0]
+    x, table = np.zeros((2, config.D), np.float32), np.zeros((2, config.E // 2), np.float32)
+    layer.step(x, table, table, 14, "scalar", 1)
+    for arguments, message in (
+        ((x, table, table, 15), "pos: 15 to 16 do not fit in a cache of 16"),
+        ((x, table, table, -1), "do not fit"),
+        ((x[:, :-1], table, table, 0), "x: must be contiguous float32"),
+        ((x, table[:1], table, 0), "cos: must be"),
+        ((x.astype(np.float64), table, table, 0), "x: must be"),
+    ):
+        with pytest.raises(core.CoreError, match=message):
+            layer.step(*arguments, "scalar", 1)
+    lib, ffi = core.lib, core.ffi
+    assert lib.qwq_layer_scratch(ffi.NULL, 0, 1, 1) == 0
+    for field in ("D", "F", "H", "K", "E"):
+        for value in (0, 2**40):
+            broken = ffi.new("qwq_layer *", layer._layer[0])
+            setattr(broken, field, value)
+            assert lib.qwq_layer_scratch(broken, 0, 1, 1) == 0
+            assert lib.qwq_layer_step(ffi.NULL, broken, ffi.NULL, ffi.NULL, ffi.NULL, 0, 1, 0, 1) == lib.QWQ_ESIZE
+    assert lib.qwq_layer_step(ffi.NULL, layer._layer, ffi.NULL, ffi.NULL, ffi.NULL, 0, 1, 0, 1) == lib.QWQ_EALIGN
+
+
+def test_ids_that_cannot_be_are_refused(nano):
+    config, weights = nano
+    backend = CoreBackend(config, pack_weights(config, weights, "q8", 1), 16)
+    for ids in ([], [config.V], [-1], [[1]], [0.5]):
+        with pytest.raises(ValueError, match="token_ids must be"):
+            backend.step(ids, None)
+    with pytest.raises(ValueError, match="do not fit in a context of 16"):
+        backend.logits([1] * 17)
