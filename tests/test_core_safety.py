@@ -195,7 +195,7 @@ def test_the_core_compiles_without_a_warning(compiler, tmp_path):
 @not_again
 @pytest.mark.skipif(shutil.which("gcc") is None or not sys.platform.startswith("linux"), reason="GCC's sanitizers")
 def test_the_sanitizers_find_nothing_in_a_selection_and_find_what_is_planted(tmp_path):
-    """Here: each entry point, between guard pages, on the best ISA. All of the core's tests: python tests/sanitize.py."""
+    """Each entry point, between guard pages, on the best ISA. All of the core's tests: python tests/sanitize.py."""
     sanitize.runtime()  # where there is gcc and no libasan, this fails and says what to install
     library = sanitize.build(tmp_path / "core", f"{sanitize.FLAGS} -O0")
     env = sanitize.environment(library)
