@@ -3,6 +3,7 @@
 Run by setup.py. Where there is no compiler, the package installs without the core and says so when it is asked for.
 """
 
+import os
 import re
 from pathlib import Path
 
@@ -14,6 +15,7 @@ SOURCES = ["cpu.c", "api.c", "ref.c", "avx2.c", "avx512.c", "select.c", "rope.c"
 SOURCES += [f"{job}_{name}.c" for job in ("ops", "attention") for name in ("api", "ref", "avx2", "avx512")]
 # Products and sums are rounded one by one, as in spec/quant.py: no variant may fuse them.
 FLAGS = ["-std=gnu11", "-O3", "-ffp-contract=off", "-fopenmp", "-fvisibility=hidden"]
+MORE = os.environ.get("QWQ_CORE_FLAGS", "").split()  # for developers: sanitizers (tests/sanitize.py), debugging
 
 ffi = FFI()
 header = (CSRC / "qwq.h").read_text()
@@ -26,7 +28,7 @@ ffi.set_source(
     sources=[f"csrc/{name}" for name in SOURCES],  # relative to setup.py, which setuptools insists on
     include_dirs=["csrc"],
     depends=[str(path.relative_to(CSRC.parent)) for path in CSRC.glob("*.h")],
-    extra_compile_args=FLAGS,
-    extra_link_args=["-fopenmp"],
+    extra_compile_args=FLAGS + MORE,
+    extra_link_args=["-fopenmp", *MORE],
     optional=True,
 )

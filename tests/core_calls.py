@@ -1,0 +1,276 @@
+"""Every entry point of the C core as data: what safety tests place, disturb and compare.
+
+A call is a function's name and its arguments in order: numbers, pointers to arrays, and pointers to structs of these.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from qwq_ref import core
+
+TAILS = (1, 15, 17, 31, 33, 63, 65)
+FORMATS = [
+    ("q4", 64, "plain", 0),
+    *(("q8", group, "plain", 0) for group in (16, 32, 64, 128)),
+    *((codes, group, "plain", 8) for codes in ("u4", "u5", "u6") for group in (16, 32, 64, 128)),
+    *(
+        (codes, group, scales, 0)
+        for codes in ("u4", "u5", "u6")
+        for group in (16, 128)
+        for scales in ("zero", "offset")
+    ),
+    *((codes, group, "super", 32) for codes in ("u4", "u5", "u6") for group in (16, 32)),
+    *((codes, group, "super_min", 0) for codes in ("u4", "u5", "u6") for group in (32, 64)),
+    *((codes, 0, "plain", 0) for codes in ("bf16", "fp16", "fp32")),
+]  # codes, group, scales, zero
+EXEMPT = {"qwq_isa_supported", "qwq_isas_ran", "qwq_uniform"}  # take no arrays
+EXEMPT |= {"qwq_packed_bytes", "qwq_matmul_scratch", "qwq_attention_scratch"}  # sizes, asked for in every call below
+EXEMPT |= {"qwq_kv_int8_bytes", "qwq_kv_fp32_bytes"}
+
+
+@dataclass
+class Array:
+    """What a pointer points to. role: "in", "out", "inout", or "scratch", which nobody compares."""
+
+    data: np.ndarray
+    role: str = "in"
+    align: int = 0  # 0: the element's size
+    needed: bool = True  # NULL is refused
+
+    def __post_init__(self):
+        self.data = np.ascontiguousarray(self.data)
+        self.align = self.align or self.data.itemsize
+
+
+@dataclass
+class Struct:
+    """A pointer to a struct, whose pointers are Arrays or None."""
+
+    kind: str
+    fields: dict[str, Any]
+    needed: bool = True
+
+
+@dataclass
+class Call:
+    function: str
+    arguments: dict[str, Any]  # numbers, Arrays, Structs, or None
+    aliases: frozenset = field(default_factory=frozenset)  # (output, input) that may be the same
+
+    def __str__(self):
+        """Without what is in arrays."""
+
+        def shown(value):
+            if isinstance(value, Array):
+                return list(value.data.shape)
+            if isinstance(value, Struct):
+                return {key: shown(inner) for key, inner in value.fields.items()}
+            return value
+
+        return f"{self.function} { {name: shown(value) for name, value in self.arguments.items()} }"
+
+    def arrays(self):
+        """name -> Array, also of those in structs: "fusion.bias"."""
+        found = {}
+        for name, value in self.arguments.items():
+            if isinstance(value, Array):
+                found[name] = value
+            elif isinstance(value, Struct):
+                found |= {f"{name}.{key}": a for key, a in value.fields.items() if isinstance(a, Array)}
+        return found
+
+    def run(self, addresses):
+        """The returned code, with the arrays at these addresses."""
+        ffi, held, given = core.ffi, [], []
+        types = ffi.typeof(getattr(core.lib, self.function)).args
+
+        def pointer(name, value, c_type):
+            return ffi.cast(c_type, addresses[name] if isinstance(value, Array) else 0)
+
+        for (name, value), c_type in zip(self.arguments.items(), types, strict=True):
+            if isinstance(value, Struct):
+                struct = ffi.new(f"{value.kind} *")
+                fields = dict(ffi.typeof(value.kind).fields)
+                for key, inner in value.fields.items():
+                    kind = fields[key].type
+                    setattr(struct, key, pointer(f"{name}.{key}", inner, kind) if kind.kind == "pointer" else inner)
+                held.append(struct)
+                given.append(struct)
+            elif c_type.kind == "pointer":
+                given.append(pointer(name, value, c_type))
+            else:
+                given.append(value)
+        return getattr(core.lib, self.function)(*given)
+
+    def results(self):
+        """What it writes in ordinary memory: name -> array."""
+        copies = {name: aligned_copy(a.data) for name, a in self.arrays().items()}
+        code = self.run({name: copy.ctypes.data for name, copy in copies.items()})
+        assert code == 0, (self.function, code)
+        return {name: copies[name] for name, a in self.arrays().items() if a.role in ("out", "inout")}
+
+
+def aligned_copy(array):
+    copy = core.aligned(max(array.nbytes, 1))[: array.nbytes].view(array.dtype).reshape(array.shape)
+    copy[...] = array
+    return copy
+
+
+def out(*shape, dtype=np.float32, align=0):
+    return Array(
+        np.full(np.prod(shape) * np.dtype(dtype).itemsize, 0xA5, np.uint8).view(dtype).reshape(shape), "out", align
+    )
+
+
+def scratch(size, align):
+    assert size > 0
+    return Array(np.full(size, 0xFF, np.uint8), "scratch", align)
+
+
+def c_format(form):
+    return core._c_format(core.Format(*form))
+
+
+def format_struct(form):
+    c = c_format(form)
+    return Struct("qwq_format", {key: getattr(c, key) for key in ("codes", "group", "scales", "zero")})
+
+
+def small(rng, tail):
+    T, D = int(rng.integers(1, 8)), tail
+    x = rng.standard_normal
+    yield Call("qwq_exp", {"y": out(D), "x": floats(x(D)), "n": D, "isa": 0})
+    how = {"isa": 0, "threads": 1}
+    sizes = {"T": T, "D": D}
+    yield Call("qwq_rmsnorm", {"y": out(T, D), "x": floats(x((T, D))), "w": floats(x(D)), "eps": 1e-5, **sizes, **how})
+    yield Call(
+        "qwq_softmax",
+        {"y": out(T, D), "x": floats(x((T, D))), "T": T, "n": D, **how},
+        frozenset({("y", "x")}),
+    )
+    ld = D + int(rng.integers(0, 3))
+    rows = {"gate": floats(x((T - 1) * ld + D)), "up": floats(x((T - 1) * ld + D))}
+    yield Call("qwq_swiglu", {"y": out(T, D), **rows, "beta": 1.0, "T": T, "F": D, "ld": ld, **how})
+    yield Call("qwq_argmax", {"index": out(1, dtype=np.int32), "x": floats(x(D)), "n": D, "isa": 0})
+    k = int(rng.integers(1, D + 1))
+    both = {"index": out(k, dtype=np.int32), "value": out(k)}
+    yield Call("qwq_top_k", {**both, "x": floats(x(D)), "n": D, "k": k, "isa": 0})
+    E, N = 2 * D, int(rng.integers(1, 4))
+    ld = N * E + int(rng.integers(0, 3))
+    turned = Array(x((T - 1) * ld + N * E).astype(np.float32), "inout")
+    tables = {"cos": floats(x((T, D))), "sin": floats(x((T, D)))}
+    yield Call("qwq_rope", {"x": turned, **tables, "T": T, "N": N, "E": E, "ld": ld, **how})
+    numbers = {"theta": 1e6, "yarn": 1, "factor": 4.0, "original": 32768.0, "beta_fast": 32.0, "beta_slow": 1.0}
+    yield Call("qwq_rope_frequencies", {"inv_freq": out(D), **numbers, "truncate": 1, "E": E})
+    given = {"inv_freq": floats(rng.random(D)), "scaling": 1.0}
+    positions = Array(rng.integers(0, 1 << 20, T).astype(np.int32))
+    yield Call("qwq_rope_tables", {"cos": out(T, D), "sin": out(T, D), **given, "positions": positions, "T": T, "E": E})
+
+
+def quantising(rng):
+    T, K = int(rng.integers(1, 8)), 64 * int(rng.integers(1, 5))
+    w = rng.standard_normal((T, K))
+    outputs = {"q": out(T, K, dtype=np.int8), "step": out(T, K // 64, dtype=np.uint8), "scale": out(T)}
+    yield Call("qwq_quantise_activations", {**outputs, "x": floats(w), "T": T, "K": K, "isa": 0})
+    bits = {core.lib.QWQ_FP32: floats(w), core.lib.QWQ_FP16: Array(w.astype(np.float16))}
+    bits[core.lib.QWQ_BF16] = Array((w.astype(np.float32).view(np.uint32) >> 16).astype(np.uint16))
+    for name, dtype in (("q4", np.uint8), ("q8", np.int8)):
+        for number, source in bits.items():
+            outputs = {"code": out(T, K, dtype=dtype), "scale": out(T, K // 64, dtype=np.uint16)}
+            numbers = {"N": T, "K": K, "dtype": number, "isa": 0, "threads": 1}
+            yield Call(f"qwq_quantise_{name}", {**outputs, "w": source, **numbers})
+
+
+def pack_call(rng, form, N, K):
+    codes, group, scales, _ = form
+    fields = dict.fromkeys(("code", "scale", "zero", "offset", "small", "least"))
+    if group:
+        bits = {"q4": 4, "u4": 4, "u5": 5, "u6": 6, "q8": 8}[codes]
+        code = rng.integers(0, 2**bits, (N, K)).astype(np.uint8)
+        code[code == 128] = 0  # not among q8
+        fields["code"] = Array(code)
+        m, d = -(-K // group), -(-K // (256 if scales.startswith("super") else group))
+        fields["scale"] = Array(rng.standard_normal((N, d)).astype(np.float16).view(np.uint16))
+        if scales == "zero":
+            fields["zero"] = Array(rng.integers(0, 17, (N, m)).astype(np.uint8))
+        if scales in ("offset", "super_min"):
+            fields["offset"] = Array(rng.standard_normal((N, d)).astype(np.float16).view(np.uint16))
+        if scales.startswith("super"):
+            fields["small"] = Array(rng.integers(0, 64, (N, m)).astype(np.uint8))
+        if scales == "super_min":
+            fields["least"] = Array(rng.integers(0, 64, (N, m)).astype(np.uint8))
+    else:
+        w = rng.standard_normal((N, K)).astype(np.float32)
+        half = w.astype(np.float16).view(np.uint16)
+        fields["code"] = Array({"fp32": w, "fp16": half}.get(codes, (w.view(np.uint32) >> 16).astype(np.uint16)))
+    size = core.lib.qwq_packed_bytes(c_format(form), N, K)
+    packed = out(size, dtype=np.uint8, align=64)
+    weight = Struct("qwq_weight", fields)
+    return Call(
+        "qwq_pack", {"packed": packed, "format": format_struct(form), "weight": weight, "N": N, "K": K, "threads": 1}
+    )
+
+
+def matmul(rng, form, tail):
+    """Packing, and then the product: few tokens and many, every fusion."""
+    T, N, threads = int(rng.choice([1, 2, 3, 5, 6, 7, 8, 12, 13, 20])), int(rng.choice(TAILS)), int(rng.integers(1, 3))
+    K = tail + 64 * int(rng.integers(0, 10))
+    swiglu = int(rng.random() < 0.3)
+    N = 64 * int(rng.integers(1, 3)) if swiglu else N
+    pack = pack_call(rng, form, N, K)
+    yield pack
+    w = Array(pack.results()["packed"], align=64)
+    fusion = {"norm": None, "bias": None, "residual": None, "eps": 1e-5, "swiglu": swiglu}
+    for name, shape in (("norm", (K,)), ("bias", (N,)), ("residual", (T, N))):
+        if rng.random() < 0.5 and not (swiglu and name == "residual"):
+            fusion[name] = Array(rng.standard_normal(shape).astype(np.float32), needed=False)
+    y = out(T, N // 2 if swiglu else N)
+    room = scratch(core.lib.qwq_matmul_scratch(c_format(form), T, K, threads), 64)
+    pointers = {"y": y, "format": format_struct(form), "w": w, "x": floats(rng.standard_normal((T, K)))}
+    pointers |= {"fusion": Struct("qwq_fusion", fusion, needed=False), "scratch": room}
+    numbers = {"T": T, "N": N, "K": K, "isa": 0, "threads": threads}
+    yield Call("qwq_matmul", pointers | numbers, frozenset({("y", "fusion.residual")}))
+
+
+def attention(rng, form, tail):
+    """Appending in one piece to a cache of garbage, then attention of its last tokens."""
+    E, K, G = tail, int(rng.integers(1, 3)), int(rng.integers(1, 9))
+    S = int(rng.choice([1, 15, 17, 31, 33, 63, 65, 127, 129, 1023, 1025]))
+    capacity, T = S + int(rng.integers(0, 4)), int(min(S, rng.choice([1, 2, 7, 49])))
+    size = getattr(core.lib, f"qwq_kv_{form}_bytes")(capacity, K, E)
+    kv = Array(np.full(size, 0xFF, np.uint8), "inout", 64)
+    k, v = (floats(rng.standard_normal((S, K, E))) for _ in range(2))
+    center = {}
+    if form == "int8":
+        center["center"] = Array(rng.standard_normal((K, E)).astype(np.float32), needed=False)
+    how = {"isa": 0, "threads": 2}
+    numbers = {"pos": 0, "T": S, "capacity": capacity, "K": K, "E": E, **how}
+    append = Call(f"qwq_kv_{form}_append", {"kv": kv, "k": k, "v": v, **center, **numbers})
+    yield append
+    kv = Array(append.results()["kv"], "in", 64)
+    H, pos = K * G, S - T
+    room = scratch(core.lib.qwq_attention_scratch(pos, T, H, K, E, 2), 1)
+    numbers = {"pos": pos, "T": T, "capacity": capacity, "H": H, "K": K, "E": E}
+    numbers["window"] = int(rng.choice([0, 1, 16, 1000]))
+    if form == "int8":
+        numbers["p_bits"] = int(rng.choice([0, 8, 16]))
+    pointers = {"y": out(T, H, E), "kv": kv, "q": floats(rng.standard_normal((T, H, E))), "scratch": room}
+    yield Call(f"qwq_attention_{form}", pointers | numbers | how)
+
+
+def floats(x):
+    return Array(np.asarray(x, np.float32))
+
+
+def every(seed, tails=TAILS, formats=FORMATS):
+    """Calls of every entry point, on scalar code: set isa and threads as you like."""
+    rng = np.random.default_rng(seed)
+    for tail in tails:
+        yield from small(rng, tail)
+        for form in ("int8", "fp32"):
+            yield from attention(rng, form, tail)
+    yield from quantising(rng)
+    for i, form in enumerate(formats):
+        yield from matmul(rng, form, tails[i % len(tails)])
