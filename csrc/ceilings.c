@@ -191,7 +191,7 @@ int qwq_peak(int which, size_t rounds, int isa, int threads)
     qwq_peak_of peak = peak_of(which, isa);
     if (!peak.run)
         return QWQ_EFORMAT;
-    if (!rounds || threads < 1)
+    if (!rounds || threads < 1 || threads > QWQ_MOST_THREADS)
         return QWQ_ESIZE;
 #pragma omp parallel num_threads(threads) if (threads > 1)
     peak.run(rounds);
@@ -202,7 +202,9 @@ int qwq_read(const uint8_t *data, size_t bytes, int order, int isa, int threads)
 {
     if (!qwq_isa_supported(isa))
         return QWQ_EISA;
-    size_t each = threads < 1 ? 0 : bytes / (size_t)threads / (LINE * STREAMS) * STREAMS; /* lines */
+    if (!data)
+        return QWQ_ENULL;
+    size_t each = threads < 1 || threads > QWQ_MOST_THREADS ? 0 : bytes / (size_t)threads / (LINE * STREAMS) * STREAMS; /* lines */
     if (!each || bytes % ((size_t)threads * LINE * STREAMS) || order < QWQ_ONE_STREAM || order > QWQ_FOUR_STREAMS)
         return QWQ_ESIZE;
     if ((uintptr_t)data % LINE)

@@ -2,6 +2,7 @@
  * spec.model.block. A small model would spend its time between the calls. */
 #include <string.h>
 
+#include "check.h"
 #include "qwq.h"
 
 static size_t up(size_t n)
@@ -21,12 +22,13 @@ typedef struct {
     size_t bytes;
 } places;
 
-/* Sizes of which no product here overflows. */
+/* Sizes that a layer can have, and of which no product here overflows. */
 static int possible(const qwq_layer *l, size_t pos, size_t T, int threads)
 {
     const size_t most = 1 << 24;
-    return l && threads >= 1 && l->D && l->F && l->H && l->K && l->E && l->D <= most && l->F <= most && l->H <= most &&
-           l->K <= l->H && l->E <= most && (l->H + 2 * l->K) <= most / l->E && T <= most && pos <= most;
+    return l && threads >= 1 && threads <= QWQ_MOST_THREADS && l->D && l->D <= most && l->F && l->F <= most &&
+           l->F % 32 == 0 && l->E && l->E <= most && l->E % 2 == 0 && l->K && l->K <= most && l->H && l->H <= most &&
+           l->H % l->K == 0 && l->H + 2 * l->K <= most / l->E && T <= most && pos <= most;
 }
 
 static places places_of(uint8_t *at, const qwq_layer *l, size_t pos, size_t T, int threads)
@@ -62,16 +64,50 @@ static void take(float *to, const float *from, size_t T, size_t columns, size_t 
         memcpy(to + t * columns, from + t * ld, columns * sizeof(float));
 }
 
+/* All that could be wrong with a call, before anything is written. */
+static int check(const float *x, const qwq_layer *l, const float *cos, const float *sin, const void *scratch, size_t pos,
+                 size_t T, int isa, int threads)
+{
+    if (!l)
+        return QWQ_ENULL;
+    if (!qwq_isa_supported(isa))
+        return QWQ_EISA;
+    if (!possible(l, pos, T, threads) || pos + T > l->capacity)
+        return QWQ_ESIZE;
+    const size_t q = l->H * l->E, k = l->K * l->E, half = T * (l->E / 2), size = sizeof(float);
+    const size_t kv = (l->kv_int8 ? qwq_kv_int8_bytes : qwq_kv_fp32_bytes)(l->capacity, l->K, l->E);
+    if (!kv)
+        return QWQ_ESIZE;
+    const qwq_linear *linear[] = {&l->qkv, &l->o, &l->gate_up, &l->down};
+    const size_t rows[] = {q + 2 * k, l->D, 2 * l->F, l->D}, columns[] = {l->D, q, l->D, l->F};
+    size_t bytes[4];
+    for (size_t i = 0; i < 4; i++)
+        if (!(bytes[i] = qwq_packed_bytes(&linear[i]->format, rows[i], columns[i])))
+            return QWQ_EFORMAT;
+    const qwq_array arrays[] = {{x, T * l->D * size, size}, /* what is written comes first */
+                                {l->kv, kv, 64},
+                                {scratch, places_of(NULL, l, pos, T, threads).bytes, 64},
+                                {cos, half * size, size},
+                                {sin, half * size, size},
+                                {l->input_norm, l->D * size, size},
+                                {l->post_norm, l->D * size, size},
+                                {l->qkv_bias, (q + 2 * k) * size, size},
+                                {l->qkv.w, bytes[0], 64},
+                                {l->o.w, bytes[1], 64},
+                                {l->gate_up.w, bytes[2], 64},
+                                {l->down.w, bytes[3], 64},
+                                {l->center, l->center ? k * size : 0, size}};
+    return qwq_check(arrays, 3, sizeof arrays / sizeof *arrays);
+}
+
 int qwq_layer_step(float *x, const qwq_layer *l, const float *cos, const float *sin, void *scratch, size_t pos,
                    size_t T, int isa, int threads)
 {
-    if (!possible(l, pos, T, threads))
-        return QWQ_ESIZE;
-    if (!scratch || (uintptr_t)scratch % 64)
-        return QWQ_EALIGN;
+    int error = check(x, l, cos, sin, scratch, pos, T, isa, threads);
+    if (error || !T)
+        return error;
     const size_t q = l->H * l->E, k = l->K * l->E, all = q + 2 * k;
     const places p = places_of(scratch, l, pos, T, threads);
-    int error = 0;
 #define MATMUL(y, linear, from, N, K, ...)                                                                            \
     qwq_matmul(y, &linear.format, linear.w, from, &(qwq_fusion){__VA_ARGS__}, p.rest, T, N, K, isa, threads)
     if ((error = MATMUL(p.qkv, l->qkv, x, all, l->D, .norm = l->input_norm, .eps = l->eps, .bias = l->qkv_bias)) ||

@@ -162,9 +162,9 @@ typedef struct {
 } qwq_layer;
 
 /* x [T, D] in place, through one layer, at positions pos to pos + T - 1; cos, sin [T, E/2]. scratch: so many bytes (0:
- * the sizes cannot be), at a multiple of 64. After an error, x may hold a part of the layer. It is these calls, after one
- * another: qwq_matmul (norm, bias), qwq_rope, append, attention, qwq_matmul (residual), qwq_matmul (norm, swiglu),
- * qwq_matmul (residual). spec.model.block says what it means. */
+ * the sizes cannot be), at a multiple of 64. It is these calls, one after another: qwq_matmul (norm, bias), qwq_rope,
+ * append, attention, qwq_matmul (residual), qwq_matmul (norm, swiglu), qwq_matmul (residual). spec.model.block says
+ * what it means. */
 size_t qwq_layer_scratch(const qwq_layer *layer, size_t pos, size_t T, int threads);
 int qwq_layer_step(float *x, const qwq_layer *layer, const float *cos, const float *sin, void *scratch, size_t pos,
                    size_t T, int isa, int threads);

@@ -25,8 +25,13 @@ FORMATS = [
     *((codes, group, "super_min", 0) for codes in ("u4", "u5", "u6") for group in (32, 64)),
     *((codes, 0, "plain", 0) for codes in ("bf16", "fp16", "fp32")),
 ]  # codes, group, scales, zero
-EXEMPT = {"qwq_isa_supported", "qwq_isas_ran", "qwq_uniform"}  # take no arrays
-EXEMPT |= {"qwq_packed_bytes", "qwq_matmul_scratch", "qwq_attention_scratch"}  # sizes, asked for in every call below
+EXEMPT = {"qwq_isa_supported", "qwq_isas_ran", "qwq_uniform", "qwq_peak", "qwq_peak_products"}  # take no arrays
+EXEMPT |= {
+    "qwq_packed_bytes",
+    "qwq_matmul_scratch",
+    "qwq_attention_scratch",
+    "qwq_layer_scratch",
+}  # sizes, asked for in every call below
 EXEMPT |= {"qwq_kv_int8_bytes", "qwq_kv_fp32_bytes"}
 
 
@@ -46,11 +51,39 @@ class Array:
 
 @dataclass
 class Struct:
-    """A pointer to a struct, whose pointers are Arrays or None."""
+    """A pointer to a struct, whose pointers are Arrays or None. What it holds of structs are Structs, too."""
 
     kind: str
     fields: dict[str, Any]
     needed: bool = True
+
+    def arrays(self, name):
+        found = {}
+        for key, value in self.fields.items():
+            if isinstance(value, Array):
+                found[f"{name}.{key}"] = value
+            elif isinstance(value, Struct):
+                found |= value.arrays(f"{name}.{key}")
+        return found
+
+    def changed(self, path, value):
+        """With another field, or a field of a field."""
+        key, _, rest = path.partition(".")
+        return Struct(
+            self.kind, self.fields | {key: self.fields[key].changed(rest, value) if rest else value}, self.needed
+        )
+
+    def fill(self, struct, name, addresses):
+        """A C struct, its pointers from addresses."""
+        types = dict(core.ffi.typeof(self.kind).fields)
+        for key, value in self.fields.items():
+            if isinstance(value, Struct):
+                value.fill(getattr(struct, key), f"{name}.{key}", addresses)
+            elif types[key].type.kind == "pointer":
+                address = addresses[f"{name}.{key}"] if isinstance(value, Array) else 0
+                setattr(struct, key, core.ffi.cast(types[key].type, address))
+            else:
+                setattr(struct, key, value)
 
 
 @dataclass
@@ -78,7 +111,7 @@ class Call:
             if isinstance(value, Array):
                 found[name] = value
             elif isinstance(value, Struct):
-                found |= {f"{name}.{key}": a for key, a in value.fields.items() if isinstance(a, Array)}
+                found |= value.arrays(name)
         return found
 
     def run(self, addresses):
@@ -92,10 +125,7 @@ class Call:
         for (name, value), c_type in zip(self.arguments.items(), types, strict=True):
             if isinstance(value, Struct):
                 struct = ffi.new(f"{value.kind} *")
-                fields = dict(ffi.typeof(value.kind).fields)
-                for key, inner in value.fields.items():
-                    kind = fields[key].type
-                    setattr(struct, key, pointer(f"{name}.{key}", inner, kind) if kind.kind == "pointer" else inner)
+                value.fill(struct, name, addresses)
                 held.append(struct)
                 given.append(struct)
             elif c_type.kind == "pointer":
@@ -260,6 +290,37 @@ def attention(rng, form, tail):
     yield Call(f"qwq_attention_{form}", pointers | numbers | how)
 
 
+def layer(rng, form, kv, tail):
+    """A whole decoder layer, at the end of a cache of garbage but for what it appends itself."""
+    D, F, E, K, G, T = tail, 32 * int(rng.integers(1, 3)), 2 * int(rng.integers(1, 9)), 2, int(rng.integers(1, 4)), 3
+    H, threads, pos = K * G, int(rng.integers(1, 3)), 0
+    q, k = H * E, K * E
+    fields = {"D": D, "F": F, "H": H, "K": K, "E": E, "window": int(rng.choice([0, 2])), "capacity": T, "eps": 1e-5}
+    for name, shape in {"qkv": (q + 2 * k, D), "o": (D, q), "gate_up": (2 * F, D), "down": (D, F)}.items():
+        packed = Array(pack_call(rng, form, *shape).results()["packed"], align=64)
+        fields[name] = Struct("qwq_linear", {"format": format_struct(form), "w": packed})
+    for name, size in {"input_norm": D, "post_norm": D, "qkv_bias": q + 2 * k}.items():
+        fields[name] = floats(rng.standard_normal(size))
+    fields["center"] = Array(rng.standard_normal(k).astype(np.float32), needed=False) if kv == "int8" else None
+    size = getattr(core.lib, f"qwq_kv_{kv}_bytes")(T, K, E)
+    fields["kv"] = Array(np.full(size, 0xFF, np.uint8), "inout", 64)
+    fields["kv_int8"] = int(kv == "int8")
+    x = Array(rng.standard_normal((T, D)).astype(np.float32), "inout")
+    tables = {name: floats(rng.standard_normal((T, E // 2))) for name in ("cos", "sin")}
+    call = {"x": x, "layer": Struct("qwq_layer", fields), **tables, "scratch": None}
+    call |= {"pos": pos, "T": T, "isa": 0, "threads": threads}
+    struct = core.ffi.new("qwq_layer *")
+    call["layer"].fill(struct, "layer", dict.fromkeys(call["layer"].arrays("layer"), 0))
+    call["scratch"] = scratch(core.lib.qwq_layer_scratch(struct, pos, T, threads), 64)
+    yield Call("qwq_layer_step", call)
+
+
+def reading(rng):
+    data = Array(rng.integers(0, 256, 1024).astype(np.uint8), align=64)
+    for order in range(3):
+        yield Call("qwq_read", {"data": data, "bytes": 1024, "order": order, "isa": 0, "threads": 2})
+
+
 def floats(x):
     return Array(np.asarray(x, np.float32))
 
@@ -271,6 +332,8 @@ def every(seed, tails=TAILS, formats=FORMATS):
         yield from small(rng, tail)
         for form in ("int8", "fp32"):
             yield from attention(rng, form, tail)
+            yield from layer(rng, formats[tail % len(formats)], form, tail)
     yield from quantising(rng)
+    yield from reading(rng)
     for i, form in enumerate(formats):
         yield from matmul(rng, form, tails[i % len(tails)])

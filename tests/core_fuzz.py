@@ -90,8 +90,8 @@ def changed(call, name, value):
     else:
         for key, struct in arguments.items():
             inner = name.removeprefix(f"{key}.")
-            if isinstance(struct, Struct) and inner in struct.fields:
-                arguments[key] = dataclasses.replace(struct, fields=struct.fields | {inner: value})
+            if isinstance(struct, Struct) and inner.partition(".")[0] in struct.fields:
+                arguments[key] = struct.changed(inner, value)
     return dataclasses.replace(call, arguments=arguments)
 
 
