@@ -72,12 +72,14 @@ static int layout_of(qwq_layout *l, const qwq_format *f)
     l->in_block = n;
     l->group_bits = __builtin_ctzll(group);
     l->offset = f->scales == QWQ_OFFSET || f->scales == QWQ_SUPER_MIN;
-    l->excess = f->codes == QWQ_Q4 ? Q4_EXCESS : f->codes == QWQ_Q8 ? Q8_EXCESS : f->scales == QWQ_ZERO ? ZERO_EXCESS : f->zero;
+    l->excess = f->scales == QWQ_ZERO ? ZERO_EXCESS : f->zero;
+    if (f->codes == QWQ_Q4 || f->codes == QWQ_Q8)
+        l->excess = f->codes == QWQ_Q4 ? Q4_EXCESS : Q8_EXCESS;
     l->most = most[f->codes] + (f->scales == QWQ_ZERO ? ZERO_EXCESS : 0);
     return 1;
 }
 
-/* What a token's largest |x| makes of its groups: nothing is left of one that is too small for 127 / x, or not finite. */
+/* Whether anything is left of a token of this largest |x|: not of one too small for 127 / x, or not finite. */
 static int has_scale(float top)
 {
     return top >= 0x1p-100f && top < __builtin_inff();
@@ -503,8 +505,8 @@ static void advance(qwq_tile *tile, size_t tokens, size_t groups, const qwq_layo
     tile->sum += groups * tokens * l->subgroups;
 }
 
-/* Of few tokens: y [T][PANEL] = one panel times all. A group is multiplied as soon as it is unpacked: meanwhile the next
- * comes from memory, which is what takes the time. */
+/* Of few tokens: y [T][PANEL] = one panel times all. A group is multiplied as soon as it is unpacked: meanwhile the
+ * next comes from memory, which is what takes the time. */
 static void few_times(float *y, qwq_wide *wide, const qwq_job *j, const uint8_t *panel)
 {
     const qwq_layout *l = j->layout;

@@ -328,7 +328,7 @@ static void scale(qwq_wide *w, uint64_t used)
         for (size_t g = 0; g < groups; g++, ratio += TOKENS) {                                                        \
             const uint8_t *lines = w + part * layout->codes, *plane = lines + NIBBLES;                                \
             for (size_t s = 0; s < layout->subgroups; s++, begin += TOKENS, total += TOKENS) {                        \
-                float scale[PANEL], offset[PANEL] = {0};                                                                    \
+                float scale[PANEL], offset[PANEL] = {0};                                                              \
                 unpack_scales(scale, offset, &less, w, part, s, format, layout);                                      \
                 const __m512i less0 = _mm512_loadu_si512(less.rows), less1 = _mm512_loadu_si512(less.rows + 16);      \
                 __m512i s0[TOKENS], s1[TOKENS];                                                                       \

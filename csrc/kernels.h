@@ -11,7 +11,7 @@ enum {
     GROUP = QWQ_GROUP,
     PANEL = 32,                                /* rows that are packed together */
     TILE = 6,                                  /* tokens that a kernel holds in registers */
-    LINE = 64,                                 /* bytes: four columns of a panel as nibbles, or of half of one as bytes */
+    LINE = 64,                                 /* bytes: four columns of a panel's nibbles, or of half of its bytes */
     LINES = GROUP / 4,
     NIBBLES = LINES * LINE,                    /* bytes of a panel's group */
     Q4_BLOCK = NIBBLES + PANEL * 2,            /* one group of a panel: its lines, then 32 fp16 scales */
@@ -101,19 +101,23 @@ extern const qwq_kernels qwq_avx512_kernels;
 
 /* What a group's scale can be, beside its token's: eight steps to the octave. spec/quant.py: RATIOS. */
 static const float QWQ_RATIO[QWQ_RATIOS] = {
-    0x1p+0f, 0x1.d5818ep-1f, 0x1.ae89fap-1f, 0x1.8ace54p-1f, 0x1.6a09e6p-1f, 0x1.4bfdaep-1f, 0x1.306fep-1f, 0x1.172b84p-1f,
-    0x1p-1f, 0x1.d5818ep-2f, 0x1.ae89fap-2f, 0x1.8ace54p-2f, 0x1.6a09e6p-2f, 0x1.4bfdaep-2f, 0x1.306fep-2f, 0x1.172b84p-2f,
-    0x1p-2f, 0x1.d5818ep-3f, 0x1.ae89fap-3f, 0x1.8ace54p-3f, 0x1.6a09e6p-3f, 0x1.4bfdaep-3f, 0x1.306fep-3f, 0x1.172b84p-3f,
-    0x1p-3f, 0x1.d5818ep-4f, 0x1.ae89fap-4f, 0x1.8ace54p-4f, 0x1.6a09e6p-4f, 0x1.4bfdaep-4f, 0x1.306fep-4f, 0x1.172b84p-4f,
-    0x1p-4f, 0x1.d5818ep-5f, 0x1.ae89fap-5f, 0x1.8ace54p-5f, 0x1.6a09e6p-5f, 0x1.4bfdaep-5f, 0x1.306fep-5f, 0x1.172b84p-5f,
-    0x1p-5f, 0x1.d5818ep-6f, 0x1.ae89fap-6f, 0x1.8ace54p-6f, 0x1.6a09e6p-6f, 0x1.4bfdaep-6f, 0x1.306fep-6f, 0x1.172b84p-6f,
-    0x1p-6f, 0x1.d5818ep-7f, 0x1.ae89fap-7f, 0x1.8ace54p-7f, 0x1.6a09e6p-7f, 0x1.4bfdaep-7f, 0x1.306fep-7f, 0x1.172b84p-7f,
-    0x1p-7f, 0x1.d5818ep-8f, 0x1.ae89fap-8f, 0x1.8ace54p-8f, 0x1.6a09e6p-8f, 0x1.4bfdaep-8f, 0x1.306fep-8f, 0x1.172b84p-8f
+    0x1p+0f, 0x1.d5818ep-1f, 0x1.ae89fap-1f, 0x1.8ace54p-1f, 0x1.6a09e6p-1f, 0x1.4bfdaep-1f,
+    0x1.306fep-1f, 0x1.172b84p-1f, 0x1p-1f, 0x1.d5818ep-2f, 0x1.ae89fap-2f, 0x1.8ace54p-2f,
+    0x1.6a09e6p-2f, 0x1.4bfdaep-2f, 0x1.306fep-2f, 0x1.172b84p-2f, 0x1p-2f, 0x1.d5818ep-3f,
+    0x1.ae89fap-3f, 0x1.8ace54p-3f, 0x1.6a09e6p-3f, 0x1.4bfdaep-3f, 0x1.306fep-3f, 0x1.172b84p-3f,
+    0x1p-3f, 0x1.d5818ep-4f, 0x1.ae89fap-4f, 0x1.8ace54p-4f, 0x1.6a09e6p-4f, 0x1.4bfdaep-4f,
+    0x1.306fep-4f, 0x1.172b84p-4f, 0x1p-4f, 0x1.d5818ep-5f, 0x1.ae89fap-5f, 0x1.8ace54p-5f,
+    0x1.6a09e6p-5f, 0x1.4bfdaep-5f, 0x1.306fep-5f, 0x1.172b84p-5f, 0x1p-5f, 0x1.d5818ep-6f,
+    0x1.ae89fap-6f, 0x1.8ace54p-6f, 0x1.6a09e6p-6f, 0x1.4bfdaep-6f, 0x1.306fep-6f, 0x1.172b84p-6f,
+    0x1p-6f, 0x1.d5818ep-7f, 0x1.ae89fap-7f, 0x1.8ace54p-7f, 0x1.6a09e6p-7f, 0x1.4bfdaep-7f,
+    0x1.306fep-7f, 0x1.172b84p-7f, 0x1p-7f, 0x1.d5818ep-8f, 0x1.ae89fap-8f, 0x1.8ace54p-8f,
+    0x1.6a09e6p-8f, 0x1.4bfdaep-8f, 0x1.306fep-8f, 0x1.172b84p-8f
 };
 
 /* What the search for a scale tries, and between what it stays. spec/quant.py: STARTS, SMALLEST, LARGEST. */
 enum { STARTS = 4, ROUNDS = 2 };
-static const float QWQ_STARTS[STARTS] = {(float)(0.75 / 63), (float)(0.85 / 63), (float)(0.95 / 63), (float)(1.05 / 63)};
+static const float QWQ_STARTS[STARTS] = {(float)(0.75 / 63), (float)(0.85 / 63), (float)(0.95 / 63),
+                                         (float)(1.05 / 63)};
 static const float QWQ_SMALLEST = 0x1p-24f, QWQ_LARGEST = 65504.0f;
 /* Halfway between two levels: above as many of these as a value is, so is its code. */
 static const float QWQ_MIDDLES[16] = {-49, -38.5f, -30, -22.5f, -16, -10, -4.5f, 1, 7, 13, 19, 25.5f, 33.5f, 43, 55.5f};

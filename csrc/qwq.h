@@ -145,6 +145,41 @@ int qwq_attention_int8(float *y, const uint8_t *kv, const float *q, void *scratc
                        size_t capacity, size_t H, size_t K, size_t E, size_t window, int p_bits, int isa, int threads);
 int qwq_attention_fp32(float *y, const uint8_t *kv, const float *q, void *scratch, size_t pos, size_t T,
                        size_t capacity, size_t H, size_t K, size_t E, size_t window, int isa, int threads);
+
+/* A decoder layer: D hidden size, F MLP size to a multiple of 32, the others as above. The kv cache is int8, or fp32.
+ * qkv are the rows of q, k and v after one another; gate_up as qwq_fusion.swiglu wants them. */
+typedef struct {
+    qwq_format format;
+    const uint8_t *w;
+} qwq_linear;
+typedef struct {
+    size_t D, F, H, K, E, window, capacity;
+    qwq_linear qkv, o, gate_up, down;
+    const float *input_norm, *qkv_bias, *post_norm, *center;
+    uint8_t *kv;
+    float eps;
+    int32_t kv_int8;
+} qwq_layer;
+
+/* x [T, D] in place, through one layer, at positions pos to pos + T - 1; cos, sin [T, E/2]. scratch: so many bytes (0:
+ * the sizes cannot be), at a multiple of 64. After an error, x may hold a part of the layer. It is these calls, after one
+ * another: qwq_matmul (norm, bias), qwq_rope, append, attention, qwq_matmul (residual), qwq_matmul (norm, swiglu),
+ * qwq_matmul (residual). spec.model.block says what it means. */
+size_t qwq_layer_scratch(const qwq_layer *layer, size_t pos, size_t T, int threads);
+int qwq_layer_step(float *x, const qwq_layer *layer, const float *cos, const float *sin, void *scratch, size_t pos,
+                   size_t T, int isa, int threads);
+
+/* What `qwq bench` holds a figure against. Products of integers, by what the AVX2 kernels must do for bytes up to so
+ * much (AVX-512 has one instruction for all of them), and of floats, a multiplication and an addition each: no kernel
+ * may fuse them. */
+enum { QWQ_DOTS_31 = 0, QWQ_DOTS_63 = 1, QWQ_DOTS_127 = 2, QWQ_DOTS_SIGNED = 3, QWQ_DOTS_WORDS = 4, QWQ_FLOATS = 5 };
+/* The products of one round; 0 where there is no such ceiling, as for scalar code. */
+size_t qwq_peak_products(int which, int isa);
+/* Each of the threads computes so many rounds, in registers. */
+int qwq_peak(int which, size_t rounds, int isa, int threads);
+/* data, 64-byte aligned: read once, each thread its part, in an order. bytes: a multiple of 256 for each thread. */
+enum { QWQ_ONE_STREAM = 0, QWQ_FETCHED = 1, QWQ_FOUR_STREAMS = 2 };
+int qwq_read(const uint8_t *data, size_t bytes, int order, int isa, int threads);
 /* </cdef> */
 
 #endif

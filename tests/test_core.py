@@ -51,8 +51,11 @@ def name_of(form):
     return f"{form.codes}-{form.group}-{form.scales}"
 
 
-def random_weight(rng, form, n, k):
-    """A weight packed, and what it means: its levels, scale and offset, or the floats; zero to whole groups of 64."""
+def random_weight(rng, form, n, k, largest=False):
+    """A weight packed, and what it means: its levels, scale and offset, or the floats; zero to whole groups of 64.
+
+    largest: every code is, and no zero is taken off it.
+    """
     if not form.group:
         w = rng.standard_normal((n, k)).astype(np.float32)
         if form.codes == "bf16":
@@ -64,15 +67,16 @@ def random_weight(rng, form, n, k):
     parts = {"scale": rng.choice([0.0, 6e-8, 1e-4, 0.01, -1.0, 60_000.0], (n, m)).astype(np.float16)}
     if form.codes == "q8":
         code = rng.integers(-127, 128, (n, k)).astype(np.int8)
-        code[rng.random(code.shape) < 0.2] = rng.choice([-127, 127])
+        code[rng.random(code.shape) < (1 if largest else 0.2)] = rng.choice([-127, 127])
         levels = code
     else:
         code = rng.integers(0, 2 ** int(form.codes[1]), (n, k), dtype=np.uint8)
-        code[rng.random(code.shape) < 0.2] = rng.choice([0, 2 ** int(form.codes[1]) - 1])
+        most = 2 ** int(form.codes[1]) - 1
+        code[rng.random(code.shape) < (1 if largest else 0.2)] = most if largest else rng.choice([0, most])
         levels = quant.CODEBOOK[code] if form.codes == "q4" else code.astype(np.int32) - form.zero
     offset = None
     if form.scales == "zero":
-        parts["zero"] = rng.integers(0, 17, (n, m), dtype=np.uint8)
+        parts["zero"] = rng.integers(0, 1 if largest else 17, (n, m), dtype=np.uint8)
         levels = quant.levels(padded(code, m * form.group), parts["zero"])[:, :k]
     if form.scales == "offset":
         offset = parts["offset"] = rng.standard_normal((n, m)).astype(np.float16)
@@ -116,6 +120,16 @@ def test_activations_are_quantised_as_in_the_spec(x):
         assert np.array_equal(ours, q)
         assert np.array_equal(quant.RATIOS[step], ratio)
         assert np.array_equal(our_scale.view(np.uint32), scale.view(np.uint32))
+
+
+def test_a_ratio_that_is_met_is_taken():
+    """The smallest ratio at which a group's magnitudes are within 127, and not the next larger one."""
+    largest = np.concatenate([quant.RATIOS, np.nextafter(quant.RATIOS[1:], np.float32(2)), [1e-9, 0]])
+    x = np.zeros((1, 64 * len(largest)), np.float32)
+    x[0, ::64] = largest
+    for isa in ISAS:
+        _, step, _ = core.quantise_activations(x, isa)
+        assert step[0].tolist() == [*range(64), *range(63), 63, 63]
 
 
 @pytest.mark.parametrize("odd", [np.nan, np.inf, -np.inf])
@@ -175,6 +189,20 @@ def test_matmul_is_the_spec_to_the_bit(form, T, N, sixteens, seed):
     for isa in ISAS:
         got = core.matmul(x, packed, isa=isa, threads=int(rng.choice(THREADS)))
         assert np.array_equal(got.view(np.uint32), wanted), isa
+
+
+@pytest.mark.parametrize("form", FORMATS, ids=name_of)
+def test_sums_hold_the_largest_numbers(form):
+    """All codes and activations at their largest, of either sign: nothing saturates on the way."""
+    rng = np.random.default_rng(0)
+    packed, weight = random_weight(rng, form, 33, 256, largest=True)
+    x = np.repeat(np.float32([[1], [-1]]), 256, axis=1)
+    with np.errstate(over="ignore", invalid="ignore"):
+        wanted = meaning(x, form, weight)
+    for isa in ISAS:
+        for T in (1, 7, 20):
+            got = core.matmul(np.resize(x, (T, 256)), packed, isa=isa).view(np.uint32)
+            assert np.array_equal(got, np.resize(wanted, (T, 33))), (isa, T)
 
 
 @pytest.mark.parametrize("isa", ISAS)

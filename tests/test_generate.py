@@ -18,13 +18,17 @@ from safetensors.numpy import save_file
 from small_tokenizer import SIZE, TEMPLATE, VALUES
 
 import qwq_ref
+from qwq_ref import core
+from qwq_ref.checkpoint import Checkpoint
 from qwq_ref.cli import main
 from qwq_ref.config import Config
 from qwq_ref.engine import generate as loop
 from qwq_ref.engine import memory
+from qwq_ref.engine.model import _core_needs
 from qwq_ref.errors import MemoryLimitError, UsageError
 from qwq_ref.spec import Sampling, forward
 
+FORMS = [("fp32", "fp32"), ("q8", "int8"), ("q4", "int8")]
 PADDED = SIZE + 11  # rows of the embedding that no text has
 
 
@@ -45,9 +49,16 @@ def random_folder(tmp_path_factory):
     return write_checkpoint(tmp_path_factory.mktemp("random"), values, weights)
 
 
-@pytest.fixture(scope="module")
-def random_model(random_folder):
-    return qwq_ref.load(random_folder)
+def weights_of(folder):
+    with Checkpoint.open(folder) as checkpoint:
+        return dict(checkpoint)
+
+
+@pytest.fixture(scope="module", params=["core", "numpy"])
+def random_model(random_folder, request):
+    if request.param == "core" and not core.available():
+        pytest.skip("the C core is not built: there was no compiler")
+    return qwq_ref.load(random_folder, backend=request.param)
 
 
 def scripted_weights(values, successor):
@@ -109,7 +120,7 @@ def test_greedy_text_is_hf(random_folder, random_model):
 
 def test_logits_are_hf(random_folder, random_model):
     values = json.loads((random_folder / "config.json").read_text())
-    weights = dict(random_model.weights)
+    weights = weights_of(random_folder)
     theirs = hf.build(random_model.config, values, weights)
     ids = [5, 9, 1, 200]
     with torch.no_grad():
@@ -145,13 +156,13 @@ def test_padding_rows_are_never_drawn(random_model):
     assert run.finish_reason == "context"
 
 
-def test_a_long_prompt_is_read_in_chunks_to_the_same_logits(random_model):
+def test_a_long_prompt_is_read_in_chunks_to_the_same_logits(random_folder, random_model):
     ids = list(np.random.default_rng(0).integers(0, SIZE, loop.PROMPT_CHUNK * 2 + 3))
     seen = []
 
     class Spy:
         def step(self, chunk, cache):
-            logits, cache = random_model._backend.step(chunk, cache)
+            logits, cache = random_model.backend.step(chunk, cache)
             seen.append((len(chunk), logits))
             return logits, cache
 
@@ -161,7 +172,7 @@ def test_a_long_prompt_is_read_in_chunks_to_the_same_logits(random_model):
     assert len(list(loop.generate(Spy(), run, Sampling(0), **arguments))) == 2
     assert [length for length, _ in seen] == [loop.PROMPT_CHUNK, loop.PROMPT_CHUNK, 3, 1]
     assert sum(counts) == len(ids)
-    whole, _ = forward(random_model.config, random_model.weights, ids)
+    whole, _ = forward(random_model.config, weights_of(random_folder), ids)
     assert hf.nmse(seen[2][1], whole[-1]) <= 1e-10
 
 
@@ -173,7 +184,7 @@ def test_a_position_draws_the_same_however_it_is_reached(random_model):
         run = loop.Run(prompt, seed=3)
         how = Sampling(temperature=1.2)
         return list(
-            loop.generate(random_model._backend, run, how, end_ids=(), vocabulary=SIZE, context=4096, max_tokens=count)
+            loop.generate(random_model.backend, run, how, end_ids=(), vocabulary=SIZE, context=4096, max_tokens=count)
         )
 
     whole = go(ids, 12)
@@ -183,7 +194,7 @@ def test_a_position_draws_the_same_however_it_is_reached(random_model):
 def test_forced_tokens_respect_the_limits(random_model):
     run = loop.Run([1], seed=0)
     arguments = {"end_ids": (), "vocabulary": SIZE, "context": 100, "max_tokens": 5}
-    forced = loop.generate(random_model._backend, run, Sampling(), intervene=lambda output: [7] * 50, **arguments)
+    forced = loop.generate(random_model.backend, run, Sampling(), intervene=lambda output: [7] * 50, **arguments)
     assert list(forced)[1:] == [7] * 4
     assert run.finish_reason == "length"
 
@@ -203,9 +214,9 @@ def test_forced_tokens_respect_the_limits(random_model):
     ],
 )
 def test_what_is_refused_before_anything_is_computed(random_model, monkeypatch, arguments, field):
-    monkeypatch.setattr(random_model, "_backend", None)
+    monkeypatch.setattr(random_model, "backend", None)
     with pytest.raises(UsageError) as caught:
-        random_model.generate(arguments.pop("prompt", "hello"), **arguments)
+        random_model.generate(**{"prompt": "hello"} | arguments)
     assert caught.value.field == field
 
 
@@ -218,15 +229,49 @@ def test_a_model_that_does_not_fit_is_refused_before_loading(random_folder, monk
         qwq_ref.load(random_folder)
 
 
-def test_the_context_shrinks_to_what_fits_unless_it_was_asked_for(random_folder, monkeypatch):
-    assert qwq_ref.load(random_folder).context == 4096
-    monkeypatch.setattr(memory, "available_bytes", lambda: 12 << 20)
-    smaller = qwq_ref.load(random_folder).context
+@pytest.mark.parametrize(("backend", "available"), [("core", 4 << 20), ("numpy", 12 << 20)])
+def test_the_context_shrinks_to_what_fits_unless_it_was_asked_for(random_folder, monkeypatch, backend, available):
+    if backend == "core" and not core.available():
+        pytest.skip("the C core is not built: there was no compiler")
+    how = {"backend": backend, "weights": "fp32"}
+    assert qwq_ref.load(random_folder, **how).context == 4096
+    monkeypatch.setattr(memory, "available_bytes", lambda: available)
+    smaller = qwq_ref.load(random_folder, **how).context
     assert 256 <= smaller < 4096
     with pytest.raises(MemoryLimitError):
-        qwq_ref.load(random_folder, context=4096)
+        qwq_ref.load(random_folder, context=4096, **how)
     with pytest.raises(UsageError, match="ctx-size"):
-        qwq_ref.load(random_folder, context=4097)
+        qwq_ref.load(random_folder, context=4097, **how)
+
+
+@pytest.mark.skipif(not core.available(), reason="the C core is not built: there was no compiler")
+def test_less_memory_takes_smaller_weights(random_folder, monkeypatch):
+    """The most exact that fits; what was asked for, or nothing."""
+    needs = {form: sum(_core_needs(qwq_ref.load(random_folder).config, form, kv)(256).values()) for form, kv in FORMS}
+    assert needs["fp32"] > needs["q8"] > needs["q4"]
+    for form, _ in FORMS:
+        monkeypatch.setattr(memory, "available_bytes", lambda form=form: needs[form])
+        assert qwq_ref.load(random_folder).backend.form == form
+    with pytest.raises(MemoryLimitError, match="weights"):
+        qwq_ref.load(random_folder, weights="fp32")
+    monkeypatch.setattr(memory, "available_bytes", lambda: needs["q4"] - 1)
+    with pytest.raises(MemoryLimitError):
+        qwq_ref.load(random_folder)
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ({"backend": "gpu"}, "backend: must be one of core, numpy, got gpu"),
+        ({"weights": "q2"}, "weights: must be one of fp32, bf16, q8, q4, got q2"),
+        ({"kv": "fp8"}, "kv: must be one of fp32, int8"),
+        ({"threads": 0}, "threads: must be at least 1"),
+        ({"backend": "numpy", "weights": "q4"}, "backend: numpy has fp32 weights"),
+    ],
+)
+def test_what_the_engine_does_not_know(random_folder, how, message):
+    with pytest.raises(UsageError, match=message):
+        qwq_ref.load(random_folder, **how)
 
 
 def test_available_memory_is_that_of_this_machine():

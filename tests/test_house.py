@@ -17,7 +17,8 @@ from qwq_ref.spec import fixed, kv, model, ops, quant
 
 PACKAGE = Path(qwq_ref.__file__).parent
 
-# config <- {spec, core} <- {checkpoint, text} <- engine <- {oracle, train, serve} <- cli; errors and files below all.
+# config <- {spec, core} <- {checkpoint, text} <- engine <- {oracle, train, serve, bench} <- cli.
+# errors and files are below all.
 ORDER = [
     {"errors"},
     {"files"},
@@ -25,7 +26,7 @@ ORDER = [
     {"footprint", "spec", "core"},
     {"checkpoint", "text"},
     {"engine"},
-    {"oracle", "train", "serve"},
+    {"oracle", "train", "serve", "bench"},
     {"cli"},
 ]
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}

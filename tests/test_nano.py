@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import qwq_ref
+from qwq_ref import core
 from qwq_ref.checkpoint import Checkpoint, resolve
 from qwq_ref.cli import main
 from qwq_ref.spec import forward
@@ -26,9 +27,16 @@ def shipped(request):
     return resolve(request.param)
 
 
-@pytest.fixture(scope="module")
-def nano():
-    return qwq_ref.load("qwq-nano")
+@pytest.fixture(scope="module", params=["core", "numpy"])
+def nano(request):
+    if request.param == "core" and not core.available():
+        pytest.skip("the C core is not built: there was no compiler")
+    return qwq_ref.load("qwq-nano", backend=request.param)
+
+
+def weights_of(name):
+    with Checkpoint.open(resolve(name)) as checkpoint:
+        return dict(checkpoint)
 
 
 def test_it_is_small_and_whole(shipped):
@@ -77,7 +85,7 @@ def test_transformers_says_the_same(nano):
         assert tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False) == ids
         with torch.no_grad():
             wanted = theirs(torch.tensor([ids])).logits[0].numpy()
-        truth, _ = forward(nano.config, nano.weights, ids, dtype=np.float64)
+        truth, _ = forward(nano.config, weights_of("qwq-nano"), ids, dtype=np.float64)
         assert hf.nmse(nano.logits(ids), wanted) <= 1e-11
         assert hf.nmse(nano.logits(ids), truth) <= max(4 * hf.nmse(wanted, truth), (16 * 2.0**-24) ** 2)
         # Past its own end, so that there are 200: neither side stops at an end token.
@@ -88,13 +96,13 @@ def test_transformers_says_the_same(nano):
 
 
 def greedy(model, ids, count):
-    logits, cache = forward(model.config, model.weights, ids)
+    logits, cache = model.backend.step(ids, None)
     said = []
     for _ in range(count):
-        said.append(int(np.argmax(logits[-1])))
+        said.append(int(np.argmax(logits)))
         if said[-1] == 511:
             break
-        logits, cache = forward(model.config, model.weights, said[-1:], cache)
+        logits, cache = model.backend.step(said[-1:], cache)
     return said
 
 

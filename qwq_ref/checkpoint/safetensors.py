@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,19 +21,27 @@ from ..files import StrPath, open_regular, parse_json, pread_exactly
 
 # Parsed, the worst header of this size costs 30 MB (a million bytes of `{"":0},`) and 0.2 s. The format's own limit,
 # 100 MB, would cost 3 GB. QwQ-32B's 771 tensors need 0.1 MB in a single file.
-_HEADER_BYTES = 1 << 20
+HEADER_BYTES = 1 << 20
 _BLOCK_BYTES = 8 << 20
 # Few and small enough that their product is a cheap integer, whatever the header says.
 _MAX_RANK = 8
 _MAX_DIMENSION = 1 << 40
 
-_BITS: dict[str, np.dtype[Any]] = {"F32": np.dtype("<u4"), "F16": np.dtype("<u2"), "BF16": np.dtype("<u2")}
+_BITS: dict[str, np.dtype[Any]] = {
+    "F32": np.dtype("<u4"),
+    "F16": np.dtype("<u2"),
+    "BF16": np.dtype("<u2"),
+    "I32": np.dtype("<u4"),
+    "I8": np.dtype("u1"),
+    "U8": np.dtype("u1"),
+}
+FLOATS = ("F32", "F16", "BF16")
 _EXPONENT = {"F32": 0x7F80_0000, "F16": 0x7C00, "BF16": 0x7F80}
 
 
 @dataclass(frozen=True)
 class Tensor:
-    """One header entry: dtype (F32, F16 or BF16), shape, and where its bytes lie in the file."""
+    """One header entry: dtype (as the header names it), shape, and where its bytes lie in the file."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -46,13 +54,17 @@ class Tensor:
 
 
 class SafetensorsFile:
-    """One open file. `tensors`: name -> Tensor, checked to tile the file exactly. Raises CheckpointError."""
+    """One open file. Raises CheckpointError, for a tensor whose dtype is not one of `dtypes` too.
 
-    def __init__(self, path: StrPath) -> None:
+    tensors   name -> Tensor, checked to tile the file exactly
+    metadata  what `__metadata__` holds, strings
+    """
+
+    def __init__(self, path: StrPath, dtypes: Collection[str] = FLOATS) -> None:
         self.path = path
         self._file = os.fdopen(open_regular(path, CheckpointError), "rb", buffering=0)
         try:
-            self.tensors = _read_header(self._file.fileno(), path)
+            self.tensors, self.metadata = _read_header(self._file.fileno(), path, dtypes)
         except BaseException:
             self.close()
             raise
@@ -60,10 +72,13 @@ class SafetensorsFile:
     def close(self) -> None:
         self._file.close()
 
+    def fileno(self) -> int:
+        return self._file.fileno()
+
     def blocks(
         self, name: str, begin: int = 0, end: int | None = None
     ) -> Iterator[tuple[int, NDArray[np.unsignedinteger]]]:
-        """The raw bits of the elements [begin, end) in pieces of <= 8 MiB: (flat index of the first, uint16 or 32 [n]).
+        """The raw bits of the elements [begin, end) in pieces of <= 8 MiB: (flat index of the first, uint [n]).
 
         The next piece overwrites the last one. Raises CheckpointError where the file shrank.
         """
@@ -78,8 +93,9 @@ class SafetensorsFile:
             yield start, block
 
     def read(self, name: str, begin: int = 0, end: int | None = None) -> NDArray[np.float32]:
-        """The tensor, or rows [begin, end) of it, widened to float32 exactly. Holds the result and one block."""
+        """The floats, or rows [begin, end) of them, widened to float32 exactly. Holds the result and one block."""
         tensor = self.tensors[name]
+        assert tensor.dtype in FLOATS
         shape = tensor.shape if end is None else (end - begin, *tensor.shape[1:])
         result = np.empty(shape, np.float32)
         flat = result.reshape(-1)
@@ -107,13 +123,13 @@ def first_non_finite(block: NDArray[np.unsignedinteger], dtype: str) -> tuple[in
     return index, "NaN" if mantissa else "infinity"
 
 
-def _read_header(descriptor: int, path: StrPath) -> dict[str, Tensor]:
+def _read_header(descriptor: int, path: StrPath, dtypes: Collection[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
     size = os.fstat(descriptor).st_size
     if size < 8:
         raise CheckpointError(path, "header", f"is missing: the file is {size} bytes long")
     length = int.from_bytes(_read(descriptor, 8, 0, path), "little")
-    if length > _HEADER_BYTES:
-        raise CheckpointError(path, "header", f"is {length:,} bytes long; at most {_HEADER_BYTES:,} are read")
+    if length > HEADER_BYTES:
+        raise CheckpointError(path, "header", f"is {length:,} bytes long; at most {HEADER_BYTES:,} are read")
     data = 8 + length
     if data > size:
         raise CheckpointError(path, "header", f"is {length:,} bytes long, but the file ends after {size - 8:,} of them")
@@ -128,7 +144,7 @@ def _read_header(descriptor: int, path: StrPath) -> dict[str, Tensor]:
     metadata = fields.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise CheckpointError(path, "__metadata__", "must map strings to strings")
-    tensors = {name: _tensor(entry, data, path, name) for name, entry in fields.items()}
+    tensors = {name: _tensor(entry, data, path, name, dtypes) for name, entry in fields.items()}
     end = data
     for name, tensor in sorted(tensors.items(), key=lambda item: (item[1].begin, item[1].end)):
         if tensor.begin != end:
@@ -139,10 +155,10 @@ def _read_header(descriptor: int, path: StrPath) -> dict[str, Tensor]:
             raise CheckpointError(path, name, f"data_offsets: ends {end - size:,} bytes past the end of the file")
     if end < size:
         raise CheckpointError(path, "header", f"does not account for the last {size - end:,} bytes of the file")
-    return tensors
+    return tensors, metadata
 
 
-def _tensor(entry: Any, data: int, path: StrPath, name: str) -> Tensor:
+def _tensor(entry: Any, data: int, path: StrPath, name: str, dtypes: Collection[str]) -> Tensor:
     """Check one header entry by itself; `data` is where the header ends, to which its offsets are relative."""
 
     def error(problem: str) -> CheckpointError:
@@ -160,8 +176,8 @@ def _tensor(entry: Any, data: int, path: StrPath, name: str) -> Tensor:
         if field not in entry:
             raise error(f"{field} is missing")
     dtype, shape, offsets = (entry[field] for field in fields)
-    if not isinstance(dtype, str) or dtype not in _BITS:
-        raise error(f"dtype must be one of {', '.join(_BITS)}, got {str(dtype)[:60]}")
+    if not isinstance(dtype, str) or dtype not in dtypes:
+        raise error(f"dtype must be one of {', '.join(dtypes)}, got {str(dtype)[:60]}")
     if not integers(shape, _MAX_DIMENSION) or len(shape) > _MAX_RANK:
         raise error(f"shape must list at most {_MAX_RANK} dimensions of 0 to {_MAX_DIMENSION:,}")
     if not integers(offsets, 1 << 63) or len(offsets) != 2 or offsets[1] < offsets[0]:

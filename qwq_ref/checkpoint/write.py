@@ -6,7 +6,8 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -17,12 +18,19 @@ from ..spec.ops import Array, to_bf16
 
 
 def write_atomically(path: StrPath, write: Callable[[BinaryIO], object]) -> None:
-    """Call `write` on a temporary file beside `path`, then put that in its place: a crash leaves the old or the new."""
+    """Call `write` on a file that takes the place of `path` afterwards, as `atomic_file` says."""
+    with atomic_file(path) as file:
+        write(file)
+
+
+@contextmanager
+def atomic_file(path: StrPath) -> Iterator[BinaryIO]:
+    """A temporary file beside `path`, put in its place at the end: a crash leaves the old or the new."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:
-            write(file)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

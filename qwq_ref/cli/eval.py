@@ -40,7 +40,7 @@ def run(options: argparse.Namespace) -> int:
     for name in chosen:
         if name not in (*CATEGORIES, *HARDER):
             raise UsageError(None, "categories", f"there is no {name!r}; there are {', '.join((*CATEGORIES, *HARDER))}")
-    model = load(options.model, offline=options.offline)
+    model = load(options.model, backend="numpy", offline=options.offline)  # the sampler is batched, in NumPy
     if model.config.sliding_window is not None:
         raise UsageError(options.model, "sliding_window", "is not supported by the batched sampler")
     answerer = _answerer(model, options)
@@ -79,15 +79,18 @@ def _row(score: Score) -> str:
 
 def _answerer(model: Model, options: argparse.Namespace) -> Any:
     """All problems of a category at once, through the batched sampler."""
+    from ..engine.model import NumpyBackend
     from ..train.rollout import answers
     from ..train.tasks import Problem
 
     how = model.sampling(temperature=options.temp)
+    assert isinstance(model.backend, NumpyBackend)
+    weights = model.backend.weights
 
     def answer(problems: Sequence[Problem]) -> list[tuple[list[int], bool]]:
         said = answers(
             model.config,
-            model.weights,
+            weights,
             [model.prompt_ids(problem.prompt) for problem in problems],
             how,
             end_ids=model.defaults.eos_token_ids,

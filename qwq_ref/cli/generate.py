@@ -9,15 +9,15 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
-from ..errors import UsageError
 from .options import (
+    add_engine_arguments,
     add_model_argument,
     add_prompt_arguments,
     add_rope_arguments,
     chosen_rope,
+    engine_choices,
     progress_bar,
     read_prompt,
-    set_threads,
 )
 
 if TYPE_CHECKING:
@@ -33,7 +33,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-s", "--system", help="a system prompt")
     parser.add_argument("-n", "--max-tokens", type=int, metavar="N", help="default: to the end of the answer")
     parser.add_argument("-c", "--ctx-size", type=int, metavar="N", help="context in tokens; default: what fits")
-    parser.add_argument("-t", "--threads", type=int, metavar="N", help="threads; default: one per core")
     parser.add_argument("--raw", action="store_true", help="continue the text as it is, without the chat template")
     parser.add_argument("--chat-template-file", metavar="FILE", help="a Jinja template instead of the model's own")
     parser.add_argument("--offline", action="store_true", help="download nothing")
@@ -50,14 +49,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     thinking = parser.add_argument_group("reasoning")
     thinking.add_argument("--think", choices=["show", "hide", "only"], default="show", help="default: show, on stderr")
     thinking.add_argument("--think-budget", type=int, metavar="N", help="close the reasoning after N tokens; 0: none")
+    add_engine_arguments(parser)
     add_rope_arguments(parser)
 
 
 def run(options: argparse.Namespace) -> int:
-    if options.threads is not None:
-        if options.threads < 1:
-            raise UsageError(None, "threads", f"must be at least 1, got {options.threads}")
-        set_threads(options.threads)
+    choices = engine_choices(options)
     prompt = read_prompt(options)
 
     from ..checkpoint import Checkpoint, resolve
@@ -70,6 +67,7 @@ def run(options: argparse.Namespace) -> int:
     with progress_bar("loading", weight_bytes(config, "fp32"), "B") as progress:
         model = load(
             path,
+            **choices,
             context=options.ctx_size,
             rope=chosen_rope(options, config),
             chat_template=options.chat_template_file,
@@ -77,6 +75,8 @@ def run(options: argparse.Namespace) -> int:
             progress=progress,
         )
     if options.verbose:
+        backend = model.backend
+        print(f"backend: {backend}", file=sys.stderr)
         print(f"context: {model.context} tokens; chat template: {'yes' if model.template else 'no'}", file=sys.stderr)
     return _answer(options, model, prompt)
 

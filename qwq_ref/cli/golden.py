@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import os
 import re
 import sys
 from collections.abc import Callable
@@ -18,6 +17,7 @@ from .options import (
     add_prompt_arguments,
     add_rope_arguments,
     chosen_rope,
+    cpus,
     progress_bar,
     read_prompt,
     set_threads,
@@ -77,12 +77,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     commands.add_parser("list", help="the packs that ship inside", description=_list.__doc__)
     commands.add_parser("mistakes", help="the mistakes that can be named", description=_mistakes.__doc__)
     for command in (record, compare):
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         command.add_argument(
             "-t",
             "--threads",
             type=int,
-            default=cores,
+            default=cpus(),
             metavar="N",
             help="threads that share the work; default: all cores",
         )

@@ -23,6 +23,11 @@ def set_threads(threads: int) -> None:
         os.environ[f"{library}_NUM_THREADS"] = str(threads)
 
 
+def cpus() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def add_model_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-m", "--model", default=DEFAULT_MODEL, help=MODELS)
 
@@ -32,6 +37,25 @@ def add_prompt_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("positional", nargs="?", metavar="PROMPT", help="the prompt; else -p, -f, or standard input")
     parser.add_argument("-p", "--prompt", help="the prompt")
     parser.add_argument("-f", "--file", help="read the prompt from a file (after PROMPT, if both are given)")
+
+
+def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
+    """What `engine_choices` takes."""
+    group = parser.add_argument_group("engine")
+    group.add_argument("--backend", choices=["core", "numpy"], help="default: the C core where it is built")
+    group.add_argument("--weights", choices=["fp32", "bf16", "q8", "q4"], help="default: the most exact that fits")
+    group.add_argument("--kv", choices=["fp32", "int8"], help="of the cache; default: int8 with q8 and q4")
+    group.add_argument("--isa", choices=["scalar", "avx2", "avx512"], help="default: the best; no result depends on it")
+    group.add_argument("-t", "--threads", type=int, metavar="N", help="threads; default: one per core")
+
+
+def engine_choices(options: argparse.Namespace) -> dict[str, Any]:
+    """The arguments of `load` that say how to compute. NumPy's own threads would only wait for the core's."""
+    if options.threads is not None and options.threads < 1:
+        raise UsageError(None, "threads", f"must be at least 1, got {options.threads}")
+    if options.backend == "numpy" and options.threads is not None:
+        set_threads(options.threads)
+    return {name: getattr(options, name) for name in ("backend", "weights", "kv", "isa", "threads")}
 
 
 def add_rope_arguments(parser: argparse.ArgumentParser) -> None:

@@ -28,12 +28,18 @@ class KV:
     center: Array
 
 
+def kv_bytes(form: str, capacity: int, K: int, E: int) -> int:
+    """Of a cache for so many tokens."""
+    size: int = getattr(_lib(), f"qwq_kv_{form}_bytes")(capacity, K, E)
+    return size
+
+
 def empty_kv(form: str, capacity: int, K: int, E: int, center: Array | None = None) -> KV:
     """A cache that holds nothing yet."""
     if form not in ("int8", "fp32"):
         raise CoreError(None, "form", f"must be int8 or fp32, got {form[:40]}")
     center = _floats("center", np.zeros((K, E)) if center is None else center, (K, E))
-    size = getattr(_lib(), f"qwq_kv_{form}_bytes")(capacity, K, E)
+    size = kv_bytes(form, capacity, K, E)
     if capacity and not size:
         raise CoreError(None, "capacity", f"{capacity}, with {K} heads of {E}, is more than there can be")
     memory = np.empty(size + ALIGN, np.uint8)

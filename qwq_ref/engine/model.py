@@ -12,16 +12,19 @@ from typing import Any, Literal
 
 import numpy as np
 
-from .. import footprint
+from .. import core, footprint
 from ..checkpoint import Checkpoint, GenerationConfig, resolve
 from ..config import Config, Rope
-from ..errors import UsageError
+from ..errors import MemoryLimitError, UsageError
 from ..spec import Sampling, forward
 from ..spec.ops import Array
 from ..text import StreamDecoder, ThinkingSplitter, Tokenizer, load_tokenizer, prompt_is_thinking
 from ..text.chat import ChatTemplate, load_chat_template
 from . import memory
+from .cache import cache_bytes
+from .forward import CHUNK, CoreBackend
 from .generate import PROMPT_CHUNK, Run, generate
+from .weights import FORMS, model_bytes, pack_weights
 
 Kind = Literal["thinking", "answer"]
 Progress = Callable[[int], object]
@@ -48,6 +51,12 @@ class NumpyBackend:
         self.config = config
         self.weights = weights
 
+    def __str__(self) -> str:
+        return "numpy, weights fp32, KV cache fp32"
+
+    def logits(self, ids: Sequence[int]) -> Array:
+        return forward(self.config, self.weights, ids)[0]
+
     def step(self, ids: Sequence[int], cache: Any) -> tuple[Array, Any]:
         logits, cache = forward(self.config, self.weights, ids, cache)
         return logits[-1], cache
@@ -57,6 +66,7 @@ class Model:
     """Made by `load`.
 
     config, defaults      config.json and generation_config.json
+    backend               what computes: on the C core, or the spec itself
     tokenizer, template   text <-> ids; `template` is None for a model that has none
     context               positions that fit, prompt and output together
     """
@@ -65,7 +75,7 @@ class Model:
         self,
         path: Path,
         config: Config,
-        weights: Mapping[str, Array],
+        backend: NumpyBackend | CoreBackend,
         tokenizer: Tokenizer,
         template: ChatTemplate | None,
         defaults: GenerationConfig,
@@ -77,12 +87,11 @@ class Model:
         self.template = template
         self.defaults = defaults
         self.context = context
-        self.weights = weights
-        self._backend = NumpyBackend(config, weights)
+        self.backend = backend
 
     def logits(self, token_ids: Sequence[int]) -> Array:
         """token_ids [T] -> float32 [T, V]: logits of the token after each."""
-        return forward(self.config, self.weights, token_ids)[0]
+        return self.backend.logits(token_ids)
 
     def prompt_ids(self, prompt: str | list[dict[str, Any]], system: str | None = None, raw: bool = False) -> list[int]:
         """A question, or a conversation of messages with `role` and `content` -> the ids of a prompt.
@@ -156,7 +165,7 @@ class Model:
             )
         run = Run(ids, secrets.randbits(32) if seed is None else seed)
         tokens = generate(
-            self._backend,
+            self.backend,
             run,
             how,
             end_ids=self.defaults.eos_token_ids,
@@ -222,6 +231,11 @@ class _Budget:
 def load(
     model: str | os.PathLike[str],
     *,
+    backend: str | None = None,
+    weights: str | None = None,
+    kv: str | None = None,
+    threads: int | None = None,
+    isa: str | None = None,
     context: int | None = None,
     rope: Rope | None = None,
     chat_template: str | os.PathLike[str] | None = None,
@@ -230,13 +244,20 @@ def load(
 ) -> Model:
     """Read a model into memory: a folder, a .safetensors file, a hub id, or the name of a shipped model.
 
+    backend        "core", the C core, or "numpy", the spec itself; None: the core where it is built
+    weights        "fp32", "bf16", "q8" or "q4"; None: the most exact that fits in memory
+    kv             the cache: "fp32" or "int8"; None: fp32 with weights in floats, else int8
+    threads        None: one for each core that this process may use
+    isa            "scalar", "avx2" or "avx512"; None: the best that the processor has. No bit depends on it
     context        positions to make room for; None: as many as the model knows, or as fit in memory
     rope           another position embedding than the config's, such as YaRN
     chat_template  a Jinja file to use instead of the checkpoint's
-    progress       called with the number of weight bytes read since its last call
+    progress       called with the number of weight bytes read since its last call, of `footprint.weight_bytes` in fp32
 
     Raises a QwqError: MemoryLimitError, before any weight is read, for a model that does not fit.
     """
+    backend = backend or ("core" if core.available() else "numpy")
+    _check_choices(backend, weights, kv, threads)
     path = resolve(model, offline=offline)
     folder = path if path.is_dir() else path.parent
     with Checkpoint.open(path) as checkpoint:
@@ -244,37 +265,95 @@ def load(
         tokenizer = load_tokenizer(folder, config.vocab_size)
         template = load_chat_template(folder, chat_template)
         defaults = GenerationConfig.from_folder(folder, config)
-        context = _fitting_context(config, context, model)
+        if backend == "numpy":
+            context = _fitting_context(config, context, model, _numpy_needs(config))
+            read: dict[str, Array] = {}
+            for name in checkpoint:
+                read[name] = checkpoint[name]
+                if progress is not None:
+                    progress(read[name].nbytes)
+            return Model(path, config, NumpyBackend(config, read), tokenizer, template, defaults, context)
+        isa = core.chosen_isa(isa)
+        threads = threads or len(os.sched_getaffinity(0))
+        form, kv, context = _fitting_forms(config, checkpoint.dtypes, weights, kv, context, model)
+        packed = pack_weights(config, checkpoint, form, threads, progress)
+    return Model(
+        path, config, CoreBackend(config, packed, context, kv, isa, threads), tokenizer, template, defaults, context
+    )
 
-        weights: dict[str, Array] = {}
-        for name in checkpoint:
-            weights[name] = checkpoint[name]
-            if progress is not None:
-                progress(weights[name].nbytes)
-    return Model(path, config, weights, tokenizer, template, defaults, context)
+
+def _check_choices(backend: str, weights: str | None, kv: str | None, threads: int | None) -> None:
+    choices = {"backend": (backend, ("core", "numpy")), "weights": (weights, (*FORMS,)), "kv": (kv, ("fp32", "int8"))}
+    for name, (value, known) in choices.items():
+        if value is not None and value not in known:
+            raise UsageError(None, name, f"must be one of {', '.join(known)}, got {value[:40]}")
+    if threads is not None and threads < 1:
+        raise UsageError(None, "threads", f"must be at least 1, got {threads}")
+    if backend == "numpy" and (weights, kv) not in {(w, c) for w in (None, "fp32") for c in (None, "fp32")}:
+        raise UsageError(None, "backend", "numpy has fp32 weights and an fp32 cache only")
 
 
-def _fitting_context(config: Config, context: int | None, model: str | os.PathLike[str]) -> int:
+# What a model needs in memory, with so many positions: what for -> bytes.
+Needs = Callable[[int], dict[str, int]]
+
+
+def _numpy_needs(config: Config) -> Needs:
+    # The spec's cache is a value: while it grows, the old and the new one exist side by side, for one layer's pair.
+    per_position = footprint.kv_bytes_per_token(config, "fp32") * (config.L + 1) // config.L
+
+    def needs(context: int) -> dict[str, int]:
+        """A chunk of the prompt: logits, MLP activations, and three arrays of scores."""
+        widest = max(config.V, 4 * config.F, 3 * config.H * context)
+        scratch = np.dtype(np.float32).itemsize * min(PROMPT_CHUNK, context) * widest
+        weights = footprint.weight_bytes(config, "fp32")
+        return {"weights": weights, "KV cache": per_position * context, "scratch": scratch}
+
+    return needs
+
+
+def _core_needs(config: Config, form: str, kv: str) -> Needs:
+    def needs(context: int) -> dict[str, int]:
+        """While weights are packed, the largest are there in float32 and in pieces; later, a chunk of the prompt."""
+        packing = 12 * config.F * config.D + 4 * 2 * config.V * config.D // (1 if form == "fp32" else 8)
+        chunk = 4 * CHUNK * (8 * config.D + 3 * config.F + 2 * (config.H + 2 * config.K) * config.E)
+        parts = {"weights": model_bytes(config, form), "KV cache": cache_bytes(config, kv, context)}
+        return parts | {"scratch": max(packing, chunk)}
+
+    return needs
+
+
+def _fitting_forms(
+    config: Config,
+    stored: Mapping[str, int],
+    weights: str | None,
+    kv: str | None,
+    context: int | None,
+    model: str | os.PathLike[str],
+) -> tuple[str, str, int]:
+    """-> weights, kv and context: what was asked for, or the most exact that fits with a short context."""
+    own = "bf16" if set(stored) == {"BF16"} else "fp32"
+    candidates = [weights] if weights else list(dict.fromkeys([own, "q8", "q4"]))
+    for form in candidates:
+        cache = kv or ("fp32" if form in ("fp32", "bf16") else "int8")
+        try:
+            return form, cache, _fitting_context(config, context, model, _core_needs(config, form, cache))
+        except MemoryLimitError:
+            if form == candidates[-1]:
+                raise
+    raise AssertionError("there is always a candidate")
+
+
+def _fitting_context(config: Config, context: int | None, model: str | os.PathLike[str], needs: Needs) -> int:
     """The context to make room for. Raises MemoryLimitError if it, or with none given a small one, does not fit."""
     limit = config.positions
     if context is not None and not 1 <= context <= limit:
         raise UsageError(None, "ctx-size", f"must be 1 to {limit}, which the model was made for, got {context}")
-    weights = footprint.weight_bytes(config, "fp32")
-    # The spec's cache is a value: while it grows, the old and the new one exist side by side, for one layer's pair.
-    per_position = footprint.kv_bytes_per_token(config, "fp32") * (config.L + 1) // config.L
-
-    def scratch(context: int) -> int:
-        """A chunk of the prompt: logits, MLP activations, and three arrays of scores."""
-        widest = max(config.V, 4 * config.F, 3 * config.H * context)
-        return np.dtype(np.float32).itemsize * min(PROMPT_CHUNK, context) * widest
-
     available = memory.available_bytes()
     wanted = context or min(limit, PROMPT_CHUNK)
-    parts = {"weights": weights, "KV cache": per_position * wanted, "scratch": scratch(wanted)}
-    memory.require(parts, model, available)
+    memory.require(needs(wanted), model, available)
     if context is not None:
         return context
     largest = limit
-    while largest > wanted and weights + per_position * largest + scratch(largest) > available:
+    while largest > wanted and sum(needs(largest).values()) > available:
         largest //= 2
     return max(largest, wanted)

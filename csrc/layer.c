@@ -1,0 +1,98 @@
+/* One decoder layer in one call: the entry points of matmul, rope, cache and attention in the order of
+ * spec.model.block. A small model would spend its time between the calls. */
+#include <string.h>
+
+#include "qwq.h"
+
+static size_t up(size_t n)
+{
+    return (n + 63) / 64 * 64;
+}
+
+static size_t larger(size_t a, size_t b)
+{
+    return a > b ? a : b;
+}
+
+/* Where a layer's intermediate results are. */
+typedef struct {
+    float *qkv, *q, *k, *v, *heads, *act;
+    void *rest; /* scratch of whatever is running */
+    size_t bytes;
+} places;
+
+/* Sizes of which no product here overflows. */
+static int possible(const qwq_layer *l, size_t pos, size_t T, int threads)
+{
+    const size_t most = 1 << 24;
+    return l && threads >= 1 && l->D && l->F && l->H && l->K && l->E && l->D <= most && l->F <= most && l->H <= most &&
+           l->K <= l->H && l->E <= most && (l->H + 2 * l->K) <= most / l->E && T <= most && pos <= most;
+}
+
+static places places_of(uint8_t *at, const qwq_layer *l, size_t pos, size_t T, int threads)
+{
+    const size_t all = (l->H + 2 * l->K) * l->E, q = l->H * l->E, k = l->K * l->E;
+    const qwq_linear *linear[] = {&l->qkv, &l->o, &l->gate_up, &l->down};
+    const size_t inputs[] = {l->D, q, l->D, l->F};
+    places p;
+    uint8_t *start = at;
+    float **floats[] = {&p.qkv, &p.q, &p.k, &p.v, &p.heads, &p.act};
+    const size_t columns[] = {all, q, k, k, q, l->F};
+    for (size_t i = 0; i < sizeof columns / sizeof *columns; i++) {
+        *floats[i] = (float *)(void *)at;
+        at += up(T * columns[i] * sizeof(float));
+    }
+    size_t rest = qwq_attention_scratch(pos, T, l->H, l->K, l->E, threads);
+    for (size_t i = 0; i < sizeof inputs / sizeof *inputs; i++)
+        rest = larger(rest, qwq_matmul_scratch(&linear[i]->format, T, inputs[i], threads));
+    p.rest = at;
+    p.bytes = (size_t)(at - start) + up(rest);
+    return p;
+}
+
+size_t qwq_layer_scratch(const qwq_layer *layer, size_t pos, size_t T, int threads)
+{
+    return possible(layer, pos, T, threads) ? places_of(NULL, layer, pos, T, threads).bytes : 0;
+}
+
+/* Columns of a matrix as a matrix of their own. */
+static void take(float *to, const float *from, size_t T, size_t columns, size_t ld)
+{
+    for (size_t t = 0; t < T; t++)
+        memcpy(to + t * columns, from + t * ld, columns * sizeof(float));
+}
+
+int qwq_layer_step(float *x, const qwq_layer *l, const float *cos, const float *sin, void *scratch, size_t pos,
+                   size_t T, int isa, int threads)
+{
+    if (!possible(l, pos, T, threads))
+        return QWQ_ESIZE;
+    if (!scratch || (uintptr_t)scratch % 64)
+        return QWQ_EALIGN;
+    const size_t q = l->H * l->E, k = l->K * l->E, all = q + 2 * k;
+    const places p = places_of(scratch, l, pos, T, threads);
+    int error = 0;
+#define MATMUL(y, linear, from, N, K, ...)                                                                            \
+    qwq_matmul(y, &linear.format, linear.w, from, &(qwq_fusion){__VA_ARGS__}, p.rest, T, N, K, isa, threads)
+    if ((error = MATMUL(p.qkv, l->qkv, x, all, l->D, .norm = l->input_norm, .eps = l->eps, .bias = l->qkv_bias)) ||
+        (error = qwq_rope(p.qkv, cos, sin, T, l->H + l->K, l->E, all, isa, threads)))
+        return error;
+    take(p.q, p.qkv, T, q, all);
+    take(p.k, p.qkv + q, T, k, all);
+    take(p.v, p.qkv + q + k, T, k, all);
+    if (l->kv_int8) {
+        if ((error = qwq_kv_int8_append(l->kv, p.k, p.v, l->center, pos, T, l->capacity, l->K, l->E, isa, threads)) ||
+            (error = qwq_attention_int8(p.heads, l->kv, p.q, p.rest, pos, T, l->capacity, l->H, l->K, l->E, l->window,
+                                        0, isa, threads)))
+            return error;
+    } else {
+        if ((error = qwq_kv_fp32_append(l->kv, p.k, p.v, pos, T, l->capacity, l->K, l->E, isa, threads)) ||
+            (error = qwq_attention_fp32(p.heads, l->kv, p.q, p.rest, pos, T, l->capacity, l->H, l->K, l->E, l->window,
+                                        isa, threads)))
+            return error;
+    }
+    if ((error = MATMUL(x, l->o, p.heads, l->D, q, .residual = x)) ||
+        (error = MATMUL(p.act, l->gate_up, x, 2 * l->F, l->D, .norm = l->post_norm, .eps = l->eps, .swiglu = 1)))
+        return error;
+    return MATMUL(x, l->down, p.act, l->D, l->F, .residual = x);
+}

@@ -1,0 +1,163 @@
+"""The engine on the core: the spec's logits within its gates, and the same bits however the work is cut."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+from models import config_values, random_weights
+
+from qwq_ref import core
+from qwq_ref.checkpoint import Checkpoint, resolve
+from qwq_ref.config import Config
+from qwq_ref.engine.forward import CoreBackend
+from qwq_ref.engine.weights import FORMS, pack_weights
+from qwq_ref.spec import forward, ops
+
+if not core.available():
+    pytest.skip("the C core is not built: there was no compiler", allow_module_level=True)
+ISAS = core.isas()
+
+
+def nmse(ours, true):
+    return np.sum((ours - true) ** 2) / np.sum(true**2)
+
+
+@pytest.fixture(scope="module")
+def nano():
+    with Checkpoint.open(resolve("qwq-nano")) as checkpoint:
+        return checkpoint.config, {name: checkpoint[name] for name in checkpoint}
+
+
+@pytest.fixture(scope="module")
+def ids(nano):
+    return np.random.default_rng(0).integers(0, nano[0].V, 200)
+
+
+@pytest.mark.parametrize(("form", "most"), [("fp32", 1e-11), ("bf16", 1e-11), ("q8", 1e-3), ("q4", 5e-2)])
+def test_logits_are_the_specs(nano, ids, form, most):
+    """Floats within the gate of the spec's own float32; the others within what their weights cost."""
+    config, weights = nano
+    true = forward(config, weights, ids, dtype=np.float64)[0]
+    ours = CoreBackend(config, pack_weights(config, weights, form, 2), 256).logits(ids)
+    assert nmse(ours, true) <= most
+    if form in ("fp32", "bf16"):
+        top = np.sort(true, axis=1)
+        clear = top[:, -1] - top[:, -2] > 2 * np.abs(ours - true).max()
+        assert np.array_equal(ours.argmax(1)[clear], true.argmax(1)[clear])
+
+
+def test_an_int8_cache_costs_little(nano, ids):
+    config, weights = nano
+    true = forward(config, weights, ids, dtype=np.float64)[0]
+    packed = pack_weights(config, weights, "fp32", 2)
+    assert 1e-9 < nmse(CoreBackend(config, packed, 256, "int8").logits(ids), true) <= 2e-4
+
+
+@pytest.mark.parametrize("kv", ["fp32", "int8"])
+@pytest.mark.parametrize("form", FORMS)
+def test_isa_and_threads_change_no_bit(nano, ids, form, kv):
+    config, weights = nano
+    packed = pack_weights(config, weights, form, 2)
+    wanted = CoreBackend(config, packed, 256, kv).logits(ids[:70])
+    for isa in ISAS:
+        for threads in (1, 2, 3, 8):
+            few = 20 if isa == "scalar" else 70
+            ours = CoreBackend(config, packed, 256, kv, isa, threads).logits(ids[:few])
+            assert np.array_equal(ours, wanted[:few]), (isa, threads)
+
+
+@given(st.data())
+@settings(max_examples=10)
+def test_any_architecture(data):
+    """Sizes that are no multiples of anything, tied and untied heads, windows, a beta: against the spec in float64."""
+    values = config_values(tie_word_embeddings=data.draw(st.booleans()))
+    if data.draw(st.booleans()):
+        values |= {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1}
+    config = Config.from_dict(values)
+    weights = random_weights(config, data.draw(st.integers(0, 100)))
+    ids = data.draw(st.lists(st.integers(0, config.V - 1), min_size=1, max_size=24))
+    true = forward(config, weights, ids, dtype=np.float64)[0]
+    theirs = nmse(forward(config, weights, ids)[0], true)
+    ours = CoreBackend(config, pack_weights(config, weights, "fp32", 1), 32).logits(ids)
+    assert nmse(ours, true) <= max(1e-11, 4 * theirs)
+
+
+class Cuts(RuleBasedStateMachine):
+    """Chunks of any size, roll-backs and replays: the logits of a position depend on the tokens before it alone."""
+
+    @initialize(form=st.sampled_from(list(FORMS)), kv=st.sampled_from(["fp32", "int8"]), seed=st.integers(0, 1000))
+    def start(self, form, kv, seed):
+        config = Config.from_dict(config_values())
+        weights = {name: ops.to_bf16(w) for name, w in random_weights(config, 0).items()}
+        weights = pack_weights(config, weights, form, 1)
+        self.backend = CoreBackend(config, weights, 64, kv, threads=2)
+        self.ids = np.random.default_rng(seed).integers(0, config.V, 64)
+        self.wanted = CoreBackend(config, weights, 64, kv).logits(self.ids)
+        self.sequence = self.backend.sequence()
+
+    @precondition(lambda self: self.sequence.length < 64)
+    @rule(size=st.integers(1, 30))
+    def go_on(self, size):
+        chunk = self.ids[self.sequence.length : self.sequence.length + size]
+        logits, self.sequence = self.backend.step(chunk, self.sequence)
+        assert np.array_equal(logits, self.wanted[self.sequence.length - 1])
+
+    @rule(size=st.integers(1, 40))
+    def roll_back(self, size):
+        self.sequence.length = max(0, self.sequence.length - size)
+
+    @precondition(lambda self: self.sequence.length < 60)
+    @rule(seed=st.integers(0, 99))
+    def try_others(self, seed):
+        """A draft that is thrown away leaves nothing behind."""
+        draft = np.random.default_rng(seed).integers(0, self.backend.config.V, 4)
+        length = self.sequence.length
+        self.backend.step(draft, self.sequence)
+        self.sequence.length = length
+
+    @rule()
+    def another_sequence(self):
+        """Two sequences know nothing of each other."""
+        other = self.backend.sequence()
+        self.backend.step(self.ids[::-1], other)
+
+
+TestCuts = Cuts.TestCase
+TestCuts.settings = settings(max_examples=15, stateful_step_count=12, deadline=None)
+
+
+def test_a_layer_refuses_what_it_cannot_hold(nano):
+    config, weights = nano
+    backend = CoreBackend(config, pack_weights(config, weights, "q8", 1), 16)
+    layer = backend.sequence().layers[0]
+    x, table = np.zeros((2, config.D), np.float32), np.zeros((2, config.E // 2), np.float32)
+    layer.step(x, table, table, 14, "scalar", 1)
+    for arguments, message in (
+        ((x, table, table, 15), "pos: 15 to 16 do not fit in a cache of 16"),
+        ((x, table, table, -1), "do not fit"),
+        ((x[:, :-1], table, table, 0), "x: must be contiguous float32"),
+        ((x, table[:1], table, 0), "cos: must be"),
+        ((x.astype(np.float64), table, table, 0), "x: must be"),
+    ):
+        with pytest.raises(core.CoreError, match=message):
+            layer.step(*arguments, "scalar", 1)
+    lib, ffi = core.lib, core.ffi
+    assert lib.qwq_layer_scratch(ffi.NULL, 0, 1, 1) == 0
+    for field in ("D", "F", "H", "K", "E"):
+        for value in (0, 2**40):
+            broken = ffi.new("qwq_layer *", layer._layer[0])
+            setattr(broken, field, value)
+            assert lib.qwq_layer_scratch(broken, 0, 1, 1) == 0
+            assert lib.qwq_layer_step(ffi.NULL, broken, ffi.NULL, ffi.NULL, ffi.NULL, 0, 1, 0, 1) == lib.QWQ_ESIZE
+    assert lib.qwq_layer_step(ffi.NULL, layer._layer, ffi.NULL, ffi.NULL, ffi.NULL, 0, 1, 0, 1) == lib.QWQ_EALIGN
+
+
+def test_ids_that_cannot_be_are_refused(nano):
+    config, weights = nano
+    backend = CoreBackend(config, pack_weights(config, weights, "q8", 1), 16)
+    for ids in ([], [config.V], [-1], [[1]], [0.5]):
+        with pytest.raises(ValueError, match="token_ids must be"):
+            backend.step(ids, None)
+    with pytest.raises(ValueError, match="do not fit in a context of 16"):
+        backend.logits([1] * 17)
