@@ -157,10 +157,11 @@ def main(path, examples="500", start="0"):
         checks = [HealthCheck.too_slow, HealthCheck.differing_executors]
         fuzz = settings(max_examples=int(examples), deadline=None, database=None, suppress_health_check=checks)(fuzz)
         seed(int(start))(fuzz)()
-        # And each single change once: sampled, where they are many.
+        # And each single change of each entry point once.
         singles = [(call, change) for call, some in zip(made, everything, strict=True) for change in some]
         random.Random(int(start)).shuffle(singles)
-        for call, change in singles[: 2 * int(examples)]:
+        once = {(call.function, str(change)): (call, change) for call, change in singles}
+        for call, change in once.values():
             attempt(call, [change], "right", log)
 
 
