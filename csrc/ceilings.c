@@ -1,5 +1,6 @@
 /* How fast this processor can be at best: the instructions of the kernels and nothing else, and reading of memory. A
  * figure of `qwq bench` is a share of these. Instructions are volatile, so that the compiler leaves all of them. */
+#include "check.h"
 #include "qwq.h"
 
 /* Instructions with operands in registers, as many sums beside each other as hide their latencies. 32 registers of 64
@@ -202,18 +203,20 @@ int qwq_read(const uint8_t *data, size_t bytes, int order, int isa, int threads)
 {
     if (!qwq_isa_supported(isa))
         return QWQ_EISA;
-    if (!data)
-        return QWQ_ENULL;
-    size_t each = threads < 1 || threads > QWQ_MOST_THREADS ? 0 : bytes / (size_t)threads / (LINE * STREAMS) * STREAMS; /* lines */
+    if (!qwq_threads_are_possible(threads))
+        return QWQ_ESIZE;
+    size_t each = bytes / (size_t)threads / (LINE * STREAMS) * STREAMS; /* lines */
     if (!each || bytes % ((size_t)threads * LINE * STREAMS) || order < QWQ_ONE_STREAM || order > QWQ_FOUR_STREAMS)
         return QWQ_ESIZE;
-    if ((uintptr_t)data % LINE)
-        return QWQ_EALIGN;
+    int error = qwq_check(&(qwq_array){data, bytes, LINE}, 0, 1);
+    if (error)
+        return error;
     void (*read)(const uint8_t *, size_t, int) = read_scalar;
 #if defined(__x86_64__)
     if (isa != QWQ_SCALAR)
         read = isa == QWQ_AVX512 ? read_avx512 : read_avx2;
 #endif
+    qwq_ran(isa);
 #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
     for (int i = 0; i < threads; i++)
         read(data + (size_t)i * each * LINE, each, order);
