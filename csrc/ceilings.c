@@ -1,5 +1,6 @@
 /* How fast this processor can be at best: the instructions of the kernels and nothing else, and reading of memory. A
  * figure of `qwq bench` is a share of these. Instructions are volatile, so that the compiler leaves all of them. */
+#include "check.h"
 #include "qwq.h"
 
 /* Instructions with operands in registers, as many sums beside each other as hide their latencies. 32 registers of 64
@@ -193,6 +194,7 @@ int qwq_peak(int which, size_t rounds, int isa, int threads)
         return QWQ_EFORMAT;
     if (!rounds || threads < 1 || threads > QWQ_MOST_THREADS)
         return QWQ_ESIZE;
+    qwq_ran(isa);
 #pragma omp parallel num_threads(threads) if (threads > 1)
     peak.run(rounds);
     return 0;
@@ -214,6 +216,7 @@ int qwq_read(const uint8_t *data, size_t bytes, int order, int isa, int threads)
     if (isa != QWQ_SCALAR)
         read = isa == QWQ_AVX512 ? read_avx512 : read_avx2;
 #endif
+    qwq_ran(isa);
 #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
     for (int i = 0; i < threads; i++)
         read(data + (size_t)i * each * LINE, each, order);
