@@ -194,6 +194,7 @@ int qwq_peak(int which, size_t rounds, int isa, int threads)
         return QWQ_EFORMAT;
     if (!rounds || threads < 1 || threads > QWQ_MOST_THREADS)
         return QWQ_ESIZE;
+    qwq_ran(isa);
 #pragma omp parallel num_threads(threads) if (threads > 1)
     peak.run(rounds);
     return 0;

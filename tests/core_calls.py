@@ -26,13 +26,8 @@ FORMATS = [
     *((codes, 0, "plain", 0) for codes in ("bf16", "fp16", "fp32")),
 ]  # codes, group, scales, zero
 EXEMPT = {"qwq_isa_supported", "qwq_isas_ran", "qwq_uniform", "qwq_peak", "qwq_peak_products"}  # take no arrays
-EXEMPT |= {
-    "qwq_packed_bytes",
-    "qwq_matmul_scratch",
-    "qwq_attention_scratch",
-    "qwq_layer_scratch",
-}  # sizes, asked for in every call below
-EXEMPT |= {"qwq_kv_int8_bytes", "qwq_kv_fp32_bytes"}
+EXEMPT |= {"qwq_packed_bytes", "qwq_matmul_scratch", "qwq_attention_scratch"}  # sizes, asked for in every call below
+EXEMPT |= {"qwq_kv_int8_bytes", "qwq_kv_fp32_bytes", "qwq_layer_scratch"}
 
 
 @dataclass

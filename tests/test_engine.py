@@ -150,7 +150,7 @@ def test_a_layer_refuses_what_it_cannot_hold(nano):
             setattr(broken, field, value)
             assert lib.qwq_layer_scratch(broken, 0, 1, 1) == 0
             assert lib.qwq_layer_step(ffi.NULL, broken, ffi.NULL, ffi.NULL, ffi.NULL, 0, 1, 0, 1) == lib.QWQ_ESIZE
-    assert lib.qwq_layer_step(ffi.NULL, layer._layer, ffi.NULL, ffi.NULL, ffi.NULL, 0, 1, 0, 1) == lib.QWQ_EALIGN
+    assert lib.qwq_layer_step(ffi.NULL, layer._layer, ffi.NULL, ffi.NULL, ffi.NULL, 0, 1, 0, 1) == lib.QWQ_ENULL
 
 
 def test_ids_that_cannot_be_are_refused(nano):
