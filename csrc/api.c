@@ -535,11 +535,10 @@ static void few_times(float *y, qwq_wide *wide, const qwq_job *j, const uint8_t 
     }
 }
 
-/* Part i of n of some bytes into the second cache: what comes next is fetched while this is multiplied. */
-static void fetch(const void *from, size_t bytes, size_t i, size_t n)
+/* Some bytes into the second cache: what comes next is fetched while this is multiplied. */
+static void fetch(const void *from, size_t bytes)
 {
-    size_t part = up((bytes + n - 1) / n, LINE);
-    for (size_t b = i * part; b < smaller((i + 1) * part, bytes); b += LINE)
+    for (size_t b = 0; b < bytes; b += LINE)
         __builtin_prefetch((const char *)from + b, 0, 2);
 }
 
@@ -564,18 +563,27 @@ static void many_times(float *results, qwq_wide *wide, const qwq_job *j, size_t 
                 blocks = (const uint8_t *)wide;
                 codes = QWQ_FP32;
             }
-            for (size_t i = tile0; i < tile1; i++) {
-                size_t t = tile_at(j->T, j->tiles, i), tokens = tile_at(j->T, j->tiles, i + 1) - t;
-                qwq_tile tile = tile_in(s, l, j->T, t, tokens, g);
+            /* Of the next chunk, each tile fetches its part of this panel, and this panel its part of each tile. */
+            const uint8_t *block = blocks + bytes, *end = g + groups < s->groups ? block + bytes : block;
+            size_t part = up(bytes / (tile1 - tile0) + 1, LINE);
+            qwq_tile tile = tile_in(s, l, j->T, first, TILE, g), next = tile_in(s, l, j->T, first, TILE, g + groups);
+            for (size_t i = tile0, t = first; i < tile1; i++) {
+                size_t tokens = tile_at(j->T, j->tiles, i + 1) - t, some = tokens * groups * GROUP / PANELS;
                 if (l->floats) {
-                    j->kernels->blocks[codes](y + (t - first) * PANEL, blocks, &tile, tokens, groups, j->format, l);
-                    continue;
+                    tile.x = s->x + place_of(s, j->T, t, tokens, g) * GROUP;
+                    j->kernels->blocks[codes](y, blocks, &tile, tokens, groups, j->format, l);
+                } else {
+                    if (block < end) {
+                        fetch(block, smaller(part, (size_t)(end - block)));
+                        fetch(next.q + (p - p0) * some, some);
+                        block += part;
+                    }
+                    j->kernels->wide(y, wide, &tile, tokens, groups, l);
+                    advance(&tile, tokens, groups, l);
+                    advance(&next, tokens, groups, l);
                 }
-                if (g + groups < s->groups) {
-                    fetch(blocks + bytes, bytes, i - tile0, tile1 - tile0);
-                    fetch(tile_in(s, l, j->T, t, tokens, g + groups).q, tokens * groups * GROUP, p - p0, PANELS);
-                }
-                j->kernels->wide(y + (t - first) * PANEL, wide, &tile, tokens, groups, l);
+                y += tokens * PANEL;
+                t += tokens;
             }
         }
 }
