@@ -1,4 +1,4 @@
-/* What the variants of an ISA share: layouts, and the table through which api.c calls them. */
+/* What the variants of an ISA share: layouts, and the table through which they are called. */
 #ifndef QWQ_KERNELS_H
 #define QWQ_KERNELS_H
 
@@ -92,6 +92,20 @@ typedef struct {
     blocks_fn *blocks[QWQ_FP32 + 1]; /* by codes; NULL where there is only the way through `wide` */
     int isa; /* of the file that the table is in */
 } qwq_kernels;
+
+static inline size_t up(size_t n, size_t multiple)
+{
+    return (n + multiple - 1) / multiple * multiple;
+}
+
+static inline size_t smaller(size_t a, size_t b)
+{
+    return a < b ? a : b;
+}
+
+/* pack.c: the table of an ISA, NULL if it cannot run here; and what a format is in memory, 0 if there is no such. */
+const qwq_kernels *qwq_kernels_of(int isa);
+int qwq_layout_of(qwq_layout *layout, const qwq_format *format);
 
 extern const qwq_kernels qwq_ref_kernels;
 #if defined(__x86_64__)

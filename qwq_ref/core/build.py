@@ -11,7 +11,8 @@ from cffi import FFI
 
 CSRC = Path(__file__).parents[2] / "csrc"
 # Each job has entry points that check and share the work, a scalar reading copy, and a file for each instruction set.
-SOURCES = ["cpu.c", "api.c", "ref.c", "avx2.c", "avx512.c", "select.c", "rope.c", "philox.c", "layer.c", "ceilings.c"]
+SOURCES = ["cpu.c", "pack.c", "matmul.c", "ref.c", "avx2.c", "avx512.c", "select.c", "rope.c", "philox.c"]
+SOURCES += ["layer.c", "ceilings.c"]
 SOURCES += [f"{job}_{name}.c" for job in ("ops", "attention") for name in ("api", "ref", "avx2", "avx512")]
 # Products and sums are rounded one by one, as in spec/quant.py: no variant may fuse them.
 FLAGS = ["-std=gnu11", "-O3", "-ffp-contract=off", "-fopenmp", "-fvisibility=hidden"]
