@@ -68,7 +68,7 @@ def test_isa_and_threads_change_no_bit(nano, ids, form, kv):
 
 
 @given(st.data())
-@settings(max_examples=10)
+@settings(max_examples=settings.default.max_examples // 6)
 def test_any_architecture(data):
     """Sizes that are no multiples of anything, tied and untied heads, windows, a beta: against the spec in float64."""
     values = config_values(tie_word_embeddings=data.draw(st.booleans()))
@@ -124,7 +124,7 @@ class Cuts(RuleBasedStateMachine):
 
 
 TestCuts = Cuts.TestCase
-TestCuts.settings = settings(max_examples=15, stateful_step_count=12, deadline=None)
+TestCuts.settings = settings(max_examples=settings.default.max_examples // 4, stateful_step_count=12)
 
 
 def test_a_layer_refuses_what_it_cannot_hold(nano):
