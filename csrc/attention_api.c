@@ -38,11 +38,6 @@ static const qwq_attention_kernels *variant(int isa)
     return table;
 }
 
-static size_t round_up(size_t n, size_t to)
-{
-    return (n + to - 1) / to * to;
-}
-
 /* So all products of sizes stay below 2^63: the most are 2^30 tokens, 2^16 heads, and 8 bytes of 2^12 dimensions. */
 static int sizes_are_possible(size_t capacity, size_t K, size_t E)
 {
@@ -51,7 +46,7 @@ static int sizes_are_possible(size_t capacity, size_t K, size_t E)
 
 static size_t head_bytes(size_t capacity, size_t E, int fp32)
 {
-    return round_up(capacity, SPAN) * (round_up(E, DIMS) * (fp32 ? 8 : 2) + (fp32 ? 0 : 8));
+    return up(capacity, SPAN) * (up(E, DIMS) * (fp32 ? 8 : 2) + (fp32 ? 0 : 8));
 }
 
 size_t qwq_kv_int8_bytes(size_t capacity, size_t K, size_t E)
@@ -68,7 +63,7 @@ size_t qwq_kv_fp32_bytes(size_t capacity, size_t K, size_t E)
 static qwq_chunk chunk_at(const uint8_t *kv, size_t head, size_t t, size_t capacity, size_t E, int fp32)
 {
     const uint8_t *k = kv + head * head_bytes(capacity, E, fp32);
-    size_t C = round_up(capacity, SPAN), wide = round_up(E, DIMS);
+    size_t C = up(capacity, SPAN), wide = up(E, DIMS);
     if (fp32)
         return (qwq_chunk){k + t * wide * 4, k + (C + t) * wide * 4, NULL, NULL};
     const float *scale = (const float *)(const void *)(k + 2 * C * wide);
@@ -79,7 +74,7 @@ static qwq_chunk chunk_at(const uint8_t *kv, size_t head, size_t t, size_t capac
 static void place(const qwq_attention_kernels *kernels, qwq_chunk span, size_t i, const float *k, const float *v,
                   const float *center, size_t E)
 {
-    size_t wide = round_up(E, DIMS);
+    size_t wide = up(E, DIMS);
     int8_t row[MOST];
     uint8_t *keys = (uint8_t *)(uintptr_t)span.k + i / 16 * 16 * wide + i % 16 * 4;
     uint8_t *values = (uint8_t *)(uintptr_t)span.v;
@@ -94,7 +89,7 @@ static void place(const qwq_attention_kernels *kernels, qwq_chunk span, size_t i
 
 static void place_fp32(qwq_chunk span, size_t i, const float *k, const float *v, size_t E)
 {
-    size_t wide = round_up(E, DIMS);
+    size_t wide = up(E, DIMS);
     float *keys = (float *)(uintptr_t)span.k + i * wide, *values = (float *)(uintptr_t)span.v + i * wide;
     memcpy(keys, k, E * sizeof(float));
     memcpy(values, v, E * sizeof(float));
@@ -153,18 +148,18 @@ typedef struct {
 
 static size_t step_of(size_t E)
 {
-    return round_up(E, DIMS) + OUT_EXTRA;
+    return up(E, DIMS) + OUT_EXTRA;
 }
 
 static size_t workspace_bytes(size_t E)
 {
-    return sizeof(float) * (PASS * round_up(E, DIMS) + 2 * ROWS * STRIDE + (ROWS + PASS) * step_of(E));
+    return sizeof(float) * (PASS * up(E, DIMS) + 2 * ROWS * STRIDE + (ROWS + PASS) * step_of(E));
 }
 
 static workspace workspace_at(float *scratch, int thread, size_t E)
 {
     float *at = scratch + (size_t)thread * (workspace_bytes(E) / sizeof(float));
-    workspace w = {.q = (uint8_t *)at, .scores = at + PASS * round_up(E, DIMS)};
+    workspace w = {.q = (uint8_t *)at, .scores = at + PASS * up(E, DIMS)};
     w.p = w.scores + ROWS * STRIDE;
     w.out = w.p + ROWS * STRIDE;
     w.state = w.out + ROWS * step_of(E);
@@ -366,7 +361,7 @@ static int attention(float *y, const uint8_t *kv, const float *q, void *scratch,
     int code = qwq_check(arrays, 2, 4);
     if (code || !T)
         return code;
-    job j = {kernels, fp32, p_bits, kv, q, y, pos, T, capacity, H, K, H / K, E, round_up(E, DIMS), step_of(E), window};
+    job j = {kernels, fp32, p_bits, kv, q, y, pos, T, capacity, H, K, H / K, E, up(E, DIMS), step_of(E), window};
     size_t context = window && window < pos + T ? window : pos + T;
     if ((double)T * (double)H * (double)context * (double)E < LEAST_WORK)
         threads = 1;

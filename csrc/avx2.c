@@ -190,12 +190,7 @@ static inline void signed_bytes_times(float *to, const uint8_t *bytes, const flo
 #define SIGNED_BYTES /* of q8, see DOTS_255 */
 #include "unpack.h"
 
-#define EACH_TOKEN(TOKENS) _Pragma("GCC unroll 6") for (size_t t = 0; t < TOKENS; t++)
-
-static inline __m256i four_of_x(const int8_t *q)
-{
-    return _mm256_set1_epi32(*(const int32_t *)(const void *)q);
-}
+#define EACH_TOKEN(TOKENS) _Pragma("GCC unroll 3") for (size_t t = 0; t < TOKENS; t++)
 
 /* Products of bytes are added in pairs to 16 bits, which saturate, and these then to 32. How much may be added in 16
  * bits before depends on the largest byte of w: beside |x| <= 127, four lines where it is 31, two where it is 63, one
@@ -366,7 +361,8 @@ static void wide(float *y, const qwq_wide *w, const qwq_tile *tile, size_t token
                 __m256i second = _mm256_shuffle_epi8(levels, _mm256_and_si256(_mm256_srli_epi16(codes, 4), low));     \
                 EACH_TOKEN(TOKENS)                                                                                    \
                 {                                                                                                     \
-                    __m256i x = four_of_x(q + (l * tokens + t) * 4);                                                  \
+                    __m256i x;                                                                                        \
+                    FOUR_OF_X(x, q + (l * tokens + t) * 4);                                                           \
                     s0[t] = _mm256_add_epi32(s0[t], _mm256_madd_epi16(_mm256_maddubs_epi16(first, x), ones));         \
                     s1[t] = _mm256_add_epi32(s1[t], _mm256_madd_epi16(_mm256_maddubs_epi16(second, x), ones));        \
                 }                                                                                                     \

@@ -171,6 +171,29 @@ static inline void signed_bytes_times(float *to, const uint8_t *bytes, const flo
 
 #define EACH_TOKEN(TOKENS) _Pragma("GCC unroll 8") for (size_t t = 0; t < TOKENS; t++)
 
+/* A tile's results are registers while its groups are added. */
+#define READ_RESULTS(TOKENS)                                                                                          \
+    __m512 y0[TOKENS], y1[TOKENS];                                                                                    \
+    EACH_TOKEN(TOKENS)                                                                                                \
+    {                                                                                                                 \
+        y0[t] = _mm512_loadu_ps(y + t * PANEL);                                                                       \
+        y1[t] = _mm512_loadu_ps(y + t * PANEL + 16);                                                                  \
+    }
+#define WRITE_RESULTS(TOKENS)                                                                                         \
+    EACH_TOKEN(TOKENS)                                                                                                \
+    {                                                                                                                 \
+        _mm512_storeu_ps(y + t * PANEL, y0[t]);                                                                       \
+        _mm512_storeu_ps(y + t * PANEL + 16, y1[t]);                                                                  \
+    }
+
+/* Both halves of a line times four columns of each token. */
+#define DOTS(TOKENS, first, second, q)                                                                                \
+    EACH_TOKEN(TOKENS)                                                                                                \
+    {                                                                                                                 \
+        DOT(s0[t], first, (q) + t * 4);                                                                               \
+        DOT(s1[t], second, (q) + t * 4);                                                                              \
+    }
+
 static void scale(qwq_wide *w, uint64_t used)
 {
     const __m512 w0 = _mm512_loadu_ps(w->scale[0]), w1 = _mm512_loadu_ps(w->scale[0] + 16);
@@ -194,12 +217,7 @@ static void scale(qwq_wide *w, uint64_t used)
         const float *ratio = tile->ratio, *total = tile->sum;                                                         \
         const uint16_t *scaled = tile->scaled;                                                                        \
         const int32_t *begin = tile->begin;                                                                           \
-        __m512 y0[TOKENS], y1[TOKENS];                                                                                \
-        EACH_TOKEN(TOKENS)                                                                                            \
-        {                                                                                                             \
-            y0[t] = _mm512_loadu_ps(y + t * PANEL);                                                                   \
-            y1[t] = _mm512_loadu_ps(y + t * PANEL + 16);                                                              \
-        }                                                                                                             \
+        READ_RESULTS(TOKENS)                                                                                          \
         for (size_t g = 0; g < groups; g++, w++, ratio += TOKENS, scaled += TOKENS)                                   \
             for (size_t s = 0; s < LINES / EACH; s++, begin += TOKENS) {                                              \
                 __m512i s0[TOKENS], s1[TOKENS];                                                                       \
@@ -208,11 +226,7 @@ static void scale(qwq_wide *w, uint64_t used)
                 _Pragma("GCC unroll 16") for (size_t l = 0; l < EACH; l++) {                                          \
                     __m512i first = _mm512_loadu_si512(code + 2 * l * LINE);                                          \
                     __m512i second = _mm512_loadu_si512(code + (2 * l + 1) * LINE);                                   \
-                    EACH_TOKEN(TOKENS)                                                                                \
-                    {                                                                                                 \
-                        DOT(s0[t], first, q + (l * TOKENS + t) * 4);                                                  \
-                        DOT(s1[t], second, q + (l * TOKENS + t) * 4);                                                 \
-                    }                                                                                                 \
+                    DOTS(TOKENS, first, second, q + l * TOKENS * 4)                                                   \
                 }                                                                                                     \
                 q += EACH * TOKENS * 4;                                                                               \
                 const __m512 w0 = _mm512_loadu_ps(w->scale[s]), w1 = _mm512_loadu_ps(w->scale[s] + 16);               \
@@ -237,36 +251,25 @@ static void scale(qwq_wide *w, uint64_t used)
                     total += TOKENS;                                                                                  \
                 }                                                                                                     \
             }                                                                                                         \
-        EACH_TOKEN(TOKENS)                                                                                            \
-        {                                                                                                             \
-            _mm512_storeu_ps(y + t * PANEL, y0[t]);                                                                   \
-            _mm512_storeu_ps(y + t * PANEL + 16, y1[t]);                                                              \
-        }                                                                                                             \
+        WRITE_RESULTS(TOKENS)                                                                                         \
     }
 
 /* Straight from blocks of a format with one scale a group: NAME##_LINE reads rows 0-15 and 16-31 of line l. */
 #define BLOCKS_TILE(NAME, name, TOKENS)                                                                               \
-    static void name##_##TOKENS(float *y, const uint8_t *w, const qwq_tile *tile, size_t groups)                      \
+    static void name##_##TOKENS(float *y, const uint8_t *w, const qwq_tile *tile, size_t groups,                      \
+                                const qwq_format *format, const qwq_layout *layout)                                   \
     {                                                                                                                 \
+        (void)format, (void)layout;                                                                                   \
         NAME##_BEGIN                                                                                                  \
         const int8_t *q = tile->q;                                                                                    \
-        __m512 y0[TOKENS], y1[TOKENS];                                                                                \
-        EACH_TOKEN(TOKENS)                                                                                            \
-        {                                                                                                             \
-            y0[t] = _mm512_loadu_ps(y + t * PANEL);                                                                   \
-            y1[t] = _mm512_loadu_ps(y + t * PANEL + 16);                                                              \
-        }                                                                                                             \
+        READ_RESULTS(TOKENS)                                                                                          \
         for (size_t g = 0; g < groups; g++, w += NAME##_BLOCK, q += GROUP * TOKENS) {                                 \
             __m512i s0[TOKENS], s1[TOKENS];                                                                           \
             EACH_TOKEN(TOKENS) s0[t] = s1[t] = _mm512_set1_epi32(tile->begin[g * TOKENS + t]);                        \
             _Pragma("GCC unroll 4") for (size_t l = 0; l < LINES; l++) {                                              \
                 NAME##_AHEAD(TOKENS, w, l)                                                                            \
                 NAME##_LINE(w, l)                                                                                     \
-                EACH_TOKEN(TOKENS)                                                                                    \
-                {                                                                                                     \
-                    DOT(s0[t], first, q + (l * TOKENS + t) * 4);                                                      \
-                    DOT(s1[t], second, q + (l * TOKENS + t) * 4);                                                     \
-                }                                                                                                     \
+                DOTS(TOKENS, first, second, q + l * TOKENS * 4)                                                       \
             }                                                                                                         \
             const __m512 w0 = sixteen_halves(w + NAME##_BLOCK - 2 * PANEL);                                           \
             const __m512 w1 = sixteen_halves(w + NAME##_BLOCK - PANEL);                                               \
@@ -277,11 +280,7 @@ static void scale(qwq_wide *w, uint64_t used)
                 SCALED(y1[t], s1[t], x, w1);                                                                          \
             }                                                                                                         \
         }                                                                                                             \
-        EACH_TOKEN(TOKENS)                                                                                            \
-        {                                                                                                             \
-            _mm512_storeu_ps(y + t * PANEL, y0[t]);                                                                   \
-            _mm512_storeu_ps(y + t * PANEL + 16, y1[t]);                                                              \
-        }                                                                                                             \
+        WRITE_RESULTS(TOKENS)                                                                                         \
     }
 
 /* q4: a line holds both halves of the panel as nibbles, which look up their levels. */
@@ -319,12 +318,7 @@ static void scale(qwq_wide *w, uint64_t used)
         const int32_t *begin = tile->begin;                                                                           \
         size_t per_block = layout->columns / GROUP, part = 0, each = LINES / layout->subgroups / 4;                   \
         zeros less = {{0}};                                                                                           \
-        __m512 y0[TOKENS], y1[TOKENS];                                                                                \
-        EACH_TOKEN(TOKENS)                                                                                            \
-        {                                                                                                             \
-            y0[t] = _mm512_loadu_ps(y + t * PANEL);                                                                   \
-            y1[t] = _mm512_loadu_ps(y + t * PANEL + 16);                                                              \
-        }                                                                                                             \
+        READ_RESULTS(TOKENS)                                                                                          \
         for (size_t g = 0; g < groups; g++, ratio += TOKENS) {                                                        \
             const uint8_t *lines = w + part * layout->codes, *plane = lines + NIBBLES;                                \
             for (size_t s = 0; s < layout->subgroups; s++, begin += TOKENS, total += TOKENS) {                        \
@@ -357,11 +351,7 @@ static void scale(qwq_wide *w, uint64_t used)
                 w += layout->bytes;                                                                                   \
             }                                                                                                         \
         }                                                                                                             \
-        EACH_TOKEN(TOKENS)                                                                                            \
-        {                                                                                                             \
-            _mm512_storeu_ps(y + t * PANEL, y0[t]);                                                                   \
-            _mm512_storeu_ps(y + t * PANEL + 16, y1[t]);                                                              \
-        }                                                                                                             \
+        WRITE_RESULTS(TOKENS)                                                                                         \
     }
 #define ANY_LINE(NAME, TOKENS, i)                                                                                     \
     {                                                                                                                 \
@@ -370,11 +360,7 @@ static void scale(qwq_wide *w, uint64_t used)
         NAME##_UPPER(i)                                                                                               \
         first = _mm512_add_epi8(first, less0);                                                                        \
         second = _mm512_add_epi8(second, less1);                                                                      \
-        EACH_TOKEN(TOKENS)                                                                                            \
-        {                                                                                                             \
-            DOT(s0[t], first, q + (i * TOKENS + t) * 4);                                                              \
-            DOT(s1[t], second, q + (i * TOKENS + t) * 4);                                                             \
-        }                                                                                                             \
+        DOTS(TOKENS, first, second, q + i * TOKENS * 4)                                                               \
     }
 
 /* Bits `from` to `from` + n - 1 of every byte, at bit 4. */
@@ -404,8 +390,10 @@ static inline __m512 times(__m512 w, const float *x)
 
 /* Floats: a column of a panel is two registers. A group's products are summed first, then added to y. */
 #define FLOATS_TILE(NAME, name, TOKENS)                                                                               \
-    static void name##_##TOKENS(float *y, const uint8_t *w, const qwq_tile *tile, size_t groups)                      \
+    static void name##_##TOKENS(float *y, const uint8_t *w, const qwq_tile *tile, size_t groups,                      \
+                                const qwq_format *format, const qwq_layout *layout)                                   \
     {                                                                                                                 \
+        (void)format, (void)layout;                                                                                   \
         const float *x = tile->x;                                                                                     \
         for (size_t g = 0; g < groups; g++) {                                                                         \
             __m512 s0[TOKENS], s1[TOKENS];                                                                            \
@@ -440,27 +428,15 @@ enum { FP32_COLUMN = PANEL * 4, BF16_COLUMN = PANEL * 2, FP16_COLUMN = PANEL * 2
     static void name(float *y, const uint8_t *blocks, const qwq_tile *tile, size_t tokens, size_t groups,             \
                      const qwq_format *format, const qwq_layout *layout)                                              \
     {                                                                                                                 \
-        (void)format, (void)layout;                                                                                   \
-        static void (*const tiles[TILE])(float *, const uint8_t *, const qwq_tile *, size_t) = {                      \
-            name##_1, name##_2, name##_3, name##_4, name##_5, name##_6};                                              \
-        tiles[tokens - 1](y, blocks, tile, groups);                                                                   \
-    }
-
-#define ANY(NAME, name)                                                                                               \
-    ANY_TILE(NAME, name, 1) ANY_TILE(NAME, name, 2) ANY_TILE(NAME, name, 3)                                           \
-    ANY_TILE(NAME, name, 4) ANY_TILE(NAME, name, 5) ANY_TILE(NAME, name, 6)                                           \
-    static void name(float *y, const uint8_t *blocks, const qwq_tile *tile, size_t tokens, size_t groups,             \
-                     const qwq_format *format, const qwq_layout *layout)                                              \
-    {                                                                                                                 \
         static void (*const tiles[TILE])(float *, const uint8_t *, const qwq_tile *, size_t, const qwq_format *,      \
                                          const qwq_layout *) = {name##_1, name##_2, name##_3,                         \
                                                                 name##_4, name##_5, name##_6};                        \
         tiles[tokens - 1](y, blocks, tile, groups, format, layout);                                                   \
     }
 
-ANY(U4, u4)
-ANY(U5, u5)
-ANY(U6, u6)
+BLOCKS(ANY, U4, u4)
+BLOCKS(ANY, U5, u5)
+BLOCKS(ANY, U6, u6)
 BLOCKS(BLOCKS, Q4, q4)
 BLOCKS(BLOCKS, Q8, q8)
 BLOCKS(FLOATS, BF16, bf16)

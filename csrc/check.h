@@ -44,6 +44,12 @@ static inline int qwq_threads_are_possible(int threads)
     return threads >= 1 && threads <= QWQ_MOST_THREADS;
 }
 
+/* To the next multiple. */
+static inline size_t up(size_t n, size_t multiple)
+{
+    return (n + multiple - 1) / multiple * multiple;
+}
+
 /* cpu.c: remembers for qwq_isas_ran that this thread was given this variant's table. */
 void qwq_ran(int isa);
 

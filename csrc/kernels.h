@@ -93,11 +93,6 @@ typedef struct {
     int isa; /* of the file that the table is in */
 } qwq_kernels;
 
-static inline size_t up(size_t n, size_t multiple)
-{
-    return (n + multiple - 1) / multiple * multiple;
-}
-
 static inline size_t smaller(size_t a, size_t b)
 {
     return a < b ? a : b;

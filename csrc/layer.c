@@ -5,11 +5,6 @@
 #include "check.h"
 #include "qwq.h"
 
-static size_t up(size_t n)
-{
-    return (n + 63) / 64 * 64;
-}
-
 static size_t larger(size_t a, size_t b)
 {
     return a > b ? a : b;
@@ -42,13 +37,13 @@ static places places_of(uint8_t *at, const qwq_layer *l, size_t pos, size_t T, i
     const size_t columns[] = {all, q, k, k, q, l->F};
     for (size_t i = 0; i < sizeof columns / sizeof *columns; i++) {
         *floats[i] = (float *)(void *)at;
-        at += up(T * columns[i] * sizeof(float));
+        at += up(T * columns[i] * sizeof(float), 64);
     }
     size_t rest = qwq_attention_scratch(pos, T, l->H, l->K, l->E, threads);
     for (size_t i = 0; i < sizeof inputs / sizeof *inputs; i++)
         rest = larger(rest, qwq_matmul_scratch(&linear[i]->format, T, inputs[i], threads));
     p.rest = at;
-    p.bytes = (size_t)(at - start) + up(rest);
+    p.bytes = (size_t)(at - start) + up(rest, 64);
     return p;
 }
 
@@ -65,8 +60,8 @@ static void take(float *to, const float *from, size_t T, size_t columns, size_t 
 }
 
 /* All that could be wrong with a call, before anything is written. */
-static int check(const float *x, const qwq_layer *l, const float *cos, const float *sin, const void *scratch, size_t pos,
-                 size_t T, int isa, int threads)
+static int check(const float *x, const qwq_layer *l, const float *cos, const float *sin, const void *scratch,
+                 size_t pos, size_t T, int isa, int threads)
 {
     if (!l)
         return QWQ_ENULL;

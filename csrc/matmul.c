@@ -45,16 +45,11 @@ static size_t step_of(float largest, float top)
     return n;
 }
 
-static float inverse_of(size_t step, float top)
-{
-    return has_scale(top) ? 127.0f / (top * QWQ_RATIO[step]) : 0;
-}
-
 /* One group of a token; x * 0 would be NaN for what is not finite, and no integer. */
 static int32_t quantise_group(const qwq_kernels *kernels, int8_t *q, const float *x, size_t step, float top)
 {
     if (has_scale(top))
-        return kernels->quantise(q, x, inverse_of(step, top));
+        return kernels->quantise(q, x, 127.0f / (top * QWQ_RATIO[step]));
     memset(q, 0, GROUP);
     return 0;
 }
@@ -341,8 +336,8 @@ static void many_times(float *results, qwq_wide *wide, const qwq_job *j, size_t 
             for (size_t i = tile0, t = first; i < tile1; i++) {
                 size_t tokens = tile_at(j->T, j->tiles, i + 1) - t, some = tokens * groups * GROUP / PANELS;
                 if (l->floats) {
-                    tile.x = s->x + place_of(s, j->T, t, tokens, g) * GROUP;
                     j->kernels->blocks[codes](y, blocks, &tile, tokens, groups, j->format, l);
+                    tile.x += tokens * groups * GROUP;
                 } else {
                     if (block < end) {
                         fetch(block, smaller(part, (size_t)(end - block)));

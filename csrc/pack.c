@@ -70,8 +70,9 @@ static const float *group_of(float *own, const void *w, size_t g, int dtype)
     return own;
 }
 
-static int check_quantise(const void *code, const uint16_t *scale, const void *w, size_t N, size_t K, int dtype,
-                          int isa, int threads)
+/* w [N, K] -> codes of q4 or q8, and scales. */
+static int quantise(void *code, uint16_t *scale, const void *w, size_t N, size_t K, int dtype, int isa, int threads,
+                    int32_t codes)
 {
     if (!qwq_isa_supported(isa))
         return QWQ_EISA;
@@ -81,35 +82,28 @@ static int check_quantise(const void *code, const uint16_t *scale, const void *w
         return QWQ_ESIZE;
     size_t element = dtype == QWQ_FP32 ? 4 : 2;
     const qwq_array arrays[] = {{code, N * K, 1}, {scale, N * (K / GROUP) * 2, 2}, {w, N * K * element, element}};
-    return qwq_check(arrays, 2, 3);
+    int error = qwq_check(arrays, 2, 3);
+    if (error)
+        return error;
+    const qwq_kernels *kernels = qwq_kernels_of(isa);
+#pragma omp parallel for num_threads(threads) schedule(dynamic, 4096) if (threads > 1)
+    for (size_t g = 0; g < N * (K / GROUP); g++) {
+        float own[GROUP];
+        const float *group = group_of(own, w, g, dtype);
+        scale[g] = codes == QWQ_Q4 ? kernels->quantise_q4((uint8_t *)code + g * GROUP, group)
+                                   : kernels->quantise_q8((int8_t *)code + g * GROUP, group);
+    }
+    return 0;
 }
 
 int qwq_quantise_q4(uint8_t *code, uint16_t *scale, const void *w, size_t N, size_t K, int dtype, int isa, int threads)
 {
-    int error = check_quantise(code, scale, w, N, K, dtype, isa, threads);
-    if (error)
-        return error;
-    const qwq_kernels *kernels = qwq_kernels_of(isa);
-#pragma omp parallel for num_threads(threads) schedule(dynamic, 4096) if (threads > 1)
-    for (size_t g = 0; g < N * (K / GROUP); g++) {
-        float own[GROUP];
-        scale[g] = kernels->quantise_q4(code + g * GROUP, group_of(own, w, g, dtype));
-    }
-    return 0;
+    return quantise(code, scale, w, N, K, dtype, isa, threads, QWQ_Q4);
 }
 
 int qwq_quantise_q8(int8_t *q, uint16_t *scale, const void *w, size_t N, size_t K, int dtype, int isa, int threads)
 {
-    int error = check_quantise(q, scale, w, N, K, dtype, isa, threads);
-    if (error)
-        return error;
-    const qwq_kernels *kernels = qwq_kernels_of(isa);
-#pragma omp parallel for num_threads(threads) schedule(dynamic, 4096) if (threads > 1)
-    for (size_t g = 0; g < N * (K / GROUP); g++) {
-        float own[GROUP];
-        scale[g] = kernels->quantise_q8(q + g * GROUP, group_of(own, w, g, dtype));
-    }
-    return 0;
+    return quantise(q, scale, w, N, K, dtype, isa, threads, QWQ_Q8);
 }
 
 size_t qwq_packed_bytes(const qwq_format *format, size_t N, size_t K)
