@@ -32,8 +32,8 @@ def truth(q, k, v):
 def guarded_cache(form, capacity, K, E, center=None, fill=0xFF):
     """A cache that begins as NaNs, exactly as large as it must be, between guard bytes; and a check of those."""
     size = getattr(core.lib, f"qwq_kv_{form}_bytes")(capacity, K, E)
-    memory = np.full(size + 2 * GUARD + ours.ALIGN, 0xA5, np.uint8)
-    start = GUARD + -(memory.ctypes.data + GUARD) % ours.ALIGN
+    memory = np.full(size + 2 * GUARD + core.ALIGN, 0xA5, np.uint8)
+    start = GUARD + -(memory.ctypes.data + GUARD) % core.ALIGN
     memory[start : start + size] = fill
     center = np.zeros((K, E), np.float32) if center is None else center
     cache = ours.KV(form, memory[start : start + size], capacity, K, E, center)
@@ -353,8 +353,8 @@ def test_results_and_scratch_are_kept_within(form, T, threads):
 
 def test_a_buffer_out_of_line_is_refused():
     cache = ours.empty_kv("int8", 10, 1, 8)
-    memory = np.zeros(len(cache.buffer) + 2 * ours.ALIGN, np.uint8)
-    start = -memory.ctypes.data % ours.ALIGN + 1
+    memory = np.zeros(len(cache.buffer) + 2 * core.ALIGN, np.uint8)
+    start = -memory.ctypes.data % core.ALIGN + 1
     moved = ours.KV("int8", memory[start : start + len(cache.buffer)], 10, 1, 8, cache.center)
     with pytest.raises(core.CoreError, match="align"):
         ours.append(moved, np.zeros((1, 1, 8)), np.zeros((1, 1, 8)), 0)

@@ -7,8 +7,9 @@ import json
 import sys
 from typing import TYPE_CHECKING
 
+from ..engine.memory import cpus
 from ..errors import QwqError, UsageError
-from .options import cpus, progress_bar, set_threads
+from .options import progress_bar, set_threads
 
 if TYPE_CHECKING:
     from ..bench.measure import Row

@@ -11,13 +11,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
+from ..engine.memory import cpus
 from ..errors import UsageError
 from .options import (
     add_model_argument,
     add_prompt_arguments,
     add_rope_arguments,
     chosen_rope,
-    cpus,
     progress_bar,
     read_prompt,
     set_threads,

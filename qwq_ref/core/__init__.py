@@ -23,6 +23,7 @@ except ImportError:  # installed where there was no compiler
     ffi = lib = None
 
 Array = NDArray[Any]
+ALIGN = 64  # bytes that weights, caches and scratch begin at multiples of
 ISAS = ("scalar", "avx2", "avx512")  # in the order of csrc/qwq.h
 
 
@@ -252,8 +253,8 @@ def interleave(gate: Array, up: Array) -> Array:
 
 def aligned(size: int) -> Array:
     """uint8 [size] that begins at a multiple of 64, as kernels want it. NumPy asks for huge pages where that helps."""
-    whole = np.empty(size + 64, np.uint8)
-    start = -whole.ctypes.data % 64
+    whole = np.empty(size + ALIGN, np.uint8)
+    start = -whole.ctypes.data % ALIGN
     return whole[start : start + size]
 
 

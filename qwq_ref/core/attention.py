@@ -6,9 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from . import ISAS, Array, CoreError, _at, _check, _lib, _threads, chosen_isa
-
-ALIGN = 64
+from . import ISAS, Array, CoreError, _at, _check, _lib, _threads, aligned, chosen_isa
 
 
 @dataclass(frozen=True)
@@ -42,9 +40,7 @@ def empty_kv(form: str, capacity: int, K: int, E: int, center: Array | None = No
     size = kv_bytes(form, capacity, K, E)
     if capacity and not size:
         raise CoreError(None, "capacity", f"{capacity}, with {K} heads of {E}, is more than there can be")
-    memory = np.empty(size + ALIGN, np.uint8)
-    start = -memory.ctypes.data % ALIGN
-    return KV(form, memory[start : start + size], capacity, K, E, center)
+    return KV(form, aligned(size), capacity, K, E, center)
 
 
 def append(kv: KV, k: Array, v: Array, pos: int, isa: str | None = None, threads: int = 1) -> None:

@@ -1,4 +1,4 @@
-"""How much memory this process may use, and the refusal of a model that needs more."""
+"""What this process may use of the machine, and the refusal of a model that needs more memory."""
 
 from __future__ import annotations
 
@@ -23,6 +23,11 @@ def available_bytes() -> int:
             except (OSError, ValueError):
                 continue
     return max(0, min(limits))
+
+
+def cpus() -> int:
+    """How many processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def peak_bytes() -> int:

@@ -274,7 +274,7 @@ def load(
                     progress(read[name].nbytes)
             return Model(path, config, NumpyBackend(config, read), tokenizer, template, defaults, context)
         isa = core.chosen_isa(isa)
-        threads = threads or len(os.sched_getaffinity(0))
+        threads = threads or memory.cpus()
         form, kv, context = _fitting_forms(config, checkpoint.dtypes, weights, kv, context, model)
         packed = pack_weights(config, checkpoint, form, threads, progress)
     return Model(

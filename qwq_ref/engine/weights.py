@@ -11,7 +11,7 @@ import numpy as np
 from .. import core
 from ..config import Config
 from ..core.layer import LayerWeights
-from ..spec.ops import Array
+from ..spec.ops import Array, to_bf16
 
 # What --weights takes: the form of the layers' matrices, and that of the head, whose errors are seen most.
 FORMS = {"fp32": ("fp32", "fp32"), "bf16": ("bf16", "bf16"), "q8": ("q8", "q8"), "q4": ("q4", "q8")}
@@ -60,6 +60,8 @@ def pack_weights(
         return array
 
     def pack(w: Array, form: str) -> core.Packed:
+        if form == "bf16" and np.any(w.view(np.uint32) & 0xFFFF):
+            raise core.CoreError(None, "weights", "are not bfloat16 in this checkpoint: take fp32, q8 or q4")
         return core.quantise(_bf16_bits(w) if form == "bf16" else w, form, threads=threads)
 
     layers = []
@@ -89,7 +91,7 @@ def pack_weights(
     embedding = take("model.embed_tokens.weight")
     head = pack(embedding if config.tie_word_embeddings else take(config.head_name), head_form)
     if form != "fp32":
-        embedding = _bf16_bits(embedding, exact=form == "bf16")
+        embedding = _bf16_bits(embedding)
     return ModelWeights(form, embedding, layers, take("model.norm.weight"), head)
 
 
@@ -99,10 +101,7 @@ def embed(ids: Any, embedding: Array) -> Array:
     return rows if rows.dtype == np.float32 else np.left_shift(rows, 16, dtype=np.uint32).view(np.float32)
 
 
-def _bf16_bits(w: Array, exact: bool = True) -> Array:
-    """float32 -> the upper 16 bits, rounded to nearest; with `exact`, what is not bfloat16 is refused."""
-    bits = w.view(np.uint32)
-    upper = ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
-    if exact and not np.array_equal(upper.astype(np.uint32) << 16, bits):
-        raise core.CoreError(None, "weights", "are not bfloat16 in this checkpoint: take fp32, q8 or q4")
+def _bf16_bits(w: Array) -> Array:
+    """float32 -> bfloat16 as uint16, rounded to nearest"""
+    upper: Array = np.right_shift(to_bf16(w).view(np.uint32), 16).astype(np.uint16)
     return upper
