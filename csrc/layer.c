@@ -61,7 +61,7 @@ static void take(float *to, const float *from, size_t T, size_t columns, size_t 
 
 /* All that could be wrong with a call, before anything is written. */
 static int check(const float *x, const qwq_layer *l, const float *cos, const float *sin, const void *scratch,
-                 size_t pos, size_t T, int isa, int threads)
+                 const int32_t *stop, size_t pos, size_t T, int isa, int threads)
 {
     if (!l)
         return QWQ_ENULL;
@@ -91,20 +91,22 @@ static int check(const float *x, const qwq_layer *l, const float *cos, const flo
                                 {l->o.w, bytes[1], 64},
                                 {l->gate_up.w, bytes[2], 64},
                                 {l->down.w, bytes[3], 64},
-                                {l->center, l->center ? k * size : 0, size}};
+                                {l->center, l->center ? k * size : 0, size},
+                                {stop, stop ? sizeof *stop : 0, sizeof *stop}};
     return qwq_check(arrays, 3, sizeof arrays / sizeof *arrays);
 }
 
-int qwq_layer_step(float *x, const qwq_layer *l, const float *cos, const float *sin, void *scratch, size_t pos,
-                   size_t T, int isa, int threads)
+int qwq_layer_step(float *x, const qwq_layer *l, const float *cos, const float *sin, void *scratch,
+                   const int32_t *stop, size_t pos, size_t T, int isa, int threads)
 {
-    int error = check(x, l, cos, sin, scratch, pos, T, isa, threads);
+    int error = check(x, l, cos, sin, scratch, stop, pos, T, isa, threads);
     if (error || !T)
         return error;
     const size_t q = l->H * l->E, k = l->K * l->E, all = q + 2 * k;
     const places p = places_of(scratch, l, pos, T, threads);
 #define MATMUL(y, linear, from, N, K, ...)                                                                            \
-    qwq_matmul(y, &linear.format, linear.w, from, &(qwq_fusion){__VA_ARGS__}, p.rest, T, N, K, isa, threads)
+    qwq_matmul(y, &linear.format, linear.w, from, &(qwq_fusion){.stop = stop, __VA_ARGS__}, p.rest, T, N, K, isa,     \
+               threads)
     if ((error = MATMUL(p.qkv, l->qkv, x, all, l->D, .norm = l->input_norm, .eps = l->eps, .bias = l->qkv_bias)) ||
         (error = qwq_rope(p.qkv, cos, sin, T, l->H + l->K, l->E, all, isa, threads)))
         return error;
@@ -114,12 +116,12 @@ int qwq_layer_step(float *x, const qwq_layer *l, const float *cos, const float *
     if (l->kv_int8) {
         if ((error = qwq_kv_int8_append(l->kv, p.k, p.v, l->center, pos, T, l->capacity, l->K, l->E, isa, threads)) ||
             (error = qwq_attention_int8(p.heads, l->kv, p.q, p.rest, pos, T, l->capacity, l->H, l->K, l->E, l->window,
-                                        0, isa, threads)))
+                                        0, stop, isa, threads)))
             return error;
     } else {
         if ((error = qwq_kv_fp32_append(l->kv, p.k, p.v, pos, T, l->capacity, l->K, l->E, isa, threads)) ||
             (error = qwq_attention_fp32(p.heads, l->kv, p.q, p.rest, pos, T, l->capacity, l->H, l->K, l->E, l->window,
-                                        isa, threads)))
+                                        stop, isa, threads)))
             return error;
     }
     if ((error = MATMUL(x, l->o, p.heads, l->D, q, .residual = x)) ||
