@@ -30,7 +30,7 @@ SHORTEST = 0.2  # seconds over which a ceiling is measured
 
 
 @dataclass(frozen=True)
-class Test:
+class Trial:
     """tokens  read at once ("pp"), or decoded one after another ("tg"), behind `depth` others"""
 
     kind: str
@@ -55,7 +55,7 @@ class Work:
     bytes: int
 
 
-def work(config: Config, weights: str, kv: str, test: Test) -> Work:
+def work(config: Config, weights: str, kv: str, test: Trial) -> Work:
     """By arithmetic: each packed weight is read once a step, and the cache once for the step's tokens."""
     planned = plan(config, weights)
     head = planned.pop(HEAD)
@@ -152,8 +152,9 @@ class Engine:
 
 @dataclass(frozen=True)
 class Row:
-    """One test. Speeds are tokens per second, times seconds; nothing is rounded.
+    """One test. Speeds are tokens per second; nothing is rounded.
 
+    tokens          of the test; products, scores, bytes: of all of them, see `Work`
     tok_s           the median of the repeats; tok_s_stddev their standard deviation
     peak            multiply-accumulates per second of the processor, None where there is no such ceiling
     attention_peak  the same, for attention's
@@ -169,6 +170,8 @@ class Row:
     kv: str
     isa: str
     threads: int
+    tokens: int
+    depth: int
     tok_s: float
     tok_s_stddev: float
     samples: list[float]
@@ -193,7 +196,7 @@ class Row:
 def rows(
     model: str,
     backend: CoreBackend,
-    tests: list[Test],
+    tests: list[Trial],
     repeats: int,
     best: Ceilings,
     peer: tuple[str, Runner] | None = None,
@@ -208,7 +211,7 @@ def _row(
     model: str,
     backend: CoreBackend,
     engine: Engine,
-    test: Test,
+    test: Trial,
     repeats: int,
     best: Ceilings,
     peer: tuple[str, Runner] | None,
@@ -245,6 +248,8 @@ def _row(
         kv=backend.kv,
         isa=backend.isa,
         threads=backend.threads,
+        tokens=test.tokens,
+        depth=test.depth,
         tok_s=median(speeds),
         tok_s_stddev=stdev(speeds) if len(speeds) > 1 else 0.0,
         samples=speeds,
@@ -264,5 +269,5 @@ def _row(
     )
 
 
-def _seconds(runner: Runner, test: Test) -> float:
+def _seconds(runner: Runner, test: Trial) -> float:
     return (runner.prompt if test.kind == "pp" else runner.decode)(test.tokens, test.depth)
