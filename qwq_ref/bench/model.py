@@ -76,17 +76,23 @@ def work(config: Config, weights: str, kv: str, test: Trial) -> Work:
 
 
 def random_weights(config: Config, form: str, progress: Callable[[int], object] = lambda count: None) -> ModelWeights:
-    """Made one by one; `progress` hears of the bytes. Outputs are about as large as inputs, as in a trained model."""
-    tensors: dict[str, Packed | Array] = {}
+    """All of `random_tensors`; `progress` hears of their bytes."""
+    tensors = {}
+    for name, tensor in random_tensors(config, form):
+        tensors[name] = tensor
+        progress(Stored.of(tensor).nbytes)
+    return ModelWeights.of(config, form, tensors)
+
+
+def random_tensors(config: Config, form: str) -> Iterator[tuple[str, Packed | Array]]:
+    """What `plan` says, one after another. Outputs are about as large as inputs, as in a trained model."""
     for name, stored in plan(config, form).items():
         if stored.format is not None:
-            tensors[name] = weight(stored.format, (stored.shape[0], stored.shape[1]), stored.shape[1] ** -0.5)
+            yield name, weight(stored.format, (stored.shape[0], stored.shape[1]), stored.shape[1] ** -0.5)
         elif len(stored.shape) == 2:
-            tensors[name] = _random_rows(stored)
+            yield name, _random_rows(stored)
         else:
-            tensors[name] = np.full(stored.shape, name.endswith("norm.weight"), np.float32)
-        progress(stored.nbytes)
-    return ModelWeights.of(config, form, tensors)
+            yield name, np.full(stored.shape, name.endswith("norm.weight"), np.float32)
 
 
 def _random_rows(stored: Stored) -> Array:
