@@ -20,10 +20,10 @@ CACHE_TYPES = {"f32": 0, "f16": 1, "q8_0": 8, "bf16": 30}  # enum ggml_type, whi
 
 
 class Log:
-    """The last lines that llama.cpp logged."""
+    """What llama.cpp logged: of a large model that is loaded, some ten thousand lines."""
 
     def __init__(self) -> None:
-        self.lines: collections.deque[str] = collections.deque(maxlen=1000)
+        self.lines: collections.deque[str] = collections.deque(maxlen=1 << 16)
 
     def problem(self) -> str:
         """What it complained about last."""
