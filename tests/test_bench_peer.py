@@ -212,6 +212,18 @@ def test_weights_are_sane(quant, gguf, files):
             assert len(np.unique(values, axis=0)) == len(values), tensor.name
 
 
+def test_blocks_have_no_bias(gguf, files):
+    """Scales have either sign, which would hide what a block of Q4_K has in common: the mean of s q is the least's."""
+    shares = []
+    for tensor in gguf.GGUFReader(files["Q4_K"]).tensors:
+        if tensor.tensor_type.name == "Q4_K":
+            sign = np.sign(tensor.data.reshape(-1, 144)[:, :2].copy().view(np.float16)[:, 0]).astype(np.float32)
+            blocks = gguf.quants.dequantize(tensor.data, tensor.tensor_type).reshape(-1, 256)
+            shares.append(blocks.mean(axis=1) * sign)
+    shares = np.concatenate(shares)
+    assert abs(shares.mean()) < 5 * shares.std() / np.sqrt(len(shares)) < 0.001
+
+
 def test_the_seed_decides(gguf, tmp_path):
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         write_gguf(tmp_path / name, config_of(), "Q4_K", seed)
@@ -220,8 +232,8 @@ def test_the_seed_decides(gguf, tmp_path):
     assert len(a) == len(c)
 
 
-def test_it_streams(gguf, tmp_path):
-    """Memory does not grow with the file; and progress tells of every byte."""
+def test_a_large_file(gguf, tmp_path):
+    """Memory does not grow with it, progress tells of every byte, and repeated blocks are no repeated rows."""
     config = config_of(vocab_size=150_000, num_hidden_layers=1)
     told = []
     tracemalloc.start()
@@ -233,19 +245,21 @@ def test_it_streams(gguf, tmp_path):
     assert sum(told) == gguf_bytes(config, "Q4_0") > 53e6
     assert len(told) > len(config.tensors())
     assert peak < 45e6
+    rows = gguf.GGUFReader(tmp_path / "m.gguf").tensors[0].data[:100_000]
+    assert len({row.tobytes() for row in rows}) == 100_000
 
 
 def test_a_disk_without_room(gguf, tmp_path, monkeypatch):
-    needed = gguf_bytes(config_of(), "Q4_0")
+    needed = gguf_bytes(config_of(), "Q4_0") + (1 << 20)
 
     def usage(free):
         monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(0, 0, free))
 
-    usage(needed)
+    usage(needed - 1)
     with pytest.raises(QwqError, match=r"m\.gguf: needs .* of disk space, but .* are free"):
         write_gguf(tmp_path / "m.gguf", config_of(), "Q4_0")
     assert not list(tmp_path.iterdir())
-    usage(needed + (1 << 20))
+    usage(needed)
     write_gguf(tmp_path / "m.gguf", config_of(), "Q4_0")
     with pytest.raises(QwqError, match=r"nowhere/m\.gguf: cannot be written \(No such file"):
         write_gguf(tmp_path / "nowhere" / "m.gguf", config_of(), "Q4_0")
@@ -573,6 +587,22 @@ def test_nothing_is_imported_from_the_current_folder(files, tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path)
     with Peer(files["Q4_0"], "peer", 1, 64) as peer:
         assert peer.decode(1) > 0
+
+
+def test_what_a_library_prints_is_not_an_answer(files, tmp_path, monkeypatch):
+    (tmp_path / "llama_cpp").mkdir()
+    (tmp_path / "llama_cpp" / "__init__.py").write_text(
+        "import os, sys\n"
+        "os.write(1, b'noise\\n')\n"
+        f"sys.path.remove({str(tmp_path)!r})\n"
+        "del sys.modules['llama_cpp']\n"
+        "import llama_cpp\n"  # the real one takes its place
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with Peer(files["Q4_0"], "peer", 1, 64) as peer:
+        assert peer.decode(1) > 0
+        peer._errors.seek(0)
+        assert peer._errors.read() == b"noise\n"
 
 
 def test_our_own_threads_settings_are_not_passed_on(monkeypatch):
