@@ -168,13 +168,14 @@ typedef struct {
     int32_t kv_int8;
 } qwq_layer;
 
-/* x [T, D] in place, through one layer, at positions pos to pos + T - 1; cos, sin [T, E/2]. scratch: so many bytes (0:
- * the sizes cannot be), at a multiple of 64. It is these calls, one after another: qwq_matmul (norm, bias), qwq_rope,
+/* x [T, D] in place, through one layer, at positions pos to pos + T - 1; cos, sin [T, E/2]. Of rows below `first` only
+ * keys and values are computed, and x stays as it is. scratch: so many bytes (0: the sizes cannot be), at a multiple of
+ * 64. It is these calls, one after another: qwq_matmul (norm, bias), qwq_rope,
  * append, attention, qwq_matmul (residual), qwq_matmul (norm, swiglu), qwq_matmul (residual). spec.model.block says
  * what it means. */
 size_t qwq_layer_scratch(const qwq_layer *layer, size_t pos, size_t T, int threads);
 int qwq_layer_step(float *x, const qwq_layer *layer, const float *cos, const float *sin, void *scratch,
-                   const int32_t *stop, size_t pos, size_t T, int isa, int threads);
+                   const int32_t *stop, size_t pos, size_t T, size_t first, int isa, int threads);
 
 /* What `qwq bench` holds a figure against. Products of integers, by what the AVX2 kernels must do for bytes up to so
  * much (AVX-512 has one instruction for all of them), and of floats, a multiplication and an addition each: no kernel

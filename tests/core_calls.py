@@ -303,7 +303,7 @@ def layer(rng, form, kv, tail):
     x = Array(rng.standard_normal((T, D)).astype(np.float32), "inout")
     tables = {name: floats(rng.standard_normal((T, E // 2))) for name in ("cos", "sin")}
     call = {"x": x, "layer": Struct("qwq_layer", fields), **tables, "scratch": None, "stop": going_on()}
-    call |= {"pos": pos, "T": T, "isa": 0, "threads": threads}
+    call |= {"pos": pos, "T": T, "first": int(rng.integers(0, T + 1)), "isa": 0, "threads": threads}
     struct = core.ffi.new("qwq_layer *")
     call["layer"].fill(struct, "layer", dict.fromkeys(call["layer"].arrays("layer"), 0))
     call["scratch"] = scratch(core.lib.qwq_layer_scratch(struct, pos, T, threads), 64)

@@ -86,11 +86,12 @@ def test_without_an_argument_the_shipped_model(capsys):
 
 def test_work_of_the_real_shape():
     """By hand: 31.2 G weights in layers and 0.78 G in the head; 4.25 and 8.25 bits a weight; 264 bytes a KV head."""
-    layers = 64 * (5120 * (40 + 16) * 128 + 5120 * 5120 + 3 * 5120 * 27648)
+    rest = 5120 * 5120 + 3 * 5120 * 27648
+    layers = 64 * (5120 * (40 + 16) * 128 + rest)
     head = 152064 * 5120
     prompt, decode = work(QWQ, "q4", "int8", Trial("pp", 512, 0)), work(QWQ, "q4", "int8", Trial("tg", 3, 1000))
-    assert prompt.products == 512 * layers + head
-    assert prompt.scores == 64 * 2 * 40 * 128 * (512 * 513 // 2)
+    assert prompt.products == 512 * layers - 511 * rest + head, "one row goes on from the last layer's keys"
+    assert prompt.scores == 2 * 40 * 128 * (63 * 512 * 513 // 2 + 512)
     weights = layers * 4.25 / 8 + head * 8.25 / 8
     assert prompt.bytes == pytest.approx(weights + 512 * (2 * 5120 + 64 * 8 * 264), rel=1e-6)
     assert decode.products == 3 * (layers + head)

@@ -125,6 +125,9 @@ class Cuts(RuleBasedStateMachine):
         self.backend.step(draft, self.sequence)
         self.sequence.length = length
 
+    def teardown(self):
+        engine.SHORT = SHORT
+
     @rule()
     def another_sequence(self):
         """Two sequences know nothing of each other."""
@@ -158,8 +161,8 @@ def test_a_layer_refuses_what_it_cannot_hold(nano):
             broken = ffi.new("qwq_layer *", layer._layer[0])
             setattr(broken, field, value)
             assert lib.qwq_layer_scratch(broken, 0, 1, 1) == 0
-            assert lib.qwq_layer_step(ffi.NULL, broken, *[ffi.NULL] * 4, 0, 1, 0, 1) == lib.QWQ_ESIZE
-    assert lib.qwq_layer_step(ffi.NULL, layer._layer, *[ffi.NULL] * 4, 0, 1, 0, 1) == lib.QWQ_ENULL
+            assert lib.qwq_layer_step(ffi.NULL, broken, *[ffi.NULL] * 4, 0, 1, 0, 0, 1) == lib.QWQ_ESIZE
+    assert lib.qwq_layer_step(ffi.NULL, layer._layer, *[ffi.NULL] * 4, 0, 1, 0, 0, 1) == lib.QWQ_ENULL
 
 
 def test_ids_that_cannot_be_are_refused(nano):
@@ -225,6 +228,26 @@ def test_an_interrupted_step_leaves_the_sequence_as_it_was(wide, monkeypatch):
     assert sequence.length == 500
     again, sequence = wide.step(ids[500:1000], sequence)
     assert np.array_equal(again, wanted)
+
+
+@pytest.mark.parametrize("kv", ["fp32", "int8"])
+@pytest.mark.parametrize("first", [0, 1, 6, 7])
+def test_rows_that_nobody_asks_for(wide, kv, first):
+    """They leave keys and values behind, and nothing else."""
+    layers = [CoreBackend(wide.config, wide.weights, 20, kv).sequence().layers[0] for _ in range(2)]
+    x = np.random.default_rng(0).standard_normal((7, wide.config.D)).astype(np.float32)
+    cos = np.ones((7, wide.config.E // 2), np.float32)
+    whole, part = x.copy(), x.copy()
+    layers[0].step(whole, cos, cos, 0, ISAS[-1], 2)
+    layers[1].step(part, cos, cos, 0, ISAS[-1], 2, first=first)
+    assert np.array_equal(part[:first], x[:first])
+    assert np.array_equal(part[first:], whole[first:])
+    after = [x.copy(), x.copy()]
+    for layer, later in zip(layers, after, strict=True):
+        layer.step(later, cos, cos, 7, ISAS[-1], 2)
+    assert np.array_equal(*after)
+    with pytest.raises(core.CoreError, match="first: must be 0 to 7, got 8"):
+        layers[1].step(part, cos, cos, 0, ISAS[-1], 2, first=8)
 
 
 @pytest.mark.parametrize("kv", ["fp32", "int8"])

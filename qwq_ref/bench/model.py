@@ -58,20 +58,22 @@ class Work:
 def work(config: Config, weights: str, kv: str, test: Trial) -> Work:
     """By arithmetic: each packed weight is read once a step, and the cache once for the step's tokens."""
     planned = plan(config, weights)
-    head = planned.pop(HEAD)
-    matrices = [stored for stored in planned.values() if stored.format is not None]
-    steps = 1 if test.kind == "pp" else test.tokens
-    row = planned[EMBEDDING].nbytes // config.V
-    seen = sum(range(test.depth + 1, test.depth + test.tokens + 1))
-    cached = seen if test.kind == "tg" else test.depth + test.tokens
+    head, row = planned.pop(HEAD), planned[EMBEDDING].nbytes // config.V
+    matrices = {name: math.prod(stored.shape) for name, stored in planned.items() if stored.format is not None}
+    # Of a prompt's last layer only one row goes on behind keys and values, and through the head.
+    last = sum(size for name, size in matrices.items() if name.startswith(f"model.layers.{config.L - 1}."))
+    last -= matrices[f"model.layers.{config.L - 1}.self_attn.qkv_proj.weight"]
+    steps, unasked = (1, test.tokens - 1) if test.kind == "pp" else (test.tokens, 0)
+    seen, end = sum(range(test.depth + 1, test.depth + test.tokens + 1)), test.depth + test.tokens
     at_a_time = 1024  # positions that a cache is laid out in
     per_position = config.L * kv_cache.kv_bytes(kv, at_a_time, config.K, config.E) / at_a_time
     return Work(
-        sum(math.prod(stored.shape) for stored in matrices) * test.tokens + math.prod(head.shape) * steps,
-        2 * config.L * config.H * config.E * seen,
-        (sum(stored.nbytes for stored in matrices) + head.nbytes) * steps
+        sum(matrices.values()) * test.tokens - last * unasked + math.prod(head.shape) * steps,
+        2 * config.H * config.E * (config.L * seen - (seen - end if unasked else 0)),
+        sum(planned[name].nbytes for name in matrices) * steps
+        + head.nbytes * steps
         + row * test.tokens
-        + int(per_position * cached),
+        + int(per_position * (seen if test.kind == "tg" else end)),
     )
 
 

@@ -111,8 +111,9 @@ class CoreBackend:
             x = np.ascontiguousarray(embed(ids, self.weights.embedding))
             positions = np.arange(position, position + len(ids))
             cos, sin = rope_tables(self._inv_freq, self.config.rope.attention_scaling, positions)
-            for layer in sequence.layers:
-                layer.step(x, cos, sin, position, self.isa, threads, stop)
+            for layer in sequence.layers:  # after the last one, some rows are no longer asked for
+                first = rows.indices(len(ids))[0] if layer is sequence.layers[-1] else 0
+                layer.step(x, cos, sin, position, self.isa, threads, stop, first)
                 if progress is not None:
                     progress(len(ids) / len(sequence.layers))
             norm, eps = self.weights.norm, self.config.rms_norm_eps
