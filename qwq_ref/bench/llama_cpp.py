@@ -111,12 +111,13 @@ def write_gguf(
               In both the output is Q6_K; norms and biases are F32. So does llama-quantize, with Q4_0 and Q4_K_M.
     progress  called with how many more bytes were written, `gguf_bytes` in all
 
-    131,071 random blocks of each format are made, and repeated from a random one on in each matrix: up to 27 MB, which
-    is about all the memory that this takes. Weights are around 0 with a deviation of 0.02. There is no vocabulary.
+    131,071 random blocks of each format are made, up to 27 MB, and repeated in each matrix from a random one on. That
+    is all that is held in memory. Weights are around 0 with a deviation of 0.02. There is no vocabulary, and no YaRN,
+    which takes no time.
 
-    ConfigError for a shape that llama.cpp or the format cannot have: it wants D = H E; D and F must be multiples of a
-    block. UsageError for another quant, or without the packages. QwqError if the disk is too small, or fails. The file
-    is written whole or not at all.
+    ConfigError for a shape that llama.cpp or the formats cannot have: D must be H E and a multiple of 256, F one of 32,
+    or 256 for Q4_K; no layer may have a sliding window. UsageError for another quant, or without the packages. QwqError
+    if the disk is too small, or fails. The file is written whole or not at all.
     """
     require_packages()
     tensors = _tensors(config, quant)
@@ -259,7 +260,8 @@ class Configuration:
     threads          of the computation
     context          positions that the cache has room for
     repack           whether weights may be packed anew for the processor when they are loaded; llama.cpp's default
-    flash_attention  None: this version's default, which decides by the processor
+    flash_attention  None: this version's default. Newer ones use it wherever they can; on a CPU, behind a long context,
+                     it may be slower than attention without
     kv               of keys and values: f16, llama.cpp's default, or q8_0, which needs flash attention
     """
 
@@ -553,7 +555,8 @@ def _facts(library: Library, settings: Mapping[str, Any], log: Log) -> dict[str,
     text = "\n".join(log.lines)
     buffers = {name: float(size) for name, size in re.findall(r"(\S+) model buffer size = +([\d.]+) MiB", text)}
     repacked = [name for name in buffers if name not in ("CPU", "CPU_Mapped")]
-    flash = {None: "auto", True: "on", False: "off"}[settings["flash_attention"]]
+    default = "auto" if hasattr(library.api, "LLAMA_FLASH_ATTN_TYPE_AUTO") else "off"  # until August 2025
+    flash = {None: default, True: "on", False: "off"}[settings["flash_attention"]]
     resolved = re.findall(r"Flash Attention.*\b(enabled|disabled)\b", text)
     parts = [
         library.version,
