@@ -284,7 +284,9 @@ def configurations(
     """Q4_0 and Q4_K, each as it comes, and without repacking."""
     return [
         Configuration(
-            f"llama.cpp {quant}" + ("" if repack else ", no repacking"),
+            f"llama.cpp {quant}"
+            + ("" if repack else ", no repacking")
+            + (", no flash attention" if flash_attention is False else ""),
             quant,
             threads,
             context,

@@ -197,19 +197,26 @@ def _peers(options: argparse.Namespace, config: Config, threads: list[int], cont
     """What runs beside the engine: for each of its configurations, threads -> a context manager of (name, Runner)."""
     if options.peer is None:
         return [None]
-    from ..bench.llama_cpp import configurations, gguf_bytes, require_packages
+    from ..bench.llama_cpp import Configuration, gguf_bytes, require_packages
+    from ..bench.llama_cpp import configurations as own
 
     require_packages()
-    for quant in {c.quant for c in configurations(1, context)}:
+
+    def configurations(n: int) -> list[Configuration]:
+        """Behind a context, also without flash attention: there, that is the faster one."""
+        deep = any(depth != "0" for depth in options.d.split(","))
+        return own(n, context) + (own(n, context, flash_attention=False) if deep else [])
+
+    for quant in {c.quant for c in configurations(1)}:
         require({"the peer's weights": gguf_bytes(config, quant)}, options.shape)
 
     @contextlib.contextmanager
     def start(number: int, n: int) -> Iterator[tuple[str, Runner]]:
-        configuration = configurations(n, context)[number]
+        configuration = configurations(n)[number]
         with configuration.start(_gguf(options, config, configuration.quant)) as peer:
             yield configuration.name, peer
 
-    return [lambda n, number=number: start(number, n) for number in range(len(configurations(1, context)))]
+    return [lambda n, number=number: start(number, n) for number in range(len(configurations(1)))]
 
 
 @contextlib.contextmanager
