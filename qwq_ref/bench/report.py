@@ -107,6 +107,7 @@ def _notes(facts: dict[str, Any]) -> list[str]:
     notes = [f"{machine['cpu']}, last cache {human(machine['last_cache_bytes'])}"]
     if machine["huge_pages"] is not None:
         notes[0] += f", {machine['huge_pages']:.0%} of what is read on huge pages"
+    notes[0] += f"; peak memory {human(machine['peak_bytes'])}"
     for c in facts["ceilings"]:
         unit = "GMAC/s" if c["unit"] == "MAC" else "GB/s"
         threads = "1 thread" if c["threads"] == 1 else f"{c['threads']} threads"
