@@ -167,7 +167,10 @@ def main(each):
     row("the spec in float64", measure(documents, lambda ids: forward(config, weights, ids, dtype=np.float64)[0]))
     for form, kv in MODES:
         row(f"`{form}`, cache {kv}", measure(documents, engine(config, weights, form, kv).logits))
-    print("\nfp32 with other weights; means over 16 alignments of the groups\n")
+    for name in ("q8", "q4"):
+        changed = with_matrices(config, weights, CHANGES[f"{name}'s own weights"])
+        row(f"`fp32` with {name}'s weights", measure(documents, engine(config, changed, "fp32").logits))
+    print("\nThe same with other weights; means over 16 alignments of the groups\n")
     for name, change in CHANGES.items():
         changed = (with_matrices(config, weights, aligned(change, columns)) for columns in range(0, 64, 4))
         row(name, mean([measure(documents, engine(config, w, "fp32").logits) for w in changed]))

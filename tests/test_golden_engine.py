@@ -346,6 +346,18 @@ def test_zeros_have_signs_and_nans_have_none(packs):
     assert _same(np.float32([0, -0.0, np.nan, 1]), np.float32([-0.0, -0.0, np.nan, 2])).tolist() == [0, 1, 1, 0]
 
 
+@pytest.mark.parametrize("mode", ["fp32+fp32", "q4+int8"])
+@pytest.mark.parametrize("odd", [np.nan, np.inf, 3e38, -1e30, 1e-45])
+def test_any_numbers_get_a_verdict(packs, mode, odd):
+    golden, weights = packs["gqa"]
+    taps = spec_taps(golden, weights, adapter.read_mode(mode))
+    wrong = taps["prompt"]["model.layers.0.resid_post"] = taps["prompt"]["model.layers.0.resid_post"].copy()
+    wrong[3] = odd
+    report = oracle.compare(golden, taps, precision=mode)
+    assert (report.first.tap, report.first.where) == ("model.layers.0.resid_post", "token 3 of 14")
+    assert json.loads(json.dumps(report.to_dict(), allow_nan=False))["passed"] is False
+
+
 def test_what_somebody_has_of_it_is_compared(packs):
     """Logits alone; of the last token alone; a wrong shape; nothing; other tokens."""
     golden, weights = packs["gqa"]

@@ -23,7 +23,7 @@ Row = TypeVar("Row")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_argument(parser)
     parser.add_argument("-n", type=int, default=2000, metavar="N", help="problems a category (default 2000)")
-    parser.add_argument("--categories", metavar="A,B,...", help="default: the 23, then the harder variants")
+    parser.add_argument("--categories", metavar="A,B,...", help="or trained: the 23; default: harder variants, too")
     parser.add_argument(
         "--against",
         metavar="WEIGHTS[+KV]",
@@ -45,7 +45,8 @@ def run(options: argparse.Namespace) -> int:
             raise UsageError(None, name.replace("_", "-"), f"must be at least 1, got {getattr(options, name)}")
     from ..train.tasks import CATEGORIES, HARDER
 
-    chosen = options.categories.split(",") if options.categories else [*CATEGORIES, *HARDER]
+    named = {None: [*CATEGORIES, *HARDER], "trained": list(CATEGORIES)}
+    chosen = named[options.categories] if options.categories in named else options.categories.split(",")
     for name in chosen:
         if name not in (*CATEGORIES, *HARDER):
             raise UsageError(None, "categories", f"there is no {name!r}; there are {', '.join((*CATEGORIES, *HARDER))}")
