@@ -15,9 +15,9 @@ import numpy as np
 
 import qwq_ref.spec
 from qwq_ref.config import DIMENSIONS, Config
-from qwq_ref.spec import fixed, kv, model, ops, quant, sampling
+from qwq_ref.spec import engine, fixed, kv, model, ops, quant, sampling
 
-MODULES = (ops, model, quant, sampling, fixed, kv, qwq_ref.spec)
+MODULES = (ops, model, quant, sampling, fixed, kv, engine, qwq_ref.spec)
 called = set()
 _config_in_sight = []
 
@@ -40,8 +40,9 @@ def _dims(text):
 
 
 def name_of(function):
-    """`fixed` has the names of `ops`, for the same operations to the bit: there they are `fixed.rmsnorm`."""
-    return ("fixed." if function.__module__ == fixed.__name__ else "") + function.__name__
+    """`fixed` and `engine` have the names of `ops` and `model`, for the same to the bit: there, `fixed.rmsnorm`."""
+    twins = {fixed.__name__: "fixed.", engine.__name__: "engine."}
+    return twins.get(function.__module__, "") + function.__name__
 
 
 def public_functions():

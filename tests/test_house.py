@@ -13,7 +13,7 @@ from models import config_values, random_weights
 import qwq_ref
 from qwq_ref import spec
 from qwq_ref.config import Config
-from qwq_ref.spec import fixed, kv, model, ops, quant
+from qwq_ref.spec import engine, fixed, kv, model, ops, quant
 
 PACKAGE = Path(qwq_ref.__file__).parent
 
@@ -112,6 +112,8 @@ def test_every_function_of_the_spec_has_a_contract_and_is_checked():
     few = fixed.exp(np.ones((2, 1, 4), np.float32))
     kv.attention_int8(few, *kv.quantise_kv(few), *kv.quantise_kv(few), np.ones((2, 2), bool))
     kv.attention_fp32(few, few, few, np.ones((2, 2), bool))
+    prepared = engine.prepare(config, random_weights(config, 0), "q8")
+    engine.forward(config, prepared, [1, 2], engine.empty_cache(config, "int8"))
     assert contracts.called | {"exact", "no_tap"} == set(functions)
 
 

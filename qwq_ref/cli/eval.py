@@ -4,68 +4,143 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from ..errors import UsageError
-from .options import add_model_argument, progress_bar, set_threads
+from .options import add_engine_arguments, add_model_argument, engine_choices, progress_bar, set_threads
 
 if TYPE_CHECKING:
     from ..engine.model import Model
-    from ..train.evaluate import Score
+    from ..train.evaluate import Answerer, Pairs, Score
+    from ..train.tasks import Problem
+
+_PROMPT = 512  # tokens that a prompt may have: qwq-nano's take some 30
+
+Row = TypeVar("Row")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_argument(parser)
     parser.add_argument("-n", type=int, default=2000, metavar="N", help="problems a category (default 2000)")
-    parser.add_argument("--categories", metavar="A,B,...", help="default: the 23, then the harder variants")
+    parser.add_argument("--categories", metavar="A,B,...", help="or trained: the 23; default: harder variants, too")
+    parser.add_argument(
+        "--against",
+        metavar="WEIGHTS[+KV]",
+        help="what is lost in accuracy against other --weights and --kv, such as fp32, on the same problems",
+    )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the problems and of the answers")
     parser.add_argument("--temp", type=float, metavar="X", help="default: the model's own; 0 takes the likeliest token")
     parser.add_argument("--max-tokens", type=int, default=400, metavar="N", help="longest answer (default 400)")
-    parser.add_argument("-t", "--threads", type=int, default=2, metavar="N", help="threads that share the problems")
     parser.add_argument("--offline", action="store_true", help="download nothing")
     parser.add_argument("--json", action="store_true", help="as JSON")
+    add_engine_arguments(parser)
 
 
 def run(options: argparse.Namespace) -> int:
+    choices = engine_choices(options)
     set_threads(1)  # the workers own the cores
-    for name in ("n", "max_tokens", "threads"):
+    for name in ("n", "max_tokens"):
         if getattr(options, name) < 1:
             raise UsageError(None, name.replace("_", "-"), f"must be at least 1, got {getattr(options, name)}")
-    from ..engine.model import load
-    from ..train.evaluate import evaluate
     from ..train.tasks import CATEGORIES, HARDER
 
-    chosen = options.categories.split(",") if options.categories else [*CATEGORIES, *HARDER]
+    named = {None: [*CATEGORIES, *HARDER], "trained": list(CATEGORIES)}
+    chosen = named[options.categories] if options.categories in named else options.categories.split(",")
     for name in chosen:
         if name not in (*CATEGORIES, *HARDER):
             raise UsageError(None, "categories", f"there is no {name!r}; there are {', '.join((*CATEGORIES, *HARDER))}")
-    model = load(options.model, backend="numpy", offline=options.offline)  # the sampler is batched, in NumPy
-    if model.config.sliding_window is not None:
-        raise UsageError(options.model, "sliding_window", "is not supported by the batched sampler")
+    model = _load(options, choices)
+    if options.against is None:
+        return _scores(options, model, chosen)
+    weights, _, kv = options.against.partition("+")
+    return _pairs(options, model, _load(options, choices | {"weights": weights, "kv": kv or None}), chosen)
+
+
+def _scores(options: argparse.Namespace, model: Model, chosen: Sequence[str]) -> int:
+    from ..train.evaluate import evaluate
+    from ..train.tasks import CATEGORIES
+
     answerer = _answerer(model, options)
-    scores = []
-    with progress_bar("categories", len(chosen), "category") as bar:
-        for name in chosen:
-            scores.append(evaluate(answerer, model.tokenizer, name, options.n, options.seed))
-            bar(1)
-            if not options.json:
-                if len(scores) == 1:
-                    print(_HEADER)
-                print(_row(scores[-1]), flush=True)
+    scores: list[Score] = []
+    finished = _each(
+        options,
+        chosen,
+        lambda name: evaluate(answerer, model.tokenizer, name, options.n, options.seed),
+        _HEADER,
+        _row,
+        scores,
+    )
     main = [score for score in scores if score.category in CATEGORIES]
     mean = sum(score.accuracy for score in main) / max(1, len(main))
     above = sum(score.accuracy >= 0.9 for score in main)
     if options.json:
-        report = {"model": options.model, "n": options.n, "seed": options.seed, "mean": mean, "at_least_90": above}
-        print(json.dumps(report | {"categories": [score.row() for score in scores]}, indent=2))
+        _print_json(options, model, {"mean": mean, "at_least_90": above}, scores)
     elif main:
         print(f"mean of {len(main)} categories {mean:.1%}; {above} of them at 90% or more")
-    return 0
+    return 0 if finished else 130
+
+
+def _pairs(options: argparse.Namespace, model: Model, other: Model, chosen: Sequence[str]) -> int:
+    from ..train.evaluate import compare, together
+
+    first, second = _answerer(model, options), _answerer(other, options)
+    pairs: list[Pairs] = []
+    finished = _each(
+        options,
+        chosen,
+        lambda name: compare(first, second, model.tokenizer, name, options.n, options.seed),
+        _PAIRS_HEADER,
+        _pairs_row,
+        pairs,
+    )
+    if options.json:
+        whole = together(pairs, "all").row() if pairs else None
+        _print_json(options, model, {"against": str(other.backend), "all": whole}, pairs)
+    elif pairs:
+        print(_pairs_row(together(pairs, "all")))
+    return 0 if finished else 130
+
+
+def _each(
+    options: argparse.Namespace,
+    chosen: Sequence[str],
+    measure: Callable[[str], Row],
+    header: str,
+    line: Callable[[Row], str],
+    rows: list[Row],
+) -> bool:
+    """Measure each category into `rows`, and print its line unless JSON is wanted. False where Ctrl-C ended it."""
+    with progress_bar("categories", len(chosen), "category") as bar:
+        try:
+            for name in chosen:
+                rows.append(measure(name))
+                bar(1)
+                if not options.json:
+                    if len(rows) == 1:
+                        print(header)
+                    print(line(rows[-1]), flush=True)
+        except KeyboardInterrupt:
+            return False
+    return True
+
+
+class _HasRow(Protocol):
+    def row(self) -> dict[str, Any]: ...
+
+
+def _print_json(
+    options: argparse.Namespace, model: Model, facts: dict[str, Any], categories: Sequence[_HasRow]
+) -> None:
+    asked = {"model": options.model, "backend": str(model.backend), "n": options.n, "seed": options.seed}
+    print(json.dumps(asked | facts | {"categories": [one.row() for one in categories]}, indent=2))
 
 
 _HEADER = (
     f"{'category':<18}{'n':>6}{'accuracy':>10}{'95% interval':>18}{'format':>9}{'loops':>8}{'switch':>8}{'tokens':>8}"
+)
+_PAIRS_HEADER = (
+    f"{'category':<18}{'n':>6}{'accuracy':>10}{'against':>10}{'lost':>6}{'gained':>8}{'loss':>9}{'95% interval':>20}"
 )
 
 
@@ -77,28 +152,54 @@ def _row(score: Score) -> str:
     )
 
 
-def _answerer(model: Model, options: argparse.Namespace) -> Any:
-    """All problems of a category at once, through the batched sampler."""
-    from ..engine.model import NumpyBackend
-    from ..train.rollout import answers
-    from ..train.tasks import Problem
+def _pairs_row(pairs: Pairs) -> str:
+    loss, interval = (pairs.lost - pairs.gained) / pairs.n, f"{pairs.low:+.2%} to {pairs.high:+.2%}"
+    return (
+        f"{pairs.category:<18}{pairs.n:>6}{pairs.accuracy:>10.1%}{pairs.against:>10.1%}{pairs.lost:>6}"
+        f"{pairs.gained:>8}{loss:>+9.2%}{interval:>20}"
+    )
 
-    how = model.sampling(temperature=options.temp)
-    assert isinstance(model.backend, NumpyBackend)
-    weights = model.backend.weights
+
+def _load(options: argparse.Namespace, choices: dict[str, Any]) -> Model:
+    from ..checkpoint import Checkpoint, resolve
+    from ..engine.model import NumpyBackend, load
+
+    path = resolve(options.model, offline=options.offline)
+    with Checkpoint.open(path) as checkpoint:
+        context = min(checkpoint.config.positions, _PROMPT + options.max_tokens)
+    # Each worker has a sequence of its own, on one thread.
+    model = load(path, **choices | {"threads": 1}, context=context, offline=options.offline)
+    if isinstance(model.backend, NumpyBackend) and model.config.sliding_window is not None:
+        raise UsageError(options.model, "sliding_window", "is not supported by the batched sampler")
+    return model
+
+
+def _answerer(model: Model, options: argparse.Namespace) -> Answerer:
+    """NumPy answers all problems of a category at once, the core one a thread. The draws are the same."""
+    from ..engine.memory import cpus
+    from ..engine.model import NumpyBackend
+    from ..train.rollout import answers, answers_each
+
+    sampling = model.sampling(temperature=options.temp)
 
     def answer(problems: Sequence[Problem]) -> list[tuple[list[int], bool]]:
-        said = answers(
-            model.config,
-            weights,
-            [model.prompt_ids(problem.prompt) for problem in problems],
-            how,
-            end_ids=model.defaults.eos_token_ids,
-            vocabulary=min(model.tokenizer.size, model.config.V),
-            max_tokens=options.max_tokens,
-            seed=options.seed,
-            workers=options.threads,
-        )
+        prompts = [model.prompt_ids(problem.prompt) for problem in problems]
+        if (longest := max(map(len, prompts))) + options.max_tokens > model.context:
+            raise UsageError(
+                None, "max-tokens", f"{options.max_tokens} and a prompt of {longest} do not fit in {model.context}"
+            )
+        how = {
+            "end_ids": model.defaults.eos_token_ids,
+            "vocabulary": min(model.tokenizer.size, model.config.V),
+            "max_tokens": options.max_tokens,
+            "seed": options.seed,
+            "workers": options.threads or cpus(),
+        }
+        backend = model.backend
+        if isinstance(backend, NumpyBackend):
+            said = answers(model.config, backend.weights, prompts, sampling, **how)
+        else:
+            said = answers_each(backend, prompts, sampling, **how)
         return [(one.ids, one.ended) for one in said]
 
     return answer

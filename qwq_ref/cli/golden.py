@@ -53,7 +53,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     compare = commands.add_parser("compare", help="hold tensors against a pack", description=_compare.__doc__)
     compare.add_argument("golden", help="a pack's folder, or the name of one that ships inside (qwq golden list)")
-    compare.add_argument("theirs", help="a folder of .npy, a .safetensors or .npz file, a pack, a llama.cpp capture")
+    compare.add_argument(
+        "theirs",
+        help="a folder of .npy, a .safetensors or .npz file, a pack, a llama.cpp capture; or this package's engine: "
+        "qwq:fp32, qwq:bf16, qwq:q8 or qwq:q4, with +fp32 or +int8 for its cache",
+    )
     compare.add_argument("-m", "--model", help="the model's weights, if they are not in the pack: names more causes")
     compare.add_argument("--map", metavar="FILE", help="a YAML or JSON map of names (docs/adapters.md)")
     compare.add_argument(
@@ -61,7 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="[TAP=]PRECISION",
-        help="fp32, bf16 or fp16; default: told from the values",
+        help="fp32, bf16 or fp16; default: told from the values. Or a mode of the engine, such as q4+int8, by its bits",
     )
     compare.add_argument("--html", metavar="FILE", help="write a report with plots")
     compare.add_argument("--json", metavar="FILE", help="write everything as JSON; - is standard output")

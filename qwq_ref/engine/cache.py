@@ -7,6 +7,8 @@ import numpy as np
 from ..config import Config
 from ..core.attention import KV, empty_kv, kv_bytes
 from ..core.ops import rope_frequencies, rope_tables
+from ..spec.engine import CENTER_POSITIONS
+from ..spec.kv import key_center
 from ..spec.ops import Array
 
 
@@ -27,13 +29,7 @@ def key_centers(config: Config, biases: list[Array]) -> list[Array]:
     Softmax does not see a vector that is taken off all keys, so it may be any; this one leaves small numbers to int8.
     It depends on weights alone: so a token's cache is the same in every context.
     """
-    positions = np.arange(min(config.positions, 4096))
+    positions = np.arange(min(config.positions, CENTER_POSITIONS))
     inv_freq = rope_frequencies(config.rope, config.E)
     cos, sin = rope_tables(inv_freq, config.rope.attention_scaling, positions)
-    c, s = cos.mean(axis=0, dtype=np.float64), sin.mean(axis=0, dtype=np.float64)
-    centers = []
-    for bias in biases:
-        first, second = np.split(bias.reshape(config.K, config.E).astype(np.float64), 2, axis=1)
-        turned = np.concatenate([first * c - second * s, second * c + first * s], axis=1)
-        centers.append(turned.astype(np.float32))
-    return centers
+    return [key_center(bias.reshape(config.K, config.E), cos, sin) for bias in biases]

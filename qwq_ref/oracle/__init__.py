@@ -27,9 +27,11 @@ from ..footprint import parameters
 from ..spec.ops import Array
 from . import llama_cpp
 from .adapters import open_candidate
+from .bits import compare_bits
 from .candidate import Candidate
-from .compare import Theirs, compare_taps
+from .compare import Comparison, Theirs, compare_taps
 from .diagnose import Diagnosis, diagnose, visible
+from .engine import PREFIX, engine_taps, is_mode, read_mode, run_mode
 from .pack import Golden
 from .record import record
 from .report import DivergenceError, Report
@@ -46,6 +48,7 @@ __all__ = [
     "check_op",
     "compare",
     "conformance",
+    "engine_taps",
     "path",
     "record",
     "torch_taps",
@@ -101,10 +104,11 @@ def compare(
 
     golden     a pack's folder, or the name of one that ships inside (`conformance()`)
     theirs     a folder or file (see docs/adapters.md), a Candidate, or arrays: {tap: array} of the prompt, or
-               {phase: {tap: array}}
+               {phase: {tap: array}}; or "qwq:q4", "qwq:q8+fp32": this package's engine, with such weights and cache
     model      the weights: a checkpoint, or arrays by name. None: those in the pack, if it has them. Without any,
                operations that have weights cannot be told from their inputs, and fewer mistakes can be named
-    precision  "fp32", "bf16" or "fp16", or by tap; None: as the candidate says, or as its values look
+    precision  "fp32", "bf16" or "fp16", or by tap; None: as the candidate says, or as its values look. Or a mode of
+               the engine, "q8", "q4+fp32": then bits are judged, and by `spec.engine`
     name_map   a YAML or JSON file, for tensors that are called otherwise
     explain    look for the mistake that explains a divergence
     coverage   find out which mistakes these tensors could not show; None: if all is right and the model is small
@@ -120,11 +124,20 @@ def compare(
         if verify:
             with progress("checking", opened.nbytes(), "B") as update:
                 opened.verify(update)
-        candidate = as_candidate(theirs, opened, name_map)
         weights = _weights(opened, model, stack)
+        manifest = opened.manifest
+        if isinstance(theirs, str) and theirs.startswith(PREFIX) and not os.path.exists(theirs):
+            chosen = read_mode(theirs.removeprefix(PREFIX))
+            candidate = run_mode(chosen, manifest.config, _needed(weights, opened, chosen), manifest.phases, threads)
+        else:
+            candidate = as_candidate(theirs, opened, name_map)
+        declared = _declared(candidate, precision)
+        if is_mode(declared):
+            mode = read_mode(declared)
+            result = compare_bits(opened, candidate, _needed(weights, opened, mode), mode)
+            return _report(golden, opened, candidate, result)
         with progress("comparing", opened.nbytes(), "B") as update:
             result = compare_taps(opened, candidate, weights, precision, threads, update)
-        manifest = opened.manifest
         hidden = None
         found = None
         if not result.mismatch:
@@ -141,13 +154,25 @@ def compare(
                         manifest.config, manifest.phases, weights, their_taps.declared[""], places, threads, update
                     )
                 hidden = tuple(name for name, place in shown.items() if place is None)
+        return _report(golden, opened, candidate, result, found, weights is not None, hidden)
+
+
+def _report(
+    golden: StrPath | Golden,
+    opened: Golden,
+    candidate: Candidate,
+    result: Comparison,
+    found: Diagnosis | None = None,
+    with_weights: bool = True,
+    hidden: tuple[str, ...] | None = None,
+) -> Report:
     return Report(
         str(golden.path if isinstance(golden, Golden) else golden),
         candidate.source,
-        manifest,
+        opened.manifest,
         result,
         found or Diagnosis(),
-        weights is not None,
+        with_weights,
         hidden,
         unknown=tuple(candidate.unknown),
     )
@@ -179,6 +204,19 @@ def as_candidate(
     if (Path(theirs) / llama_cpp.INDEX).is_file():
         return llama_cpp.read_dump(theirs)
     return open_candidate(theirs, golden.manifest.config, name_map)
+
+
+def _declared(candidate: Candidate, precision: str | Mapping[str, str] | None) -> str:
+    """The precision of all taps that is not that of one; empty if there is none."""
+    if isinstance(precision, str):
+        return precision
+    return ({} if precision is None else precision).get("") or candidate.precision.get("", "")
+
+
+def _needed(weights: Mapping[str, Array] | None, golden: Golden, mode: object) -> Mapping[str, Array]:
+    if weights is None:
+        raise UsageError(golden.path, "model", f"is needed for {mode}: there are no weights in the pack")
+    return weights
 
 
 def _weights(

@@ -192,7 +192,7 @@ def compare_taps(
     """
     manifest = golden.manifest
     if candidate.token_ids is not None and list(candidate.token_ids) != manifest.token_ids:
-        return Comparison((), (), "", None, mismatch=_other_tokens(list(candidate.token_ids), manifest.token_ids))
+        return Comparison((), (), "", None, mismatch=other_tokens(list(candidate.token_ids), manifest.token_ids))
     names = {phase.name for phase in manifest.phases}
     taps = set(tap_names(manifest.config))
     if not any(phase in names and tap in taps for phase, tap in candidate.tensors):
@@ -209,9 +209,8 @@ def compare_taps(
     reader = None if weights is None else Weights(weights, digest=True)
     with np.errstate(all="ignore"):  # a candidate's values may be anything
         walk(manifest.config, manifest.phases, streams, reader, check, threads=threads)
-    for name, digest in (reader.digests if reader else {}).items():
-        if digest != manifest.weights.get(name, digest):
-            raise GoldenError(golden.path, f"weights.{name}", "differs: this is not the model that was recorded")
+    if reader is not None:
+        check_digests(golden, reader)
     order = {tap: i for i, tap in enumerate(tap_names(manifest.config))}
     phase_order = {phase.name: i for i, phase in enumerate(manifest.phases)}
     results = sorted(check.results, key=lambda result: (phase_order[result.phase], order[result.tap]))
@@ -219,6 +218,13 @@ def compare_taps(
     kind = theirs.declared[""] + (" (told from the values)" if theirs.detected else "")
     notes = (*candidate.notes, *check.rounding_notes())
     return Comparison(tuple(_settled(results)), tuple(missing), kind, check.logits, notes)
+
+
+def check_digests(golden: Golden, reader: Weights) -> None:
+    """Raise GoldenError unless what was read are the weights that a pack was recorded from."""
+    for name, digest in reader.digests.items():
+        if digest != golden.manifest.weights.get(name, digest):
+            raise GoldenError(golden.path, f"weights.{name}", "differs: this is not the model that was recorded")
 
 
 class _Check:
@@ -352,7 +358,7 @@ def localise(
         bad = np.flatnonzero(by_slice(value - right) > MARGIN**2 * noise)
         share = len(bad) / count
         if 0 < share < best[0]:
-            words = f"{_SLICES[letter]} {_spans(bad)} of {count}"
+            words = f"{_SLICES[letter]} {spans(bad)} of {count}"
             if share > 0.5 and _SLICES[letter] in ("channel", "logit"):
                 words = ""  # noise hides some of many: nothing to tell anybody
             indices = (bad[:, None] * width + np.arange(width)).ravel()
@@ -373,7 +379,7 @@ _SLICES = {
 }
 
 
-def _spans(indices: Array) -> str:
+def spans(indices: Array) -> str:
     """0, 1, 2, 5 -> "0-2, 5"."""
     breaks = np.flatnonzero(np.diff(indices) != 1)
     starts, ends = [0, *(breaks + 1)], [*breaks, len(indices) - 1]
@@ -386,7 +392,7 @@ def _first_nan(value: Array, tap: str) -> list[int] | None:
     return [int(i) for i in np.unravel_index(int(wrong.argmax()), value.shape)] if wrong.any() else None
 
 
-def _other_tokens(theirs: list[int], ours: list[int]) -> str:
+def other_tokens(theirs: list[int], ours: list[int]) -> str:
     if len(theirs) != len(ours):
         return f"other tokens: {len(theirs)} of them, where the pack was recorded on {len(ours)}"
     at = next(i for i, (a, b) in enumerate(zip(theirs, ours, strict=True)) if a != b)

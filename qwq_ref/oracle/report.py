@@ -241,6 +241,8 @@ def _worst(results: Sequence[TapResult]) -> str:
         for r in results
         if (own := r.introduced) is not None and (allowed := r.own_allowed)
     ] + [(r.distance.error / r.allowed, r, "in all") for r in results if r.distance is not None and r.allowed]
+    if not shares and results and all(r.own_allowed == 0 for r in results):
+        return f"every bit of {_count(len(results), 'tap')} is the reference's"
     if not shares:
         return "nothing could be measured"
     share, result, how = max(shares, key=lambda item: item[0])
@@ -248,10 +250,10 @@ def _worst(results: Sequence[TapResult]) -> str:
 
 
 def _logit_line(m: Mapping[str, Any]) -> str:
+    decided = f"top-1 {m['top1_decided']:.1%} of the {m['decided']} that rounding cannot turn"
     return (
         f"logits of {m['tokens']} tokens: KL {_number(m['kl'])}, at most {_number(m['kl_max'])}; "
-        f"top-1 {m['top1']:.1%}, top-5 {m['top5']:.1%}; "
-        f"top-1 {m['top1_decided']:.1%} of the {m['decided']} that rounding cannot turn"
+        f"top-1 {m['top1']:.1%}, top-5 {m['top5']:.1%}; {decided if m['decided'] else 'rounding can turn each of them'}"
     )
 
 

@@ -39,6 +39,16 @@ def quantise_kv(x: Array, center: Array | None = None) -> tuple[Array, Array]:
     return q, largest[..., 0] * np.float32(1 / 127)
 
 
+def key_center(bias: Array, cos: Array, sin: Array) -> Array:
+    """bias [K, E], cos [n, e], sin [n, e] -> [K, E]
+
+    k_proj's bias as RoPE turns it, averaged over n positions: what is taken off int8 keys. In float64, rounded once.
+    """
+    first, second = np.split(bias.astype(np.float64), 2, axis=1)
+    c, s = cos.mean(axis=0, dtype=np.float64), sin.mean(axis=0, dtype=np.float64)
+    return np.concatenate([first * c - second * s, second * c + first * s], axis=1).astype(np.float32)
+
+
 def attention_int8(
     q: Array, k: Array, k_scale: Array, v: Array, v_scale: Array, visible: Array, p_bits: int = 0
 ) -> Array:

@@ -1,7 +1,7 @@
-"""Many answers at once: sampling a batch of prompts with the trainer's batched model and one growing cache.
+"""Many answers at once: a batch of prompts with the trainer's model, or one prompt a thread with an engine's backend.
 
-It is the spec's forward and its sampling with a batch axis, and the tests hold it to both. Prompts of different
-lengths share a batch: each row has its own position, and looks at no key beyond it.
+The batched model is the spec's forward and its sampling with a batch axis, and the tests hold it to both. Prompts of
+different lengths share a batch: each row has its own position, and looks at no key beyond it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..config import Config
-from ..spec import Sampling
+from ..engine.generate import Backend
+from ..spec import Sampling, distribution, draw
 from ..spec.ops import Array, embed, linear, rmsnorm, rope, rope_frequencies, rope_tables, softmax, swiglu
 from .model import Weights
 
@@ -58,6 +59,41 @@ def answers(
     return [done[n] for n in range(len(prompts))]
 
 
+def answers_each(
+    backend: Backend,
+    prompts: Sequence[Sequence[int]],
+    how: Sampling,
+    *,
+    end_ids: Sequence[int],
+    vocabulary: int,
+    max_tokens: int,
+    seed: int,
+    workers: int = 1,
+) -> list[Answer]:
+    """`answers` from an engine: each of `workers` threads answers one prompt after the other. Draws are the same."""
+
+    def answer(n: int) -> Answer:
+        uniforms = _uniforms(seed, n)
+        logits, cache = backend.step(prompts[n], None)
+        said: list[int] = []
+        while True:
+            token = draw(distribution(logits[:vocabulary], how, prompts[n], said), uniforms)
+            if token in end_ids:
+                return Answer(said, True)
+            said.append(token)
+            if len(said) == max_tokens:
+                return Answer(said, False)
+            logits, cache = backend.step([token], cache)
+
+    with ThreadPoolExecutor(workers) as pool:
+        return list(pool.map(answer, range(len(prompts))))
+
+
+def _uniforms(seed: int, n: int) -> np.random.Generator:
+    """What prompt n draws from: one number a token."""
+    return np.random.Generator(np.random.Philox(key=[seed, n]))
+
+
 def _sample(
     config: Config,
     weights: Weights,
@@ -75,7 +111,7 @@ def _sample(
     for number, prompt in enumerate(prompts):
         ids[number, : len(prompt)] = prompt
     logits = decoder.step(ids, np.zeros(len(prompts), np.int64), lengths - 1)
-    uniforms = [np.random.Generator(np.random.Philox(key=[seed, n])) for n in numbers]
+    uniforms = [_uniforms(seed, n) for n in numbers]
     output: list[list[int]] = [[] for _ in prompts]
     ended = np.zeros(len(prompts), bool)
     alive = np.arange(len(prompts))
