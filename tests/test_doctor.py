@@ -199,6 +199,7 @@ ALL = list(core.FEATURES)
         ([], "avx512", "the best that this processor and its operating system can run"),
         (["avx512_vnni"], "avx2", "the processor lacks AVX-512 VNNI"),
         (["avx512bw", "avx512vl", "zmm"], "avx2", "the processor lacks AVX-512 BW, AVX-512 VL"),
+        (["avx512f", "avx512dq", "avx512bw", "avx512vl", "avx512_vnni", "zmm"], "avx2", "the processor lacks AVX-512"),
         (["zmm"], "avx2", "the operating system does not keep ZMM registers"),
         (["avx2", "avx512f"], "scalar", "the processor lacks AVX2"),
         (["fma", "f16c"], "scalar", "the processor lacks FMA, F16C"),

@@ -183,6 +183,8 @@ def _lack(isa: str) -> str:
     have = core.features()
     missing = [name for name in core.needs(isa) if name not in have]
     instructions = [NAMES[name] for name in missing if name in NAMES]
+    if instructions == [name for name in NAMES.values() if name.startswith("AVX-512")]:
+        instructions = ["AVX-512"]
     if not have and platform.machine() not in ("x86_64", "AMD64"):
         return f"there is no other for {platform.machine() or 'this processor'}"
     if instructions:
@@ -382,7 +384,8 @@ def _thread_problems(facts: Mapping[str, Any], speed: Mapping[str, Any] | None) 
     """The tightest of what bounds useful threads; others' work; memory that is near to some processors only."""
     found = []
     threads, quota, cores = facts["threads"], facts["quota"], facts["cores"]
-    bounds = [(facts["usable"], f"{threads} threads share {facts['usable']} CPUs")]
+    usable = facts["usable"]
+    bounds = [(usable, f"{threads} threads share {usable} CPU{'s' * (usable > 1)}")]
     if cores is not None and cores < facts["usable"]:
         bounds.append((cores, f"{threads} threads share {cores} cores: more threads than cores rarely help"))
     if quota is not None:

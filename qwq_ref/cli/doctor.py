@@ -59,11 +59,12 @@ def _read(name: str) -> Asked:
 
 def screen(facts: dict[str, Any]) -> str:
     """The facts for people."""
+    isa = facts["isa"]
     rows = [
         ("program", _program(facts["program"])),
         ("CPU", _cpu(facts["cpu"])),
         ("features", _features(facts["cpu"]["features"])),
-        ("kernels", "not known without the C core" if facts["isa"] is None else _isa(facts["isa"])),
+        ("kernels", "needs the C core" if isa is None else f"{isa['chosen']}: {isa['why']}"),
         ("memory", _memory(facts["memory"])),
         ("huge pages", _huge_pages(facts["memory"], facts["speed"])),
         *_speed(facts),
@@ -71,10 +72,11 @@ def screen(facts: dict[str, Any]) -> str:
     lines = [f"{name:<12}{text}" for name, text in rows]
     for model in facts["models"]:
         lines += ["", *_model(model)]
-    cached = any(limit["cached"] for model in facts["models"] for limit in model["limits"].values())
-    lines += ["", "Tokens/s are ceilings at an empty context, not promises: what memory and instructions allow."]
-    if cached:
-        lines.append("* The caches hold these weights, so that memory is no limit.")
+    limits = [limit for model in facts["models"] for limit in model["limits"].values()]
+    if any(limit["output"] for limit in limits):
+        lines += ["", "Tokens/s are ceilings at an empty context, not promises: what memory and instructions allow."]
+        if any(limit["cached"] for limit in limits):
+            lines.append("* The caches hold these weights, so that memory is no limit.")
     found = facts["problems"]
     lines += ["", "Problems:" if found else "No problems were found."]
     return "\n".join([*lines, *(f"- {each['problem']} -> {each['advice']}" for each in found)])
@@ -112,10 +114,6 @@ def _features(facts: dict[str, bool] | None) -> str:
     return f"{texts[0] or 'none'}; lacks {texts[1]}" if texts[1] else texts[0]
 
 
-def _isa(facts: dict[str, Any]) -> str:
-    return f"{facts['chosen']}: {facts['why']}"
-
-
 def _memory(facts: dict[str, Any]) -> str:
     total = "of an unknown total" if facts["total"] is None else f"of {human(facts['total'])}"
     text = f"{human(facts['available'])} {total} available now"
@@ -139,10 +137,10 @@ def _speed(facts: dict[str, Any]) -> list[tuple[str, str]]:
         why = "interrupted" if facts["interrupted"] else "too little memory" if facts["isa"] else "needs the C core"
         return [("speed", f"not measured: {why}")]
     reads = ", ".join(f"{rate / 1e9:.1f} GB/s on {_plural(int(n), 'thread')}" for n, rate in speed["reads"].items())
-    rows = [("reading", reads)]
-    products = [f"{rate / 1e9:.1f} GMAC/s by {name}" for name, rate in speed["peaks"].items()]
+    on = f"on {_plural(speed['threads'], 'thread')}"
+    products = [f"{rate / 1e9:.1f} GMAC/s {on}: {name}" for name, rate in speed["peaks"].items()]
     products = products or ["no ceiling is known for scalar code"]
-    return [*rows, ("products", f"on {_plural(speed['threads'], 'thread')}: " + ", ".join(products))]
+    return [("reading", reads), *zip(["products", *[""] * len(products)], products, strict=False)]
 
 
 def _model(facts: dict[str, Any]) -> list[str]:
@@ -162,7 +160,7 @@ def _model(facts: dict[str, Any]) -> list[str]:
         ]
         limit = facts["limits"].get(weights)
         speeds = ["-", "-"] if limit is None else [_rate(limit["output"]), _rate(limit["prompt"])]
-        if limit and limit["cached"]:
+        if limit and limit["cached"] and limit["output"]:
             speeds[0] += "*"
         lines.append(
             f"{weights:<7}{human(row[0]['weight_bytes']):>12}"
