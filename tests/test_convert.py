@@ -138,4 +138,5 @@ def test_the_command(tmp_path, capsys):
         assert file.weights["lm_head.weight"].format == core.FORMATS["q8"]
     question = [sys.executable, "-m", "qwq_ref", "generate", "-m", tmp_path / "nano", "What is 123+456?", "--temp", "0"]
     assert "579" in subprocess.run(question, capture_output=True, text=True, check=True).stdout
+    assert cli.main(["info", str(tmp_path / "nano")]) == 0
     assert cli.main(["convert", str(tmp_path / "nano"), "-t", "0"]) == 2

@@ -27,6 +27,28 @@ def add_model_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-m", "--model", default=DEFAULT_MODEL, help=MODELS)
 
 
+def find_model(model: str, offline: bool) -> tuple[Path, bool]:
+    """A config.json, or what `checkpoint.resolve` takes -> a checkpoint and True, or a config.json and False.
+
+    Packed weights are no checkpoint: their folder counts as its config.json.
+    Raises CheckpointError.
+    """
+    from ..checkpoint import resolve
+
+    if model.endswith(".json"):
+        return Path(model), False
+    path = resolve(model, offline=offline)
+    if path.is_dir() and not any(_is_of_checkpoint(name) for name in os.listdir(path)):
+        return path / "config.json", False
+    if not path.is_dir() and not _is_of_checkpoint(path.name):
+        return path.parent / "config.json", False
+    return path, True
+
+
+def _is_of_checkpoint(name: str) -> bool:
+    return name.endswith(".safetensors") and not name.startswith("packed-")
+
+
 def add_prompt_arguments(parser: argparse.ArgumentParser) -> None:
     """What `read_prompt` reads."""
     parser.add_argument("positional", nargs="?", metavar="PROMPT", help="the prompt; else -p, -f, or standard input")

@@ -11,22 +11,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-
-from .. import core, footprint
+from .. import core
 from ..checkpoint import Checkpoint, GenerationConfig, resolve
 from ..checkpoint.reader import CONFIG
 from ..config import Config, Rope
-from ..errors import MemoryLimitError, UsageError
+from ..errors import UsageError
 from ..spec import Sampling, forward
 from ..spec.ops import Array
 from ..text import StreamDecoder, ThinkingSplitter, Tokenizer, load_tokenizer, prompt_is_thinking
 from ..text.chat import ChatTemplate, load_chat_template
 from . import memory
-from .cache import cache_bytes
-from .forward import CHUNK, CoreBackend
+from .fit import NUMPY_CHUNK, candidates, fitting_context, fitting_forms, numpy_needs
+from .forward import CoreBackend
 from .generate import Run, generate
-from .weights import FORMS, SLICE, model_bytes, pack_weights, packed_forms, read_weights
+from .weights import FORMS, pack_weights, packed_forms, read_weights
 
 Kind = Literal["thinking", "answer"]
 Progress = Callable[[float], object]
@@ -49,7 +47,7 @@ class Piece:
 class NumpyBackend:
     """The spec itself, in float32."""
 
-    chunk = 256  # tokens of a prompt: scores of so many rows are held
+    chunk = NUMPY_CHUNK
 
     def __init__(self, config: Config, weights: Mapping[str, Array]) -> None:
         self.config = config
@@ -272,10 +270,10 @@ def load(
     packed = packed_forms(path)
     with contextlib.ExitStack() as stack:
         if packed:
-            config, candidates = Config.from_file(folder / CONFIG), list(packed)
+            config, forms = Config.from_file(folder / CONFIG), list(packed)
         else:
             checkpoint = stack.enter_context(Checkpoint.open(path))
-            config, candidates = checkpoint.config, _candidates(checkpoint.dtypes)
+            config, forms = checkpoint.config, candidates(checkpoint.dtypes)
         config = config if rope is None else dataclasses.replace(config, rope=rope)
         tokenizer = load_tokenizer(folder, config.vocab_size)
         template = load_chat_template(folder, chat_template)
@@ -283,7 +281,7 @@ def load(
         if backend == "numpy":
             if packed:
                 raise UsageError(path, "backend", "numpy reads no packed weights, which are all that is here")
-            context = _fitting_context(config, context, model, _numpy_needs(config))
+            context = fitting_context(config, context, model, numpy_needs(config))
             read: dict[str, Array] = {}
             for name in checkpoint:
                 read[name] = checkpoint[name]
@@ -294,7 +292,7 @@ def load(
             raise UsageError(path, "weights", f"{weights} are not here; {', '.join(packed)} are")
         isa = core.chosen_isa(isa)
         threads = threads or memory.cpus()
-        form, kv, context = _fitting_forms(config, [weights] if weights else candidates, kv, context, model)
+        form, kv, context = fitting_forms(config, [weights] if weights else forms, kv, context, model)
         if packed:
             made = read_weights(config, form, packed[form], threads, progress)
         else:
@@ -312,67 +310,3 @@ def _check_choices(backend: str, weights: str | None, kv: str | None, threads: i
         raise UsageError(None, "threads", f"must be at least 1, got {threads}")
     if backend == "numpy" and (weights, kv) not in {(w, c) for w in (None, "fp32") for c in (None, "fp32")}:
         raise UsageError(None, "backend", "numpy has fp32 weights and an fp32 cache only")
-
-
-# What a model needs in memory, with so many positions: what for -> bytes.
-Needs = Callable[[int], dict[str, int]]
-
-
-def _numpy_needs(config: Config) -> Needs:
-    # The spec's cache is a value: while it grows, the old and the new one exist side by side, for one layer's pair.
-    per_position = footprint.kv_bytes_per_token(config, "fp32") * (config.L + 1) // config.L
-
-    def needs(context: int) -> dict[str, int]:
-        """A chunk of the prompt: logits, MLP activations, and three arrays of scores."""
-        widest = max(config.V, 4 * config.F, 3 * config.H * context)
-        scratch = np.dtype(np.float32).itemsize * min(NumpyBackend.chunk, context) * widest
-        weights = footprint.weight_bytes(config, "fp32")
-        return {"weights": weights, "KV cache": per_position * context, "scratch": scratch}
-
-    return needs
-
-
-def _core_needs(config: Config, form: str, kv: str) -> Needs:
-    def needs(context: int) -> dict[str, int]:
-        """While weights are packed, some rows are there in float32 and in codes; later, a chunk of the prompt."""
-        packing = 20 * min(SLICE, config.D * max(2 * config.F, config.V))
-        chunk = 4 * CHUNK * (8 * config.D + 3 * config.F + 2 * (config.H + 2 * config.K) * config.E)
-        parts = {"weights": model_bytes(config, form), "KV cache": cache_bytes(config, kv, context)}
-        return parts | {"scratch": max(packing, chunk)}
-
-    return needs
-
-
-def _candidates(stored: Mapping[str, int]) -> list[str]:
-    """Forms that a checkpoint of these dtypes can be packed to, the most exact first."""
-    return ["bf16" if set(stored) == {"BF16"} else "fp32", "q8", "q4"]
-
-
-def _fitting_forms(
-    config: Config, candidates: Sequence[str], kv: str | None, context: int | None, model: str | os.PathLike[str]
-) -> tuple[str, str, int]:
-    """-> weights, kv and context: the first of the candidates that fits with that context, or else a short one."""
-    for form in candidates:
-        cache = kv or ("fp32" if form in ("fp32", "bf16") else "int8")
-        try:
-            return form, cache, _fitting_context(config, context, model, _core_needs(config, form, cache))
-        except MemoryLimitError:
-            if form == candidates[-1]:
-                raise
-    raise AssertionError("there is always a candidate")
-
-
-def _fitting_context(config: Config, context: int | None, model: str | os.PathLike[str], needs: Needs) -> int:
-    """The context to make room for. Raises MemoryLimitError if it, or with none given a small one, does not fit."""
-    limit = config.positions
-    if context is not None and not 1 <= context <= limit:
-        raise UsageError(None, "ctx-size", f"must be 1 to {limit}, which the model was made for, got {context}")
-    available = memory.available_bytes()
-    wanted = context or min(limit, NumpyBackend.chunk)
-    memory.require(needs(wanted), model, available)
-    if context is not None:
-        return context
-    largest = limit
-    while largest > wanted and sum(needs(largest).values()) > available:
-        largest //= 2
-    return max(largest, wanted)

@@ -82,6 +82,16 @@ def model_bytes(config: Config, form: str) -> int:
     return sum(stored.nbytes for stored in plan(config, form).values())
 
 
+def step_bytes(config: Config, form: str) -> int:
+    """Of these, what decoding a token reads: all, but of the embedding one row."""
+    return model_bytes(config, form) - (config.V - 1) * _row_bytes(config, form)
+
+
+def _row_bytes(config: Config, form: str) -> int:
+    """Of the embedding."""
+    return plan(config, form)[EMBEDDING].nbytes // config.V
+
+
 def pack_weights(
     config: Config, weights: Mapping[str, Array], form: str, threads: int, progress: Progress | None = None
 ) -> ModelWeights:
