@@ -19,7 +19,7 @@ from small_tokenizer import SIZE, TEMPLATE, VALUES
 
 import qwq_ref
 from qwq_ref import core
-from qwq_ref.checkpoint import Checkpoint
+from qwq_ref.checkpoint import Checkpoint, reader, safetensors
 from qwq_ref.cli import main
 from qwq_ref.config import Config
 from qwq_ref.engine import generate as loop
@@ -248,6 +248,50 @@ def test_the_context_shrinks_to_what_fits_unless_it_was_asked_for(random_folder,
         qwq_ref.load(random_folder, context=4096, **how)
     with pytest.raises(UsageError, match="ctx-size"):
         qwq_ref.load(random_folder, context=4097, **how)
+
+
+def test_memory_is_announced_before_anything_is_read(random_folder, monkeypatch, capfd):
+    """With what will be where; on the command line for a large model, or when asked."""
+    lines = []
+    monkeypatch.setattr(Checkpoint, "rows", lambda *a: pytest.fail("it was read"))
+    monkeypatch.setattr(Checkpoint, "__getitem__", lambda *a: pytest.fail("it was read"))
+
+    def announce(line, size):
+        lines.append((line, size))
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        qwq_ref.load(random_folder, context=300, announce=announce)
+    ((line, size),) = lines
+    assert re.fullmatch(
+        r"(numpy, )?weights fp32, KV cache fp32, 300 tokens of context: weights .* \+ KV cache .* \+ scratch .* = "
+        r".* available",
+        line,
+    )
+    assert size > 0
+    monkeypatch.undo()
+    for arguments, announced in (((), False), (("-v",), True)):
+        assert main(["generate", "hello", "-n", "1", "-m", str(random_folder), *arguments]) == 0
+        assert ("tokens of context: weights" in capfd.readouterr().err) == announced
+    monkeypatch.setattr("qwq_ref.cli.generate._LARGE", 1)
+    assert main(["generate", "hello", "-n", "1", "-m", str(random_folder)]) == 0
+    assert "tokens of context: weights" in capfd.readouterr().err
+
+
+@pytest.mark.skipif(not core.available(), reason="the C core is not built: there was no compiler")
+def test_of_a_large_checkpoint_no_second_copy_stays_in_memory(random_folder, monkeypatch):
+    """What was read is given up, slice by slice: all bytes of all tensors."""
+    told = []
+    monkeypatch.setattr(safetensors, "forget_range", lambda _, begin, count: told.append((begin, begin + count)))
+    qwq_ref.load(random_folder)
+    assert not told, "a small one may stay"
+    monkeypatch.setattr(reader, "DROP_FROM", 1)
+    qwq_ref.load(random_folder)
+    with Checkpoint.open(random_folder) as checkpoint:
+        wanted = sum(tensor.nbytes for tensor in checkpoint.tensors.values())
+    told.sort()
+    assert sum(end - begin for begin, end in told) == wanted
+    assert all(end == begin for (_, end), (begin, _) in itertools.pairwise(told))
 
 
 @pytest.mark.skipif(not core.available(), reason="the C core is not built: there was no compiler")

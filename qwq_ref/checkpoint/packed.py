@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -21,11 +20,10 @@ from .. import core
 from ..core import Array, Format, Packed
 from ..errors import CheckpointError, MemoryLimitError
 from ..files import StrPath, parse_json, pread_exactly
-from .safetensors import HEADER_BYTES, SafetensorsFile
+from .safetensors import DROP_FROM, HEADER_BYTES, SafetensorsFile, forget_range
 from .write import atomic_file
 
 FORMAT, VERSION = "qwq-packed", "1"
-DROP_FROM = 4 << 30  # bytes of a file from which its pages are given up once they are read
 _DTYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "BF16": np.dtype("<u2")}
 _ALIGNMENT = 64
 _PIECE_BYTES = 16 << 20  # that a thread reads at a time; many times a huge page, which two threads should not share
@@ -157,8 +155,8 @@ class PackedFile:
             begin, end = max(start, self._begin), min(start + _PIECE_BYTES, self._end)
             piece = bytes_of_memory[begin - self._origin : end - self._origin]
             pread_exactly(descriptor, piece, begin, self.path, CheckpointError)
-            if drop and hasattr(os, "posix_fadvise"):  # by pieces, so that there are never two copies of everything
-                os.posix_fadvise(descriptor, begin, end - begin, os.POSIX_FADV_DONTNEED)
+            if drop:  # by pieces, so that there are never two copies of everything
+                forget_range(descriptor, begin, end - begin)
             return end - begin
 
         starts = range(self._begin // _PIECE_BYTES * _PIECE_BYTES, self._end, _PIECE_BYTES)

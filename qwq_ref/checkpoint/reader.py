@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from ..config import Config
 from ..errors import CheckpointError
 from ..files import StrPath, read_json
-from .safetensors import SafetensorsFile, Tensor, first_non_finite
+from .safetensors import DROP_FROM, SafetensorsFile, Tensor, first_non_finite
 
 CONFIG = "config.json"
 SINGLE = "model.safetensors"
@@ -78,6 +78,11 @@ class Checkpoint(Mapping[str, NDArray[np.float32]]):
     def rows(self, name: str, begin: int, end: int) -> NDArray[np.float32]:
         """Rows [begin, end) of a tensor: what of a large matrix fits in little memory."""
         return self._homes[name].read(name, begin, end)
+
+    def forget(self, name: str, begin: int, end: int) -> None:
+        """Have the system drop its copy of rows that were read, if the checkpoint is large: see `DROP_FROM`."""
+        if sum(self.dtypes.values()) >= DROP_FROM:
+            self._homes[name].forget(name, begin, end)
 
     def __contains__(self, name: object) -> bool:  # Mapping's own would read the tensor
         return name in self._homes

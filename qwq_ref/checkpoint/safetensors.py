@@ -36,6 +36,7 @@ _BITS: dict[str, np.dtype[Any]] = {
     "U8": np.dtype("u1"),
 }
 FLOATS = ("F32", "F16", "BF16")
+DROP_FROM = 4 << 30  # bytes of weights from which the system need not keep its own copy of what was read
 _EXPONENT = {"F32": 0x7F80_0000, "F16": 0x7C00, "BF16": 0x7F80}
 
 
@@ -110,6 +111,18 @@ class SafetensorsFile:
                 if tensor.dtype == "BF16":
                     bits <<= 16
         return result
+
+    def forget(self, name: str, begin: int, end: int) -> None:
+        """Have the system drop its copy of these rows, which it kept for whoever reads them again."""
+        tensor = self.tensors[name]
+        row = tensor.nbytes // tensor.shape[0]
+        forget_range(self._file.fileno(), tensor.begin + begin * row, (end - begin) * row)
+
+
+def forget_range(descriptor: int, begin: int, count: int) -> None:
+    """Bytes of a file that the system need not keep in memory; a hint, and nothing where there is none to give."""
+    if hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(descriptor, begin, count, os.POSIX_FADV_DONTNEED)
 
 
 def first_non_finite(block: NDArray[np.unsignedinteger], dtype: str) -> tuple[int, str] | None:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from ..engine.generate import Run
     from ..engine.model import Generation, Model
 
+_LARGE = 1 << 30  # bytes of a model, whose memory is announced even without -v
 _DIM, _PLAIN = "\x1b[2m", "\x1b[0m"
 
 
@@ -65,6 +66,11 @@ def run(options: argparse.Namespace) -> int:
 
     path = resolve(options.model, offline=options.offline)
     config = Config.from_file((path if path.is_dir() else path.parent) / CONFIG)
+
+    def announce(line: str, size: int) -> None:
+        if options.verbose or size >= _LARGE:
+            print(line, file=sys.stderr)
+
     with progress_bar("loading", parameters(config), "weight") as progress:
         model = load(
             path,
@@ -74,6 +80,7 @@ def run(options: argparse.Namespace) -> int:
             chat_template=options.chat_template_file,
             offline=options.offline,
             progress=progress,
+            announce=announce,
         )
     if options.verbose:
         backend = model.backend

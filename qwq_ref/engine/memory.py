@@ -58,7 +58,10 @@ def require(parts: dict[str, int], model: str | os.PathLike[str], available: int
     available = available_bytes() if available is None else available
     needed = sum(parts.values())
     if needed > available:
-        terms = " + ".join(f"{name} {human(size)}" for name, size in parts.items())
-        raise MemoryLimitError(
-            model, None, f"needs {human(needed)} of memory ({terms}), but {human(available)} are available"
-        )
+        problem = f"needs {human(needed)} of memory ({terms(parts)}), but {human(available)} are available"
+        raise MemoryLimitError(model, None, problem)
+
+
+def terms(parts: dict[str, int]) -> str:
+    """A sum for people."""
+    return " + ".join(f"{name} {human(size)}" for name, size in parts.items())

@@ -16,12 +16,13 @@ from ..checkpoint import Checkpoint, GenerationConfig, resolve
 from ..checkpoint.reader import CONFIG
 from ..config import Config, Rope
 from ..errors import UsageError
+from ..footprint import human
 from ..spec import Sampling, forward
 from ..spec.ops import Array
 from ..text import StreamDecoder, ThinkingSplitter, Tokenizer, load_tokenizer, prompt_is_thinking
 from ..text.chat import ChatTemplate, load_chat_template
 from . import memory
-from .fit import NUMPY_CHUNK, candidates, fitting_context, fitting_forms, numpy_needs
+from .fit import NUMPY_CHUNK, Needs, candidates, core_needs, fitting_context, fitting_forms, numpy_needs
 from .forward import CoreBackend
 from .generate import Run, generate
 from .weights import FORMS, pack_weights, packed_forms, read_weights
@@ -247,6 +248,7 @@ def load(
     chat_template: str | os.PathLike[str] | None = None,
     offline: bool = False,
     progress: Progress | None = None,
+    announce: Callable[[str, int], object] | None = None,
 ) -> Model:
     """Read a model into memory: a folder, a .safetensors file, a hub id, or the name of a shipped model.
 
@@ -259,6 +261,7 @@ def load(
     rope           another position embedding than the config's, such as YaRN
     chat_template  a Jinja file to use instead of the checkpoint's
     progress       called with the number of weights read since its last call, of `footprint.parameters`
+    announce       called before anything is read with a line that says what will take how much memory, and the sum
 
     A folder that `convert` made holds packed weights in one form or more, which are read as they are.
     Raises a QwqError: MemoryLimitError, before any weight is read, for a model that does not fit.
@@ -278,10 +281,18 @@ def load(
         tokenizer = load_tokenizer(folder, config.vocab_size)
         template = load_chat_template(folder, chat_template)
         defaults = GenerationConfig.from_folder(folder, config)
+
+        def tell(what: str, needs: Needs) -> None:
+            if announce is not None:
+                parts, available = needs(context or 1), memory.available_bytes()
+                line = f"{what}, {context} tokens of context: {memory.terms(parts)} = {human(sum(parts.values()))}"
+                announce(f"{line}, of {human(available)} available", sum(parts.values()))
+
         if backend == "numpy":
             if packed:
                 raise UsageError(path, "backend", "numpy reads no packed weights, which are all that is here")
             context = fitting_context(config, context, model, numpy_needs(config))
+            tell("numpy, weights fp32, KV cache fp32", numpy_needs(config))
             read: dict[str, Array] = {}
             for name in checkpoint:
                 read[name] = checkpoint[name]
@@ -293,6 +304,7 @@ def load(
         isa = core.chosen_isa(isa)
         threads = threads or memory.cpus()
         form, kv, context = fitting_forms(config, [weights] if weights else forms, kv, context, model)
+        tell(f"weights {form}, KV cache {kv}", core_needs(config, form, kv))
         if packed:
             made = read_weights(config, form, packed[form], threads, progress)
         else:

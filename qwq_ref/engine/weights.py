@@ -199,7 +199,9 @@ class _Source:
 
     def __init__(self, weights: Mapping[str, Array], progress: Progress | None) -> None:
         self._weights, self._progress = weights, progress
+        # What a Checkpoint has, and a dictionary has not.
         self._rows: Callable[[str, int, int], Array] | None = getattr(weights, "rows", None)
+        self._forget: Callable[[str, int, int], None] = getattr(weights, "forget", lambda *rows: None)
 
     def size(self, name: str) -> int:
         """How many rows there are."""
@@ -208,6 +210,7 @@ class _Source:
 
     def rows(self, name: str, begin: int, end: int) -> Array:
         w = self._weights[name][begin:end] if self._rows is None else self._rows(name, begin, end)
+        self._forget(name, begin, end)
         if self._progress is not None:
             self._progress(w.size)
         return np.ascontiguousarray(w, np.float32)
