@@ -26,6 +26,13 @@ enum { QWQ_RATIOS = 64 }; /* what it can be, beside the token's largest */
 enum { QWQ_EISA = -1, QWQ_ESIZE = -2, QWQ_EALIGN = -3, QWQ_EFORMAT = -4, QWQ_EOVERLAP = -5, QWQ_ENULL = -6 };
 enum { QWQ_MOST_SIZE = 1 << 30, QWQ_MOST_HEADS = 1 << 16, QWQ_MOST_THREADS = 1024 };
 
+/* What CPUID says that this processor has, and XCR0 of the registers that its operating system keeps. */
+enum { QWQ_HAS_AVX2 = 1, QWQ_HAS_FMA = 2, QWQ_HAS_F16C = 4, QWQ_HAS_AVX512F = 8, QWQ_HAS_AVX512DQ = 16 };
+enum { QWQ_HAS_AVX512BW = 32, QWQ_HAS_AVX512VL = 64, QWQ_HAS_VNNI = 128, QWQ_KEEPS_YMM = 256, QWQ_KEEPS_ZMM = 512 };
+/* These, together; 0 for other processors than x86-64. */
+int qwq_cpu_features(void);
+/* Those that an instruction set needs; -1 for none that there is. */
+int qwq_isa_needs(int isa);
 /* 1 if this processor, and its operating system, can run it. */
 int qwq_isa_supported(int isa);
 /* The variants whose tables this thread's calls were given since it last asked: bit `isa` of each. For tests, which so

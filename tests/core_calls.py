@@ -25,7 +25,8 @@ FORMATS = [
     *((codes, group, "super_min", 0) for codes in ("u4", "u5", "u6") for group in (32, 64)),
     *((codes, 0, "plain", 0) for codes in ("bf16", "fp16", "fp32")),
 ]  # codes, group, scales, zero
-EXEMPT = {"qwq_isa_supported", "qwq_isas_ran", "qwq_uniform", "qwq_peak", "qwq_peak_products"}  # take no arrays
+EXEMPT = {"qwq_cpu_features", "qwq_isa_needs", "qwq_isa_supported", "qwq_isas_ran", "qwq_uniform"}  # take no arrays
+EXEMPT |= {"qwq_peak", "qwq_peak_products"}
 EXEMPT |= {"qwq_packed_bytes", "qwq_matmul_scratch", "qwq_attention_scratch"}  # sizes, asked for in every call below
 EXEMPT |= {"qwq_kv_int8_bytes", "qwq_kv_fp32_bytes", "qwq_layer_scratch"}
 

@@ -25,6 +25,9 @@ except ImportError:  # installed where there was no compiler
 Array = NDArray[Any]
 ALIGN = 64  # bytes that weights, caches and scratch begin at multiples of
 ISAS = ("scalar", "avx2", "avx512")  # in the order of csrc/qwq.h
+# Bits of csrc/qwq.h from the lowest, by their names in /proc/cpuinfo; the last two are registers that an operating
+# system may keep or not.
+FEATURES = ("avx2", "fma", "f16c", "avx512f", "avx512dq", "avx512bw", "avx512vl", "avx512_vnni", "ymm", "zmm")
 
 
 class CoreError(QwqError):
@@ -39,6 +42,16 @@ def available() -> bool:
 def isas() -> list[str]:
     """The instruction sets that this processor can run, the best last."""
     return [name for i, name in enumerate(ISAS) if _lib().qwq_isa_supported(i)]
+
+
+def features() -> list[str]:
+    """Of FEATURES, what this processor has and its operating system keeps: what instruction sets are chosen by."""
+    return _features(_lib().qwq_cpu_features())
+
+
+def needs(isa: str) -> list[str]:
+    """Of FEATURES, what one of ISAS cannot run without."""
+    return _features(_lib().qwq_isa_needs(ISAS.index(isa)))
 
 
 def chosen_isa(isa: str | None = None) -> str:
@@ -318,6 +331,10 @@ def _quantise(form: str, w: Array, dtype: Any, isa: str | None, threads: int) ->
     how = ISAS.index(chosen_isa(isa)), _threads(threads)
     _check(function(_at(values), _at(scale), _at(w), N, K, number, *how))
     return values, scale
+
+
+def _features(bits: int) -> list[str]:
+    return [name for i, name in enumerate(FEATURES) if bits >> i & 1]
 
 
 def _lib() -> Any:
