@@ -46,10 +46,14 @@ def kv_bytes_per_token(config: Config, precision: str, kv_heads: int | None = No
     return 2 * config.L * (kv_heads or config.K) * vector
 
 
-def flops_per_token(config: Config, context: int) -> int:
-    """Operations (a multiply-add is two) to decode one token behind `context` others."""
-    matrices = [shape for name, shape in config.tensors().items() if len(shape) == 2 and "embed_tokens" not in name]
-    if config.tie_word_embeddings:
+def flops_per_token(config: Config, context: int, head: bool = True) -> int:
+    """Operations (a multiply-add is two) to decode one token behind `context` others.
+
+    Without `head`, of a token of a prompt, which needs no logits: only the last one does.
+    """
+    ends = ("model.embed_tokens.weight", "lm_head.weight")
+    matrices = [shape for name, shape in config.tensors().items() if len(shape) == 2 and name not in ends]
+    if head:
         matrices.append((config.V, config.D))
     attention = 2 * 2 * config.L * config.H * config.E * context  # scores, then the weighted sum
     return 2 * sum(math.prod(shape) for shape in matrices) + attention

@@ -24,7 +24,7 @@ from qwq_ref.cli import main
 from qwq_ref.config import Config
 from qwq_ref.engine import generate as loop
 from qwq_ref.engine import memory
-from qwq_ref.engine.model import _core_needs
+from qwq_ref.engine.fit import core_needs
 from qwq_ref.errors import MemoryLimitError, UsageError
 from qwq_ref.spec import Sampling, forward
 
@@ -247,7 +247,7 @@ def test_the_context_shrinks_to_what_fits_unless_it_was_asked_for(random_folder,
 @pytest.mark.skipif(not core.available(), reason="the C core is not built: there was no compiler")
 def test_less_memory_takes_smaller_weights(random_folder, monkeypatch):
     """The most exact that fits; what was asked for, or nothing."""
-    needs = {form: sum(_core_needs(qwq_ref.load(random_folder).config, form, kv)(256).values()) for form, kv in FORMS}
+    needs = {form: sum(core_needs(qwq_ref.load(random_folder).config, form, kv)(256).values()) for form, kv in FORMS}
     assert needs["fp32"] > needs["q8"] > needs["q4"]
     for form, _ in FORMS:
         monkeypatch.setattr(memory, "available_bytes", lambda form=form: needs[form])
@@ -281,19 +281,22 @@ def test_available_memory_is_that_of_this_machine():
 
 
 @pytest.mark.parametrize("version", [1, 2])
-def test_control_groups_limit_what_is_available(tmp_path, monkeypatch, version):
+def test_control_groups_limit_what_is_available(tmp_path, version):
     """The limit of any group around this process counts, less what the group uses."""
     names = {1: ("memory.usage_in_bytes", "memory.limit_in_bytes"), 2: ("memory.current", "memory.max")}[version]
-    inner = tmp_path / "outer" / "inner"
+    top = tmp_path / "sys" / "fs" / "cgroup" / {1: "memory", 2: ""}[version]
+    inner = top / "outer" / "inner"
     inner.mkdir(parents=True)
     for group, used, limit in (
-        (tmp_path / "outer", 30_000, "100000"),
+        (top / "outer", 30_000, "100000"),
         (inner, 10, str(2**60) if version == 1 else "max"),
     ):
         (group / names[0]).write_text(str(used))
         (group / names[1]).write_text(limit)
-    monkeypatch.setattr(memory, "_cgroups", lambda: [inner, inner.parent, tmp_path])
-    assert memory.available_bytes() == 70_000
+    (tmp_path / "proc" / "self").mkdir(parents=True)
+    line = {1: "7:cpuset:/\n4:memory,hugetlb:/outer/inner\n", 2: "0::/outer/inner\n"}[version]
+    (tmp_path / "proc" / "self" / "cgroup").write_text(line)
+    assert memory.available_bytes(tmp_path) == 70_000
 
 
 # --- the command line --------------------------------------------------------------------------------------------

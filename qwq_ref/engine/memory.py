@@ -9,25 +9,36 @@ from pathlib import Path
 
 from ..errors import MemoryLimitError
 from ..footprint import human
+from .machine import ROOT, control_groups, memory_fields, usable_cpus
 
 
-def available_bytes() -> int:
+def available_bytes(root: Path = ROOT) -> int:
     """The smallest of: memory the system can give without swapping, and what the control groups leave."""
-    limits = [_system_available()]
+    return min([system_available(root), *group_limits(root)])
+
+
+def system_available(root: Path = ROOT) -> int:
+    """What the system can give without swapping; all there is where it does not say."""
+    return memory_fields(root).get("MemAvailable", os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+
+
+def group_limits(root: Path = ROOT) -> list[int]:
+    """What each control group around this process, and with a limit, leaves of it."""
+    limits = []
     for used, limit in (("memory.current", "memory.max"), ("memory.usage_in_bytes", "memory.limit_in_bytes")):
-        for group in _cgroups():
+        for group in control_groups("memory", root):
             try:
                 maximum = (group / limit).read_text().strip()
                 if maximum != "max":
-                    limits.append(int(maximum) - int((group / used).read_text()))
+                    limits.append(max(0, int(maximum) - int((group / used).read_text())))
             except (OSError, ValueError):
                 continue
-    return max(0, min(limits))
+    return limits
 
 
 def cpus() -> int:
     """How many processors this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return len(usable_cpus())
 
 
 def peak_bytes() -> int:
@@ -51,30 +62,3 @@ def require(parts: dict[str, int], model: str | os.PathLike[str], available: int
         raise MemoryLimitError(
             model, None, f"needs {human(needed)} of memory ({terms}), but {human(available)} are available"
         )
-
-
-def _system_available() -> int:
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-
-
-def _cgroups() -> list[Path]:
-    """This process's control groups and those around them, of either version: each may set a limit."""
-    try:
-        lines = Path("/proc/self/cgroup").read_text().splitlines()
-    except OSError:
-        return []
-    groups: list[Path] = []
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if controllers and "memory" not in controllers.split(","):
-            continue
-        root = Path("/sys/fs/cgroup", "memory" if controllers else "")
-        group = root / path.lstrip("/")
-        groups += [group, *(parent for parent in group.parents if parent.is_relative_to(root))]
-    return groups

@@ -10,21 +10,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-
-from .. import core, footprint
+from .. import core
 from ..checkpoint import Checkpoint, GenerationConfig, resolve
 from ..config import Config, Rope
-from ..errors import MemoryLimitError, UsageError
+from ..errors import UsageError
 from ..spec import Sampling, forward
 from ..spec.ops import Array
 from ..text import StreamDecoder, ThinkingSplitter, Tokenizer, load_tokenizer, prompt_is_thinking
 from ..text.chat import ChatTemplate, load_chat_template
 from . import memory
-from .cache import cache_bytes
-from .forward import CHUNK, CoreBackend
-from .generate import PROMPT_CHUNK, Run, generate
-from .weights import FORMS, model_bytes, pack_weights
+from .fit import fitting_context, fitting_forms, numpy_needs
+from .forward import CoreBackend
+from .generate import Run, generate
+from .weights import FORMS, pack_weights
 
 Kind = Literal["thinking", "answer"]
 Progress = Callable[[int], object]
@@ -266,7 +264,7 @@ def load(
         template = load_chat_template(folder, chat_template)
         defaults = GenerationConfig.from_folder(folder, config)
         if backend == "numpy":
-            context = _fitting_context(config, context, model, _numpy_needs(config))
+            context = fitting_context(config, context, model, numpy_needs(config))
             read: dict[str, Array] = {}
             for name in checkpoint:
                 read[name] = checkpoint[name]
@@ -275,7 +273,7 @@ def load(
             return Model(path, config, NumpyBackend(config, read), tokenizer, template, defaults, context)
         isa = core.chosen_isa(isa)
         threads = threads or memory.cpus()
-        form, kv, context = _fitting_forms(config, checkpoint.dtypes, weights, kv, context, model)
+        form, kv, context = fitting_forms(config, checkpoint.dtypes, weights, kv, context, model)
         packed = pack_weights(config, checkpoint, form, threads, progress)
     return Model(
         path, config, CoreBackend(config, packed, context, kv, isa, threads), tokenizer, template, defaults, context
@@ -291,69 +289,3 @@ def _check_choices(backend: str, weights: str | None, kv: str | None, threads: i
         raise UsageError(None, "threads", f"must be at least 1, got {threads}")
     if backend == "numpy" and (weights, kv) not in {(w, c) for w in (None, "fp32") for c in (None, "fp32")}:
         raise UsageError(None, "backend", "numpy has fp32 weights and an fp32 cache only")
-
-
-# What a model needs in memory, with so many positions: what for -> bytes.
-Needs = Callable[[int], dict[str, int]]
-
-
-def _numpy_needs(config: Config) -> Needs:
-    # The spec's cache is a value: while it grows, the old and the new one exist side by side, for one layer's pair.
-    per_position = footprint.kv_bytes_per_token(config, "fp32") * (config.L + 1) // config.L
-
-    def needs(context: int) -> dict[str, int]:
-        """A chunk of the prompt: logits, MLP activations, and three arrays of scores."""
-        widest = max(config.V, 4 * config.F, 3 * config.H * context)
-        scratch = np.dtype(np.float32).itemsize * min(PROMPT_CHUNK, context) * widest
-        weights = footprint.weight_bytes(config, "fp32")
-        return {"weights": weights, "KV cache": per_position * context, "scratch": scratch}
-
-    return needs
-
-
-def _core_needs(config: Config, form: str, kv: str) -> Needs:
-    def needs(context: int) -> dict[str, int]:
-        """While weights are packed, the largest are there in float32 and in pieces; later, a chunk of the prompt."""
-        packing = 12 * config.F * config.D + 4 * 2 * config.V * config.D // (1 if form == "fp32" else 8)
-        chunk = 4 * CHUNK * (8 * config.D + 3 * config.F + 2 * (config.H + 2 * config.K) * config.E)
-        parts = {"weights": model_bytes(config, form), "KV cache": cache_bytes(config, kv, context)}
-        return parts | {"scratch": max(packing, chunk)}
-
-    return needs
-
-
-def _fitting_forms(
-    config: Config,
-    stored: Mapping[str, int],
-    weights: str | None,
-    kv: str | None,
-    context: int | None,
-    model: str | os.PathLike[str],
-) -> tuple[str, str, int]:
-    """-> weights, kv and context: what was asked for, or the most exact that fits with a short context."""
-    own = "bf16" if set(stored) == {"BF16"} else "fp32"
-    candidates = [weights] if weights else list(dict.fromkeys([own, "q8", "q4"]))
-    for form in candidates:
-        cache = kv or ("fp32" if form in ("fp32", "bf16") else "int8")
-        try:
-            return form, cache, _fitting_context(config, context, model, _core_needs(config, form, cache))
-        except MemoryLimitError:
-            if form == candidates[-1]:
-                raise
-    raise AssertionError("there is always a candidate")
-
-
-def _fitting_context(config: Config, context: int | None, model: str | os.PathLike[str], needs: Needs) -> int:
-    """The context to make room for. Raises MemoryLimitError if it, or with none given a small one, does not fit."""
-    limit = config.positions
-    if context is not None and not 1 <= context <= limit:
-        raise UsageError(None, "ctx-size", f"must be 1 to {limit}, which the model was made for, got {context}")
-    available = memory.available_bytes()
-    wanted = context or min(limit, PROMPT_CHUNK)
-    memory.require(needs(wanted), model, available)
-    if context is not None:
-        return context
-    largest = limit
-    while largest > wanted and sum(needs(largest).values()) > available:
-        largest //= 2
-    return max(largest, wanted)

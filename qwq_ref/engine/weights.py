@@ -35,8 +35,18 @@ def model_bytes(config: Config, form: str) -> int:
     F = -(-config.F // 32) * 32
     shapes = [(q + 2 * k, D), (D, q), (2 * F, D), (D, F)]
     layer = sum(core.packed_bytes(core.FORMATS[layer_form], shape) for shape in shapes) + 4 * (2 * D + q + 2 * k)
-    embedding = config.V * D * (4 if form == "fp32" else 2)
+    embedding = config.V * _row_bytes(config, form)
     return config.L * layer + embedding + core.packed_bytes(core.FORMATS[head_form], (config.V, D)) + 4 * D
+
+
+def step_bytes(config: Config, form: str) -> int:
+    """Of these, what decoding a token reads: all, but of the embedding one row."""
+    return model_bytes(config, form) - (config.V - 1) * _row_bytes(config, form)
+
+
+def _row_bytes(config: Config, form: str) -> int:
+    """Of the embedding."""
+    return config.D * (4 if form == "fp32" else 2)
 
 
 def pack_weights(
