@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import platform
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 
 from .. import core
 from ..core import ceilings
+from ..engine.machine import processors
 from ..errors import UsageError
 from .ops import Op, Shape, copies_for
 
@@ -231,18 +231,13 @@ def _timed(call: Callable[[], object]) -> float:
 
 
 def rotation() -> int:
-    """Bytes that no cache holds."""
-    return max(ROTATION, 4 * last_cache_bytes())
+    """Bytes that no cache holds, nor all of them together where there are several last ones."""
+    return max(ROTATION, 4 * (processors().last_caches or last_cache_bytes()))
 
 
 def last_cache_bytes() -> int:
-    """The largest cache of the first CPU; 32 MiB where the system does not say."""
-    sizes = []
-    for file in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
-        text = file.read_text().strip()
-        if text[:-1].isdigit() and text[-1] in "KM":
-            sizes.append(int(text[:-1]) << {"K": 10, "M": 20}[text[-1]])
-    return max(sizes, default=32 << 20)
+    """The largest cache of a CPU; 32 MiB where the system does not say."""
+    return processors().last_cache or 32 << 20
 
 
 def huge_pages(data: core.Array) -> float | None:
@@ -264,16 +259,8 @@ def huge_pages(data: core.Array) -> float | None:
 
 def machine(best: Ceilings) -> dict[str, Any]:
     """What the figures depend on."""
-    model = platform.processor() or platform.machine()
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                model = line.partition(":")[2].strip()
-                break
-    except OSError:
-        pass
     return {
-        "cpu": model,
+        "cpu": processors().model,
         "isas": core.isas(),
         "last_cache_bytes": last_cache_bytes(),
         "huge_pages": huge_pages(best.data),
