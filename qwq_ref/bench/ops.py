@@ -130,6 +130,11 @@ _FORMATS = [
 _ROWS = 256  # that are random; others are the same, which changes no instruction
 
 
+def peak_of(form: Format) -> str:
+    """The ceiling of `core.ceilings.PEAKS` that products of such weights have."""
+    return next(peak for _, _, known, peak in _FORMATS if known == form)
+
+
 def weight(form: Format, shape: Shape) -> Packed:
     """A packed weight of random codes and small scales."""
     N, K = shape

@@ -23,6 +23,7 @@ COMMANDS = {
     "eval": "how good a model is at the recipe's 23 categories",
     "golden": "right values of every intermediate result, and whether somebody's are",
     "train": "run a stage of the recipe",
+    "doctor": "what this machine can do with a model, and what to change",
     "bench": "how fast operations are here, and how near to what the processor can do",
 }
 

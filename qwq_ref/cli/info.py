@@ -5,15 +5,13 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import os
-from pathlib import Path
 from typing import Any
 
 from .. import footprint
 from ..config import Config
 from ..errors import UsageError
 from ..footprint import human
-from .options import DEFAULT_MODEL, MODELS, add_rope_arguments, chosen_rope, progress_bar
+from .options import DEFAULT_MODEL, MODELS, add_rope_arguments, chosen_rope, find_model, progress_bar
 
 _CONTEXTS = (4_096, 8_192, 32_768, 131_072)
 
@@ -71,23 +69,18 @@ def describe(config: Config, contexts: tuple[int, ...]) -> dict[str, Any]:
 
 def _read(options: argparse.Namespace) -> tuple[Config, dict[str, Any]]:
     """The config, and what the checkpoint holds if there are weights beside it."""
-    from ..checkpoint import Checkpoint, resolve
+    from ..checkpoint import Checkpoint
 
-    is_config = options.model.endswith(".json")
-    path = Path(options.model) if is_config else resolve(options.model, offline=options.offline)
-    if is_config or not any(name.endswith(".safetensors") for name in _files(path)):
+    path, has_weights = find_model(options.model, options.offline)
+    if not has_weights:
         if options.check:
-            raise UsageError(path, "check", "there are no weights here")
-        return Config.from_file(path if is_config else path / "config.json"), {}
+            raise UsageError(options.model, "check", "there are no weights here")
+        return Config.from_file(path), {}
     with Checkpoint.open(path) as checkpoint:
         if options.check:
             with progress_bar("checking", sum(checkpoint.dtypes.values()), "B") as progress:
                 checkpoint.check_finite(progress)
         return checkpoint.config, {"stored_bytes": checkpoint.dtypes, "checked": bool(options.check)}
-
-
-def _files(path: Path) -> list[str]:
-    return os.listdir(path) if path.is_dir() else [path.name]
 
 
 def _table(name: str, config: Config, facts: dict[str, Any]) -> str:

@@ -27,6 +27,21 @@ def add_model_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-m", "--model", default=DEFAULT_MODEL, help=MODELS)
 
 
+def find_model(model: str, offline: bool) -> tuple[Path, bool]:
+    """A config.json, or what `checkpoint.resolve` takes -> a checkpoint and True, or a config.json alone and False.
+
+    Raises CheckpointError.
+    """
+    from ..checkpoint import resolve
+
+    if model.endswith(".json"):
+        return Path(model), False
+    path = resolve(model, offline=offline)
+    if path.is_dir() and not any(name.endswith(".safetensors") for name in os.listdir(path)):
+        return path / "config.json", False
+    return path, True
+
+
 def add_prompt_arguments(parser: argparse.ArgumentParser) -> None:
     """What `read_prompt` reads."""
     parser.add_argument("positional", nargs="?", metavar="PROMPT", help="the prompt; else -p, -f, or standard input")

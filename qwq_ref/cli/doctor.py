@@ -1,0 +1,184 @@
+"""`qwq doctor`: on one screen, what this machine can do with a model, and what to change. It downloads nothing."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+from ..config import Config
+from ..engine.memory import cpus
+from ..errors import UsageError
+from ..footprint import human
+from .options import DEFAULT_MODEL, MODELS, find_model, progress_bar, set_threads
+
+if TYPE_CHECKING:
+    from ..bench.doctor import Asked
+
+_REAL = ("qwq-32b", "Qwen/QwQ-32B")  # whose config is shipped, and where its weights are
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    what = f"a config.json, {MODELS}, qwq-32b; default: qwq-32b and {DEFAULT_MODEL}"
+    parser.add_argument("-m", "--model", action="append", help=what.replace(" (the default)", ""))
+    parser.add_argument("-t", "--threads", type=int, metavar="N", help="threads; default: one for each CPU")
+    parser.add_argument("--isa", choices=["scalar", "avx2", "avx512"], help="default: QWQ_ISA, or the best")
+    parser.add_argument("--json", action="store_true", help="as JSON, with exact numbers")
+
+
+def run(options: argparse.Namespace) -> int:
+    threads = cpus() if options.threads is None else options.threads
+    if not 1 <= threads <= 1024:
+        raise UsageError(None, "threads", f"must be 1 to 1024, got {threads}")
+    set_threads(1)  # BLAS has no part in this
+    models = [_read(name) for name in options.model or (_REAL[0], DEFAULT_MODEL)]
+
+    from ..bench.doctor import SAMPLES, examine
+
+    with progress_bar("measuring", SAMPLES, "round") as progress:
+        facts = examine(models, threads, options.isa, progress)
+    print(json.dumps(facts, indent=1, allow_nan=False) if options.json else screen(facts))
+    sys.stdout.flush()
+    if facts["interrupted"]:
+        raise KeyboardInterrupt
+    return 0 if any(model["best"] for model in facts["models"]) else 1
+
+
+def _read(name: str) -> Asked:
+    from ..bench.doctor import Asked
+    from ..checkpoint import Checkpoint
+
+    path, has_weights = find_model(name, offline=True)
+    if not has_weights:  # bfloat16 is what Qwen2's models are published in
+        run_as = _REAL[1] if name == _REAL[0] else "FOLDER_OR_HUB_ID"
+        return Asked(name, run_as, Config.from_file(path), {"BF16": 0})
+    with Checkpoint.open(path) as checkpoint:
+        return Asked(name, name, checkpoint.config, checkpoint.dtypes)
+
+
+def screen(facts: dict[str, Any]) -> str:
+    """The facts for people."""
+    isa = facts["isa"]
+    rows = [
+        ("program", _program(facts["program"])),
+        ("CPU", _cpu(facts["cpu"])),
+        ("features", _features(facts["cpu"]["features"])),
+        ("kernels", "needs the C core" if isa is None else f"{isa['chosen']}: {isa['why']}"),
+        ("memory", _memory(facts["memory"])),
+        ("huge pages", _huge_pages(facts["memory"], facts["speed"])),
+        *_speed(facts),
+    ]
+    lines = [f"{name:<12}{text}" for name, text in rows]
+    for model in facts["models"]:
+        lines += ["", *_model(model)]
+    limits = [limit for model in facts["models"] for limit in model["limits"].values()]
+    if any(limit["output"] for limit in limits):
+        lines += ["", "Tokens/s are ceilings at an empty context, not promises: what memory and instructions allow."]
+        if any(limit["cached"] for limit in limits):
+            lines.append("* The caches hold these weights, so that memory is no limit.")
+    found = facts["problems"]
+    lines += ["", "Problems:" if found else "No problems were found."]
+    return "\n".join([*lines, *(f"- {each['problem']} -> {each['advice']}" for each in found)])
+
+
+def _program(facts: dict[str, Any]) -> str:
+    core = "is built" if facts["core"] else facts["core_problem"]
+    return f"qwq_ref {facts['qwq_ref']}, Python {facts['python']}, NumPy {facts['numpy']}; the C core {core}"
+
+
+def _cpu(facts: dict[str, Any]) -> str:
+    usable, cores = facts["usable"], facts["cores"]
+    parts = [f"{facts['model']}: {usable} of {facts['online']} CPUs may be used"]
+    if facts["quota"] is not None:
+        parts.append(f"for the time of {facts['quota']:g}")
+    parts.append("cores unknown" if cores is None else _plural(cores, "core"))
+    parts.append("NUMA unknown" if facts["nodes"] is None else _plural(facts["nodes"], "NUMA node"))
+    cache = facts["last_cache"]
+    parts.append("cache unknown" if cache is None else f"last cache {_short(cache)}")
+    return ", ".join(parts)
+
+
+def _features(facts: dict[str, bool] | None) -> str:
+    from ..bench.doctor import NAMES
+
+    if facts is None:
+        return "unknown"
+    wide = "AVX-512 "
+    texts = []
+    for has in (True, False):
+        names = [NAMES[name] for name in facts if facts[name] == has]
+        parts = [name for name in names if not name.startswith(wide)]
+        more = [name.removeprefix(wide) for name in names if name.startswith(wide)]
+        texts.append(", ".join(parts + ([wide + " ".join(more)] if more else [])))
+    return f"{texts[0] or 'none'}; lacks {texts[1]}" if texts[1] else texts[0]
+
+
+def _memory(facts: dict[str, Any]) -> str:
+    total = "of an unknown total" if facts["total"] is None else f"of {human(facts['total'])}"
+    text = f"{human(facts['available'])} {total} available now"
+    if facts["group_available"] is not None and facts["group_available"] <= facts["available"]:
+        text += ", which a control group limits"
+    swap = facts["swap_used"]
+    if swap is None:
+        return f"{text}; swap unknown"
+    return f"{text}; " + (f"{human(swap)} of swap in use" if swap else "no swap in use")
+
+
+def _huge_pages(memory: dict[str, Any], speed: dict[str, Any] | None) -> str:
+    mode = memory["huge_page_mode"] or "unknown"
+    share = None if speed is None else speed["huge_pages"]
+    return f"{mode}; " + ("not measured" if share is None else f"{share:.0%} of an array lies on them")
+
+
+def _speed(facts: dict[str, Any]) -> list[tuple[str, str]]:
+    speed = facts["speed"]
+    if speed is None:
+        why = "interrupted" if facts["interrupted"] else "too little memory" if facts["isa"] else "needs the C core"
+        return [("speed", f"not measured: {why}")]
+    reads = ", ".join(f"{rate / 1e9:.1f} GB/s on {_plural(int(n), 'thread')}" for n, rate in speed["reads"].items())
+    on = f"on {_plural(speed['threads'], 'thread')}"
+    products = [f"{rate / 1e9:.1f} GMAC/s {on}: {name}" for name, rate in speed["peaks"].items()]
+    products = products or ["no ceiling is known for scalar code"]
+    return [("reading", reads), *zip(["products", *[""] * len(products)], products, strict=False)]
+
+
+def _model(facts: dict[str, Any]) -> list[str]:
+    """Forms of weights as rows, of the cache as columns."""
+    kvs = list(dict.fromkeys(choice["kv"] for choice in facts["choices"]))
+    lines = [
+        f"{facts['model']}: context that fits now, of {facts['positions']:,} positions; tokens/s at most",
+        f"{'weights':<7}{'memory':>12}" + "".join(f"{f'KV {kv}':>20}" for kv in kvs) + f"{'output':>10}{'prompt':>10}",
+    ]
+    for weights in dict.fromkeys(choice["weights"] for choice in facts["choices"]):
+        row = [choice for choice in facts["choices"] if choice["weights"] == weights]
+        cells = [
+            f"needs {_short(choice['missing_bytes'])} more"
+            if choice["missing_bytes"]
+            else f"{choice['largest_context']:,}"
+            for choice in row
+        ]
+        limit = facts["limits"].get(weights)
+        speeds = ["-", "-"] if limit is None else [_rate(limit["output"]), _rate(limit["prompt"])]
+        if limit and limit["cached"] and limit["output"]:
+            speeds[0] += "*"
+        lines.append(
+            f"{weights:<7}{human(row[0]['weight_bytes']):>12}"
+            + "".join(f"{cell:>20}" for cell in cells)
+            + "".join(f"{speed:>10}" for speed in speeds)
+        )
+    return [*lines, f"to run: {facts['command']}" if facts["command"] else "nothing fits"]
+
+
+def _rate(value: float | None) -> str:
+    return "-" if value is None else f"{value:,.{0 if value >= 100 else 1 if value >= 10 else 2}f}"
+
+
+def _plural(count: int, what: str) -> str:
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
+
+
+def _short(size: int) -> str:
+    """As `human`, with about three digits."""
+    value, unit = (size / 2**30, "GiB") if size >= 2**30 / 10 else (size / 2**20, "MiB")
+    return f"{value:,.{0 if value >= 100 or value == int(value) else 1}f} {unit}"
