@@ -73,6 +73,7 @@ def test_each_form_runs(form, shape, capsys):
         assert row["bound"] == max(limits, key=limits.get)
         assert row["ceiling_tok_s"] == row["tokens"] / limits[row["bound"]]
         assert row["share"] == row["tok_s"] / row["ceiling_tok_s"]
+        assert row["read"] == median(row["read_samples"])
         assert row["peer"] is None
 
 

@@ -166,7 +166,7 @@ class Row:
     tok_s           the median of the repeats; tok_s_stddev their standard deviation
     peak            multiply-accumulates per second of the processor, None where there is no such ceiling
     attention_peak  the same, for attention's
-    read            bytes per second from memory
+    read            bytes per second from memory, the median of read_samples, each measured before that repeat
     ceiling_tok_s   what these allow; share: of it
     bound           "compute" or "memory", whichever takes longer
     ratio           the median of tok_s / peer_tok_s, run by run in turns
@@ -189,6 +189,7 @@ class Row:
     peak: float | None
     attention_peak: float | None
     read: float
+    read_samples: list[float]
     bound: str | None
     ceiling_tok_s: float | None
     share: float | None
@@ -267,6 +268,7 @@ def _row(
         peak=peak,
         attention_peak=attention_peak,
         read=read,
+        read_samples=reads,
         bound=bound,
         ceiling_tok_s=ceiling,
         share=median(speeds) / ceiling if ceiling is not None else None,
