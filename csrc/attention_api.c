@@ -21,6 +21,7 @@ typedef struct {
     const float *q;
     float *y;
     size_t pos, T, capacity, H, K, G, E, wide, step, window;
+    const int32_t *stop;
 } job;
 
 static const qwq_attention_kernels *variant(int isa)
@@ -288,6 +289,8 @@ static void by_chunk(const job *j, float *scratch, float *kept)
     pass p = {.head = j->K}; /* of no head yet */
 #pragma omp for schedule(guided)
     for (size_t n = 0; n < j->K * chunks; n++) {
+        if (stopped(j->stop))
+            continue;
         float *out = kept + n * rows * j->step;
         if (p.head != n / chunks)
             prepare(&p, j, n / chunks, 0, rows, w.q);
@@ -300,6 +303,8 @@ static void by_chunk(const job *j, float *scratch, float *kept)
     }
 #pragma omp for schedule(static)
     for (size_t n = 0; n < j->K * rows; n++) {
+        if (stopped(j->stop))
+            continue;
         size_t head = n / rows, row = n % rows;
         empty(w.state, j->wide);
         for (size_t c = 0; c < chunks; c++)
@@ -315,6 +320,8 @@ static void by_rows(const job *j, float *scratch)
     workspace w = workspace_at(scratch, omp_get_thread_num(), j->E);
 #pragma omp for schedule(dynamic, 1)
     for (size_t n = 0; n < j->K * passes; n++) {
+        if (stopped(j->stop))
+            continue;
         size_t row = (passes - 1 - n % passes) * PASS; /* the last rows see most: they begin */
         size_t some = rows - row < PASS ? rows - row : PASS;
         size_t first = seen_from(j, j->pos + row / j->G) / CHUNK;
@@ -345,8 +352,8 @@ static void work(const job *j, float *scratch, int threads)
 }
 
 static int attention(float *y, const uint8_t *kv, const float *q, void *scratch, size_t pos, size_t T,
-                     size_t capacity, size_t H, size_t K, size_t E, size_t window, int p_bits, int fp32, int isa,
-                     int threads)
+                     size_t capacity, size_t H, size_t K, size_t E, size_t window, int p_bits, int fp32,
+                     const int32_t *stop, int isa, int threads)
 {
     const qwq_attention_kernels *kernels = variant(isa);
     if (!kernels)
@@ -357,11 +364,12 @@ static int attention(float *y, const uint8_t *kv, const float *q, void *scratch,
         return QWQ_ESIZE;
     size_t bytes = T * H * E * sizeof(float);
     const qwq_array arrays[] = {{y, bytes, 4}, {scratch, qwq_attention_scratch(pos, T, H, K, E, threads), 1},
-                                {kv, K * head_bytes(capacity, E, fp32), 64}, {q, bytes, 4}};
-    int code = qwq_check(arrays, 2, 4);
+                                {kv, K * head_bytes(capacity, E, fp32), 64}, {q, bytes, 4},
+                                {stop, stop ? sizeof *stop : 0, sizeof *stop}};
+    int code = qwq_check(arrays, 2, 5);
     if (code || !T)
         return code;
-    job j = {kernels, fp32, p_bits, kv, q, y, pos, T, capacity, H, K, H / K, E, up(E, DIMS), step_of(E), window};
+    job j = {kernels, fp32, p_bits, kv, q, y, pos, T, capacity, H, K, H / K, E, up(E, DIMS), step_of(E), window, stop};
     size_t context = window && window < pos + T ? window : pos + T;
     if ((double)T * (double)H * (double)context * (double)E < LEAST_WORK)
         threads = 1;
@@ -372,17 +380,19 @@ static int attention(float *y, const uint8_t *kv, const float *q, void *scratch,
 #pragma omp parallel num_threads(threads)
         work(&j, at, threads);
     }
-    return 0;
+    return stopped(stop) ? QWQ_ESTOP : 0;
 }
 
 int qwq_attention_int8(float *y, const uint8_t *kv, const float *q, void *scratch, size_t pos, size_t T,
-                       size_t capacity, size_t H, size_t K, size_t E, size_t window, int p_bits, int isa, int threads)
+                       size_t capacity, size_t H, size_t K, size_t E, size_t window, int p_bits, const int32_t *stop,
+                       int isa, int threads)
 {
-    return attention(y, kv, q, scratch, pos, T, capacity, H, K, E, window, p_bits, 0, isa, threads);
+    return attention(y, kv, q, scratch, pos, T, capacity, H, K, E, window, p_bits, 0, stop, isa, threads);
 }
 
 int qwq_attention_fp32(float *y, const uint8_t *kv, const float *q, void *scratch, size_t pos, size_t T,
-                       size_t capacity, size_t H, size_t K, size_t E, size_t window, int isa, int threads)
+                       size_t capacity, size_t H, size_t K, size_t E, size_t window, const int32_t *stop, int isa,
+                       int threads)
 {
-    return attention(y, kv, q, scratch, pos, T, capacity, H, K, E, window, 16, 1, isa, threads);
+    return attention(y, kv, q, scratch, pos, T, capacity, H, K, E, window, 16, 1, stop, isa, threads);
 }

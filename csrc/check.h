@@ -44,6 +44,12 @@ static inline int qwq_threads_are_possible(int threads)
     return threads >= 1 && threads <= QWQ_MOST_THREADS;
 }
 
+/* Whether the caller no longer wants the result. */
+static inline int stopped(const int32_t *stop)
+{
+    return stop && __atomic_load_n(stop, __ATOMIC_RELAXED);
+}
+
 /* To the next multiple. */
 static inline size_t up(size_t n, size_t multiple)
 {

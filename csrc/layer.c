@@ -61,13 +61,13 @@ static void take(float *to, const float *from, size_t T, size_t columns, size_t 
 
 /* All that could be wrong with a call, before anything is written. */
 static int check(const float *x, const qwq_layer *l, const float *cos, const float *sin, const void *scratch,
-                 size_t pos, size_t T, int isa, int threads)
+                 const int32_t *stop, size_t pos, size_t T, size_t first, int isa, int threads)
 {
     if (!l)
         return QWQ_ENULL;
     if (!qwq_isa_supported(isa))
         return QWQ_EISA;
-    if (!possible(l, pos, T, threads) || pos + T > l->capacity)
+    if (!possible(l, pos, T, threads) || pos + T > l->capacity || first > T)
         return QWQ_ESIZE;
     const size_t q = l->H * l->E, k = l->K * l->E, half = T * (l->E / 2), size = sizeof(float);
     const size_t kv = (l->kv_int8 ? qwq_kv_int8_bytes : qwq_kv_fp32_bytes)(l->capacity, l->K, l->E);
@@ -91,39 +91,42 @@ static int check(const float *x, const qwq_layer *l, const float *cos, const flo
                                 {l->o.w, bytes[1], 64},
                                 {l->gate_up.w, bytes[2], 64},
                                 {l->down.w, bytes[3], 64},
-                                {l->center, l->center ? k * size : 0, size}};
+                                {l->center, l->center ? k * size : 0, size},
+                                {stop, stop ? sizeof *stop : 0, sizeof *stop}};
     return qwq_check(arrays, 3, sizeof arrays / sizeof *arrays);
 }
 
-int qwq_layer_step(float *x, const qwq_layer *l, const float *cos, const float *sin, void *scratch, size_t pos,
-                   size_t T, int isa, int threads)
+int qwq_layer_step(float *x, const qwq_layer *l, const float *cos, const float *sin, void *scratch,
+                   const int32_t *stop, size_t pos, size_t T, size_t first, int isa, int threads)
 {
-    int error = check(x, l, cos, sin, scratch, pos, T, isa, threads);
+    int error = check(x, l, cos, sin, scratch, stop, pos, T, first, isa, threads);
     if (error || !T)
         return error;
     const size_t q = l->H * l->E, k = l->K * l->E, all = q + 2 * k;
     const places p = places_of(scratch, l, pos, T, threads);
-#define MATMUL(y, linear, from, N, K, ...)                                                                            \
-    qwq_matmul(y, &linear.format, linear.w, from, &(qwq_fusion){__VA_ARGS__}, p.rest, T, N, K, isa, threads)
-    if ((error = MATMUL(p.qkv, l->qkv, x, all, l->D, .norm = l->input_norm, .eps = l->eps, .bias = l->qkv_bias)) ||
+#define MATMUL(y, linear, from, T, N, K, ...)                                                                         \
+    qwq_matmul(y, &linear.format, linear.w, from, &(qwq_fusion){.stop = stop, __VA_ARGS__}, p.rest, T, N, K, isa,     \
+               threads)
+    if ((error = MATMUL(p.qkv, l->qkv, x, T, all, l->D, .norm = l->input_norm, .eps = l->eps, .bias = l->qkv_bias)) ||
         (error = qwq_rope(p.qkv, cos, sin, T, l->H + l->K, l->E, all, isa, threads)))
         return error;
-    take(p.q, p.qkv, T, q, all);
     take(p.k, p.qkv + q, T, k, all);
     take(p.v, p.qkv + q + k, T, k, all);
-    if (l->kv_int8) {
-        if ((error = qwq_kv_int8_append(l->kv, p.k, p.v, l->center, pos, T, l->capacity, l->K, l->E, isa, threads)) ||
-            (error = qwq_attention_int8(p.heads, l->kv, p.q, p.rest, pos, T, l->capacity, l->H, l->K, l->E, l->window,
-                                        0, isa, threads)))
-            return error;
-    } else {
-        if ((error = qwq_kv_fp32_append(l->kv, p.k, p.v, pos, T, l->capacity, l->K, l->E, isa, threads)) ||
-            (error = qwq_attention_fp32(p.heads, l->kv, p.q, p.rest, pos, T, l->capacity, l->H, l->K, l->E, l->window,
-                                        isa, threads)))
-            return error;
-    }
-    if ((error = MATMUL(x, l->o, p.heads, l->D, q, .residual = x)) ||
-        (error = MATMUL(p.act, l->gate_up, x, 2 * l->F, l->D, .norm = l->post_norm, .eps = l->eps, .swiglu = 1)))
+    if ((error = l->kv_int8
+                     ? qwq_kv_int8_append(l->kv, p.k, p.v, l->center, pos, T, l->capacity, l->K, l->E, isa, threads)
+                     : qwq_kv_fp32_append(l->kv, p.k, p.v, pos, T, l->capacity, l->K, l->E, isa, threads)) ||
+        first == T)
         return error;
-    return MATMUL(x, l->down, p.act, l->D, l->F, .residual = x);
+    x += first * l->D; /* from here on, only of the rows that are asked for */
+    pos += first;
+    T -= first;
+    take(p.q, p.qkv + first * all, T, q, all);
+    if ((error = l->kv_int8 ? qwq_attention_int8(p.heads, l->kv, p.q, p.rest, pos, T, l->capacity, l->H, l->K, l->E,
+                                                 l->window, 0, stop, isa, threads)
+                            : qwq_attention_fp32(p.heads, l->kv, p.q, p.rest, pos, T, l->capacity, l->H, l->K, l->E,
+                                                 l->window, stop, isa, threads)) ||
+        (error = MATMUL(x, l->o, p.heads, T, l->D, q, .residual = x)) ||
+        (error = MATMUL(p.act, l->gate_up, x, T, 2 * l->F, l->D, .norm = l->post_norm, .eps = l->eps, .swiglu = 1)))
+        return error;
+    return MATMUL(x, l->down, p.act, T, l->D, l->F, .residual = x);
 }

@@ -423,8 +423,9 @@ int qwq_matmul(float *y, const qwq_format *format, const uint8_t *w, const float
                                 {w, w_bytes, LINE},
                                 {f->bias, f->bias ? N * sizeof(float) : 0, 4},
                                 {f->norm, f->norm ? K * sizeof(float) : 0, 4},
-                                {f->residual, f->residual && f->residual != y ? y_bytes : 0, 4}};
-    int error = qwq_check(arrays, 2, 7);
+                                {f->residual, f->residual && f->residual != y ? y_bytes : 0, 4},
+                                {f->stop, f->stop ? sizeof *f->stop : 0, sizeof *f->stop}};
+    int error = qwq_check(arrays, 2, 8);
     if (error)
         return error;
     qwq_scratch s = scratch_of(scratch, &l, T, K, threads);
@@ -465,7 +466,7 @@ int qwq_matmul(float *y, const qwq_format *format, const uint8_t *w, const float
         float *results = (float *)(void *)(own + CHUNK * sizeof(qwq_wide));
 #pragma omp for schedule(dynamic)
         for (size_t p = 0; p < panels; p += PANELS)
-            for (size_t i = 0; i < tiles; i += TILES) {
+            for (size_t i = 0; i < tiles && !stopped(f->stop); i += TILES) {
                 size_t end = smaller(i + TILES, tiles), t0 = tile_at(T, tiles, i), t1 = tile_at(T, tiles, end);
                 memset(results, 0, (smaller(p + PANELS, panels) - p) * (t1 - t0) * PANEL * sizeof(float));
                 if (T > FEW)
@@ -481,5 +482,5 @@ int qwq_matmul(float *y, const qwq_format *format, const uint8_t *w, const float
                         store_swiglu(results + k * each, results + (k + 1) * each, &out, (p + k) * PANEL);
             }
     }
-    return 0;
+    return stopped(f->stop) ? QWQ_ESTOP : 0;
 }

@@ -8,9 +8,11 @@
  *   EFORMAT   there is no such format, or an array's numbers do not fit it
  *   EOVERLAP  an output overlaps another array; where one may, it says so
  *   ENULL     an array that is needed, and has at least one element, is NULL
+ *   ESTOP     what `stop` points to was not 0: outputs, and a cache from `pos` on, may hold anything
  * Limits keep every product of sizes below 2^63: T, N, K, ld, n and tokens of a cache are at most QWQ_MOST_SIZE, heads
  * QWQ_MOST_HEADS, threads QWQ_MOST_THREADS. Beyond is ESIZE, or 0 bytes. That arrays are as large as the sizes
  * say is for the caller to see to.
+ * stop: NULL, or what another thread sets, to have a long call return within some milliseconds.
  * An `isa` is one of QWQ_SCALAR, QWQ_AVX2, QWQ_AVX512: every variant gives the same bits.
  */
 #ifndef QWQ_H
@@ -23,7 +25,8 @@
 enum { QWQ_SCALAR = 0, QWQ_AVX2 = 1, QWQ_AVX512 = 2 };
 enum { QWQ_GROUP = 64 };  /* activations that share a scale */
 enum { QWQ_RATIOS = 64 }; /* what it can be, beside the token's largest */
-enum { QWQ_EISA = -1, QWQ_ESIZE = -2, QWQ_EALIGN = -3, QWQ_EFORMAT = -4, QWQ_EOVERLAP = -5, QWQ_ENULL = -6 };
+enum { QWQ_EISA = -1, QWQ_ESIZE = -2, QWQ_EALIGN = -3, QWQ_EFORMAT = -4, QWQ_EOVERLAP = -5, QWQ_ENULL = -6,
+       QWQ_ESTOP = -7 };
 enum { QWQ_MOST_SIZE = 1 << 30, QWQ_MOST_HEADS = 1 << 16, QWQ_MOST_THREADS = 1024 };
 
 /* 1 if this processor, and its operating system, can run it. */
@@ -67,11 +70,13 @@ typedef struct {
  * norm      [K]: x is RMS-normalised with these weights and eps first
  * bias      [N]: added
  * residual  [T, N]: added; may be y
- * swiglu    rows are taken in pairs of 32, gate and up: y [T, N/2] = silu(gate) * up */
+ * swiglu    rows are taken in pairs of 32, gate and up: y [T, N/2] = silu(gate) * up
+ * stop      see above */
 typedef struct {
     const float *norm;
     const float *bias;
     const float *residual;
+    const int32_t *stop;
     float eps;
     int32_t swiglu;
 } qwq_fusion;
@@ -142,9 +147,11 @@ int qwq_kv_fp32_append(uint8_t *kv, const float *k, const float *v, size_t pos, 
  * scratch holds qwq_attention_scratch(...) bytes. NumPy: spec.kv.attention_int8 and attention_fp32, to the bit. */
 size_t qwq_attention_scratch(size_t pos, size_t T, size_t H, size_t K, size_t E, int threads);
 int qwq_attention_int8(float *y, const uint8_t *kv, const float *q, void *scratch, size_t pos, size_t T,
-                       size_t capacity, size_t H, size_t K, size_t E, size_t window, int p_bits, int isa, int threads);
+                       size_t capacity, size_t H, size_t K, size_t E, size_t window, int p_bits, const int32_t *stop,
+                       int isa, int threads);
 int qwq_attention_fp32(float *y, const uint8_t *kv, const float *q, void *scratch, size_t pos, size_t T,
-                       size_t capacity, size_t H, size_t K, size_t E, size_t window, int isa, int threads);
+                       size_t capacity, size_t H, size_t K, size_t E, size_t window, const int32_t *stop, int isa,
+                       int threads);
 
 /* A decoder layer: D hidden size, F MLP size to a multiple of 32, the others as above. The kv cache is int8, or fp32.
  * qkv are the rows of q, k and v after one another; gate_up as qwq_fusion.swiglu wants them. */
@@ -161,13 +168,14 @@ typedef struct {
     int32_t kv_int8;
 } qwq_layer;
 
-/* x [T, D] in place, through one layer, at positions pos to pos + T - 1; cos, sin [T, E/2]. scratch: so many bytes (0:
- * the sizes cannot be), at a multiple of 64. It is these calls, one after another: qwq_matmul (norm, bias), qwq_rope,
+/* x [T, D] in place, through one layer, at positions pos to pos + T - 1; cos, sin [T, E/2]. Of rows below `first` only
+ * keys and values are computed, and x stays as it is. scratch: so many bytes (0: the sizes cannot be), at a multiple of
+ * 64. It is these calls, one after another: qwq_matmul (norm, bias), qwq_rope,
  * append, attention, qwq_matmul (residual), qwq_matmul (norm, swiglu), qwq_matmul (residual). spec.model.block says
  * what it means. */
 size_t qwq_layer_scratch(const qwq_layer *layer, size_t pos, size_t T, int threads);
-int qwq_layer_step(float *x, const qwq_layer *layer, const float *cos, const float *sin, void *scratch, size_t pos,
-                   size_t T, int isa, int threads);
+int qwq_layer_step(float *x, const qwq_layer *layer, const float *cos, const float *sin, void *scratch,
+                   const int32_t *stop, size_t pos, size_t T, size_t first, int isa, int threads);
 
 /* What `qwq bench` holds a figure against. Products of integers, by what the AVX2 kernels must do for bytes up to so
  * much (AVX-512 has one instruction for all of them), and of floats, a multiplication and an addition each: no kernel

@@ -247,7 +247,7 @@ def matmul(rng, form, tail):
     pack = pack_call(rng, form, N, K)
     yield pack
     w = Array(pack.results()["packed"], align=64)
-    fusion = {"norm": None, "bias": None, "residual": None, "eps": 1e-5, "swiglu": swiglu}
+    fusion = {"norm": None, "bias": None, "residual": None, "stop": going_on(), "eps": 1e-5, "swiglu": swiglu}
     for name, shape in (("norm", (K,)), ("bias", (N,)), ("residual", (T, N))):
         if rng.random() < 0.5 and not (swiglu and name == "residual"):
             fusion[name] = Array(rng.standard_normal(shape).astype(np.float32), needed=False)
@@ -282,7 +282,7 @@ def attention(rng, form, tail):
     if form == "int8":
         numbers["p_bits"] = int(rng.choice([0, 8, 16]))
     pointers = {"y": out(T, H, E), "kv": kv, "q": floats(rng.standard_normal((T, H, E))), "scratch": room}
-    yield Call(f"qwq_attention_{form}", pointers | numbers | how)
+    yield Call(f"qwq_attention_{form}", pointers | numbers | {"stop": going_on()} | how)
 
 
 def layer(rng, form, kv, tail):
@@ -302,8 +302,8 @@ def layer(rng, form, kv, tail):
     fields["kv_int8"] = int(kv == "int8")
     x = Array(rng.standard_normal((T, D)).astype(np.float32), "inout")
     tables = {name: floats(rng.standard_normal((T, E // 2))) for name in ("cos", "sin")}
-    call = {"x": x, "layer": Struct("qwq_layer", fields), **tables, "scratch": None}
-    call |= {"pos": pos, "T": T, "isa": 0, "threads": threads}
+    call = {"x": x, "layer": Struct("qwq_layer", fields), **tables, "scratch": None, "stop": going_on()}
+    call |= {"pos": pos, "T": T, "first": int(rng.integers(0, T + 1)), "isa": 0, "threads": threads}
     struct = core.ffi.new("qwq_layer *")
     call["layer"].fill(struct, "layer", dict.fromkeys(call["layer"].arrays("layer"), 0))
     call["scratch"] = scratch(core.lib.qwq_layer_scratch(struct, pos, T, threads), 64)
@@ -314,6 +314,11 @@ def reading(rng):
     data = Array(rng.integers(0, 256, 1024).astype(np.uint8), align=64)
     for order in range(3):
         yield Call("qwq_read", {"data": data, "bytes": 1024, "order": order, "isa": 0, "threads": 2})
+
+
+def going_on():
+    """A flag that stops nothing."""
+    return Array(np.zeros(1, np.int32), needed=False)
 
 
 def floats(x):

@@ -207,7 +207,7 @@ def test_a_table_and_markdown(capsys):
 
 
 def test_without_an_operation_it_lists_them(capsys):
-    status, out, _ = bench(capsys)
+    status, out, _ = bench(capsys, "--op")
     assert status == 0
     assert [line.split()[0] for line in out.splitlines()] == list(OPS)
 

@@ -336,14 +336,18 @@ def test_results_and_scratch_are_kept_within(form, T, threads):
     def at(array, kind):
         return core.ffi.cast(kind, array.ctypes.data)
 
-    sizes = (S - T, T, S, H, K, E, 0, *((0,) if form == "int8" else ()), isa, threads)
+    sizes = (S - T, T, S, H, K, E, 0, *((0,) if form == "int8" else ()), core.ffi.NULL, isa, threads)
     pointers = (
         at(y[GUARD:], "float *"),
         at(cache.buffer, "uint8_t *"),
         at(q, "float *"),
         at(scratch[GUARD:], "void *"),
     )
-    assert getattr(core.lib, f"qwq_attention_{form}")(*pointers, *sizes) == 0
+    attention, stop = getattr(core.lib, f"qwq_attention_{form}"), core.Stop()
+    stop.set()
+    assert attention(*pointers, *sizes[:-3], stop.flag, *sizes[-2:]) == core.lib.QWQ_ESTOP
+    assert (y == 7).sum() > 2 * GUARD, "it was computed all the same"
+    assert attention(*pointers, *sizes) == 0
     assert same(y[GUARD:-GUARD].reshape(T, H, E), meant(form, q, k, v))
     assert (y[:GUARD] == 7).all()
     assert (y[-GUARD:] == 7).all()

@@ -1,5 +1,10 @@
 """The engine on the core: the spec's logits within its gates, and the same bits however the work is cut."""
 
+import os
+import signal
+import threading
+import time
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -10,7 +15,9 @@ from models import config_values, random_weights
 from qwq_ref import core
 from qwq_ref.checkpoint import Checkpoint, resolve
 from qwq_ref.config import Config
-from qwq_ref.engine.forward import CoreBackend
+from qwq_ref.core.layer import Layer
+from qwq_ref.engine import forward as engine
+from qwq_ref.engine.forward import SHORT, CoreBackend
 from qwq_ref.engine.weights import FORMS, pack_weights
 from qwq_ref.spec import forward, ops
 
@@ -56,7 +63,8 @@ def test_an_int8_cache_costs_little(nano, ids):
 
 @pytest.mark.parametrize("kv", ["fp32", "int8"])
 @pytest.mark.parametrize("form", FORMS)
-def test_isa_and_threads_change_no_bit(nano, ids, form, kv):
+def test_isa_and_threads_change_no_bit(nano, ids, form, kv, monkeypatch):
+    monkeypatch.setattr(engine, "SHORT", 0)  # else one thread does what is so little
     config, weights = nano
     packed = pack_weights(config, weights, form, 2)
     wanted = CoreBackend(config, packed, 256, kv).logits(ids[:70])
@@ -88,6 +96,7 @@ class Cuts(RuleBasedStateMachine):
 
     @initialize(form=st.sampled_from(list(FORMS)), kv=st.sampled_from(["fp32", "int8"]), seed=st.integers(0, 1000))
     def start(self, form, kv, seed):
+        engine.SHORT = 0 if seed % 2 else SHORT
         config = Config.from_dict(config_values())
         weights = {name: ops.to_bf16(w) for name, w in random_weights(config, 0).items()}
         weights = pack_weights(config, weights, form, 1)
@@ -115,6 +124,9 @@ class Cuts(RuleBasedStateMachine):
         length = self.sequence.length
         self.backend.step(draft, self.sequence)
         self.sequence.length = length
+
+    def teardown(self):
+        engine.SHORT = SHORT
 
     @rule()
     def another_sequence(self):
@@ -149,8 +161,8 @@ def test_a_layer_refuses_what_it_cannot_hold(nano):
             broken = ffi.new("qwq_layer *", layer._layer[0])
             setattr(broken, field, value)
             assert lib.qwq_layer_scratch(broken, 0, 1, 1) == 0
-            assert lib.qwq_layer_step(ffi.NULL, broken, ffi.NULL, ffi.NULL, ffi.NULL, 0, 1, 0, 1) == lib.QWQ_ESIZE
-    assert lib.qwq_layer_step(ffi.NULL, layer._layer, ffi.NULL, ffi.NULL, ffi.NULL, 0, 1, 0, 1) == lib.QWQ_ENULL
+            assert lib.qwq_layer_step(ffi.NULL, broken, *[ffi.NULL] * 4, 0, 1, 0, 0, 1) == lib.QWQ_ESIZE
+    assert lib.qwq_layer_step(ffi.NULL, layer._layer, *[ffi.NULL] * 4, 0, 1, 0, 0, 1) == lib.QWQ_ENULL
 
 
 def test_ids_that_cannot_be_are_refused(nano):
@@ -161,3 +173,119 @@ def test_ids_that_cannot_be_are_refused(nano):
             backend.step(ids, None)
     with pytest.raises(ValueError, match="do not fit in a context of 16"):
         backend.logits([1] * 17)
+
+
+# --- The engine's thread ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def wide():
+    """A model whose steps take long enough to be handed to the engine's thread, and to be interrupted."""
+    config = Config.from_dict(config_values(hidden_size=512, intermediate_size=4096, num_hidden_layers=4))
+    weights = pack_weights(config, random_weights(config, 0), "q4", 2)
+    return CoreBackend(config, weights, 4096, "int8", threads=2)
+
+
+def test_whoever_asks_the_same_thread_computes(wide, monkeypatch):
+    """One team of OpenMP's threads, whatever the application's threads are; short steps stay where they are."""
+    seen, step = [], Layer.step
+    monkeypatch.setattr(Layer, "step", lambda *a: (seen.append(threading.current_thread().name), step(*a))[1])
+    ids = np.arange(600) % 50
+    results = []
+    callers = [threading.Thread(target=lambda: results.append(wide.step(ids[:512], None)[0])) for _ in range(3)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
+    assert len(set(seen)) == 1
+    assert seen[0].startswith("qwq-engine")
+    assert all(np.array_equal(result, results[0]) for result in results)
+    seen.clear()
+    wide.step(ids[:1], None)
+    assert set(seen) == {threading.current_thread().name}
+
+
+def test_an_interrupted_step_leaves_the_sequence_as_it_was(wide, monkeypatch):
+    ids = np.random.default_rng(0).integers(0, wide.config.V, 1400)
+    wanted, _ = wide.step(ids[500:1000], wide.step(ids[:500], None)[1])
+    _, sequence = wide.step(ids[:500], None)
+    calls, step = [], Layer.step
+
+    def interrupted(self, *arguments):
+        """Ctrl-C, as the main thread gets it, in the midst of the second layer."""
+        calls.append(arguments)
+        if len(calls) == 2:
+            signal.raise_signal(signal.SIGINT)
+            while not arguments[-1].flag[0]:
+                time.sleep(1e-4)
+        return step(self, *arguments)
+
+    monkeypatch.setattr(Layer, "step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        wide.step(ids[500:1000], sequence)
+    assert len(calls) == 2, "no layer ran after the one that was stopped"
+    monkeypatch.undo()
+    assert sequence.length == 500
+    again, sequence = wide.step(ids[500:1000], sequence)
+    assert np.array_equal(again, wanted)
+
+
+@pytest.mark.parametrize("kv", ["fp32", "int8"])
+@pytest.mark.parametrize("first", [0, 1, 6, 7])
+def test_rows_that_nobody_asks_for(wide, kv, first):
+    """They leave keys and values behind, and nothing else."""
+    layers = [CoreBackend(wide.config, wide.weights, 20, kv).sequence().layers[0] for _ in range(2)]
+    x = np.random.default_rng(0).standard_normal((7, wide.config.D)).astype(np.float32)
+    cos = np.ones((7, wide.config.E // 2), np.float32)
+    whole, part = x.copy(), x.copy()
+    layers[0].step(whole, cos, cos, 0, ISAS[-1], 2)
+    layers[1].step(part, cos, cos, 0, ISAS[-1], 2, first=first)
+    assert np.array_equal(part[:first], x[:first])
+    assert np.array_equal(part[first:], whole[first:])
+    after = [x.copy(), x.copy()]
+    for layer, later in zip(layers, after, strict=True):
+        layer.step(later, cos, cos, 7, ISAS[-1], 2)
+    assert np.array_equal(*after)
+    with pytest.raises(core.CoreError, match="first: must be 0 to 7, got 8"):
+        layers[1].step(part, cos, cos, 0, ISAS[-1], 2, first=8)
+
+
+@pytest.mark.parametrize("kv", ["fp32", "int8"])
+@pytest.mark.parametrize("T", [1, 100])
+def test_a_flag_stops_a_layer_and_a_product(wide, kv, T):
+    backend = CoreBackend(wide.config, wide.weights, 2000, kv, threads=2)
+    layer, stop = backend.sequence().layers[0], core.Stop()
+    x = np.ones((T, wide.config.D), np.float32)
+    cos = np.ones((T, wide.config.E // 2), np.float32)
+    layer.step(x, cos, cos, 1000, ISAS[-1], 2, stop)
+    stop.set()
+    with pytest.raises(core.Stopped):
+        layer.step(x, cos, cos, 1000, ISAS[-1], 2, stop)
+    with pytest.raises(core.Stopped):
+        core.matmul(x, wide.weights.head, stop=stop)
+    stop.clear()
+    core.matmul(x, wide.weights.head, stop=stop)
+
+
+def test_a_forked_child_is_told_that_it_cannot(wide):
+    """It has neither the engine's thread nor OpenMP's: it must not wait for them."""
+    ids = np.arange(512) % 50
+    wide.step(ids, None)
+    child = os.fork()
+    if child == 0:
+        try:
+            wide.step(ids, None)
+        except core.CoreError as problem:
+            os._exit(0 if "fork" in str(problem) else 2)
+        finally:
+            os._exit(1)
+    for _ in range(3000):
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            break
+        time.sleep(0.01)
+    else:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        pytest.fail("the child waits for a thread that it does not have")
+    assert os.waitstatus_to_exitcode(status) == 0

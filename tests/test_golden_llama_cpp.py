@@ -15,6 +15,7 @@ from models import config_values, random_weights, yarn
 from qwq_ref import spec
 from qwq_ref.config import Config
 from qwq_ref.errors import GoldenError, UsageError
+from qwq_ref.llama_cpp import Library
 from qwq_ref.oracle import llama_cpp
 from qwq_ref.oracle.candidate import fit
 from qwq_ref.oracle.graph import Phase, letters, phases_of, shape_of, tap_names
@@ -632,7 +633,7 @@ def test_settings_that_cannot_be(tmp_path):
 def test_without_the_package(monkeypatch):
     for name in ("llama_cpp", "llama_cpp.llama_cpp"):
         monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(UsageError, match="pip install llama-cpp-python"):
+    with pytest.raises(UsageError, match=r"pip install 'qwq_ref\[bench\]'"):
         capture("m.gguf", phases_of([1, 2], 0))
 
 
@@ -807,26 +808,22 @@ def test_a_dump_holds_what_was_captured(gguf, tmp_path):
 
 def test_watching_changes_nothing(gguf, tmp_path):
     """The logits are those of a run without the callback, to the bit; on a CPU there is nothing to fuse."""
-    api = pytest.importorskip("llama_cpp.llama_cpp")
     config = small_config()
     write_gguf(gguf, tmp_path / "m.gguf", config, random_weights(config, 0))
     phase = PHASES[0]
     seen = capture(tmp_path / "m.gguf", [phase], threads=1).tensors["prompt", "lm_head"]()
 
-    class Nobody:
-        callback = api.ggml_backend_sched_eval_callback(0)
-        problem = None
-
-    library = llama_cpp._Library()
+    library = Library(GoldenError)
     settings = {"n_ctx": 32, "n_batch": 32, "n_ubatch": 32, "type_k": 0, "type_v": 0}
     path = tmp_path / "m.gguf"
     with (
-        library.errors() as errors,
-        library.model(path, 0, errors) as model,
-        library.context(path, model, settings, False, Nobody, errors) as context,
+        library.log() as log,
+        library.model(path, {"n_gpu_layers": 0}, log) as model,
+        library.context(path, model, settings, False, log) as context,
+        library.batch(phase.ids, 0, [True] * phase.T) as batch,
     ):
-        library.decode(path, context, phase, [True] * phase.T, Nobody, errors)
-        unseen = np.ctypeslib.as_array(api.llama_get_logits(context), (phase.T, config.V)).copy()
+        assert library.decode(context, batch) == 0
+        unseen = np.ctypeslib.as_array(library.api.llama_get_logits(context), (phase.T, config.V)).copy()
     np.testing.assert_array_equal(seen, unseen)
 
 

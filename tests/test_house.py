@@ -23,7 +23,7 @@ ORDER = [
     {"errors"},
     {"files"},
     {"config"},
-    {"footprint", "spec", "core"},
+    {"footprint", "spec", "core", "llama_cpp"},
     {"checkpoint", "text"},
     {"engine"},
     {"oracle", "train", "serve", "bench"},

@@ -228,7 +228,7 @@ def small(form="q8", N=3):
         ({"w": small(N=4), "n": NORM}, "w: .* was not planned"),
         ({"w": NORM}, "w: .* was not planned"),
         ({"n": NORM[:2]}, "n: .* was not planned"),
-        ({"n": np.ones(3, np.int32)}, "n: must be packed or float32, got int32"),
+        ({"n": np.ones(3, np.int32)}, "n: must be packed, float32 or uint16, got int32"),
         ({"w": core.Packed(Format("q8"), np.zeros(64, np.uint8), (3, 64))}, "w: .* was not planned"),
     ],
 )
@@ -439,7 +439,7 @@ def test_tensors(tmp_path, good):
     header, _, data = parts(good)
     header["n"]["dtype"] = "I32"
     path.write_bytes(joined(header, data))
-    refused(path, "n", "dtype must be one of U8, F32, got I32")
+    refused(path, "n", "dtype must be one of U8, F32, BF16, got I32")
 
 
 def test_rewritten_by_the_library(tmp_path, good):

@@ -16,6 +16,7 @@ from transformers.generation import (
     TopPLogitsWarper,
 )
 
+from qwq_ref.engine.sampling import next_token
 from qwq_ref.spec import Sampling, distribution, draw, sampling
 
 # Quarters make many ties.
@@ -213,3 +214,31 @@ def test_values_out_of_range(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         Sampling(**wrong)
     Sampling(temperature=0.0, top_k=0, top_p=1.0, min_p=1.0)  # the ends of the ranges are in them
+
+
+# --- the engine's choice, which looks at few -----------------------------------------------------------------------
+
+
+@given(st.data())
+def test_the_engine_chooses_what_the_spec_would(data):
+    """Of a vocabulary large enough for shortcuts, with ties, for any steps in any order."""
+    size = data.draw(st.sampled_from([5, 1023, 1024, 3000]))
+    rng = np.random.default_rng(data.draw(st.integers(0, 1000)))
+    logits = rng.normal(0, 4, size).astype(np.float32)
+    if data.draw(st.booleans()):
+        logits = np.round(logits)  # many ties
+    order = data.draw(st.permutations(sampling.STEPS))
+    how = Sampling(
+        temperature=data.draw(st.sampled_from([0.0, 0.6, 1.0])),
+        top_k=data.draw(st.sampled_from([0, 1, 3, 40, 5000])),
+        top_p=data.draw(st.sampled_from([0.5, 0.95, 1.0])),
+        min_p=data.draw(st.sampled_from([0.0, 0.05])),
+        repetition_penalty=data.draw(st.sampled_from([1.0, 1.3])),
+        presence_penalty=data.draw(st.sampled_from([0.0, 1.5])),
+        steps=data.draw(st.sampled_from([sampling.STEPS, tuple(order), tuple(order[:3])])),
+    )
+    prompt, output = (rng.integers(0, size, n).tolist() for n in (7, 5))
+    for seed in range(5):
+        generator = np.random.Generator(np.random.Philox(key=seed, counter=12))
+        wanted = draw(distribution(logits, how, prompt, output), generator)
+        assert next_token(logits, how, prompt, output, seed) == wanted

@@ -18,6 +18,7 @@ from typing import Any
 
 from .. import core
 from ..core import ceilings
+from ..engine.memory import peak_bytes
 from ..errors import UsageError
 from .ops import Op, Shape, copies_for
 
@@ -277,4 +278,5 @@ def machine(best: Ceilings) -> dict[str, Any]:
         "isas": core.isas(),
         "last_cache_bytes": last_cache_bytes(),
         "huge_pages": huge_pages(best.data),
+        "peak_bytes": peak_bytes(),
     }

@@ -130,11 +130,11 @@ _FORMATS = [
 _ROWS = 256  # that are random; others are the same, which changes no instruction
 
 
-def weight(form: Format, shape: Shape) -> Packed:
-    """A packed weight of random codes and small scales."""
+def weight(form: Format, shape: Shape, size: float = 0.3) -> Packed:
+    """A packed weight of random codes; of about this size (root mean square), where one scale decides that."""
     N, K = shape
     rows = min(N, _ROWS)
-    part = _pack_random(form, rows, K)
+    part = _pack_random(form, rows, K, size)
     panels, panels_of_part = -(-N // 32), -(-rows // 32)
     bytes_of_panel = len(part.packed) // panels_of_part
     packed = core.aligned(panels * bytes_of_panel)
@@ -144,10 +144,10 @@ def weight(form: Format, shape: Shape) -> Packed:
     return Packed(form, packed, (N, K))
 
 
-def _pack_random(form: Format, n: int, k: int) -> Packed:
+def _pack_random(form: Format, n: int, k: int, size: float) -> Packed:
     rng = np.random.default_rng(0)
     if not form.group:
-        w = _random(0, (n, k))
+        w = _random(0, (n, k)) * np.float32(size)
         if form.codes == "bf16":
             return core.pack(form, (w.view(np.uint32) >> 16).astype(np.uint16))
         return core.pack(form, w)
@@ -157,7 +157,8 @@ def _pack_random(form: Format, n: int, k: int) -> Packed:
         code = rng.integers(0, 1 << int(form.codes[1]), (n, k), np.uint8)
     m, blocks = -(-k // form.group), -(-k // 256)
     super_ = form.scales.startswith("super")
-    parts: dict[str, Any] = {"scale": np.full((n, blocks if super_ else m), 0.01, np.float16)}
+    levels = {"q4": 30, "u4": 4.6, "u5": 9.2, "u6": 18, "q8": 73}[form.codes]  # the root mean square of such codes
+    parts: dict[str, Any] = {"scale": np.full((n, blocks if super_ else m), size / levels, np.float16)}
     if form.scales == "zero":
         parts["zero"] = rng.integers(0, 16, (n, m), np.uint8)
     if super_:

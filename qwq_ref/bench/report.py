@@ -1,56 +1,100 @@
-"""A run's figures for people, as a table or in Markdown, and for programs, as JSON with nothing rounded."""
+"""A run's figures for people, as a table or in Markdown, and for programs, as JSON or CSV with nothing rounded."""
 
 from __future__ import annotations
 
+import csv
+import io
+import json
+from collections.abc import Callable
 from typing import Any
 
 from ..footprint import human
-from .measure import Row
 
-COLUMNS = ("op", "shape", "isa", "threads", "T", "median ms", "rate", "GB/s", "ceiling", "share", "data")
-_LEFT = {"op", "shape", "isa", "rate", "ceiling", "data"}
+Cells = dict[str, str]  # column -> text
+_LEFT = {"op", "shape", "model", "isa", "rate", "ceiling", "data", "weights", "KV", "test", "bound", "peer"}
 _UNITS = {"MAC": "GMAC/s", "weight": "Gweight/s", "element": "Gelement/s"}
 
 
-def to_dict(rows: list[Row], ceilings: list[dict[str, Any]], machine: dict[str, Any]) -> dict[str, Any]:
-    """What `-o json` prints."""
-    return {"machine": machine, "ceilings": ceilings, "rows": [row.to_dict() for row in rows]}
+def render(facts: dict[str, Any], form: str, cells: Callable[[dict[str, Any]], Cells]) -> str:
+    """{"machine", "ceilings", "rows"} as "table", "md", "json" or "csv"; `cells` says what people see of a row."""
+    if form == "json":
+        return json.dumps(facts, indent=1, allow_nan=False)
+    if form == "csv":
+        return _csv(facts["rows"])
+    shown = [cells(row) for row in facts["rows"]]
+    columns = [name for name in (shown[0] if shown else {}) if any(row[name] != "-" for row in shown)]
+    lines = [columns, *([row[name] for name in columns] for row in shown)]
+    return (_markdown if form == "md" else _table)(columns, lines, _notes(facts))
 
 
-def table(facts: dict[str, Any]) -> str:
+def of_operation(row: dict[str, Any]) -> Cells:
+    return {
+        "op": row["op"],
+        "shape": row["shape"],
+        "isa": row["isa"],
+        "threads": str(row["threads"]),
+        "T": "-" if row["T"] is None else str(row["T"]),
+        "median ms": _number(row["seconds"] * 1e3),
+        "rate": f"{_number(row['operations_per_second'] / 1e9)} {_UNITS[row['unit']]}",
+        "GB/s": _number(row["bytes_per_second"] / 1e9),
+        "ceiling": row["ceiling"] or "-",
+        "share": _share(row["share"]),
+        "data": "cache" if row["cached"] else "memory",
+    }
+
+
+def of_model(row: dict[str, Any]) -> Cells:
+    return {
+        "model": row["model"],
+        "weights": row["weights"],
+        "KV": row["kv"],
+        "isa": row["isa"],
+        "threads": str(row["threads"]),
+        "test": row["test"],
+        "tokens/s": f"{_number(row['tok_s'])} ± {_number(row['tok_s_stddev'])}",
+        "GMAC/s": _number(row["tok_s"] / row["tokens"] * (row["products"] + row["scores"]) / 1e9),
+        "GB/s": _number(row["tok_s"] / row["tokens"] * row["bytes"] / 1e9),
+        "bound": row["bound"] or "-",
+        "ceiling": "-" if row["ceiling_tok_s"] is None else _number(row["ceiling_tok_s"]),
+        "share": _share(row["share"]),
+        "peer": row["peer"] or "-",
+        "its tokens/s": "-" if row["peer_tok_s"] is None else _number(row["peer_tok_s"]),
+        "ratio": "-" if row["ratio"] is None else f"{row['ratio']:.2f}",
+    }
+
+
+def _table(columns: list[str], lines: list[list[str]], notes: list[str]) -> str:
     """Columns under their names, then the ceilings."""
-    lines = [COLUMNS, *(_cells(row) for row in facts["rows"])]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     text = [
         "  ".join(
             cell.ljust(width) if name in _LEFT else cell.rjust(width)
-            for name, cell, width in zip(COLUMNS, line, widths, strict=True)
+            for name, cell, width in zip(columns, line, widths, strict=True)
         ).rstrip()
         for line in lines
     ]
-    return "\n".join([*text, "", *_notes(facts)])
+    return "\n".join([*text, "", *notes])
 
 
-def markdown(facts: dict[str, Any]) -> str:
+def _markdown(columns: list[str], lines: list[list[str]], notes: list[str]) -> str:
     """The same as a table of Markdown."""
-    lines = [COLUMNS, ["---" if name in _LEFT else "---:" for name in COLUMNS], *(_cells(row) for row in facts["rows"])]
-    return "\n".join(["| " + " | ".join(line) + " |" for line in lines] + ["", *(f"- {n}" for n in _notes(facts))])
+    head, *rest = lines
+    lines = [head, ["---" if name in _LEFT else "---:" for name in columns], *rest]
+    return "\n".join(["| " + " | ".join(line) + " |" for line in lines] + ["", *(f"- {note}" for note in notes)])
 
 
-def _cells(row: dict[str, Any]) -> list[str]:
-    return [
-        row["op"],
-        row["shape"],
-        row["isa"],
-        str(row["threads"]),
-        "-" if row["T"] is None else str(row["T"]),
-        _number(row["seconds"] * 1e3),
-        f"{_number(row['operations_per_second'] / 1e9)} {_UNITS[row['unit']]}",
-        _number(row["bytes_per_second"] / 1e9),
-        row["ceiling"] or "-",
-        "-" if row["share"] is None else f"{row['share']:.0%}",
-        "cache" if row["cached"] else "memory",
-    ]
+def _csv(rows: list[dict[str, Any]]) -> str:
+    """A line for each row; samples are left to JSON."""
+    text = io.StringIO()
+    columns = [name for name, value in (rows[0] if rows else {}).items() if not isinstance(value, list)]
+    writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue().removesuffix("\n")
+
+
+def _share(share: float | None) -> str:
+    return "-" if share is None else f"{share:.0%}"
 
 
 def _number(value: float) -> str:
@@ -63,10 +107,11 @@ def _notes(facts: dict[str, Any]) -> list[str]:
     notes = [f"{machine['cpu']}, last cache {human(machine['last_cache_bytes'])}"]
     if machine["huge_pages"] is not None:
         notes[0] += f", {machine['huge_pages']:.0%} of what is read on huge pages"
+    notes[0] += f"; peak memory {human(machine['peak_bytes'])}"
     for c in facts["ceilings"]:
         unit = "GMAC/s" if c["unit"] == "MAC" else "GB/s"
         threads = "1 thread" if c["threads"] == 1 else f"{c['threads']} threads"
         notes.append(f"ceiling: {c['name']}, {c['isa']}, {threads}: {_number(c['per_second'] / 1e9)} {unit}")
-    if any(row["cached"] for row in facts["rows"]):
+    if any(row.get("cached") for row in facts["rows"]):
         notes.append("data in the cache: reading from memory is no limit there")
     return notes

@@ -1,7 +1,7 @@
 """The file form of packed weights: safetensors whose bytes are those that the kernels read, so that loading is reading.
 
 docs/packed.md is the format. A packed weight is a U8 tensor, and `__metadata__` says what its bytes are; norms, biases
-and whatever else is not packed are F32 tensors beside it.
+and whatever else is not packed are F32 or BF16 tensors beside it.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from .write import atomic_file
 
 FORMAT, VERSION = "qwq-packed", "1"
 DROP_FROM = 4 << 30  # bytes of a file from which its pages are given up once they are read
+_DTYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "BF16": np.dtype("<u2")}
 _ALIGNMENT = 64
 _PIECE_BYTES = 16 << 20  # that a thread reads at a time; many times a huge page, which two threads should not share
 
@@ -34,27 +35,31 @@ _PIECE_BYTES = 16 << 20  # that a thread reads at a time; many times a huge page
 class Stored:
     """What is stored under a name.
 
-    shape   (N, K) of a packed weight, or that of a float array
-    format  of a packed weight; None for a float32 array
+    shape   (N, K) of a packed weight, or that of an array
+    format  of a packed weight; None for an array
+    dtype   of an array: "F32", or "BF16", which is uint16 in NumPy
     """
 
     shape: tuple[int, ...]
     format: Format | None = None
+    dtype: str = "F32"
 
     @classmethod
     def of(cls, weight: Packed | Array) -> Stored:
-        return cls(weight.shape, weight.format) if isinstance(weight, Packed) else cls(weight.shape)
+        if isinstance(weight, Packed):
+            return cls(weight.shape, weight.format)
+        return cls(weight.shape, dtype="BF16" if weight.dtype == np.uint16 else "F32")
 
     @property
     def nbytes(self) -> int:
         """0 for a format that does not exist, or cannot hold the shape."""
         if self.format is None:
-            return 4 * math.prod(self.shape)
+            return _DTYPES[self.dtype].itemsize * math.prod(self.shape)
         return core.packed_bytes(self.format, (self.shape[0], self.shape[1]))
 
 
 def write_packed(path: StrPath, weights: Mapping[str, Packed | Array]) -> None:
-    """Name -> packed weight or float32 array, as one file, whole or not at all."""
+    """Name -> packed weight, float32 array or bfloat16 as uint16, as one file, whole or not at all."""
     with writing(path, {name: Stored.of(weight) for name, weight in weights.items()}) as append:
         for name, weight in weights.items():
             append(name, weight)
@@ -75,8 +80,8 @@ def writing(path: StrPath, plan: Mapping[str, Stored]) -> Iterator[Callable[[str
             stored = Stored.of(weight)
             if name not in places or stored != plan[name] or data.nbytes != stored.nbytes:
                 raise ValueError(f"{name}: {stored} was not planned, or was given before")
-            if data.dtype != (np.uint8 if stored.format else np.float32):
-                raise ValueError(f"{name}: must be packed or float32, got {data.dtype}")
+            if data.dtype.newbyteorder("<") != (np.dtype(np.uint8) if stored.format else _DTYPES[stored.dtype]):
+                raise ValueError(f"{name}: must be packed, float32 or uint16, got {data.dtype}")
             file.seek(places.pop(name))
             file.write(np.ascontiguousarray(data, data.dtype.newbyteorder("<")).data)
 
@@ -106,7 +111,7 @@ class PackedFile:
 
     def __init__(self, path: StrPath) -> None:
         self.path = path
-        self._file = SafetensorsFile(path, ("U8", "F32"))
+        self._file = SafetensorsFile(path, ("U8", *_DTYPES))
         try:
             self.weights = _check(self._file)
         except BaseException:
@@ -170,16 +175,17 @@ class PackedFile:
         tensor = self._file.tensors[name]
         data = memory[tensor.begin - self._origin : tensor.end - self._origin]
         if stored.format is None:
-            return data.view("<f4").reshape(stored.shape)
+            return data.view(_DTYPES[stored.dtype]).reshape(stored.shape)
         return Packed(stored.format, data, (stored.shape[0], stored.shape[1]))
 
 
 def _lay_out(plan: Mapping[str, Stored]) -> tuple[bytes, dict[str, int]]:
     """The beginning of a file, up to its data, and where in it each tensor begins.
 
-    Packed weights come first: their sizes are multiples of 64, so all of them begin at one.
+    Packed weights come first: their sizes are multiples of 64, so all of them begin at one. BF16 comes last: of an odd
+    number of elements, it would leave F32 at an odd place.
     """
-    names = sorted(plan, key=lambda name: plan[name].format is None)
+    names = sorted(plan, key=lambda name: (plan[name].format is None, plan[name].dtype == "BF16"))
     packed = {
         name: {**asdict(stored.format), "shape": list(stored.shape)}
         for name, stored in plan.items()
@@ -193,7 +199,7 @@ def _lay_out(plan: Mapping[str, Stored]) -> tuple[bytes, dict[str, int]]:
         if stored.format is not None and stored.nbytes == 0:
             raise ValueError(f"{name}: {stored.format} does not exist, or cannot hold shape {list(stored.shape)}")
         places[name], end = end, end + stored.nbytes
-        dtype, shape = ("F32", list(stored.shape)) if stored.format is None else ("U8", [stored.nbytes])
+        dtype, shape = (stored.dtype, list(stored.shape)) if stored.format is None else ("U8", [stored.nbytes])
         header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [places[name], end]}
     text = json.dumps(header, separators=(",", ":")).encode("utf-8")
     text += b" " * (-(8 + len(text)) % _ALIGNMENT)
@@ -222,10 +228,10 @@ def _check(file: SafetensorsFile) -> dict[str, Stored]:
             raise CheckpointError(file.path, name, "is in the metadata, but there is no such tensor")
     weights: dict[str, Stored] = {}
     for name, tensor in sorted(file.tensors.items(), key=lambda item: item[1].begin):
-        if tensor.dtype == "F32":
+        if tensor.dtype in _DTYPES:
             if name in entries:
-                raise CheckpointError(file.path, name, "is F32, but in the metadata it is packed")
-            weights[name] = Stored(tensor.shape)
+                raise CheckpointError(file.path, name, f"is {tensor.dtype}, but in the metadata it is packed")
+            weights[name] = Stored(tensor.shape, dtype=tensor.dtype)
             continue
         if name not in entries:
             raise CheckpointError(file.path, name, "is U8, but the metadata does not say what its bytes are")

@@ -20,10 +20,11 @@ from ..errors import QwqError, UsageError
 COMMANDS = {
     "generate": "answer a prompt",
     "info": "what a model costs: parameters, bytes, memory, traffic",
+    "convert": "pack the weights of a model once, so that loading is reading",
     "eval": "how good a model is at the recipe's 23 categories",
     "golden": "right values of every intermediate result, and whether somebody's are",
     "train": "run a stage of the recipe",
-    "bench": "how fast operations are here, and how near to what the processor can do",
+    "bench": "how fast a model is here, or an operation, and how near to what the processor can do",
 }
 
 

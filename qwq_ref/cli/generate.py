@@ -57,14 +57,15 @@ def run(options: argparse.Namespace) -> int:
     choices = engine_choices(options)
     prompt = read_prompt(options)
 
-    from ..checkpoint import Checkpoint, resolve
+    from ..checkpoint import resolve
+    from ..checkpoint.reader import CONFIG
+    from ..config import Config
     from ..engine.model import load
-    from ..footprint import weight_bytes
+    from ..footprint import parameters
 
     path = resolve(options.model, offline=options.offline)
-    with Checkpoint.open(path) as checkpoint:  # headers only, for what must be known before loading
-        config = checkpoint.config
-    with progress_bar("loading", weight_bytes(config, "fp32"), "B") as progress:
+    config = Config.from_file((path if path.is_dir() else path.parent) / CONFIG)
+    with progress_bar("loading", parameters(config), "weight") as progress:
         model = load(
             path,
             **choices,

@@ -98,7 +98,7 @@ def read_prompt(options: argparse.Namespace) -> str:
 
 
 @contextlib.contextmanager
-def progress_bar(what: str, total: int, unit: str, at_least: int = 0) -> Iterator[Callable[[int], object]]:
+def progress_bar(what: str, total: int, unit: str, at_least: int = 0) -> Iterator[Callable[[float], object]]:
     """A progress bar on stderr, if that is a terminal and there is enough to wait for."""
     if not sys.stderr.isatty() or total < at_least:
         yield lambda count: None
@@ -107,9 +107,9 @@ def progress_bar(what: str, total: int, unit: str, at_least: int = 0) -> Iterato
 
     with tqdm(total=total, desc=what, unit=unit, unit_scale=True, leave=False, file=sys.stderr) as bar:
 
-        def update(count: int) -> None:
+        def update(count: float) -> None:
             bar.update(count)
-            if bar.n >= total:  # gone before anything else is written
+            if bar.n >= total * (1 - 1e-9):  # gone before anything else is written
                 bar.close()
 
         yield update

@@ -24,11 +24,29 @@ except ImportError:  # installed where there was no compiler
 
 Array = NDArray[Any]
 ALIGN = 64  # bytes that weights, caches and scratch begin at multiples of
+PANEL = 32  # rows of a weight that are packed together
 ISAS = ("scalar", "avx2", "avx512")  # in the order of csrc/qwq.h
 
 
 class CoreError(QwqError):
     """The C core is not built here, or cannot do what it is asked for."""
+
+
+class Stopped(Exception):  # noqa: N818 - it is no error: somebody asked for it
+    """A long call returned early, because its `Stop` was set."""
+
+
+class Stop:
+    """A flag that long calls look at, for another thread to set."""
+
+    def __init__(self) -> None:
+        self.flag = ffi.new("int32_t *")
+
+    def set(self) -> None:
+        self.flag[0] = 1
+
+    def clear(self) -> None:
+        self.flag[0] = 0
 
 
 def available() -> bool:
@@ -90,18 +108,34 @@ class Packed:
     packed: Array
     shape: tuple[int, int]
 
+    def rows(self, begin: int, end: int) -> Packed:
+        """Rows begin to end - 1, which is a multiple of 32 as `begin` is, or the last: the same bytes, to write to."""
+        if not 0 <= begin < end <= self.shape[0] or begin % PANEL or (end % PANEL and end != self.shape[0]):
+            raise CoreError(None, "rows", f"{begin} to {end} are no panels of {self.shape[0]} rows")
+        size = len(self.packed) // -(-self.shape[0] // PANEL)
+        part = self.packed[begin // PANEL * size : -(-end // PANEL) * size]
+        return Packed(self.format, part, (end - begin, self.shape[1]))
 
-def quantise(w: Array, form: str, isa: str | None = None, threads: int = 1) -> Packed:
+
+def empty(form: Format, shape: tuple[int, int]) -> Packed:
+    """A weight whose rows are still to be written."""
+    size = packed_bytes(form, shape)
+    if not size:
+        raise CoreError(None, "format", f"{form} does not exist, or cannot hold shape {list(shape)}")
+    return Packed(form, aligned(size), shape)
+
+
+def quantise(w: Array, form: str, isa: str | None = None, threads: int = 1, out: Packed | None = None) -> Packed:
     """w [n, k] -> packed weights of one of `FORMATS`. Float16 and float32 w, or bfloat16 as uint16 bits.
 
-    Columns that are missing to a whole group count as zero.
+    Columns that are missing to a whole group count as zero. Into `out` where it is given, as by `pack`.
     """
     if form not in ("q4", "q8"):
-        return pack(FORMATS[form], w, threads=threads)
+        return pack(FORMATS[form], w, threads=threads, out=out)
     _, K = _shape("w", w, 2)
     whole = np.pad(w, ((0, 0), (0, -K % _lib().QWQ_GROUP))) if K % _lib().QWQ_GROUP else w
     code, scale = (quantise_q4 if form == "q4" else quantise_q8)(whole, isa, threads)
-    return pack(FORMATS[form], code[:, :K], scale, threads=threads)
+    return pack(FORMATS[form], code[:, :K], scale, threads=threads, out=out)
 
 
 def quantise_q4(w: Array, isa: str | None = None, threads: int = 1) -> tuple[Array, Array]:
@@ -148,18 +182,19 @@ def pack(
     small: Array | None = None,
     least: Array | None = None,
     threads: int = 1,
+    out: Packed | None = None,
 ) -> Packed:
     """code [n, k], and for each group [n, m] what the format's scales need -> packed weights.
 
     "super" and "super_min" have one `scale` (d) and `offset` (dmin) for 256 columns, and `small` and `least` for each
-    group. Raises CoreError for what does not fit.
+    group. `out`: of `empty`, or rows of it. Raises CoreError for what does not fit.
     """
     N, K = _shape("code", code, 2)
     arrays = {"code": np.ascontiguousarray(code, _CODES.get(form.codes, np.uint8))}
     c_format = _c_format(form)
-    size = packed_bytes(form, (N, K))
-    if not size:
-        raise CoreError(None, "format", f"{form} does not exist, or cannot hold shape {[N, K]}")
+    made = empty(form, (N, K)) if out is None else out
+    if made.format != form or made.shape != (N, K):
+        raise CoreError(None, "out", f"must be {form} {[N, K]}, got {made.format} {list(made.shape)}")
     given = {"scale": scale, "zero": zero, "offset": offset, "small": small, "least": least}
     for name in _NEEDS[form.scales] if form.group else ():
         value = given.pop(name)
@@ -174,10 +209,9 @@ def pack(
     for name, value in given.items():
         if value is not None:
             raise CoreError(None, name, f"is not part of {form}")
-    packed = aligned(size)
     weight = ffi.new("qwq_weight *", {name: _at(a) for name, a in arrays.items()})
-    _check(_lib().qwq_pack(_at(packed), c_format, weight, N, K, _threads(threads)))
-    return Packed(form, packed, (N, K))
+    _check(_lib().qwq_pack(_at(made.packed), c_format, weight, N, K, _threads(threads)))
+    return made
 
 
 def packed_bytes(form: Format, shape: tuple[int, int]) -> int:
@@ -199,6 +233,7 @@ def matmul(
     out: Array | None = None,
     isa: str | None = None,
     threads: int = 1,
+    stop: Stop | None = None,
 ) -> Array:
     """x [T, k], packed w [n, k], bias [n], residual [T, n] -> [T, n]
 
@@ -208,7 +243,8 @@ def matmul(
         y = y + bias
         y = residual + y
         y = `spec.fixed.swiglu`(gate, up), for a w of `interleave`: [T, n / 2]
-    To the bit, for any isa and threads. Into `out` where it is given, which may be `residual`.
+    To the bit, for any isa and threads. Into `out` where it is given, which may be `residual`. Raises Stopped where
+    `stop` was set.
     """
     T, K = _shape("x", x, 2)
     N, columns = w.shape
@@ -223,7 +259,7 @@ def matmul(
                 raise CoreError(None, name, f"must have shape {list(shape)}, got {list(np.shape(value))}")
             held.append(np.ascontiguousarray(value, np.float32))
             setattr(fusion, name, _at(held[-1]))
-    fusion.eps, fusion.swiglu = eps, swiglu
+    fusion.eps, fusion.swiglu, fusion.stop = eps, swiglu, _flag(stop)
     shape = (T, N // 2 if swiglu else N)
     y = np.empty(shape, np.float32) if out is None else out
     if y.shape != shape or y.dtype != np.float32 or not y.flags.c_contiguous:
@@ -332,7 +368,13 @@ def _shape(name: str, array: Array, rank: int) -> tuple[int, ...]:
     return tuple(array.shape)
 
 
+def _flag(stop: Stop | None) -> Any:
+    return ffi.NULL if stop is None else stop.flag
+
+
 def _check(code: int) -> None:
+    if code == lib.QWQ_ESTOP:
+        raise Stopped
     if code:
         reasons = {
             lib.QWQ_EISA: "the instruction set cannot run here",

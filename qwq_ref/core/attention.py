@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from . import ISAS, Array, CoreError, _at, _check, _lib, _threads, aligned, chosen_isa
+from . import ISAS, Array, CoreError, _at, _check, _lib, _threads, aligned, chosen_isa, ffi
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def _attention(
     _threads(threads)
     y = np.empty((T, H, kv.E), np.float32)
     scratch = np.empty(_lib().qwq_attention_scratch(pos, T, H, kv.K, kv.E, threads), np.uint8)
-    sizes = (pos, T, kv.capacity, H, kv.K, kv.E, window or 0, *options)
+    sizes = (pos, T, kv.capacity, H, kv.K, kv.E, window or 0, *options, ffi.NULL)
     function = getattr(_lib(), f"qwq_attention_{form}")
     _check(function(_at(y), _at(kv.buffer), _at(q), _at(scratch), *sizes, ISAS.index(chosen_isa(isa)), threads))
     return y

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from . import ISAS, Array, CoreError, Packed, _at, _c_format, _check, _lib, _scratch, _threads, ffi
+from . import ISAS, Array, CoreError, Packed, Stop, _at, _c_format, _check, _flag, _lib, _scratch, _threads, ffi
 from .attention import KV
 
 
@@ -59,17 +59,43 @@ class Layer:
             setattr(self._layer, name, _at(getattr(weights, name)))
         self._layer.center, self._layer.kv = _at(kv.center), _at(kv.buffer)
 
-    def step(self, x: Array, cos: Array, sin: Array, pos: int, isa: str, threads: int) -> None:
-        """x [T, D] at positions pos to pos + T - 1, in place; cos, sin [T, E/2]. All float32 and contiguous."""
+    def step(
+        self,
+        x: Array,
+        cos: Array,
+        sin: Array,
+        pos: int,
+        isa: str,
+        threads: int,
+        stop: Stop | None = None,
+        first: int = 0,
+    ) -> None:
+        """x [T, D] at positions pos to pos + T - 1, in place; cos, sin [T, E/2]. All float32 and contiguous.
+
+        Of rows below `first` only keys and values are computed, and x stays as it is. Raises Stopped where `stop` was
+        set; x, and the cache from pos on, then hold anything.
+        """
         T = len(x)
         if pos < 0 or pos + T > self.kv.capacity:
             raise CoreError(None, "pos", f"{pos} to {pos + T - 1} do not fit in a cache of {self.kv.capacity}")
+        if not 0 <= first <= T:
+            raise CoreError(None, "first", f"must be 0 to {T}, got {first}")
         for name, array, shape in (("x", x, (T, self.D)), ("cos", cos, (T, self.kv.E // 2)), ("sin", sin, cos.shape)):
             if array.shape != shape or array.dtype.str[1:] != "f4" or not array.flags.c_contiguous:
                 raise CoreError(None, name, f"must be contiguous float32 {list(shape)}, got {list(array.shape)}")
         scratch = _scratch(_lib().qwq_layer_scratch(self._layer, pos, T, _threads(threads)))
         _check(
             _lib().qwq_layer_step(
-                _at(x), self._layer, _at(cos), _at(sin), _at(scratch), pos, T, ISAS.index(isa), threads
+                _at(x),
+                self._layer,
+                _at(cos),
+                _at(sin),
+                _at(scratch),
+                _flag(stop),
+                pos,
+                T,
+                first,
+                ISAS.index(isa),
+                threads,
             )
         )

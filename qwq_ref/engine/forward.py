@@ -14,11 +14,14 @@ from ..config import Config
 from ..core.layer import Layer
 from ..core.ops import rope_frequencies, rope_tables
 from ..spec.ops import Array
+from . import thread
 from .cache import empty_caches
 from .weights import ModelWeights, embed
 
 Ids = Any  # a list or an array of integers
+Progress = Callable[[float], object]
 CHUNK = 512  # of a prompt: enough for a weight that is read once to be multiplied at full speed
+SHORT = 1 << 26  # products, about a millisecond: less than this is done at once, by the thread that asks for it
 
 
 class Sequence:
@@ -35,7 +38,10 @@ class CoreBackend:
 
     context  positions that a cache can hold
     kv       "fp32" or "int8"
+    chunk    tokens that a step takes best at a time, at most
     """
+
+    chunk = CHUNK
 
     def __init__(
         self,
@@ -50,6 +56,8 @@ class CoreBackend:
         self.form = weights.form
         self.isa, self.threads = core.chosen_isa(isa), threads
         self._inv_freq = rope_frequencies(config.rope, config.E)
+        matrices = [packed for layer in weights.layers for packed in layer] + [weights.head]
+        self._products = sum(N * K for N, K in (packed.shape for packed in matrices))  # for a token
         self._unused: list[list[Layer]] = []  # caches of sequences that are gone
         self._lock = threading.Lock()
 
@@ -72,37 +80,14 @@ class CoreBackend:
             for i, (layer, cache) in enumerate(zip(self.weights.layers, caches, strict=True))
         ]
 
-    def hidden(self, ids: Ids, sequence: Sequence) -> Array:
-        """ids [T] after what the sequence holds -> [T, D], what the last layer leaves; the cache then holds them."""
-        ids = np.asarray(ids)
-        if ids.ndim != 1 or not len(ids) or not np.issubdtype(ids.dtype, np.integer):
-            raise ValueError(f"token_ids must be a non-empty list of integers, got {ids.dtype} of shape {ids.shape}")
-        if ids.min() < 0 or ids.max() >= self.config.V:
-            raise ValueError(f"token_ids must be in [0, {self.config.V}), got {ids.min()} to {ids.max()}")
-        position = sequence.length
-        x = np.ascontiguousarray(embed(ids, self.weights.embedding))
-        positions = np.arange(position, position + len(ids))
-        cos, sin = rope_tables(self._inv_freq, self.config.rope.attention_scaling, positions)
-        for layer in sequence.layers:
-            layer.step(x, cos, sin, position, self.isa, self.threads)
-        sequence.length = position + len(ids)
-        return x
+    def step(self, ids: Ids, cache: Sequence | None, progress: Progress | None = None) -> tuple[Array, Sequence]:
+        """ids [T] -> logits of the last position [V], and the sequence that holds them.
 
-    def head(self, x: Array) -> Array:
-        """x [T, D] -> logits [T, V]"""
-        return core.matmul(
-            x,
-            self.weights.head,
-            norm=self.weights.norm,
-            eps=self.config.rms_norm_eps,
-            isa=self.isa,
-            threads=self.threads,
-        )
-
-    def step(self, ids: Ids, cache: Sequence | None) -> tuple[Array, Sequence]:
-        """ids [T] -> logits of the last position [V], and the sequence that holds them"""
+        `progress` hears of tokens, or parts of them, since its last call. What is interrupted leaves the sequence as
+        it was.
+        """
         sequence = cache or self.sequence()
-        return self.head(self.hidden(ids, sequence)[-1:])[0], sequence
+        return self._run(ids, sequence, slice(-1, None), progress)[0], sequence
 
     def logits(self, ids: Ids) -> Array:
         """ids [T] -> logits [T, V]"""
@@ -110,5 +95,33 @@ class CoreBackend:
             raise ValueError(f"{len(ids)} token_ids do not fit in a context of {self.context}")
         sequence = self.sequence()
         return np.concatenate(
-            [self.head(self.hidden(ids[i : i + CHUNK], sequence)) for i in range(0, max(1, len(ids)), CHUNK)]
+            [self._run(ids[i : i + CHUNK], sequence, slice(None)) for i in range(0, max(1, len(ids)), CHUNK)]
         )
+
+    def _run(self, ids: Ids, sequence: Sequence, rows: slice, progress: Progress | None = None) -> Array:
+        """ids [T] after what the sequence holds, which then holds them -> logits [rows of T, V]"""
+        ids = np.asarray(ids)
+        if ids.ndim != 1 or not len(ids) or not np.issubdtype(ids.dtype, np.integer):
+            raise ValueError(f"token_ids must be a non-empty list of integers, got {ids.dtype} of shape {ids.shape}")
+        if ids.min() < 0 or ids.max() >= self.config.V:
+            raise ValueError(f"token_ids must be in [0, {self.config.V}), got {ids.min()} to {ids.max()}")
+        position = sequence.length
+
+        def compute(stop: core.Stop | None, threads: int) -> Array:
+            x = np.ascontiguousarray(embed(ids, self.weights.embedding))
+            positions = np.arange(position, position + len(ids))
+            cos, sin = rope_tables(self._inv_freq, self.config.rope.attention_scaling, positions)
+            for layer in sequence.layers:  # after the last one, some rows are no longer asked for
+                first = rows.indices(len(ids))[0] if layer is sequence.layers[-1] else 0
+                layer.step(x, cos, sin, position, self.isa, threads, stop, first)
+                if progress is not None:
+                    progress(len(ids) / len(sequence.layers))
+            norm, eps = self.weights.norm, self.config.rms_norm_eps
+            return core.matmul(x[rows], self.weights.head, norm=norm, eps=eps, isa=self.isa, threads=threads, stop=stop)
+
+        if self._products * len(ids) < SHORT:
+            logits = compute(None, 1)
+        else:
+            logits = thread.call(lambda stop: compute(stop, self.threads))
+        sequence.length = position + len(ids)
+        return logits

@@ -7,19 +7,23 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-import numpy as np
-
-from ..spec import Sampling, distribution, draw
+from ..spec import Sampling
 from ..spec.ops import Array
-
-PROMPT_CHUNK = 256
+from .sampling import next_token
 
 
 class Backend(Protocol):
-    """What computes logits. A cache is a value of the backend's own; None is the empty one."""
+    """What computes logits. A cache is a value of the backend's own; None is the empty one.
 
-    def step(self, ids: Sequence[int], cache: Any) -> tuple[Array, Any]:
-        """ids [T] -> logits of the last position [V], cache with T more positions"""
+    chunk  tokens of a prompt that a step takes at most
+    """
+
+    chunk: int
+
+    def step(
+        self, ids: Sequence[int], cache: Any, progress: Callable[[float], object] | None = None
+    ) -> tuple[Array, Any]:
+        """ids [T] -> logits of the last position [V], cache with T more positions. `progress` hears of tokens."""
 
 
 @dataclass
@@ -48,34 +52,29 @@ def generate(
     context: int,
     max_tokens: int | None = None,
     intervene: Callable[[list[int]], Sequence[int]] | None = None,
-    progress: Callable[[int], object] | None = None,
+    progress: Callable[[float], object] | None = None,
 ) -> Iterator[int]:
     """Yield the ids that follow `run.prompt`, an end token (not yielded) or a limit ending them.
 
     vocabulary  ids that can be drawn: 0..vocabulary-1; logits beyond are padding of the embedding
     context     positions that the model may hold, prompt and output together
     intervene   asked after each token, with the output so far, for ids to put in the model's mouth
-    progress    called with the number of prompt tokens read since its last call
+    progress    called with the number of prompt tokens read since its last call, parts of tokens included
 
-    The token at a position is drawn with a generator of its own (Philox, keyed by the seed, counting positions), so
-    that rolling back and going on again draws the same.
+    The token at a position is drawn with a number of its own (Philox, keyed by the seed, counting positions), so that
+    rolling back and going on again draws the same.
     """
     limits = {"context": context - len(run.prompt)} | ({} if max_tokens is None else {"length": max_tokens})
     room = min(limits.values())
     cache = None
     started = time.perf_counter()
-    for start in range(0, len(run.prompt), PROMPT_CHUNK):
-        chunk = run.prompt[start : start + PROMPT_CHUNK]
-        logits, cache = backend.step(chunk, cache)
-        if progress is not None:
-            progress(len(chunk))
+    for start in range(0, len(run.prompt), backend.chunk):
+        logits, cache = backend.step(run.prompt[start : start + backend.chunk], cache, progress)
     run.prompt_seconds = time.perf_counter() - started
 
     while True:
         started = time.perf_counter()
-        probs = distribution(logits[:vocabulary], how, run.prompt, run.output)
-        position = len(run.prompt) + len(run.output)
-        token = draw(probs, np.random.Generator(np.random.Philox(key=run.seed, counter=position)))
+        token = next_token(logits[:vocabulary], how, run.prompt, run.output, run.seed)
         if token in end_ids:
             run.finish_reason = "stop"
             return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import secrets
@@ -14,6 +15,7 @@ import numpy as np
 
 from .. import core, footprint
 from ..checkpoint import Checkpoint, GenerationConfig, resolve
+from ..checkpoint.reader import CONFIG
 from ..config import Config, Rope
 from ..errors import MemoryLimitError, UsageError
 from ..spec import Sampling, forward
@@ -23,11 +25,11 @@ from ..text.chat import ChatTemplate, load_chat_template
 from . import memory
 from .cache import cache_bytes
 from .forward import CHUNK, CoreBackend
-from .generate import PROMPT_CHUNK, Run, generate
-from .weights import FORMS, model_bytes, pack_weights
+from .generate import Run, generate
+from .weights import FORMS, SLICE, model_bytes, pack_weights, packed_forms, read_weights
 
 Kind = Literal["thinking", "answer"]
-Progress = Callable[[int], object]
+Progress = Callable[[float], object]
 
 # What a spent thinking budget puts in the model's mouth, before it closes its reasoning.
 _ENOUGH = "\n\nI have thought long enough; here is the answer.\n"
@@ -47,6 +49,8 @@ class Piece:
 class NumpyBackend:
     """The spec itself, in float32."""
 
+    chunk = 256  # tokens of a prompt: scores of so many rows are held
+
     def __init__(self, config: Config, weights: Mapping[str, Array]) -> None:
         self.config = config
         self.weights = weights
@@ -57,8 +61,12 @@ class NumpyBackend:
     def logits(self, ids: Sequence[int]) -> Array:
         return forward(self.config, self.weights, ids)[0]
 
-    def step(self, ids: Sequence[int], cache: Any) -> tuple[Array, Any]:
+    def step(
+        self, ids: Sequence[int], cache: Any, progress: Callable[[float], object] | None = None
+    ) -> tuple[Array, Any]:
         logits, cache = forward(self.config, self.weights, ids, cache)
+        if progress is not None:
+            progress(len(ids))
         return logits[-1], cache
 
 
@@ -252,34 +260,47 @@ def load(
     context        positions to make room for; None: as many as the model knows, or as fit in memory
     rope           another position embedding than the config's, such as YaRN
     chat_template  a Jinja file to use instead of the checkpoint's
-    progress       called with the number of weight bytes read since its last call, of `footprint.weight_bytes` in fp32
+    progress       called with the number of weights read since its last call, of `footprint.parameters`
 
+    A folder that `convert` made holds packed weights in one form or more, which are read as they are.
     Raises a QwqError: MemoryLimitError, before any weight is read, for a model that does not fit.
     """
     backend = backend or ("core" if core.available() else "numpy")
     _check_choices(backend, weights, kv, threads)
     path = resolve(model, offline=offline)
     folder = path if path.is_dir() else path.parent
-    with Checkpoint.open(path) as checkpoint:
-        config = checkpoint.config if rope is None else dataclasses.replace(checkpoint.config, rope=rope)
+    packed = packed_forms(path)
+    with contextlib.ExitStack() as stack:
+        if packed:
+            config, candidates = Config.from_file(folder / CONFIG), list(packed)
+        else:
+            checkpoint = stack.enter_context(Checkpoint.open(path))
+            config, candidates = checkpoint.config, _candidates(checkpoint.dtypes)
+        config = config if rope is None else dataclasses.replace(config, rope=rope)
         tokenizer = load_tokenizer(folder, config.vocab_size)
         template = load_chat_template(folder, chat_template)
         defaults = GenerationConfig.from_folder(folder, config)
         if backend == "numpy":
+            if packed:
+                raise UsageError(path, "backend", "numpy reads no packed weights, which are all that is here")
             context = _fitting_context(config, context, model, _numpy_needs(config))
             read: dict[str, Array] = {}
             for name in checkpoint:
                 read[name] = checkpoint[name]
                 if progress is not None:
-                    progress(read[name].nbytes)
+                    progress(read[name].size)
             return Model(path, config, NumpyBackend(config, read), tokenizer, template, defaults, context)
+        if packed and weights and weights not in packed:
+            raise UsageError(path, "weights", f"{weights} are not here; {', '.join(packed)} are")
         isa = core.chosen_isa(isa)
         threads = threads or memory.cpus()
-        form, kv, context = _fitting_forms(config, checkpoint.dtypes, weights, kv, context, model)
-        packed = pack_weights(config, checkpoint, form, threads, progress)
-    return Model(
-        path, config, CoreBackend(config, packed, context, kv, isa, threads), tokenizer, template, defaults, context
-    )
+        form, kv, context = _fitting_forms(config, [weights] if weights else candidates, kv, context, model)
+        if packed:
+            made = read_weights(config, form, packed[form], threads, progress)
+        else:
+            made = pack_weights(config, checkpoint, form, threads, progress)
+    backend_ = CoreBackend(config, made, context, kv, isa, threads)
+    return Model(path, config, backend_, tokenizer, template, defaults, context)
 
 
 def _check_choices(backend: str, weights: str | None, kv: str | None, threads: int | None) -> None:
@@ -304,7 +325,7 @@ def _numpy_needs(config: Config) -> Needs:
     def needs(context: int) -> dict[str, int]:
         """A chunk of the prompt: logits, MLP activations, and three arrays of scores."""
         widest = max(config.V, 4 * config.F, 3 * config.H * context)
-        scratch = np.dtype(np.float32).itemsize * min(PROMPT_CHUNK, context) * widest
+        scratch = np.dtype(np.float32).itemsize * min(NumpyBackend.chunk, context) * widest
         weights = footprint.weight_bytes(config, "fp32")
         return {"weights": weights, "KV cache": per_position * context, "scratch": scratch}
 
@@ -313,8 +334,8 @@ def _numpy_needs(config: Config) -> Needs:
 
 def _core_needs(config: Config, form: str, kv: str) -> Needs:
     def needs(context: int) -> dict[str, int]:
-        """While weights are packed, the largest are there in float32 and in pieces; later, a chunk of the prompt."""
-        packing = 12 * config.F * config.D + 4 * 2 * config.V * config.D // (1 if form == "fp32" else 8)
+        """While weights are packed, some rows are there in float32 and in codes; later, a chunk of the prompt."""
+        packing = 20 * min(SLICE, config.D * max(2 * config.F, config.V))
         chunk = 4 * CHUNK * (8 * config.D + 3 * config.F + 2 * (config.H + 2 * config.K) * config.E)
         parts = {"weights": model_bytes(config, form), "KV cache": cache_bytes(config, kv, context)}
         return parts | {"scratch": max(packing, chunk)}
@@ -322,17 +343,15 @@ def _core_needs(config: Config, form: str, kv: str) -> Needs:
     return needs
 
 
+def _candidates(stored: Mapping[str, int]) -> list[str]:
+    """Forms that a checkpoint of these dtypes can be packed to, the most exact first."""
+    return ["bf16" if set(stored) == {"BF16"} else "fp32", "q8", "q4"]
+
+
 def _fitting_forms(
-    config: Config,
-    stored: Mapping[str, int],
-    weights: str | None,
-    kv: str | None,
-    context: int | None,
-    model: str | os.PathLike[str],
+    config: Config, candidates: Sequence[str], kv: str | None, context: int | None, model: str | os.PathLike[str]
 ) -> tuple[str, str, int]:
-    """-> weights, kv and context: what was asked for, or the most exact that fits with a short context."""
-    own = "bf16" if set(stored) == {"BF16"} else "fp32"
-    candidates = [weights] if weights else list(dict.fromkeys([own, "q8", "q4"]))
+    """-> weights, kv and context: the first of the candidates that fits with that context, or else a short one."""
     for form in candidates:
         cache = kv or ("fp32" if form in ("fp32", "bf16") else "int8")
         try:
@@ -349,7 +368,7 @@ def _fitting_context(config: Config, context: int | None, model: str | os.PathLi
     if context is not None and not 1 <= context <= limit:
         raise UsageError(None, "ctx-size", f"must be 1 to {limit}, which the model was made for, got {context}")
     available = memory.available_bytes()
-    wanted = context or min(limit, PROMPT_CHUNK)
+    wanted = context or min(limit, NumpyBackend.chunk)
     memory.require(needs(wanted), model, available)
     if context is not None:
         return context

@@ -12,8 +12,6 @@ keeps Qwen2's rows as Hugging Face has them, and llama.cpp rotates halves (its "
 
 from __future__ import annotations
 
-import collections
-import contextlib
 import ctypes
 import importlib
 import json
@@ -21,7 +19,7 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,6 +28,7 @@ import numpy as np
 
 from ..errors import GoldenError, UsageError
 from ..files import StrPath, read_json
+from ..llama_cpp import CACHE_TYPES, Library
 from ..spec.ops import Array
 from .candidate import Candidate, Loader
 from .graph import COS, EMBED, LOGITS, NORM, SIN, Phase
@@ -41,7 +40,6 @@ NO_TAP = (COS, SIN)  # llama.cpp computes them inside its RoPE and keeps neither
 _JSON_BYTES = 1 << 28
 # How a tensor of a ggml type is kept: NumPy has no bfloat16, so it is widened, which loses nothing.
 _STORED = {"f32": "<f4", "f16": "<f2", "bf16": "<f4", "i32": "<i4", "i64": "<i8"}
-_CACHE_TYPES = {"f32": 0, "f16": 1, "q8_0": 8, "bf16": 30}  # enum ggml_type, which only ever grows
 _VIEWS = ("VIEW", "RESHAPE", "PERMUTE", "TRANSPOSE")
 _SILENT = (*_VIEWS, "NONE", "SET_ROWS", "CPY")  # not recorded: another tensor's data, or a whole cache
 _PRECISIONS = ("fp32", "fp16", "bf16")  # from the finest to the coarsest
@@ -394,33 +392,35 @@ def capture(
     llama.cpp refuses: it wants D = H E and, in the file, every tensor of the model.
     """
     cache_type = cache_type or ("f16" if flash_attention else "f32")
-    if cache_type not in _CACHE_TYPES:
-        raise UsageError(None, "cache_type", f"must be one of {', '.join(_CACHE_TYPES)}, got {cache_type}")
+    if cache_type not in CACHE_TYPES:
+        raise UsageError(None, "cache_type", f"must be one of {', '.join(CACHE_TYPES)}, got {cache_type}")
     if not phases:
         raise UsageError(None, "phases", "must be at least one")
     library = _Library()
-    settings: dict[str, float] = {
+    settings: dict[str, Any] = {
         "n_ctx": max(phase.S for phase in phases),
         # One graph per phase: the prompt must not be cut.
         "n_batch": max(phase.T for phase in phases),
         "n_ubatch": max(phase.T for phase in phases),
-        "type_k": _CACHE_TYPES[cache_type],
-        "type_v": _CACHE_TYPES[cache_type],
+        "type_k": CACHE_TYPES[cache_type],
+        "type_v": CACHE_TYPES[cache_type],
     }
     if threads is not None:
         settings |= {"n_threads": threads, "n_threads_batch": threads}
     settings |= context or {}
 
-    about = {"llama.cpp": library.version, "KV cache": cache_type}
+    about = {"llama.cpp": f"({library.version})", "KV cache": cache_type}
     if gpu_layers:
         about["layers on the GPU"] = str(gpu_layers)
 
     def run(keep: Callable[[int, int, Node, Array], None]) -> list[list[Node]]:
         with (
-            library.errors() as errors,
-            library.model(gguf_path, gpu_layers, errors) as model,
+            library.log() as log,
+            library.model(gguf_path, {"n_gpu_layers": gpu_layers}, log) as model,
             _Recorder(library, keep) as recorder,
-            library.context(gguf_path, model, settings, flash_attention, recorder, errors) as context,
+            library.context(
+                gguf_path, model, settings | {"cb_eval": recorder.callback}, flash_attention, log
+            ) as context,
         ):
             tokens = library.vocabulary(model)
             for phase in phases:
@@ -428,7 +428,13 @@ def capture(
                     raise GoldenError(gguf_path, phase.name, f"has tokens that are not among the model's {tokens}")
                 recorder.begin()
                 wanted = [all_logits or i == phase.T - 1 for i in range(phase.T)]
-                library.decode(gguf_path, context, phase, wanted, recorder, errors)
+                with library.batch(phase.ids, phase.start, wanted) as batch:
+                    status = library.decode(context, batch)
+                if recorder.problem is not None:
+                    raise recorder.problem
+                if status:
+                    problem = f"llama.cpp cannot decode it: status {status} ({log.problem()})"
+                    raise GoldenError(gguf_path, phase.name, problem)
             return recorder.graphs
 
     if folder is None:
@@ -633,17 +639,11 @@ def _layout(*between: tuple[str, Any]) -> type[ctypes.Structure]:
 _LAYOUTS = (_layout(), _layout(("grad", ctypes.c_void_p)))  # with a gradient until November 2024
 
 
-class _Library:
-    """llama-cpp-python's bindings, and the few functions of ggml that it does not bind."""
+class _Library(Library):
+    """The bindings, and the few functions of ggml that they lack."""
 
     def __init__(self) -> None:
-        try:
-            self.api: Any = importlib.import_module("llama_cpp.llama_cpp")
-            package: Any = importlib.import_module("llama_cpp")
-        except ImportError as problem:
-            hint = "pip install llama-cpp-python"
-            raise UsageError(None, "llama.cpp", f"needs the package llama-cpp-python: {hint} ({problem})") from None
-        self.version = f"(llama-cpp-python {package.__version__})"
+        super().__init__(GoldenError)
         pointer, text, size = ctypes.c_void_p, ctypes.c_char_p, ctypes.c_size_t
         self._name_at = self._function("ggml_get_name", pointer, pointer)
         self._op = self._function("ggml_op_desc", text, pointer)
@@ -651,7 +651,6 @@ class _Library:
         self._bytes = self._function("ggml_nbytes", size, pointer)
         self._get = self._function("ggml_backend_tensor_get", None, pointer, pointer, size, size)
         self._layout: type[ctypes.Structure] | None = None
-        self.api.llama_backend_init()
 
     def _function(self, name: str, result: Any, *arguments: Any) -> Any:
         """A function of ggml's. It is in a library that libllama was linked with, where the system looks it up."""
@@ -693,99 +692,3 @@ class _Library:
         if kind == "bf16":  # the upper half of a float32
             return (strided.astype(np.uint32) << 16).view(np.float32)
         return strided.copy()
-
-    @contextlib.contextmanager
-    def errors(self) -> Iterator[Callable[[], str]]:
-        """Keep llama.cpp's log from the screen -> what it complained about last."""
-        lines: collections.deque[str] = collections.deque(maxlen=200)
-
-        def logged(level: int, text: bytes, _: object) -> None:
-            lines.append(text.decode("utf-8", "replace").strip())
-
-        def last() -> str:
-            recent = list(lines)[-4:]
-            return "; ".join([line for line in recent if re.search("error|invalid|fail", line)] or recent[-1:])
-
-        callback = self.api.llama_log_callback(logged)
-        self.api.llama_log_set(callback, None)
-        try:
-            yield last
-        finally:  # back to the one that llama-cpp-python installs
-            self.api.llama_log_set(importlib.import_module("llama_cpp._logger").llama_log_callback, None)
-
-    @contextlib.contextmanager
-    def model(self, path: StrPath, gpu_layers: int, errors: Callable[[], str]) -> Iterator[Any]:
-        parameters = self.api.llama_model_default_params()
-        parameters.n_gpu_layers = gpu_layers
-        # The older names; the newer ones exist since 2025.
-        load = getattr(self.api, "llama_model_load_from_file", None) or self.api.llama_load_model_from_file
-        free = getattr(self.api, "llama_model_free", None) or self.api.llama_free_model
-        model = load(str(path).encode(), parameters)
-        if not model:
-            raise GoldenError(path, None, f"llama.cpp does not load it ({errors()})")
-        try:
-            yield model
-        finally:
-            free(model)
-
-    def vocabulary(self, model: Any) -> int:
-        """How many tokens a model has."""
-        if hasattr(self.api, "llama_model_get_vocab"):  # since 2025
-            return int(self.api.llama_vocab_n_tokens(self.api.llama_model_get_vocab(model)))
-        return int(self.api.llama_n_vocab(model))
-
-    @contextlib.contextmanager
-    def context(
-        self,
-        path: StrPath,
-        model: Any,
-        settings: Mapping[str, float],
-        flash_attention: bool,
-        recorder: _Recorder,
-        errors: Callable[[], str],
-    ) -> Iterator[Any]:
-        parameters = self.api.llama_context_default_params()
-        flash = {"flash_attn_type" if hasattr(parameters, "flash_attn_type") else "flash_attn": int(flash_attention)}
-        for name, value in {**flash, **settings}.items():
-            if not hasattr(parameters, name):
-                raise UsageError(None, f"context.{name}", "llama_context_params has no such field")
-            try:
-                setattr(parameters, name, value)
-            except TypeError as problem:
-                raise UsageError(None, f"context.{name}", str(problem)) from None
-        parameters.cb_eval = recorder.callback
-        create = getattr(self.api, "llama_init_from_model", None) or self.api.llama_new_context_with_model
-        run = create(model, parameters)
-        if not run:
-            raise GoldenError(path, None, f"llama.cpp makes no context for it ({errors()})")
-        try:
-            yield run
-        finally:
-            self.api.llama_free(run)
-
-    def decode(
-        self,
-        path: StrPath,
-        run: Any,
-        phase: Phase,
-        wanted: Sequence[bool],
-        recorder: _Recorder,
-        errors: Callable[[], str],
-    ) -> None:
-        """One batch: a phase's tokens at their positions, and whose logits are wanted."""
-        batch = self.api.llama_batch_init(phase.T, 0, 1)
-        try:
-            batch.n_tokens = phase.T
-            for i, (token, logits) in enumerate(zip(phase.ids, wanted, strict=True)):
-                batch.token[i] = token
-                batch.pos[i] = phase.start + i
-                batch.n_seq_id[i] = 1
-                batch.seq_id[i][0] = 0
-                batch.logits[i] = logits
-            status = self.api.llama_decode(run, batch)
-        finally:
-            self.api.llama_batch_free(batch)
-        if recorder.problem is not None:
-            raise recorder.problem
-        if status:
-            raise GoldenError(path, phase.name, f"llama.cpp cannot decode it: status {status} ({errors()})")

@@ -1,0 +1,281 @@
+"""Whole models: prompt and decoding speed, in turns with the ceilings, and with a peer where there is one.
+
+The words are llama-bench's. `pp512` reads a prompt of 512 tokens and computes the logits of the last; `tg128` decodes
+128 tokens, one after another; `@ d4096` behind 4096 others. Tokens are random, and nothing is sampled.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from statistics import median, stdev
+from time import perf_counter
+from typing import Any, Protocol
+
+import numpy as np
+
+from .. import core
+from ..checkpoint.packed import Stored
+from ..config import Config
+from ..core import Array, Packed
+from ..core import attention as kv_cache
+from ..engine.forward import CHUNK, CoreBackend, Sequence
+from ..engine.weights import EMBEDDING, HEAD, ModelWeights, plan
+from .measure import Ceilings
+from .ops import weight
+
+SHORTEST = 0.2  # seconds over which a ceiling is measured
+
+
+@dataclass(frozen=True)
+class Trial:
+    """tokens  read at once ("pp"), or decoded one after another ("tg"), behind `depth` others"""
+
+    kind: str
+    tokens: int
+    depth: int
+
+    def __str__(self) -> str:
+        return f"{self.kind}{self.tokens}" + (f" @ d{self.depth}" if self.depth else "")
+
+
+@dataclass(frozen=True)
+class Work:
+    """Of a whole test.
+
+    products  multiply-accumulates of the weights' matrices
+    scores    of attention: queries with keys, and probabilities with values
+    bytes     that must come from memory: matrices, one row of the embedding a token, the cache
+    """
+
+    products: int
+    scores: int
+    bytes: int
+
+
+def work(config: Config, weights: str, kv: str, test: Trial) -> Work:
+    """By arithmetic: each packed weight is read once a step, and the cache once for the step's tokens."""
+    planned = plan(config, weights)
+    head, row = planned.pop(HEAD), planned[EMBEDDING].nbytes // config.V
+    matrices = {name: math.prod(stored.shape) for name, stored in planned.items() if stored.format is not None}
+    # Of a prompt's last layer only one row goes on behind keys and values, and through the head.
+    last = sum(size for name, size in matrices.items() if name.startswith(f"model.layers.{config.L - 1}."))
+    last -= matrices[f"model.layers.{config.L - 1}.self_attn.qkv_proj.weight"]
+    steps, unasked = (1, test.tokens - 1) if test.kind == "pp" else (test.tokens, 0)
+    seen, end = sum(range(test.depth + 1, test.depth + test.tokens + 1)), test.depth + test.tokens
+    at_a_time = 1024  # positions that a cache is laid out in
+    per_position = config.L * kv_cache.kv_bytes(kv, at_a_time, config.K, config.E) / at_a_time
+    return Work(
+        sum(matrices.values()) * test.tokens - last * unasked + math.prod(head.shape) * steps,
+        2 * config.H * config.E * (config.L * seen - (seen - end if unasked else 0)),
+        sum(planned[name].nbytes for name in matrices) * steps
+        + head.nbytes * steps
+        + row * test.tokens
+        + int(per_position * (seen if test.kind == "tg" else end)),
+    )
+
+
+def random_weights(config: Config, form: str, progress: Callable[[int], object] = lambda count: None) -> ModelWeights:
+    """All of `random_tensors`; `progress` hears of their bytes."""
+    tensors = {}
+    for name, tensor in random_tensors(config, form):
+        tensors[name] = tensor
+        progress(Stored.of(tensor).nbytes)
+    return ModelWeights.of(config, form, tensors)
+
+
+def random_tensors(config: Config, form: str) -> Iterator[tuple[str, Packed | Array]]:
+    """What `plan` says, one after another. Outputs are about as large as inputs, as in a trained model."""
+    for name, stored in plan(config, form).items():
+        if stored.format is not None:
+            yield name, weight(stored.format, (stored.shape[0], stored.shape[1]), stored.shape[1] ** -0.5)
+        elif len(stored.shape) == 2:
+            yield name, _random_rows(stored)
+        else:
+            yield name, np.full(stored.shape, name.endswith("norm.weight"), np.float32)
+
+
+def _random_rows(stored: Stored) -> Array:
+    """An embedding: some random rows, again and again."""
+    bits = stored.dtype == "BF16"
+    array: Array = core.aligned(stored.nbytes).view(np.uint16 if bits else np.float32).reshape(stored.shape)
+    some = np.random.default_rng(1).standard_normal((256, stored.shape[1]), np.float32)
+    rows = (some.view(np.uint32) >> 16).astype(np.uint16) if bits else some
+    for start in range(0, len(array), len(rows)):
+        array[start : start + len(rows)] = rows[: len(array) - start]
+    return array
+
+
+class Runner(Protocol):
+    """What can be timed: the engine, or a peer."""
+
+    def prompt(self, tokens: int, depth: int) -> float:
+        """Seconds that the prompt takes."""
+
+    def decode(self, tokens: int, depth: int) -> float:
+        """Seconds that so many tokens take."""
+
+
+class Engine:
+    """One sequence of a backend, of which `depth` positions are filled in when first asked for."""
+
+    def __init__(self, backend: CoreBackend) -> None:
+        self.backend = backend
+        self.sequence: Sequence = backend.sequence()
+        self.filled = 0
+        self._rng = np.random.default_rng(0)
+
+    def prompt(self, tokens: int, depth: int) -> float:
+        self._fill(depth)
+        ids = self._ids(tokens)
+        start = perf_counter()
+        for at in range(0, tokens, CHUNK):
+            self.backend.step(ids[at : at + CHUNK], self.sequence)
+        return perf_counter() - start
+
+    def decode(self, tokens: int, depth: int) -> float:
+        self._fill(depth)
+        ids = self._ids(tokens)
+        start = perf_counter()
+        for at in range(tokens):
+            self.backend.step(ids[at : at + 1], self.sequence)
+        return perf_counter() - start
+
+    def _ids(self, tokens: int) -> Array:
+        return self._rng.integers(0, self.backend.config.V, tokens)
+
+    def _fill(self, depth: int) -> None:
+        """Positions below `depth` get keys and values of the size that random weights make, without computing them."""
+        config, at_a_time = self.backend.config, 1024
+        k, v = self._rng.standard_normal((2, at_a_time, config.K, config.E), np.float32)
+        for start in range(self.filled, depth, at_a_time):
+            new = min(at_a_time, depth - start)
+            for layer in self.sequence.layers:
+                kv_cache.append(layer.kv, k[:new], v[:new], start, threads=self.backend.threads)
+        self.filled = max(self.filled, depth)
+        self.sequence.length = depth
+
+
+@dataclass(frozen=True)
+class Row:
+    """One test. Speeds are tokens per second; nothing is rounded.
+
+    tokens          of the test; products, scores, bytes: of all of them, see `Work`
+    tok_s           the median of the repeats; tok_s_stddev their standard deviation
+    peak            multiply-accumulates per second of the processor, None where there is no such ceiling
+    attention_peak  the same, for attention's
+    read            bytes per second from memory
+    ceiling_tok_s   what these allow; share: of it
+    bound           "compute" or "memory", whichever takes longer
+    ratio           the median of tok_s / peer_tok_s, run by run in turns
+    """
+
+    test: str
+    model: str
+    weights: str
+    kv: str
+    isa: str
+    threads: int
+    tokens: int
+    depth: int
+    tok_s: float
+    tok_s_stddev: float
+    samples: list[float]
+    products: int
+    scores: int
+    bytes: int
+    peak: float | None
+    attention_peak: float | None
+    read: float
+    bound: str | None
+    ceiling_tok_s: float | None
+    share: float | None
+    peer: str | None
+    peer_tok_s: float | None
+    peer_samples: list[float]
+    ratio: float | None
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def rows(
+    model: str,
+    backend: CoreBackend,
+    tests: list[Trial],
+    repeats: int,
+    best: Ceilings,
+    peer: tuple[str, Runner] | None = None,
+) -> Iterator[Row]:
+    """Each test: once to warm up, then in each repeat the ceilings, the engine, the peer."""
+    engine = Engine(backend)
+    for test in tests:
+        yield _row(model, backend, engine, test, repeats, best, peer)
+
+
+def _row(
+    model: str,
+    backend: CoreBackend,
+    engine: Engine,
+    test: Trial,
+    repeats: int,
+    best: Ceilings,
+    peer: tuple[str, Runner] | None,
+) -> Row:
+    runners: list[Runner] = [engine, *([peer[1]] if peer else [])]
+    for runner in runners:
+        _seconds(runner, dataclasses.replace(test, tokens=min(test.tokens, CHUNK if test.kind == "pp" else 2)))
+    # What AVX2 must do for a weight's bytes, and for keys and values of 8 bits with probabilities of up to 16.
+    peaks: dict[str, list[float]] = {"floats" if backend.form in ("fp32", "bf16") else "dots-127": []}
+    peaks.setdefault("dots-words" if backend.kv == "int8" else "floats", [])
+    linear, attention = next(iter(peaks)), "dots-words" if backend.kv == "int8" else "floats"
+    reads: list[float] = []
+    times: list[list[float]] = [[] for _ in runners]
+    for _ in range(repeats):
+        for which, rates in peaks.items():
+            rate = best.peak(which, backend.isa, backend.threads, SHORTEST)
+            rates.extend([] if rate is None else [rate])
+        reads.append(best.read(backend.threads, SHORTEST))
+        for runner, seconds in zip(runners, times, strict=True):
+            seconds.append(_seconds(runner, test))
+    todo, read = work(backend.config, backend.form, backend.kv, test), median(reads)
+    peak, attention_peak = (median(peaks[name]) if peaks[name] else None for name in (linear, attention))
+    bound = ceiling = None
+    if peak is not None and attention_peak is not None:
+        limits = {"compute": todo.products / peak + todo.scores / attention_peak, "memory": todo.bytes / read}
+        bound = max(limits, key=lambda name: limits[name])
+        ceiling = test.tokens / limits[bound]
+    speeds, *theirs = ([test.tokens / s for s in seconds] for seconds in times)
+    ratios = [ours / other for ours, other in zip(speeds, theirs[0], strict=True)] if theirs else []
+    return Row(
+        test=str(test),
+        model=model,
+        weights=backend.form,
+        kv=backend.kv,
+        isa=backend.isa,
+        threads=backend.threads,
+        tokens=test.tokens,
+        depth=test.depth,
+        tok_s=median(speeds),
+        tok_s_stddev=stdev(speeds) if len(speeds) > 1 else 0.0,
+        samples=speeds,
+        products=todo.products,
+        scores=todo.scores,
+        bytes=todo.bytes,
+        peak=peak,
+        attention_peak=attention_peak,
+        read=read,
+        bound=bound,
+        ceiling_tok_s=ceiling,
+        share=median(speeds) / ceiling if ceiling is not None else None,
+        peer=peer[0] if peer else None,
+        peer_tok_s=median(theirs[0]) if theirs else None,
+        peer_samples=theirs[0] if theirs else [],
+        ratio=median(ratios) if ratios else None,
+    )
+
+
+def _seconds(runner: Runner, test: Trial) -> float:
+    return (runner.prompt if test.kind == "pp" else runner.decode)(test.tokens, test.depth)

@@ -1,0 +1,59 @@
+"""The spec's choice of a token, without looking at a whole vocabulary where few of it can be chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import cast
+
+import numpy as np
+
+from .. import core
+from ..core.ops import top_k, uniform
+from ..spec import Sampling, distribution, draw
+from ..spec.ops import Array
+from ..spec.sampling import presence_penalty, repetition_penalty
+
+_MANY = 1024  # tokens from which a search for the likeliest pays
+
+
+def next_token(logits: Array, how: Sampling, prompt: Sequence[int], output: Sequence[int], seed: int) -> int:
+    """logits float32 [V] -> the id to follow prompt and output: `spec.draw` of `spec.distribution`.
+
+    The number that decides belongs to the position. Penalties that change nothing are left out, and where top-k is the
+    first to rule tokens out, only those that it leaves are gone on with: the probabilities are the spec's to rounding.
+    """
+    number = cast(np.random.Generator, _Number(seed, len(prompt) + len(output)))
+    if how.repetition_penalty == 1 and how.presence_penalty == 0:
+        how = replace(how, steps=tuple(step for step in how.steps if step != "penalties"))
+    order = [step for step in how.steps if step != "temperature"]  # which changes no order
+    if not 0 < how.top_k < len(logits) >= _MANY or order not in _TOP_K_FIRST:
+        return draw(distribution(logits, how, prompt, output), number)
+    if "penalties" in order:
+        logits = repetition_penalty(logits.astype(np.float64), [*prompt, *output], how.repetition_penalty)
+        logits = presence_penalty(logits, output, how.presence_penalty)
+    ids = np.flatnonzero(~(logits < _kth_largest(logits, how.top_k)))
+    rest = replace(how, steps=tuple(step for step in how.steps if step not in ("penalties", "top_k")))
+    return int(ids[draw(distribution(logits[ids], rest), number)])
+
+
+_REST: tuple[list[str], ...] = ([], ["top_p"], ["min_p"], ["top_p", "min_p"], ["min_p", "top_p"])
+_TOP_K_FIRST = [[*before, "top_k", *rest] for before in ([], ["penalties"]) for rest in _REST]
+
+
+def _kth_largest(x: Array, k: int) -> float:
+    if x.dtype == np.float32 and core.available():
+        return float(top_k(x, k)[1][-1])
+    return float(np.partition(x, -k)[-k])
+
+
+class _Number:
+    """What `draw` asks a generator for: the number of a position, as numpy.random's Philox with this key has it."""
+
+    def __init__(self, seed: int, position: int) -> None:
+        self.seed, self.position = seed, position
+
+    def random(self) -> float:
+        if core.available():
+            return uniform(self.seed, self.position)
+        return np.random.Generator(np.random.Philox(key=self.seed, counter=self.position)).random()
