@@ -55,11 +55,12 @@ def same(a, b):
 @pytest.mark.parametrize("mode", MODES, ids=str)
 @pytest.mark.parametrize("name", PACKS)
 def test_the_engine_passes(packs, name, mode):
-    """Floats as anybody's float32, and every mode by its bits; the prompt whole or in pieces, then token by token."""
+    """Floats as anybody's float32, and every mode by its bits; the prompt whole or in pieces, then token by token; of
+    the prompt all logits, or the last alone, which leaves a part of the last layer out."""
     golden, weights = packs[name]
     phases = golden.manifest.phases
-    for chunk in (None, 1, 5):
-        candidate = oracle.engine_taps(backend_of(golden.manifest.config, weights, mode), phases, chunk)
+    for chunk, all_logits in ((None, True), (1, True), (5, True), (None, False), (5, False)):
+        candidate = oracle.engine_taps(backend_of(golden.manifest.config, weights, mode), phases, chunk, all_logits)
         assert len(candidate.tensors) == len(phases) * (golden.manifest.config.L + 2)
         if mode.precision == "fp32":
             report = oracle.check(golden, candidate, coverage=False)
@@ -208,11 +209,11 @@ def a_later_position(config, weights, mode):
     """Decoding is off by one; the prompt is not."""
 
     class Late(CoreBackend):
-        def logits(self, ids, sequence):
+        def run(self, ids, sequence, rows, progress=None):
             tables = forward.rope_tables
             forward.rope_tables = lambda inv_freq, scaling, at: tables(inv_freq, scaling, at + (len(at) == 1))
             try:
-                return super().logits(ids, sequence)
+                return super().run(ids, sequence, rows)
             finally:
                 forward.rope_tables = tables
 
@@ -224,14 +225,14 @@ def with_drafts(leaves_behind):
 
     def build(config, weights, mode):
         class Drafting(CoreBackend):
-            def logits(self, ids, sequence):
+            def run(self, ids, sequence, rows, progress=None):
                 watched, length = sequence.layers, sequence.length
                 sequence.layers = [layer.layer for layer in watched]
-                super().logits([5, 7], sequence)
+                super().run([5, 7], sequence, rows)
                 sequence.layers, sequence.length = watched, length
                 buffer = watched[1].layer.kv.buffer
                 stale = buffer.copy()
-                x = super().logits(ids, sequence)
+                x = super().run(ids, sequence, rows)
                 if leaves_behind and len(ids) == 1:
                     buffer[:] = stale
                 return x

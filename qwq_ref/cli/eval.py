@@ -161,12 +161,14 @@ def _pairs_row(pairs: Pairs) -> str:
 
 
 def _load(options: argparse.Namespace, choices: dict[str, Any]) -> Model:
-    from ..checkpoint import Checkpoint, resolve
+    from ..checkpoint import resolve
+    from ..checkpoint.reader import CONFIG
+    from ..config import Config
     from ..engine.model import NumpyBackend, load
 
     path = resolve(options.model, offline=options.offline)
-    with Checkpoint.open(path) as checkpoint:
-        context = min(checkpoint.config.positions, _PROMPT + options.max_tokens)
+    config = Config.from_file((path if path.is_dir() else path.parent) / CONFIG)
+    context = min(config.positions, _PROMPT + options.max_tokens)
     # Each worker has a sequence of its own, on one thread.
     model = load(path, **choices | {"threads": 1}, context=context, offline=options.offline)
     if isinstance(model.backend, NumpyBackend) and model.config.sliding_window is not None:

@@ -87,18 +87,18 @@ class CoreBackend:
         it was.
         """
         sequence = cache or self.sequence()
-        return self._run(ids, sequence, slice(-1, None), progress)[0], sequence
+        return self.run(ids, sequence, slice(-1, None), progress)[0], sequence
 
-    def logits(self, ids: Ids, sequence: Sequence | None = None) -> Array:
-        """ids [T], after what a sequence holds -> logits [T, V]"""
-        sequence = sequence or self.sequence()
-        if sequence.length + len(ids) > self.context:
+    def logits(self, ids: Ids) -> Array:
+        """ids [T] -> logits [T, V]"""
+        if len(ids) > self.context:
             raise ValueError(f"{len(ids)} token_ids do not fit in a context of {self.context}")
+        sequence = self.sequence()
         return np.concatenate(
-            [self._run(ids[i : i + CHUNK], sequence, slice(None)) for i in range(0, max(1, len(ids)), CHUNK)]
+            [self.run(ids[i : i + CHUNK], sequence, slice(None)) for i in range(0, max(1, len(ids)), CHUNK)]
         )
 
-    def _run(self, ids: Ids, sequence: Sequence, rows: slice, progress: Progress | None = None) -> Array:
+    def run(self, ids: Ids, sequence: Sequence, rows: slice, progress: Progress | None = None) -> Array:
         """ids [T] after what the sequence holds, which then holds them -> logits [rows of T, V]"""
         ids = np.asarray(ids)
         if ids.ndim != 1 or not len(ids) or not np.issubdtype(ids.dtype, np.integer):

@@ -65,8 +65,14 @@ def run_mode(
     return engine_taps(CoreBackend(config, packed, phases[-1].S, mode.kv, threads=threads), phases)
 
 
-def engine_taps(backend: CoreBackend, phases: Sequence[Phase], chunk: int | None = None) -> Candidate:
-    """Run the phases through the engine, each in pieces of `chunk` tokens, or whole -> embedding, every layer, logits.
+def engine_taps(
+    backend: CoreBackend, phases: Sequence[Phase], chunk: int | None = None, all_logits: bool = True
+) -> Candidate:
+    """Run the phases through the engine -> embedding, every layer's output, logits.
+
+    chunk       tokens that a step takes at most; None: a phase whole
+    all_logits  False: as generation runs, where the end of the last layer and the head are computed for the last token
+                of a step alone; then those results are the last token's
 
     UsageError for phases that do not begin at 0 and follow each other.
     """
@@ -76,14 +82,19 @@ def engine_taps(backend: CoreBackend, phases: Sequence[Phase], chunk: int | None
     sequence = backend.sequence()
     layers = sequence.layers
     phase = phases[0]
+    outputs = (absolute(len(layers) - 1, "resid_post"), LOGITS)
 
     def keep(tap: str, x: Array) -> None:
-        pieces.setdefault((phase.name, tap), []).append(x.copy())
+        if all_logits or tap not in outputs:
+            pieces.setdefault((phase.name, tap), []).append(x.copy())
+        else:
+            pieces[phase.name, tap] = [x[-1:].copy()]
 
     sequence.layers = [_Watched(layer, i, keep) for i, layer in enumerate(layers)]  # type: ignore[misc]
     for phase in phases:
         for start in range(0, phase.T, chunk or phase.T):
-            keep(LOGITS, backend.logits(phase.ids[start : start + (chunk or phase.T)], sequence))
+            ids = phase.ids[start : start + (chunk or phase.T)]
+            keep(LOGITS, backend.run(ids, sequence, slice(None) if all_logits else slice(-1, None)))
     sequence.layers = layers
     return Candidate(
         source=str(backend),
@@ -99,8 +110,8 @@ class _Watched:
     def __init__(self, layer: Layer, number: int, keep: Callable[[str, Array], None]) -> None:
         self.layer, self.number, self.keep = layer, number, keep
 
-    def step(self, x: Array, *rest: Any, **named: Any) -> None:
+    def step(self, x: Array, *rest: Any) -> None:
         if self.number == 0:
             self.keep(EMBED, x)
-        self.layer.step(x, *rest, **named)
+        self.layer.step(x, *rest)
         self.keep(absolute(self.number, "resid_post"), x)

@@ -102,7 +102,7 @@ def main():
             continue
         for _ in range(2):  # the first time pages are touched; then it is rolled back
             sequence.length, begun = start, time.perf_counter()
-            logits = backend.logits(chunk, sequence)
+            logits = backend.run(chunk, sequence, slice(None))
             speed = len(chunk) / (time.perf_counter() - begun)
         first = first or speed
         print(f"{start + len(chunk):>9}{speed:>17.1f}{speed / first:>14.0%}", flush=True)
