@@ -10,6 +10,7 @@ only. 131,072 tokens take some minutes on two cores, and 8 GB of memory.
 """
 
 import dataclasses
+import functools
 import sys
 import time
 from pathlib import Path
@@ -65,6 +66,7 @@ def rows(config, weights, ids, wanted):
     """Position -> the spec's logits there."""
     layer = "model.layers.0."
 
+    @functools.cache  # 4 GB
     def weight(name):
         w = weights[layer + name]
         return meant(w, "q4") if w.ndim == 2 else w.astype(np.float64)
