@@ -140,3 +140,26 @@ def test_the_command(tmp_path, capsys):
     assert "579" in subprocess.run(question, capture_output=True, text=True, check=True).stdout
     assert cli.main(["info", str(tmp_path / "nano")]) == 0
     assert cli.main(["convert", str(tmp_path / "nano"), "-t", "0"]) == 2
+
+
+def test_beside_a_checkpoint_packed_weights_are_not_looked_for(folder, tmp_path):
+    """They may be of an older one."""
+    shutil.copytree(NANO, tmp_path / "both")
+    shutil.copyfile(folder / packed_name("q8"), tmp_path / "both" / packed_name("q4"))
+    model = qwq_ref.load(tmp_path / "both", weights="q4")
+    assert np.array_equal(model.logits([1, 2, 3]), qwq_ref.load("qwq-nano", weights="q4").logits([1, 2, 3]))
+
+
+@pytest.mark.parametrize("missing", [True, False])
+def test_a_file_with_a_tensor_too_few_or_too_many_is_refused(folder, tmp_path, missing):
+    shutil.copytree(folder, tmp_path / "other")
+    path = tmp_path / "other" / packed_name("q8")
+    tensors = packed.read_packed(path)
+    name = "model.norm.weight" if missing else "model.more.weight"
+    tensors = {key: w for key, w in tensors.items() if key != name} | (
+        {} if missing else {name: tensors["model.norm.weight"]}
+    )
+    packed.write_packed(path, tensors)
+    with pytest.raises(CheckpointError) as caught:
+        qwq_ref.load(tmp_path / "other", weights="q8")
+    assert caught.value.field == name
