@@ -309,8 +309,8 @@ def load(
             made = read_weights(config, form, packed[form], threads, progress)
         else:
             made = pack_weights(config, checkpoint, form, threads, progress)
-    backend_ = CoreBackend(config, made, context, kv, isa, threads)
-    return Model(path, config, backend_, tokenizer, template, defaults, context)
+    engine = CoreBackend(config, made, context, kv, isa, threads)
+    return Model(path, config, engine, tokenizer, template, defaults, context)
 
 
 def _check_choices(backend: str, weights: str | None, kv: str | None, threads: int | None) -> None:
