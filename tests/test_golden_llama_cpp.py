@@ -13,6 +13,7 @@ import pytest
 from models import config_values, random_weights, yarn
 
 from qwq_ref import spec
+from qwq_ref.bench.llama_cpp import GGUF_NAMES
 from qwq_ref.config import Config
 from qwq_ref.errors import GoldenError, UsageError
 from qwq_ref.llama_cpp import Library
@@ -644,22 +645,6 @@ def test_without_the_package(monkeypatch):
 def gguf():
     pytest.importorskip("llama_cpp", reason="runs the real llama.cpp: pip install llama-cpp-python gguf")
     return pytest.importorskip("gguf", reason="writes models for the real llama.cpp: pip install gguf")
-
-
-GGUF_NAMES = {
-    "model.embed_tokens": "token_embd",
-    "model.norm": "output_norm",
-    "lm_head": "output",
-    "input_layernorm": "attn_norm",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "post_attention_layernorm": "ffn_norm",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-}
 
 
 def write_gguf(gguf, path, config, weights, kind="F32", fused=False, metadata=()):

@@ -74,7 +74,7 @@ _BLOCKS = {
     "Q6_K": _Block(256, 210, {208: 1.0}, math.sqrt(5461.5 * 341.5)),
 }
 
-_NAMES = {
+GGUF_NAMES = {
     "model.embed_tokens": "token_embd",
     "model.norm": "output_norm",
     "lm_head": "output",
@@ -163,7 +163,7 @@ def _tensors(config: Config, quant: str) -> dict[str, tuple[tuple[int, ...], str
         module, leaf = name.rsplit(".", 1)
         parts = module.split(".", 3)  # model.layers.7.mlp.up_proj
         layer = int(parts[2]) if len(parts) == 4 else None
-        base = _NAMES[module if layer is None else parts[3]]
+        base = GGUF_NAMES[module if layer is None else parts[3]]
         kind = _kind(base, layer, config, quant) if len(shape) == 2 else "F32"
         if kind in _BLOCKS and shape[1] % _BLOCKS[kind].weights:
             raise ConfigError(

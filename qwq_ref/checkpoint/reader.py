@@ -38,6 +38,7 @@ class Checkpoint(Mapping[str, NDArray[np.float32]]):
         self.config = config
         self._homes = {name: homes[name] for name in config.tensors()}
         self._files = files
+        self._is_large = sum(self.dtypes.values()) >= DROP_FROM
 
     @classmethod
     def open(cls, path: StrPath) -> Checkpoint:
@@ -48,8 +49,7 @@ class Checkpoint(Mapping[str, NDArray[np.float32]]):
         path = Path(path)
         if not os.path.lexists(path):
             raise CheckpointError(path, None, "no such file or folder")
-        is_folder = os.path.isdir(path)
-        config = Config.from_file((path if is_folder else path.parent) / CONFIG)
+        config, is_folder = read_config(path), os.path.isdir(path)
         with ExitStack() as files:
             if is_folder and not os.path.lexists(path / SINGLE):
                 if not os.path.lexists(path / INDEX):
@@ -81,7 +81,7 @@ class Checkpoint(Mapping[str, NDArray[np.float32]]):
 
     def forget(self, name: str, begin: int, end: int) -> None:
         """Have the system drop its copy of rows that were read, if the checkpoint is large: see `DROP_FROM`."""
-        if sum(self.dtypes.values()) >= DROP_FROM:
+        if self._is_large:
             self._homes[name].forget(name, begin, end)
 
     def __contains__(self, name: object) -> bool:  # Mapping's own would read the tensor
@@ -124,6 +124,11 @@ class Checkpoint(Mapping[str, NDArray[np.float32]]):
                     raise CheckpointError(file.path, name, f"holds {found[1]} at {index}")
                 if progress is not None:
                     progress(block.nbytes)
+
+
+def read_config(path: Path) -> Config:
+    """Of a folder, or of the folder that a file of weights is in. Raises ConfigError."""
+    return Config.from_file((path if path.is_dir() else path.parent) / CONFIG)
 
 
 def read_index(path: Path) -> dict[str, str]:

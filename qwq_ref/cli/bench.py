@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from ..config import Config
 from ..engine.memory import cpus, require
 from ..errors import QwqError, UsageError
-from .options import add_rope_arguments, chosen_rope, progress_bar, set_threads
+from .options import DEFAULT_MODEL, add_rope_arguments, chosen_rope, progress_bar, require_core, set_threads
 
 if TYPE_CHECKING:
     from ..bench.model import Runner, Trial
@@ -56,8 +56,7 @@ def run(options: argparse.Namespace) -> int:
     threads = _numbers(options.threads, "threads") if options.threads else [cpus()]
     if max(threads) > core.MOST_THREADS:
         raise UsageError(None, "threads", f"must be at most {core.MOST_THREADS}, got {max(threads)}")
-    if not core.available():
-        raise core.CoreError(None, "core", "is not built: install a C compiler, then qwq_ref again")
+    require_core()
     if options.op is None:
         return _models(options, threads)
     if not options.threads:
@@ -136,12 +135,12 @@ def _tests(options: argparse.Namespace) -> list[Trial]:
 
 def _forms(options: argparse.Namespace) -> list[tuple[str, str]]:
     """Of weights and cache."""
+    from ..engine.fit import own_kv
     from ..engine.weights import FORMS
 
     pairs = []
     for weights in options.weights.split(","):
-        own = "int8" if weights in ("q8", "q4") else "fp32"
-        for kv in options.kv.split(",") if options.kv else [own]:
+        for kv in options.kv.split(",") if options.kv else [own_kv(weights)]:
             for name, value, known in (("weights", weights, FORMS), ("kv", kv, ("fp32", "int8"))):
                 if value not in known:
                     raise UsageError(None, name, f"must be some of {', '.join(known)}, got {value[:40]}")
@@ -152,14 +151,14 @@ def _forms(options: argparse.Namespace) -> list[tuple[str, str]]:
 def _config(options: argparse.Namespace) -> tuple[str, Config]:
     """The name in the table, and the config with what the options change."""
     from ..checkpoint import resolve
-    from ..checkpoint.reader import CONFIG
+    from ..checkpoint.reader import read_config
 
-    given = options.shape or options.model or "qwq-nano"
-    path = Path(given) if given.endswith(".json") and options.shape else resolve(given)
-    config = Config.from_file(
-        path / CONFIG if path.is_dir() else path if path.suffix == ".json" else path.parent / CONFIG
-    )
-    name = path.parent.name if path.suffix == ".json" else path.name
+    given = options.shape or options.model or DEFAULT_MODEL
+    if options.shape and given.endswith(".json"):
+        name, config = Path(given).parent.name, Config.from_file(given)
+    else:
+        path = resolve(given)
+        name, config = path.name, read_config(path)
     if options.layers is not None:
         if not options.shape or not 1 <= options.layers <= config.L:
             raise UsageError(None, "layers", f"must be 1 to {config.L}, of a --shape, got {options.layers}")
@@ -183,7 +182,7 @@ def _backend(options: argparse.Namespace, config: Config, weights: str, kv: str,
         raise UsageError(None, "d", f"{context} tokens are more than the model's {config.positions} positions")
     if not options.shape:
         with progress_bar("loading", parameters(config), "weight") as progress:
-            model = load(options.model or "qwq-nano", weights=weights, kv=kv, context=context, rope=config.rope,
+            model = load(options.model or DEFAULT_MODEL, weights=weights, kv=kv, context=context, rope=config.rope,
                          progress=progress)  # fmt: skip
         assert isinstance(model.backend, CoreBackend)
         return model.backend

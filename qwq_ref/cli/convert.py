@@ -6,7 +6,7 @@ import argparse
 import sys
 
 from ..errors import UsageError
-from .options import add_model_argument, progress_bar, set_threads
+from .options import add_model_argument, progress_bar, require_core, set_threads
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,16 +22,13 @@ def run(options: argparse.Namespace) -> int:
         raise UsageError(None, "threads", f"must be at least 1, got {options.threads}")
     set_threads(1)  # BLAS has no part in this
     from ..checkpoint import resolve
-    from ..checkpoint.reader import CONFIG
-    from ..config import Config
-    from ..core import CoreError, available
+    from ..checkpoint.reader import read_config
     from ..engine.convert import convert
     from ..footprint import human, parameters
 
-    if not available():
-        raise CoreError(None, "core", "is not built: install a C compiler, then qwq_ref again")
+    require_core()
     path = resolve(options.model, offline=options.offline)
-    config = Config.from_file((path if path.is_dir() else path.parent) / CONFIG)
+    config = read_config(path)
     with progress_bar("packing", parameters(config), "weight") as progress:
         file = convert(
             path, options.folder, options.weights, threads=options.threads, offline=options.offline, progress=progress

@@ -162,12 +162,11 @@ def _pairs_row(pairs: Pairs) -> str:
 
 def _load(options: argparse.Namespace, choices: dict[str, Any]) -> Model:
     from ..checkpoint import resolve
-    from ..checkpoint.reader import CONFIG
-    from ..config import Config
+    from ..checkpoint.reader import read_config
     from ..engine.model import NumpyBackend, load
 
     path = resolve(options.model, offline=options.offline)
-    config = Config.from_file((path if path.is_dir() else path.parent) / CONFIG)
+    config = read_config(path)
     context = min(config.positions, _PROMPT + options.max_tokens)
     # Each worker has a sequence of its own, on one thread.
     model = load(path, **choices | {"threads": 1}, context=context, offline=options.offline)

@@ -59,13 +59,12 @@ def run(options: argparse.Namespace) -> int:
     prompt = read_prompt(options)
 
     from ..checkpoint import resolve
-    from ..checkpoint.reader import CONFIG
-    from ..config import Config
+    from ..checkpoint.reader import read_config
     from ..engine.model import load
     from ..footprint import parameters
 
     path = resolve(options.model, offline=options.offline)
-    config = Config.from_file((path if path.is_dir() else path.parent) / CONFIG)
+    config = read_config(path)
 
     def announce(line: str, size: int) -> None:
         if options.verbose or size >= _LARGE:

@@ -45,6 +45,14 @@ def find_model(model: str, offline: bool) -> tuple[Path, bool]:
     return path, True
 
 
+def require_core() -> None:
+    """Raise CoreError, for a command that is nothing without it."""
+    from .. import core
+
+    if not core.available():
+        raise core.CoreError(None, "core", "is not built: install a C compiler, then qwq_ref again")
+
+
 def _is_of_checkpoint(name: str) -> bool:
     return name.endswith(".safetensors") and not name.startswith("packed-")
 

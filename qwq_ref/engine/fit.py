@@ -38,13 +38,13 @@ def numpy_needs(config: Config) -> Needs:
 
 def core_needs(config: Config, form: str, kv: str) -> Needs:
     """Of the C core, with weights of `weights.FORMS` and a cache "fp32" or "int8"."""
+    weights = model_bytes(config, form)
 
     def needs(context: int) -> dict[str, int]:
         """While weights are packed, some rows are there in float32 and in codes; later, a chunk of the prompt."""
         packing = 20 * min(SLICE, config.D * max(2 * config.F, config.V))
         chunk = 4 * CHUNK * (8 * config.D + 3 * config.F + 2 * (config.H + 2 * config.K) * config.E)
-        parts = {"weights": model_bytes(config, form), "KV cache": cache_bytes(config, kv, context)}
-        return parts | {"scratch": max(packing, chunk)}
+        return {"weights": weights, "KV cache": cache_bytes(config, kv, context), "scratch": max(packing, chunk)}
 
     return needs
 

@@ -14,14 +14,15 @@ import numpy as np
 
 from ..config import Config
 from ..core.layer import Layer
+from ..engine.fit import own_kv
 from ..engine.forward import CoreBackend
-from ..engine.weights import pack_weights
+from ..engine.weights import FORMS, pack_weights
 from ..errors import UsageError
 from ..spec.ops import Array
 from .candidate import Candidate
 from .graph import EMBED, LOGITS, Phase, absolute
 
-WEIGHTS, KV = ("fp32", "bf16", "q8", "q4"), ("fp32", "int8")
+WEIGHTS, KV = tuple(FORMS), ("fp32", "int8")
 PREFIX = "qwq:"  # what stands before a mode in the place of somebody's files
 
 
@@ -50,7 +51,7 @@ def read_mode(text: str) -> Mode:
     """ "q4", which has the engine's own cache for it, or "q4+fp32". Raises UsageError."""
     weights, plus, kv = text.partition("+")
     if not plus:
-        kv = "fp32" if weights in ("fp32", "bf16") else "int8"
+        kv = own_kv(weights)
     if weights not in WEIGHTS or kv not in KV:
         forms = f"{', '.join(WEIGHTS)}, and + {' or '.join(KV)} for the cache"
         raise UsageError(None, "mode", f"must be one of {forms}; got {text[:40]}")
