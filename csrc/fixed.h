@@ -1,4 +1,4 @@
-/* exp and exp2, and sums of 16 lanes, one definition for every variant: spec/fixed.py says it in NumPy, and all forms
+/* exp and exp2, and sums of 16 lanes, one definition for every variant: numerics/fixed.py says it in NumPy, and all forms
  * here give its bits.
  *
  * Not called math.h, which would hide the system's. No fma: products and sums are rounded one by one.

@@ -18,7 +18,7 @@ enum {
     Q8_BLOCK = 2 * NIBBLES + PANEL * 2         /* the same with two lines for four columns: rows 0-15, rows 16-31 */
 };
 
-/* The sixteen levels, in [-63, 63]. spec/quant.py: CODEBOOK. */
+/* The sixteen levels, in [-63, 63]. numerics/quant.py: CODEBOOK. */
 static const int8_t QWQ_CODEBOOK[16] = {-55, -43, -34, -26, -19, -13, -7, -2, 4, 10, 16, 22, 29, 38, 48, 63};
 /* Integers are multiplied as unsigned bytes, with this much too much; the sums begin at as much less. */
 enum { Q4_EXCESS = 64, Q8_EXCESS = 128, ZERO_EXCESS = 16 };
@@ -108,7 +108,7 @@ extern const qwq_kernels qwq_avx2_kernels;
 extern const qwq_kernels qwq_avx512_kernels;
 #endif
 
-/* What a group's scale can be, beside its token's: eight steps to the octave. spec/quant.py: RATIOS. */
+/* What a group's scale can be, beside its token's: eight steps to the octave. numerics/quant.py: RATIOS. */
 static const float QWQ_RATIO[QWQ_RATIOS] = {
     0x1p+0f, 0x1.d5818ep-1f, 0x1.ae89fap-1f, 0x1.8ace54p-1f, 0x1.6a09e6p-1f, 0x1.4bfdaep-1f,
     0x1.306fep-1f, 0x1.172b84p-1f, 0x1p-1f, 0x1.d5818ep-2f, 0x1.ae89fap-2f, 0x1.8ace54p-2f,
@@ -123,7 +123,7 @@ static const float QWQ_RATIO[QWQ_RATIOS] = {
     0x1.6a09e6p-8f, 0x1.4bfdaep-8f, 0x1.306fep-8f, 0x1.172b84p-8f
 };
 
-/* What the search for a scale tries, and between what it stays. spec/quant.py: STARTS, SMALLEST, LARGEST. */
+/* What the search for a scale tries, and between what it stays. numerics/quant.py: STARTS, SMALLEST, LARGEST. */
 enum { STARTS = 4, ROUNDS = 2 };
 static const float QWQ_STARTS[STARTS] = {(float)(0.75 / 63), (float)(0.85 / 63), (float)(0.95 / 63),
                                          (float)(1.05 / 63)};

@@ -1,5 +1,5 @@
 /* The small operations: what the variants of an ISA share, and the table through which ops_api.c calls them.
- * Each takes one row, or one token. NumPy: spec/fixed.py. */
+ * Each takes one row, or one token. NumPy: numerics/fixed.py. */
 #ifndef QWQ_OPS_H
 #define QWQ_OPS_H
 

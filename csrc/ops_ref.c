@@ -1,4 +1,4 @@
-/* The small operations in scalar C, the twin of spec/fixed.py. Every other variant gives these bits. */
+/* The small operations in scalar C, the twin of numerics/fixed.py. Every other variant gives these bits. */
 #include <math.h>
 
 #include "fixed.h"

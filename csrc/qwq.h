@@ -109,7 +109,7 @@ int qwq_pack(uint8_t *packed, const qwq_format *format, const qwq_weight *weight
 size_t qwq_matmul_scratch(const qwq_format *format, size_t T, size_t K, int threads);
 int qwq_matmul(float *y, const qwq_format *format, const uint8_t *w, const float *x, const qwq_fusion *fusion,
                void *scratch, size_t T, size_t N, size_t K, int isa, int threads);
-/* The small operations; NumPy in spec/fixed.py, to the bit, for any isa and number of threads. `ld` is the distance of
+/* The small operations; NumPy in numerics/fixed.py, to the bit, for any isa and number of threads. `ld` is the distance of
  * rows in elements. Outputs may not overlap inputs, but where it says so. */
 
 /* y [n] = e^x. */

@@ -1,4 +1,4 @@
-/* The reading copy: scalar C99, the twin of spec/quant.py. Every other variant gives these bits. */
+/* The reading copy: scalar C99, the twin of numerics/quant.py. Every other variant gives these bits. */
 #include <math.h>
 
 #include "kernels.h"

@@ -8,11 +8,12 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
-import contracts
 import pytest
 from hypothesis import HealthCheck, settings
-from shared_data import shared_data  # noqa: F401
-from small_tokenizer import (  # noqa: F401
+
+from tests.support import contracts
+from tests.support.shared_data import shared_data  # noqa: F401
+from tests.support.small_tokenizer import (  # noqa: F401
     folder,
     real,
     real_folder,

@@ -20,10 +20,12 @@ import numpy as np
 from .. import __version__, core, footprint
 from ..config import Config
 from ..core import ceilings
-from ..engine import fit, machine, memory
+from ..engine import fit
 from ..engine.weights import FORMS, step_bytes
 from ..errors import MemoryLimitError, UsageError
 from ..footprint import human
+from ..host import cpu as machine
+from ..host import memory
 from . import measure
 from .ops import peak_of
 

@@ -17,9 +17,9 @@ from typing import Any
 
 from .. import core
 from ..core import ceilings
-from ..engine.machine import processors
-from ..engine.memory import peak_bytes
 from ..errors import UsageError
+from ..host.cpu import processors
+from ..host.memory import peak_bytes
 from .ops import Op, Shape, copies_for
 
 ROTATION = 256 << 20  # bytes that are read at least before the first of them is read again

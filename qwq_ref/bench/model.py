@@ -17,12 +17,17 @@ from typing import Any, Protocol
 import numpy as np
 
 from .. import core
-from ..checkpoint.packed import Stored
 from ..config import Config
 from ..core import Array, Packed
 from ..core import attention as kv_cache
-from ..engine.forward import CHUNK, CoreBackend, Sequence
-from ..engine.weights import EMBEDDING, HEAD, ModelWeights, plan
+from ..engine.backends.core import CHUNK, CoreBackend, Sequence
+from ..engine.weights import (
+    EMBEDDING,
+    HEAD,
+    ModelWeights,
+    plan,
+)
+from ..formats.packed import Stored
 from .measure import Ceilings
 from .ops import weight
 

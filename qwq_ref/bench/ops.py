@@ -15,9 +15,14 @@ import numpy as np
 
 from .. import core
 from ..config import Config
-from ..core import Array, Format, Packed, attention
+from ..core import (
+    Array,
+    Format,
+    Packed,
+    attention,
+)
 from ..core import ops as small
-from ..engine.memory import available_bytes, require
+from ..host.memory import available_bytes, require
 
 MANY = 64  # copies at most: of data so small, that all of them fit a cache, the figure says so
 Shape = tuple[int, ...]

@@ -13,14 +13,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..config import Config
-from ..engine.memory import cpus, require
 from ..errors import QwqError, UsageError
-from .options import DEFAULT_MODEL, add_rope_arguments, chosen_rope, progress_bar, require_core, set_threads
+from ..host.memory import cpus, require
+from .options import (
+    DEFAULT_MODEL,
+    add_rope_arguments,
+    chosen_rope,
+    progress_bar,
+    require_core,
+    set_threads,
+)
 
 if TYPE_CHECKING:
     from ..bench.model import Runner, Trial
     from ..bench.ops import Op, Shape
-    from ..engine.forward import CoreBackend
+    from ..engine.backends.core import CoreBackend
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -150,8 +157,8 @@ def _forms(options: argparse.Namespace) -> list[tuple[str, str]]:
 
 def _config(options: argparse.Namespace) -> tuple[str, Config]:
     """The name in the table, and the config with what the options change."""
-    from ..checkpoint import resolve
-    from ..checkpoint.reader import read_config
+    from ..formats import resolve
+    from ..formats.checkpoint import read_config
 
     given = options.shape or options.model or DEFAULT_MODEL
     if options.shape and given.endswith(".json"):
@@ -171,8 +178,8 @@ def _config(options: argparse.Namespace) -> tuple[str, Config]:
 
 def _backend(options: argparse.Namespace, config: Config, weights: str, kv: str, tests: list[Trial]) -> CoreBackend:
     from ..bench.model import random_weights
+    from ..engine.backends.core import CoreBackend
     from ..engine.cache import cache_bytes
-    from ..engine.forward import CoreBackend
     from ..engine.model import load
     from ..engine.weights import model_bytes
     from ..footprint import parameters
@@ -196,8 +203,8 @@ def _peers(options: argparse.Namespace, config: Config, threads: list[int], cont
     """What runs beside the engine: for each of its configurations, threads -> a context manager of (name, Runner)."""
     if options.peer is None:
         return [None]
-    from ..bench.llama_cpp import Configuration, gguf_bytes, require_packages
-    from ..bench.llama_cpp import configurations as own
+    from ..interop.llama_cpp.peer import Configuration, gguf_bytes, require_packages
+    from ..interop.llama_cpp.peer import configurations as own
 
     require_packages()
 
@@ -227,7 +234,7 @@ def _gguf_folder(options: argparse.Namespace) -> Iterator[None]:
 
 
 def _gguf(options: argparse.Namespace, config: Config, quant: str) -> Path:
-    from ..bench.llama_cpp import gguf_bytes, write_gguf
+    from ..interop.llama_cpp.peer import gguf_bytes, write_gguf
 
     path: Path = options.gguf_folder / f"{quant}.gguf"
     if not path.exists():

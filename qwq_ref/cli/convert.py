@@ -6,7 +6,12 @@ import argparse
 import sys
 
 from ..errors import UsageError
-from .options import add_model_argument, progress_bar, require_core, set_threads
+from .options import (
+    add_model_argument,
+    progress_bar,
+    require_core,
+    set_threads,
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,10 +26,10 @@ def run(options: argparse.Namespace) -> int:
     if options.threads is not None and options.threads < 1:
         raise UsageError(None, "threads", f"must be at least 1, got {options.threads}")
     set_threads(1)  # BLAS has no part in this
-    from ..checkpoint import resolve
-    from ..checkpoint.reader import read_config
     from ..engine.convert import convert
     from ..footprint import human, parameters
+    from ..formats import resolve
+    from ..formats.checkpoint import read_config
 
     require_core()
     path = resolve(options.model, offline=options.offline)

@@ -8,10 +8,16 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from ..config import Config
-from ..engine.memory import cpus
 from ..errors import UsageError
 from ..footprint import human
-from .options import DEFAULT_MODEL, MODELS, find_model, progress_bar, set_threads
+from ..host.memory import cpus
+from .options import (
+    DEFAULT_MODEL,
+    MODELS,
+    find_model,
+    progress_bar,
+    set_threads,
+)
 
 if TYPE_CHECKING:
     from ..bench.doctor import Asked
@@ -47,7 +53,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _read(name: str) -> Asked:
     from ..bench.doctor import Asked
-    from ..checkpoint import Checkpoint
+    from ..formats import Checkpoint
 
     path, has_weights = find_model(name, offline=True)
     if not has_weights:  # bfloat16 is what Qwen2's models are published in

@@ -8,12 +8,18 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from ..errors import UsageError
-from .options import add_engine_arguments, add_model_argument, engine_choices, progress_bar, set_threads
+from .options import (
+    add_engine_arguments,
+    add_model_argument,
+    engine_choices,
+    progress_bar,
+    set_threads,
+)
 
 if TYPE_CHECKING:
     from ..engine.model import Model
-    from ..train.evaluate import Answerer, Pairs, Score
-    from ..train.tasks import Problem
+    from ..eval.evaluate import Answerer, Pairs, Score
+    from ..tasks.tasks import Problem
 
 _PROMPT = 512  # tokens that a prompt may have: qwq-nano's take some 30
 
@@ -43,7 +49,7 @@ def run(options: argparse.Namespace) -> int:
     for name in ("n", "max_tokens"):
         if getattr(options, name) < 1:
             raise UsageError(None, name.replace("_", "-"), f"must be at least 1, got {getattr(options, name)}")
-    from ..train.tasks import CATEGORIES, HARDER
+    from ..tasks.tasks import CATEGORIES, HARDER
 
     named = {None: [*CATEGORIES, *HARDER], "trained": list(CATEGORIES)}
     chosen = named[options.categories] if options.categories in named else options.categories.split(",")
@@ -58,8 +64,8 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _scores(options: argparse.Namespace, model: Model, chosen: Sequence[str]) -> int:
-    from ..train.evaluate import evaluate
-    from ..train.tasks import CATEGORIES
+    from ..eval.evaluate import evaluate
+    from ..tasks.tasks import CATEGORIES
 
     answerer = _answerer(model, options)
     scores: list[Score] = []
@@ -82,7 +88,7 @@ def _scores(options: argparse.Namespace, model: Model, chosen: Sequence[str]) ->
 
 
 def _pairs(options: argparse.Namespace, model: Model, other: Model, chosen: Sequence[str]) -> int:
-    from ..train.evaluate import compare, together
+    from ..eval.evaluate import compare, together
 
     first, second = _answerer(model, options), _answerer(other, options)
     pairs: list[Pairs] = []
@@ -161,9 +167,9 @@ def _pairs_row(pairs: Pairs) -> str:
 
 
 def _load(options: argparse.Namespace, choices: dict[str, Any]) -> Model:
-    from ..checkpoint import resolve
-    from ..checkpoint.reader import read_config
     from ..engine.model import NumpyBackend, load
+    from ..formats import resolve
+    from ..formats.checkpoint import read_config
 
     path = resolve(options.model, offline=options.offline)
     config = read_config(path)
@@ -177,8 +183,8 @@ def _load(options: argparse.Namespace, choices: dict[str, Any]) -> Model:
 
 def _answerer(model: Model, options: argparse.Namespace) -> Answerer:
     """NumPy answers all problems of a category at once, the core one a thread. The draws are the same."""
-    from ..engine.memory import cpus
     from ..engine.model import NumpyBackend
+    from ..host.memory import cpus
     from ..train.rollout import answers, answers_each
 
     sampling = model.sampling(temperature=options.temp)

@@ -21,7 +21,7 @@ from .options import (
 )
 
 if TYPE_CHECKING:
-    from ..engine.generate import Run
+    from ..engine.decode.plain import Run
     from ..engine.model import Generation, Model
 
 _LARGE = 1 << 30  # bytes of a model, whose memory is announced even without -v
@@ -58,10 +58,10 @@ def run(options: argparse.Namespace) -> int:
     choices = engine_choices(options)
     prompt = read_prompt(options)
 
-    from ..checkpoint import resolve
-    from ..checkpoint.reader import read_config
     from ..engine.model import load
     from ..footprint import parameters
+    from ..formats import resolve
+    from ..formats.checkpoint import read_config
 
     path = resolve(options.model, offline=options.offline)
     config = read_config(path)
@@ -159,7 +159,7 @@ class _Writer:
 
 
 def _report(model: Model, run: Run, texts: dict[str, str], interrupted: bool) -> dict[str, object]:
-    from ..engine.memory import peak_bytes
+    from ..host.memory import peak_bytes
 
     return {
         "model": str(model.path),
@@ -177,7 +177,7 @@ def _report(model: Model, run: Run, texts: dict[str, str], interrupted: bool) ->
 
 def _summarise(options: argparse.Namespace, generation: Generation, interrupted: bool) -> None:
     """What a user must know, then how fast it was: on stderr."""
-    from ..engine.memory import peak_bytes
+    from ..host.memory import peak_bytes
 
     run = generation.run
     if run.finish_reason in ("length", "context") and not interrupted:

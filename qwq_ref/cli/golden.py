@@ -11,8 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
-from ..engine.memory import cpus
 from ..errors import UsageError
+from ..host.memory import cpus
 from .options import (
     add_model_argument,
     add_prompt_arguments,
@@ -110,7 +110,7 @@ def run(options: argparse.Namespace) -> int:
 def _record(options: argparse.Namespace) -> int:
     """Record a golden pack: one pass over the weights, a block at a time, so that the model need not fit in memory."""
     from .. import footprint
-    from ..checkpoint import Checkpoint, resolve
+    from ..formats import Checkpoint, resolve
     from ..oracle import record
 
     path = resolve(options.model, offline=options.offline)
@@ -149,7 +149,7 @@ def _compare(options: argparse.Namespace) -> int:
     """Compare a candidate's tensors with a golden pack: where it first diverges, and which known mistake does that.
     Exit status: 0 all right, 3 it diverges, 1 broken input, 2 wrong use."""
     from ..oracle import compare
-    from ..oracle.vectors import is_vectors
+    from ..oracle.packs.vectors import is_vectors
 
     if is_vectors(options.golden):
         return _compare_vectors(options)
@@ -166,7 +166,7 @@ def _compare(options: argparse.Namespace) -> int:
     )
     facts = json.dumps(report.to_dict(), indent=1, allow_nan=False) + "\n"
     if options.html:
-        from ..oracle.html import page
+        from ..oracle.render.html import page
 
         _write_text(options.html, page(report.to_dict()))
     if options.junit:
@@ -178,7 +178,7 @@ def _compare(options: argparse.Namespace) -> int:
 
 
 def _compare_vectors(options: argparse.Namespace) -> int:
-    from ..oracle.vectors import compare_vectors
+    from ..oracle.packs.vectors import compare_vectors
 
     precisions = _pairs(options.precision, "")
     if precisions.keys() - {""}:
@@ -193,7 +193,7 @@ def _compare_vectors(options: argparse.Namespace) -> int:
 
 def _vectors(options: argparse.Namespace) -> int:
     """Write inputs and outputs of each operation over hard cases, for somebody who tests one kernel."""
-    from ..oracle.vectors import write_vectors
+    from ..oracle.packs.vectors import write_vectors
 
     print(f"{options.out}: {write_vectors(options.out)} cases", file=sys.stderr)
     return 0
@@ -229,7 +229,7 @@ def _list(options: argparse.Namespace) -> int:
 
 def _mistakes(options: argparse.Namespace) -> int:
     """The catalogue: what a divergence can be explained by."""
-    from ..oracle.mistakes import MISTAKES
+    from ..oracle.explain.mistakes import MISTAKES
 
     for mistake in MISTAKES:
         print(f"{mistake.name:<27} {mistake.says}")
@@ -240,7 +240,7 @@ def _ids(options: argparse.Namespace, folder: Path, vocabulary: int) -> list[int
     if options.ids is not None:
         return _integers(options.ids, "ids")
     from ..text import load_tokenizer
-    from ..text.chat import load_chat_template
+    from ..text.template import load_chat_template
 
     text = read_prompt(options)
     tokenizer = load_tokenizer(folder, vocabulary)
@@ -297,7 +297,7 @@ def _write_text(path: str, text: str) -> None:
 
 
 def _write(path: str, write: Callable[[BinaryIO], object]) -> None:
-    from ..checkpoint.write import write_atomically
+    from ..formats.write import write_atomically
 
     try:
         write_atomically(path, write)

@@ -11,7 +11,14 @@ from .. import footprint
 from ..config import Config
 from ..errors import UsageError
 from ..footprint import human
-from .options import DEFAULT_MODEL, MODELS, add_rope_arguments, chosen_rope, find_model, progress_bar
+from .options import (
+    DEFAULT_MODEL,
+    MODELS,
+    add_rope_arguments,
+    chosen_rope,
+    find_model,
+    progress_bar,
+)
 
 _CONTEXTS = (4_096, 8_192, 32_768, 131_072)
 
@@ -69,7 +76,7 @@ def describe(config: Config, contexts: tuple[int, ...]) -> dict[str, Any]:
 
 def _read(options: argparse.Namespace) -> tuple[Config, dict[str, Any]]:
     """The config, and what the checkpoint holds if there are weights beside it."""
-    from ..checkpoint import Checkpoint
+    from ..formats import Checkpoint
 
     path, has_weights = find_model(options.model, options.offline)
     if not has_weights:

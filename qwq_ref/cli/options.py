@@ -33,7 +33,7 @@ def find_model(model: str, offline: bool) -> tuple[Path, bool]:
     Packed weights are no checkpoint: their folder counts as its config.json.
     Raises CheckpointError.
     """
-    from ..checkpoint import resolve
+    from ..formats import resolve
 
     if model.endswith(".json"):
         return Path(model), False

@@ -31,8 +31,8 @@ def run(options: argparse.Namespace) -> int:
     if options.threads < 1 or (options.steps is not None and options.steps < 1):
         raise UsageError(None, "threads and steps", "must be at least 1")
     set_threads(1)  # the workers own the cores
-    from ..text.chat import load_chat_template
-    from ..train.stages import STAGES, train
+    from ..text.template import load_chat_template
+    from ..train.sft import STAGES, train
 
     template = None
     if options.chat_template_file is not None:

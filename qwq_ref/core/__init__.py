@@ -1,4 +1,4 @@
-"""The C core: NumPy in, NumPy out. Each function has the name and the argument order of its twin in `spec.quant`.
+"""The C core: NumPy in, NumPy out. Each function has the name and the argument order of its twin in `numerics.quant`.
 
 A wrapper checks types, shapes and contiguity, and allocates the result; C checks sizes once more. The instruction set
 is chosen from what the processor can run; QWQ_ISA or `isa` force one, which gives the same bits.
@@ -152,19 +152,19 @@ def quantise(w: Array, form: str, isa: str | None = None, threads: int = 1, out:
 
 
 def quantise_q4(w: Array, isa: str | None = None, threads: int = 1) -> tuple[Array, Array]:
-    """w [n, k] -> code [n, k], scale [n, k / 64]: `spec.quant.quantise_q4`, to the bit."""
+    """w [n, k] -> code [n, k], scale [n, k / 64]: `numerics.quant.quantise_q4`, to the bit."""
     return _quantise("q4", w, np.uint8, isa, threads)
 
 
 def quantise_q8(w: Array, isa: str | None = None, threads: int = 1) -> tuple[Array, Array]:
-    """w [n, k] -> q [n, k], scale [n, k / 64]: `spec.quant.quantise_q8`, to the bit."""
+    """w [n, k] -> q [n, k], scale [n, k / 64]: `numerics.quant.quantise_q8`, to the bit."""
     return _quantise("q8", w, np.int8, isa, threads)
 
 
 def quantise_activations(x: Array, isa: str | None = None) -> tuple[Array, Array, Array]:
     """x [T, n] -> q int8 [T, n], step uint8 [T, n / 64], scale [T, 1]
 
-    `spec.quant.quantise_activations`, to the bit; a step is a ratio's place in `spec.quant.RATIOS`.
+    `numerics.quant.quantise_activations`, to the bit; a step is a ratio's place in `numerics.quant.RATIOS`.
     """
     T, K = _shape("x", x, 2)
     x = np.ascontiguousarray(x, np.float32)
@@ -251,11 +251,11 @@ def matmul(
     """x [T, k], packed w [n, k], bias [n], residual [T, n] -> [T, n]
 
     In this order, all but the product where it is asked for:
-        x = `spec.fixed.rmsnorm`(x, norm, eps)
-        y = x w^T: `spec.quant.matmul_integers` or `matmul_floats`
+        x = `numerics.fixed.rmsnorm`(x, norm, eps)
+        y = x w^T: `numerics.quant.matmul_integers` or `matmul_floats`
         y = y + bias
         y = residual + y
-        y = `spec.fixed.swiglu`(gate, up), for a w of `interleave`: [T, n / 2]
+        y = `numerics.fixed.swiglu`(gate, up), for a w of `interleave`: [T, n / 2]
     To the bit, for any isa and threads. Into `out` where it is given, which may be `residual`. Raises Stopped where
     `stop` was set.
     """

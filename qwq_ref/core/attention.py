@@ -1,4 +1,4 @@
-"""Attention over a stored KV-cache, int8 or float32: the wrappers. `spec.kv` says what they compute, to the bit."""
+"""Attention over a stored KV-cache, int8 or float32: the wrappers. `numerics.kv` says what they compute, to the bit."""
 
 from __future__ import annotations
 
@@ -6,7 +6,18 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from . import ISAS, Array, CoreError, _at, _check, _lib, _threads, aligned, chosen_isa, ffi
+from . import (
+    ISAS,
+    Array,
+    CoreError,
+    _at,
+    _check,
+    _lib,
+    _threads,
+    aligned,
+    chosen_isa,
+    ffi,
+)
 
 
 @dataclass(frozen=True)
@@ -64,14 +75,14 @@ def attention_int8(
     isa: str | None = None,
     threads: int = 1,
 ) -> Array:
-    """q [T, H, E] at positions pos to pos + T - 1, which `kv` holds -> [T, H, E]: `spec.kv.attention_int8`."""
+    """q [T, H, E] at positions pos to pos + T - 1, which `kv` holds -> [T, H, E]: `numerics.kv.attention_int8`."""
     return _attention(q, kv, "int8", pos, window, (p_bits,), isa, threads)
 
 
 def attention_fp32(
     q: Array, kv: KV, pos: int, window: int | None = None, isa: str | None = None, threads: int = 1
 ) -> Array:
-    """q [T, H, E] at positions pos to pos + T - 1, which `kv` holds -> [T, H, E]: `spec.kv.attention_fp32`."""
+    """q [T, H, E] at positions pos to pos + T - 1, which `kv` holds -> [T, H, E]: `numerics.kv.attention_fp32`."""
     return _attention(q, kv, "fp32", pos, window, (), isa, threads)
 
 

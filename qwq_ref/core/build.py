@@ -14,9 +14,9 @@ CSRC = Path(__file__).parents[2] / "csrc"
 SOURCES = ["cpu.c", "pack.c", "matmul.c", "ref.c", "avx2.c", "avx512.c", "select.c", "rope.c", "philox.c"]
 SOURCES += ["layer.c", "ceilings.c"]
 SOURCES += [f"{job}_{name}.c" for job in ("ops", "attention") for name in ("api", "ref", "avx2", "avx512")]
-# Products and sums are rounded one by one, as in spec/quant.py: no variant may fuse them.
+# Products and sums are rounded one by one, as in numerics/quant.py: no variant may fuse them.
 FLAGS = ["-std=gnu11", "-O3", "-ffp-contract=off", "-fopenmp", "-fvisibility=hidden"]
-MORE = os.environ.get("QWQ_CORE_FLAGS", "").split()  # for developers: sanitizers (tests/sanitize.py), debugging
+MORE = os.environ.get("QWQ_CORE_FLAGS", "").split()  # for developers: sanitizers (tests/tools/sanitize.py), debugging
 
 ffi = FFI()
 header = (CSRC / "qwq.h").read_text()

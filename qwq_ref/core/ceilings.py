@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from . import ISAS, Array, CoreError, _at, _check, _lib, chosen_isa
+from . import (
+    ISAS,
+    Array,
+    CoreError,
+    _at,
+    _check,
+    _lib,
+    chosen_isa,
+)
 
 # csrc/qwq.h has them by number.
 PEAKS = ("dots-31", "dots-63", "dots-127", "dots-signed", "dots-words", "floats")

@@ -5,7 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from . import ISAS, Array, CoreError, Packed, Stop, _at, _c_format, _check, _flag, _lib, _scratch, _threads, ffi
+from . import (
+    ISAS,
+    Array,
+    CoreError,
+    Packed,
+    Stop,
+    _at,
+    _c_format,
+    _check,
+    _flag,
+    _lib,
+    _scratch,
+    _threads,
+    ffi,
+)
 from .attention import KV
 
 

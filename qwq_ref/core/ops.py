@@ -1,4 +1,4 @@
-"""The small operations of a block, and of choosing a token: the names of `spec.ops`, the bits of `spec.fixed`.
+"""The small operations of a block, and of choosing a token: the names of `spec.ops`, the bits of `numerics.fixed`.
 
 Results are the same for any `isa` and number of `threads`, which share the rows.
 """
@@ -10,11 +10,21 @@ from typing import Any
 import numpy as np
 
 from ..config import Rope
-from . import ISAS, Array, CoreError, _at, _check, _lib, _shape, _threads, chosen_isa
+from . import (
+    ISAS,
+    Array,
+    CoreError,
+    _at,
+    _check,
+    _lib,
+    _shape,
+    _threads,
+    chosen_isa,
+)
 
 
 def exp(x: Array, isa: str | None = None) -> Array:
-    """x [n] -> [n]: `spec.fixed.exp`, to the bit."""
+    """x [n] -> [n]: `numerics.fixed.exp`, to the bit."""
     (n,) = _shape("x", x, 1)
     x, y = _input(x), np.empty(n, np.float32)
     _check(_lib().qwq_exp(_at(y), _at(x), n, _isa(isa)))
@@ -22,7 +32,7 @@ def exp(x: Array, isa: str | None = None) -> Array:
 
 
 def rmsnorm(x: Array, w: Array, eps: float, isa: str | None = None, threads: int = 1) -> Array:
-    """x [T, D], w [D] -> [T, D]: `spec.fixed.rmsnorm`, to the bit."""
+    """x [T, D], w [D] -> [T, D]: `numerics.fixed.rmsnorm`, to the bit."""
     T, D = _shape("x", x, 2)
     _expect("w", w, (D,))
     x, w, y = _input(x), _input(w), np.empty((T, D), np.float32)
@@ -41,7 +51,7 @@ def rope_frequencies(rope: Rope, E: int) -> Array:
 
 
 def rope_tables(inv_freq: Array, scaling: float, positions: Array) -> tuple[Array, Array]:
-    """inv_freq [E/2], positions [T] -> cos [T, E/2], sin [T, E/2]: `spec.fixed.rope_tables`, to the bit."""
+    """inv_freq [E/2], positions [T] -> cos [T, E/2], sin [T, E/2]: `numerics.fixed.rope_tables`, to the bit."""
     (half,), (T,) = _shape("inv_freq", inv_freq, 1), _shape("positions", positions, 1)
     positions = np.asarray(positions)
     if T and not (positions.min() >= 0 and positions.max() <= 1 << 26):
@@ -71,7 +81,7 @@ def rope(x: Array, cos: Array, sin: Array, isa: str | None = None, threads: int 
 
 
 def softmax(x: Array, isa: str | None = None, threads: int = 1) -> Array:
-    """x [T, n] -> [T, n]: `spec.fixed.softmax`, to the bit."""
+    """x [T, n] -> [T, n]: `numerics.fixed.softmax`, to the bit."""
     T, n = _shape("x", x, 2)
     x, y = _input(x), np.empty((T, n), np.float32)
     _check(_lib().qwq_softmax(_at(y), _at(x), T, n, _isa(isa), _threads(threads)))
@@ -79,7 +89,7 @@ def softmax(x: Array, isa: str | None = None, threads: int = 1) -> Array:
 
 
 def swiglu(gate: Array, up: Array, beta: float = 1.0, isa: str | None = None, threads: int = 1) -> Array:
-    """gate [T, F], up [T, F] -> [T, F]: `spec.fixed.swiglu`, to the bit. Both may be halves of one [T, 2 F]."""
+    """gate [T, F], up [T, F] -> [T, F]: `numerics.fixed.swiglu`, to the bit. Both may be halves of one [T, 2 F]."""
     T, F = _shape("gate", gate, 2)
     _expect("up", up, (T, F))
     if gate.dtype != np.float32 or up.dtype != np.float32 or gate.strides != up.strides or gate.strides[1] != 4:
@@ -99,7 +109,7 @@ def argmax(x: Array, isa: str | None = None) -> int:
 
 
 def top_k(x: Array, k: int, isa: str | None = None) -> tuple[Array, Array]:
-    """x [n] -> index [k], value [k]: `spec.fixed.top_k`."""
+    """x [n] -> index [k], value [k]: `numerics.fixed.top_k`."""
     (n,) = _shape("x", x, 1)
     if not 1 <= k <= n:
         raise CoreError(None, "k", f"must be 1 to {n}, got {k}")
@@ -109,7 +119,7 @@ def top_k(x: Array, k: int, isa: str | None = None) -> tuple[Array, Array]:
 
 
 def uniform(seed: int, i: int) -> float:
-    """A number in [0, 1) for token i of this seed: `spec.fixed.uniform`."""
+    """A number in [0, 1) for token i of this seed: `numerics.fixed.uniform`."""
     for name, number in (("seed", seed), ("i", i)):
         if not 0 <= number < 1 << 64:
             raise CoreError(None, name, f"must be 0 to 2^64 - 1, got {number}")

@@ -7,8 +7,8 @@ import numpy as np
 from ..config import Config
 from ..core.attention import KV, empty_kv, kv_bytes
 from ..core.ops import rope_frequencies, rope_tables
-from ..spec.engine import CENTER_POSITIONS
-from ..spec.kv import key_center
+from ..numerics.engine import CENTER_POSITIONS
+from ..numerics.kv import key_center
 from ..spec.ops import Array
 
 

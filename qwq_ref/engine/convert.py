@@ -7,14 +7,20 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from ..checkpoint import Checkpoint, resolve
-from ..checkpoint.packed import writing
-from ..checkpoint.reader import CONFIG
 from ..errors import UsageError
 from ..footprint import human
+from ..formats import Checkpoint, resolve
+from ..formats.checkpoint import CONFIG
+from ..formats.packed import writing
+from ..host import memory
 from ..text import load_tokenizer
-from . import memory
-from .weights import FORMS, packed_forms, packed_name, packed_tensors, plan
+from .weights import (
+    FORMS,
+    packed_forms,
+    packed_name,
+    packed_tensors,
+    plan,
+)
 
 # What a folder holds beside its weights.
 _SMALL = (CONFIG, "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")

@@ -10,9 +10,9 @@ import numpy as np
 from .. import footprint
 from ..config import Config
 from ..errors import MemoryLimitError, UsageError
-from . import memory
+from ..host import memory
+from .backends.core import CHUNK
 from .cache import cache_bytes
-from .forward import CHUNK
 from .weights import SLICE, model_bytes
 
 NUMPY_CHUNK = 256  # tokens of a prompt at a time: scores of so many rows are held

@@ -12,20 +12,39 @@ from pathlib import Path
 from typing import Any, Literal
 
 from .. import core
-from ..checkpoint import Checkpoint, GenerationConfig, resolve
-from ..checkpoint.reader import CONFIG
 from ..config import Config, Rope
 from ..errors import UsageError
 from ..footprint import human
+from ..formats import Checkpoint, GenerationConfig, resolve
+from ..formats.checkpoint import CONFIG
+from ..host import memory
 from ..spec import Sampling, forward
 from ..spec.ops import Array
-from ..text import StreamDecoder, ThinkingSplitter, Tokenizer, load_tokenizer, prompt_is_thinking
-from ..text.chat import ChatTemplate, load_chat_template
-from . import memory
-from .fit import NUMPY_CHUNK, Needs, candidates, core_needs, fitting_context, fitting_forms, numpy_needs
-from .forward import CoreBackend
-from .generate import Run, generate
-from .weights import FORMS, pack_weights, packed_forms, read_weights
+from ..text import (
+    StreamDecoder,
+    ThinkingSplitter,
+    Tokenizer,
+    load_tokenizer,
+    prompt_is_thinking,
+)
+from ..text.template import ChatTemplate, load_chat_template
+from .backends.core import CoreBackend
+from .decode.plain import Run, generate
+from .fit import (
+    NUMPY_CHUNK,
+    Needs,
+    candidates,
+    core_needs,
+    fitting_context,
+    fitting_forms,
+    numpy_needs,
+)
+from .weights import (
+    FORMS,
+    pack_weights,
+    packed_forms,
+    read_weights,
+)
 
 Kind = Literal["thinking", "answer"]
 Progress = Callable[[float], object]

@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 
 from .. import core
-from ..checkpoint.packed import PackedFile, Stored
-from ..checkpoint.reader import CONFIG, INDEX, SINGLE
 from ..config import Config
 from ..core import Packed
 from ..core.layer import LayerWeights
 from ..errors import CheckpointError
 from ..footprint import parameters
+from ..formats.checkpoint import CONFIG, INDEX, SINGLE
+from ..formats.packed import PackedFile, Stored
 from ..spec.ops import Array, to_bf16
 
 # What --weights takes: the form of the layers' matrices, and that of the head, whose errors are seen most.

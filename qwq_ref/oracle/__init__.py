@@ -20,23 +20,29 @@ from typing import Any
 
 import numpy as np
 
-from ..checkpoint import Checkpoint, resolve
 from ..errors import GoldenError, UsageError
 from ..files import StrPath
 from ..footprint import parameters
+from ..formats import Checkpoint, resolve
 from ..spec.ops import Array
-from . import llama_cpp
-from .adapters import open_candidate
-from .bits import compare_bits
-from .candidate import Candidate
-from .compare import Comparison, Theirs, compare_taps
-from .diagnose import Diagnosis, diagnose, visible
-from .engine import PREFIX, engine_taps, is_mode, read_mode, run_mode
-from .pack import Golden
-from .record import record
-from .report import DivergenceError, Report
-from .torch_hooks import torch_taps
-from .vectors import check_op
+from .adapters import llama_cpp
+from .adapters.candidate import Candidate
+from .adapters.folders import open_candidate
+from .adapters.torch_hooks import torch_taps
+from .explain.diagnose import Diagnosis, diagnose, visible
+from .judge.bits import compare_bits
+from .judge.compare import Comparison, Theirs, compare_taps
+from .judge.engine import (
+    PREFIX,
+    engine_taps,
+    is_mode,
+    read_mode,
+    run_mode,
+)
+from .packs.pack import Golden
+from .packs.record import record
+from .packs.vectors import check_op
+from .render.report import DivergenceError, Report
 from .walk import check_weights
 
 __all__ = [
@@ -108,7 +114,7 @@ def compare(
     model      the weights: a checkpoint, or arrays by name. None: those in the pack, if it has them. Without any,
                operations that have weights cannot be told from their inputs, and fewer mistakes can be named
     precision  "fp32", "bf16" or "fp16", or by tap; None: as the candidate says, or as its values look. Or a mode of
-               the engine, "q8", "q4+fp32": then bits are judged, and by `spec.engine`
+               the engine, "q8", "q4+fp32": then bits are judged, and by `numerics.engine`
     name_map   a YAML or JSON file, for tensors that are called otherwise
     explain    look for the mistake that explains a divergence
     coverage   find out which mistakes these tensors could not show; None: if all is right and the model is small

@@ -16,8 +16,25 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..config import Config
-from ..spec import causal_mask, linear, rmsnorm, rope, rope_frequencies, rope_tables, softmax, swiglu
-from ..spec.ops import Array, Round, attention_heads, attention_scores, exact, to_bf16, to_fp16
+from ..spec import (
+    causal_mask,
+    linear,
+    rmsnorm,
+    rope,
+    rope_frequencies,
+    rope_tables,
+    softmax,
+    swiglu,
+)
+from ..spec.ops import (
+    Array,
+    Round,
+    attention_heads,
+    attention_scores,
+    exact,
+    to_bf16,
+    to_fp16,
+)
 
 PREVIOUS = "^"  # what a layer reads: the layer before it, or the embedding
 

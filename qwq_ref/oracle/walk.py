@@ -18,10 +18,20 @@ from typing import Any
 
 import numpy as np
 
-from ..checkpoint import Checkpoint
 from ..config import Config
+from ..formats import Checkpoint
 from ..spec.ops import Array
-from .graph import BEFORE, EMBED, LAYER, PREVIOUS, Arithmetic, Op, Phase, absolute, after
+from .graph import (
+    BEFORE,
+    EMBED,
+    LAYER,
+    PREVIOUS,
+    Arithmetic,
+    Op,
+    Phase,
+    absolute,
+    after,
+)
 
 _BLOCK_BYTES = 4 << 20  # in every type that it is cast to, it stays in the cache
 

@@ -6,8 +6,24 @@ It imports NumPy and the config and nothing else, keeps no state, and takes no f
 Shapes come first in every docstring, in the letters of `qwq_ref.config.DIMENSIONS`. There is no batch axis.
 """
 
-from .model import block, crop, empty_cache, forward
-from .ops import attention, causal_mask, embed, linear, rmsnorm, rope, rope_frequencies, rope_tables, softmax, swiglu
+from .model import (
+    block,
+    crop,
+    empty_cache,
+    forward,
+)
+from .ops import (
+    attention,
+    causal_mask,
+    embed,
+    linear,
+    rmsnorm,
+    rope,
+    rope_frequencies,
+    rope_tables,
+    softmax,
+    swiglu,
+)
 from .sampling import Sampling, distribution, draw
 
 __all__ = [

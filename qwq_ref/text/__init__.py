@@ -8,7 +8,7 @@ from .thinking import ThinkingSplitter, prompt_is_thinking, split_thinking
 from .tokenizer import StreamDecoder, Tokenizer, load_tokenizer
 
 if TYPE_CHECKING:
-    from .chat import ChatTemplate, load_chat_template
+    from .template import ChatTemplate, load_chat_template
 
 __all__ = [
     "ChatTemplate",
@@ -25,7 +25,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     """Importing `chat` imports Jinja: only for those who ask for a template."""
     if name in ("ChatTemplate", "load_chat_template"):
-        from . import chat
+        from . import template as chat
 
         return getattr(chat, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..tasks import tasks
+from ..tasks.author import Language
+from ..tasks.tasks import Problem
 from ..text import Tokenizer
-from . import tasks
-from .author import Language
 from .model import Batch
-from .tasks import Problem
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,18 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from ..config import Config
-from ..spec.ops import Array, causal_mask, embed, linear, rmsnorm, rope, rope_frequencies, rope_tables, swiglu
-from .vjp import (
+from ..spec.ops import (
+    Array,
+    causal_mask,
+    embed,
+    linear,
+    rmsnorm,
+    rope,
+    rope_frequencies,
+    rope_tables,
+    swiglu,
+)
+from .gradients import (
     attention_probs,
     attention_vjp,
     cross_entropy,

@@ -13,9 +13,19 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..config import Config
-from ..engine.generate import Backend
+from ..engine.decode.plain import Backend
 from ..spec import Sampling, distribution, draw
-from ..spec.ops import Array, embed, linear, rmsnorm, rope, rope_frequencies, rope_tables, softmax, swiglu
+from ..spec.ops import (
+    Array,
+    embed,
+    linear,
+    rmsnorm,
+    rope,
+    rope_frequencies,
+    rope_tables,
+    softmax,
+    swiglu,
+)
 from .model import Weights
 
 

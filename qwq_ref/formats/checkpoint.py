@@ -1,0 +1,218 @@
+"""A checkpoint: config.json and its safetensors files, held against each other, then read tensor by tensor."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..config import Config
+from ..errors import CheckpointError
+from ..files import StrPath, read_json
+from .safetensors import (
+    DROP_FROM,
+    SafetensorsFile,
+    Tensor,
+    first_non_finite,
+)
+
+CONFIG = "config.json"
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+_INDEX_BYTES = 1 << 20  # as for a header: QwQ-32B's is 0.06 MB
+_HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
+
+
+class Checkpoint(Mapping[str, NDArray[np.float32]]):
+    """Name -> float32 array, read from disk at each access; in the order of `Config.tensors()`.
+
+    config  the model's Config
+    path    the folder or file that was opened
+
+    Opening reads headers only, and checks all that they say. The files stay open: one that is truncated meanwhile
+    gives a CheckpointError, one that is replaced is not noticed. Close it, or use it in a `with`.
+    """
+
+    def __init__(self, path: Path, config: Config, homes: Mapping[str, SafetensorsFile], files: ExitStack) -> None:
+        self.path = path
+        self.config = config
+        self._homes = {name: homes[name] for name in config.tensors()}
+        self._files = files
+        self._is_large = sum(self.dtypes.values()) >= DROP_FROM
+
+    @classmethod
+    def open(cls, path: StrPath) -> Checkpoint:
+        """Open a folder, or one .safetensors file beside its config.json. Raises ConfigError, CheckpointError.
+
+        Of a single file and an index in one folder the single file is read, as in Hugging Face.
+        """
+        path = Path(path)
+        if not os.path.lexists(path):
+            raise CheckpointError(path, None, "no such file or folder")
+        config, is_folder = read_config(path), os.path.isdir(path)
+        with ExitStack() as files:
+            if is_folder and not os.path.lexists(path / SINGLE):
+                if not os.path.lexists(path / INDEX):
+                    raise CheckpointError(path, None, f"holds neither {SINGLE} nor {INDEX}; other formats are not read")
+                homes = _open_shards(path / INDEX, config, files)
+            else:
+                file = _open_file(path / SINGLE if is_folder else path, files)
+                _check_names(file.tensors, config, file.path)
+                homes = dict.fromkeys(file.tensors, file)
+            _check_shapes(homes, config)
+            _check_tied_head(homes, config)
+            return cls(path, config, homes, files.pop_all())
+
+    def close(self) -> None:
+        self._files.close()
+
+    def __enter__(self) -> Checkpoint:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __getitem__(self, name: str) -> NDArray[np.float32]:
+        return self._homes[name].read(name)
+
+    def rows(self, name: str, begin: int, end: int) -> NDArray[np.float32]:
+        """Rows [begin, end) of a tensor: what of a large matrix fits in little memory."""
+        return self._homes[name].read(name, begin, end)
+
+    def forget(self, name: str, begin: int, end: int) -> None:
+        """Have the system drop its copy of rows that were read, if the checkpoint is large: see `DROP_FROM`."""
+        if self._is_large:
+            self._homes[name].forget(name, begin, end)
+
+    def __contains__(self, name: object) -> bool:  # Mapping's own would read the tensor
+        return name in self._homes
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._homes)
+
+    def __len__(self) -> int:
+        return len(self._homes)
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """Name -> dtype, shape and place in its file."""
+        return {name: file.tensors[name] for name, file in self._homes.items()}
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers the model has; a tied head is not counted again."""
+        return sum(math.prod(tensor.shape) for tensor in self.tensors.values())
+
+    @property
+    def dtypes(self) -> dict[str, int]:
+        """Stored dtype -> bytes of it."""
+        totals: dict[str, int] = {}
+        for tensor in self.tensors.values():
+            totals[tensor.dtype] = totals.get(tensor.dtype, 0) + tensor.nbytes
+        return totals
+
+    def check_finite(self, progress: Callable[[int], object] | None = None) -> None:
+        """Read everything once; raise CheckpointError at the first NaN or infinity.
+
+        `progress` is called with the number of bytes read since its last call, as tqdm's `update` wants it.
+        """
+        for name, file in self._homes.items():
+            for start, block in file.blocks(name):
+                found = first_non_finite(block, file.tensors[name].dtype)
+                if found is not None:
+                    index = [int(n) for n in np.unravel_index(start + found[0], file.tensors[name].shape)]
+                    raise CheckpointError(file.path, name, f"holds {found[1]} at {index}")
+                if progress is not None:
+                    progress(block.nbytes)
+
+
+def read_config(path: Path) -> Config:
+    """Of a folder, or of the folder that a file of weights is in. Raises ConfigError."""
+    return Config.from_file((path if path.is_dir() else path.parent) / CONFIG)
+
+
+def read_index(path: Path) -> dict[str, str]:
+    """A shard index -> tensor name -> base name of the file that holds it. Raises CheckpointError."""
+    weight_map = read_json(path, _INDEX_BYTES, CheckpointError).get("weight_map")
+    if not isinstance(weight_map, dict):
+        raise CheckpointError(path, "weight_map", "must be an object that maps tensors to files")
+    for name, shard in weight_map.items():
+        if not isinstance(shard, str) or shard in ("", ".", "..") or not set(shard).isdisjoint("/\\\0"):
+            raise CheckpointError(path, name, f"must be mapped to the name of a file in this folder, got {shard!r:.80}")
+    return weight_map
+
+
+def _open_file(path: Path, files: ExitStack) -> SafetensorsFile:
+    file = SafetensorsFile(path)
+    files.callback(file.close)
+    return file
+
+
+def _open_shards(index: Path, config: Config, files: ExitStack) -> dict[str, SafetensorsFile]:
+    """Open every shard; index and headers must agree both ways, so no tensor can be in two files."""
+    weight_map = read_index(index)
+    _check_names(weight_map, config, index)
+    homes: dict[str, SafetensorsFile] = {}
+    for shard in sorted(set(weight_map.values())):
+        file = _open_file(index.parent / shard, files)
+        for name in file.tensors:
+            if weight_map.get(name) != shard:
+                raise CheckpointError(
+                    file.path, name, f"is here, but {INDEX} has it in {weight_map.get(name, 'no file')}"
+                )
+            homes[name] = file
+    for name, shard in weight_map.items():
+        if name not in homes:
+            raise CheckpointError(index.parent / shard, name, f"is not here, but {INDEX} says so")
+    return homes
+
+
+def _check_names(found: Collection[str], config: Config, path: StrPath) -> None:
+    wanted = config.tensors()
+    missing = [name for name in wanted if name not in found]
+    if missing:
+        hint = "; is tie_word_embeddings: true missing there?" if missing == [_HEAD] else ""
+        raise CheckpointError(path, _first_three(missing), f"missing: {len(missing)} of the tensors of {CONFIG}{hint}")
+    extra = [name for name in found if name not in wanted and not _tolerated(name, config)]
+    if extra:
+        raise CheckpointError(
+            path, _first_three(extra), f"unexpected: {len(extra)} tensors that {CONFIG} does not imply"
+        )
+
+
+def _tolerated(name: str, config: Config) -> bool:
+    """Old files carry RoPE's frequencies, which the config implies; a tied head is compared by `_check_tied_head`."""
+    return name.endswith("rotary_emb.inv_freq") or (name == _HEAD and config.tie_word_embeddings)
+
+
+def _check_shapes(homes: Mapping[str, SafetensorsFile], config: Config) -> None:
+    shapes = config.tensors()
+    wrong = [name for name, shape in shapes.items() if homes[name].tensors[name].shape != shape]
+    if wrong:
+        path, name = homes[wrong[0]].path, wrong[0]
+        problem = f"shape {list(homes[name].tensors[name].shape)}, but {CONFIG} implies {list(shapes[name])}"
+        raise CheckpointError(path, _first_three(wrong), f"{problem} ({len(wrong)} tensors of a wrong shape)")
+
+
+def _check_tied_head(homes: Mapping[str, SafetensorsFile], config: Config) -> None:
+    """A head that is saved although the config ties it must be the embedding, to the bit: else one of them is wrong."""
+    if not config.tie_word_embeddings or _HEAD not in homes:
+        return
+    head, embedding = homes[_HEAD], homes[_EMBEDDING]
+    ours, theirs = head.tensors[_HEAD], embedding.tensors[_EMBEDDING]
+    if (ours.dtype, ours.shape) != (theirs.dtype, theirs.shape) or any(
+        not np.array_equal(a, b)
+        for (_, a), (_, b) in zip(head.blocks(_HEAD), embedding.blocks(_EMBEDDING), strict=True)
+    ):
+        raise CheckpointError(
+            head.path, _HEAD, f"differs from {_EMBEDDING}, but {CONFIG} has tie_word_embeddings: true"
+        )
+
+
+def _first_three(names: list[str]) -> str:
+    return ", ".join(names[:3])

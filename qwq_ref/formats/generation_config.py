@@ -1,0 +1,66 @@
+"""generation_config.json: how the model's makers want it sampled, and which tokens end a text."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..config import Config, FieldReader
+from ..errors import ConfigError
+from ..files import StrPath, read_json
+from .checkpoint import CONFIG
+
+_NAME = "generation_config.json"
+_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class GenerationConfig:
+    """Sampling parameters, with Hugging Face's names and defaults. Any token of `eos_token_ids` ends a text."""
+
+    eos_token_ids: tuple[int, ...] = ()
+    do_sample: bool = False
+    temperature: float = 1.0
+    top_k: int = 50  # 0: no limit
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+
+    @property
+    def effective_temperature(self) -> float:
+        """0 where the most likely token is to be taken; `temperature` counts only with `do_sample`."""
+        return self.temperature if self.do_sample else 0.0
+
+    @classmethod
+    def from_folder(cls, folder: StrPath, config: Config) -> GenerationConfig:
+        """Read generation_config.json where there is one, with eos_token_id from config.json where it has none.
+
+        Unknown keys are ignored, and null means absent, as in config.json. Temperature 0 is accepted and means
+        greedy; Hugging Face refuses it with do_sample. Raises ConfigError.
+        """
+        path, fallback = Path(folder, _NAME), Path(folder, CONFIG)
+        read = FieldReader(read_json(path, _BYTES, ConfigError) if os.path.lexists(path) else {}, path)
+        has_eos = read.values.get("eos_token_id") is not None
+        eos = _eos(read if has_eos else FieldReader(read_json(fallback, _BYTES, ConfigError), fallback), config.V)
+        top_p = read.number("top_p", 1.0, 0.0, 1.0)
+        if top_p == 0:
+            raise read.error("top_p", "must be above 0")
+        return cls(
+            eos_token_ids=eos,
+            do_sample=read.boolean("do_sample", default=False),
+            temperature=read.number("temperature", 1.0, 0.0, 1e30),
+            top_k=read.integer("top_k", default=50, smallest=0),
+            top_p=top_p,
+            min_p=read.number("min_p", 0.0, 0.0, 1.0),
+            repetition_penalty=read.positive("repetition_penalty", default=1.0),
+        )
+
+
+def _eos(read: FieldReader, vocabulary: int) -> tuple[int, ...]:
+    """`eos_token_id`: absent, one id, or a list of them."""
+    value = read.values.get("eos_token_id")
+    ids = value if isinstance(value, list) else [] if value is None else [value]
+    if not all(type(token) is int and 0 <= token < vocabulary for token in ids):
+        raise read.error("eos_token_id", f"must be a token id below vocab_size {vocabulary}, or a list of them")
+    return tuple(ids)

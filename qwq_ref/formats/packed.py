@@ -1,0 +1,287 @@
+"""The file form of packed weights: safetensors whose bytes are those that the kernels read, so that loading is reading.
+
+docs/packed.md is the format. A packed weight is a U8 tensor, and `__metadata__` says what its bytes are; norms, biases
+and whatever else is not packed are F32 or BF16 tensors beside it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from .. import core
+from ..core import Array, Format, Packed
+from ..errors import CheckpointError, MemoryLimitError
+from ..files import StrPath, parse_json, pread_exactly
+from .safetensors import (
+    DROP_FROM,
+    HEADER_BYTES,
+    SafetensorsFile,
+    forget_range,
+)
+from .write import atomic_file
+
+FORMAT, VERSION = "qwq-packed", "1"
+_DTYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "BF16": np.dtype("<u2")}
+_ALIGNMENT = 64
+_PIECE_BYTES = 16 << 20  # that a thread reads at a time; many times a huge page, which two threads should not share
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What is stored under a name.
+
+    shape   (N, K) of a packed weight, or that of an array
+    format  of a packed weight; None for an array
+    dtype   of an array: "F32", or "BF16", which is uint16 in NumPy
+    """
+
+    shape: tuple[int, ...]
+    format: Format | None = None
+    dtype: str = "F32"
+
+    @classmethod
+    def of(cls, weight: Packed | Array) -> Stored:
+        if isinstance(weight, Packed):
+            return cls(weight.shape, weight.format)
+        return cls(weight.shape, dtype="BF16" if weight.dtype == np.uint16 else "F32")
+
+    @property
+    def nbytes(self) -> int:
+        """0 for a format that does not exist, or cannot hold the shape."""
+        if self.format is None:
+            return _DTYPES[self.dtype].itemsize * math.prod(self.shape)
+        return core.packed_bytes(self.format, (self.shape[0], self.shape[1]))
+
+
+def write_packed(path: StrPath, weights: Mapping[str, Packed | Array]) -> None:
+    """Name -> packed weight, float32 array or bfloat16 as uint16, as one file, whole or not at all."""
+    with writing(path, {name: Stored.of(weight) for name, weight in weights.items()}) as append:
+        for name, weight in weights.items():
+            append(name, weight)
+
+
+@contextmanager
+def writing(path: StrPath, plan: Mapping[str, Stored]) -> Iterator[Callable[[str, Packed | Array], None]]:
+    """A function append(name, weight) that writes what is planned, as it is made, in any order: one weight is held.
+
+    The file takes the place of `path` at the end, if all weights came. Raises ValueError for what is not planned.
+    """
+    header, places = _lay_out(plan)
+    with atomic_file(path) as file:
+        file.write(header)
+
+        def append(name: str, weight: Packed | Array) -> None:
+            data = weight.packed if isinstance(weight, Packed) else weight
+            stored = Stored.of(weight)
+            if name not in places or stored != plan[name] or data.nbytes != stored.nbytes:
+                raise ValueError(f"{name}: {stored} was not planned, or was given before")
+            if data.dtype.newbyteorder("<") != (np.dtype(np.uint8) if stored.format else _DTYPES[stored.dtype]):
+                raise ValueError(f"{name}: must be packed, float32 or uint16, got {data.dtype}")
+            file.seek(places.pop(name))
+            file.write(np.ascontiguousarray(data, data.dtype.newbyteorder("<")).data)
+
+        yield append
+        if places:
+            raise ValueError(f"{next(iter(places))}: {len(places)} of the planned weights were not given")
+
+
+def read_packed(
+    path: StrPath,
+    threads: int = 2,
+    *,
+    progress: Callable[[int], object] | None = None,
+    drop_cache: bool | None = None,
+) -> dict[str, Packed | Array]:
+    """All weights of a file: see `PackedFile.read`. Raises CheckpointError."""
+    with PackedFile(path) as file:
+        return file.read(threads, progress=progress, drop_cache=drop_cache)
+
+
+class PackedFile:
+    """One open file, of which the header was read and checked against the file's size. Raises CheckpointError.
+
+    weights  name -> Stored, packed ones first
+    nbytes   of memory that `read` takes
+    """
+
+    def __init__(self, path: StrPath) -> None:
+        self.path = path
+        self._file = SafetensorsFile(path, ("U8", *_DTYPES))
+        try:
+            self.weights = _check(self._file)
+        except BaseException:
+            self.close()
+            raise
+        begins = [tensor.begin for tensor in self._file.tensors.values()]
+        self._begin = min(begins, default=0)
+        self._end = max((tensor.end for tensor in self._file.tensors.values()), default=0)
+        self._origin = self._begin // _ALIGNMENT * _ALIGNMENT  # what lies at the beginning of the memory
+        self.nbytes = self._end - self._origin
+
+    def close(self) -> None:
+        self._file.close()
+
+    def __enter__(self) -> PackedFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def read(
+        self,
+        threads: int = 2,
+        *,
+        progress: Callable[[int], object] | None = None,
+        drop_cache: bool | None = None,
+    ) -> dict[str, Packed | Array]:
+        """The weights, views of one piece of memory that is as long as the file's data, on huge pages.
+
+        `progress` is called with the number of bytes read since its last call, as tqdm's `update` wants it.
+        `drop_cache`: have the system forget its own copy of the file; None: if that has at least `DROP_FROM` bytes.
+        Raises CheckpointError if the file shrank, MemoryLimitError if there is no such piece of memory.
+        """
+        try:
+            memory = core.aligned(self.nbytes)
+        except MemoryError:
+            problem = f"needs {self.nbytes:,} bytes of memory, which the system does not give"
+            raise MemoryLimitError(self.path, None, problem) from None
+        drop = self.nbytes >= DROP_FROM if drop_cache is None else drop_cache
+        descriptor, bytes_of_memory = self._file.fileno(), memory.data
+
+        def read(start: int) -> int:
+            begin, end = max(start, self._begin), min(start + _PIECE_BYTES, self._end)
+            piece = bytes_of_memory[begin - self._origin : end - self._origin]
+            pread_exactly(descriptor, piece, begin, self.path, CheckpointError)
+            if drop:  # by pieces, so that there are never two copies of everything
+                forget_range(descriptor, begin, end - begin)
+            return end - begin
+
+        starts = range(self._begin // _PIECE_BYTES * _PIECE_BYTES, self._end, _PIECE_BYTES)
+        with ThreadPoolExecutor(max(1, threads)) as pool:
+            try:
+                for count in pool.map(read, starts):
+                    if progress is not None:
+                        progress(count)
+            finally:  # an error, or Ctrl-C, waits for the pieces that are being read, and not for all others
+                pool.shutdown(cancel_futures=True)
+        return {name: self._view(memory, name, stored) for name, stored in self.weights.items()}
+
+    def _view(self, memory: Array, name: str, stored: Stored) -> Packed | Array:
+        tensor = self._file.tensors[name]
+        data = memory[tensor.begin - self._origin : tensor.end - self._origin]
+        if stored.format is None:
+            return data.view(_DTYPES[stored.dtype]).reshape(stored.shape)
+        return Packed(stored.format, data, (stored.shape[0], stored.shape[1]))
+
+
+def _lay_out(plan: Mapping[str, Stored]) -> tuple[bytes, dict[str, int]]:
+    """The beginning of a file, up to its data, and where in it each tensor begins.
+
+    Packed weights come first: their sizes are multiples of 64, so all of them begin at one. BF16 comes last: of an odd
+    number of elements, it would leave F32 at an odd place.
+    """
+    names = sorted(plan, key=lambda name: (plan[name].format is None, plan[name].dtype == "BF16"))
+    packed = {
+        name: {**asdict(stored.format), "shape": list(stored.shape)}
+        for name, stored in plan.items()
+        if stored.format is not None
+    }
+    metadata = {"format": FORMAT, "version": VERSION, "packed": json.dumps(packed, separators=(",", ":"))}
+    header: dict[str, Any] = {"__metadata__": metadata}
+    places, end = {}, 0
+    for name in names:
+        stored = plan[name]
+        if stored.format is not None and stored.nbytes == 0:
+            raise ValueError(f"{name}: {stored.format} does not exist, or cannot hold shape {list(stored.shape)}")
+        places[name], end = end, end + stored.nbytes
+        dtype, shape = (stored.dtype, list(stored.shape)) if stored.format is None else ("U8", [stored.nbytes])
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [places[name], end]}
+    text = json.dumps(header, separators=(",", ":")).encode("utf-8")
+    text += b" " * (-(8 + len(text)) % _ALIGNMENT)
+    if len(text) > HEADER_BYTES:
+        raise ValueError(f"the header would have {len(text):,} bytes, more than the {HEADER_BYTES:,} that are read")
+    return len(text).to_bytes(8, "little") + text, {name: 8 + len(text) + begin for name, begin in places.items()}
+
+
+def _check(file: SafetensorsFile) -> dict[str, Stored]:
+    """What the metadata says, held against the tensors."""
+    if file.metadata.get("format") != FORMAT:
+        raise CheckpointError(file.path, "__metadata__", f"format is not {FORMAT}: this is no file of packed weights")
+    version = file.metadata.get("version")
+    if version != VERSION:
+        raise CheckpointError(file.path, "__metadata__", f"version must be {VERSION}, got {version!r:.40}")
+    text = file.metadata.get("packed")
+    if text is None:
+        raise CheckpointError(file.path, "__metadata__", "packed is missing")
+    try:
+        entries = parse_json(text.encode("utf-8", "surrogatepass"), file.path, CheckpointError)
+    except CheckpointError as problem:
+        where = f" {problem.field[:60]}" if problem.field else ""
+        raise CheckpointError(file.path, "__metadata__", f"packed:{where} {problem.problem}") from None
+    for name in entries:
+        if name not in file.tensors:
+            raise CheckpointError(file.path, name, "is in the metadata, but there is no such tensor")
+    weights: dict[str, Stored] = {}
+    for name, tensor in sorted(file.tensors.items(), key=lambda item: item[1].begin):
+        if tensor.dtype in _DTYPES:
+            if name in entries:
+                raise CheckpointError(file.path, name, f"is {tensor.dtype}, but in the metadata it is packed")
+            weights[name] = Stored(tensor.shape, dtype=tensor.dtype)
+            continue
+        if name not in entries:
+            raise CheckpointError(file.path, name, "is U8, but the metadata does not say what its bytes are")
+        stored = weights[name] = _stored(entries[name], file.path, name)
+        if len(tensor.shape) != 1 or tensor.nbytes != stored.nbytes:
+            fault = f"shape must be [{stored.nbytes}] for {_words(stored)}, got {list(tensor.shape)}"
+            raise CheckpointError(file.path, name, fault)
+        if tensor.begin % _ALIGNMENT:
+            fault = f"begins at byte {tensor.begin:,}, no multiple of {_ALIGNMENT}: was the file rewritten?"
+            raise CheckpointError(file.path, name, fault)
+    return weights
+
+
+def _stored(entry: Any, path: StrPath, name: str) -> Stored:
+    """An entry of the metadata, by itself: {"codes", "group", "scales", "zero", "shape"}."""
+
+    def error(problem: str) -> CheckpointError:
+        return CheckpointError(path, name, f"in the metadata: {problem}")
+
+    def is_integer(value: Any) -> bool:
+        return type(value) is int and 0 <= value <= 1 << 30
+
+    if not isinstance(entry, dict):
+        raise error("must be an object")
+    fields = ("codes", "group", "scales", "zero", "shape")
+    for field in (*entry, *fields):
+        if field not in fields:
+            raise error(f"unknown field {field[:60]}")
+        if field not in entry:
+            raise error(f"{field} is missing")
+    codes, group, scales, zero, shape = (entry[field] for field in fields)
+    for field, value, good in (
+        ("codes", codes, isinstance(codes, str)),
+        ("group", group, is_integer(group)),
+        ("scales", scales, isinstance(scales, str)),
+        ("zero", zero, is_integer(zero)),
+        ("shape", shape, isinstance(shape, list) and len(shape) == 2 and all(map(is_integer, shape))),
+    ):
+        if not good:
+            raise error(f"{field} is impossible: {str(value)[:60]}")
+    stored = Stored(tuple(shape), Format(codes, group, scales, zero))
+    if stored.nbytes == 0:
+        raise error(f"there is no format of {_words(stored)}")
+    return stored
+
+
+def _words(stored: Stored) -> str:
+    form, shape = stored.format, list(stored.shape)
+    assert form is not None
+    return f"codes {form.codes[:20]}, group {form.group}, scales {form.scales[:20]}, zero {form.zero}, shape {shape}"

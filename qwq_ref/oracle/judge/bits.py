@@ -1,0 +1,164 @@
+"""Judging a candidate in one of the engine's modes, where the reference is a function that leaves no rounding open.
+
+Weights, activations and the cache are rounded by design there, so float32's tolerances mean nothing.
+`numerics.engine` says what a mode computes; a result is right if it has the bits that the mode makes of the candidate's
+own inputs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from ...config import Config
+from ...errors import GoldenError
+from ...numerics import engine
+from ...spec.ops import Array, embed
+from ..adapters.candidate import Candidate, MisfitError
+from ..graph import (
+    COS,
+    EMBED,
+    LOGITS,
+    NORM,
+    SIN,
+    Phase,
+    absolute,
+    letters,
+    split_name,
+    tap_names,
+)
+from ..packs.pack import Golden
+from ..walk import Weights
+from .compare import (
+    Comparison,
+    TapResult,
+    Theirs,
+    check_digests,
+    other_tokens,
+    spans,
+)
+from .engine import Mode
+from .metrics import distance, error, logit_metrics
+
+Values = dict[tuple[str, str], Array]  # by phase and tap
+
+
+def compare_bits(golden: Golden, candidate: Candidate, weights: Mapping[str, Array], mode: Mode) -> Comparison:
+    """Hold every tap that the candidate has, and that the mode makes, against the mode's bits.
+
+    Of the pack's values, only the logits are read: they say how far the mode is from the truth. A layer is judged on
+    its input, so of several of its results that differ, the first is to blame.
+
+    Raises GoldenError for weights that are not those that the pack was recorded from.
+    """
+    config, phases = golden.manifest.config, golden.manifest.phases
+    if candidate.token_ids is not None and list(candidate.token_ids) != golden.manifest.token_ids:
+        mismatch = other_tokens(list(candidate.token_ids), golden.manifest.token_ids)
+        return Comparison((), (), "", None, mismatch=mismatch)
+    reader = Weights(weights, digest=True)
+    prepared = engine.prepare(config, {name: reader.vector(name) for name in config.tensors()}, mode.weights)
+    check_digests(golden, reader)
+
+    theirs = Theirs(golden, dataclasses.replace(candidate, precision={}), "fp32")
+    of_tokens = _run(config, prepared, phases, mode.kv, None)
+    with np.errstate(all="ignore"):  # a candidate's values may be anything
+        of_inputs = _run(config, prepared, phases, mode.kv, theirs)
+    results: list[TapResult] = []
+    missing: list[tuple[str, str]] = []
+    logits = None
+    for phase in phases:
+        blamed: set[str] = set()
+        for tap in tap_names(config):
+            place = (phase.name, tap)
+            if place not in of_tokens:
+                continue
+            if not theirs.has(phase, tap):
+                missing.append(place)
+                continue
+            try:
+                value, last = theirs.read(phase, tap)
+            except MisfitError as problem:
+                results.append(TapResult(phase.name, tap, "shape", str(mode), note=str(problem)))
+                continue
+            right, own = of_tokens[place], of_inputs[place]
+            if last:
+                axis = letters(tap).index("T")
+                right, own = np.take(right, [-1], axis), np.take(own, [-1], axis)
+            status, where = "ok" if _same(value, right).all() else "propagated", ""
+            if not _same(value, own).all() and _unit(tap) not in blamed:
+                blamed.add(_unit(tap))
+                status, where = "introduced", _where(value, own, tap)
+            if tap == LOGITS and phase is phases[0]:
+                logits = _against_truth(golden, phase, value, last)
+            far = distance(value, right)
+            results.append(TapResult(phase.name, tap, status, str(mode), far, 0.0, error(value, own), 0.0, where))
+    if not results:
+        raise GoldenError(candidate.source, None, f"holds no tap of {mode} in the phases of this pack")
+    return Comparison(tuple(results), tuple(missing), f"{mode}, by its bits", logits, tuple(candidate.notes))
+
+
+def _run(config: Config, prepared: engine.Prepared, phases: Sequence[Phase], kv: str, theirs: Theirs | None) -> Values:
+    """`engine.backends.core`, phase by phase: of its own values, or wherever a layer begins or ends of theirs."""
+    made: Values = {}
+    cache = list(engine.empty_cache(config, kv))
+    for phase in phases:
+
+        def keep(tap: str, value: Array, phase: Phase = phase) -> None:
+            made.setdefault((phase.name, tap), value)
+
+        def go_on(tap: str, value: Array, phase: Phase = phase) -> Array:
+            if theirs is None or not theirs.has(phase, tap):
+                return value
+            try:
+                given, last = theirs.read(phase, tap)
+            except MisfitError:
+                return value
+            return value if last and phase.T > 1 else given.astype(np.float32)
+
+        cos, sin = engine.angles(config, np.arange(phase.start, phase.S))
+        keep(COS, cos)
+        keep(SIN, sin)
+        x = embed(np.array(phase.ids), prepared.vector[f"{EMBED}.weight"])
+        keep(EMBED, x)
+        x = go_on(EMBED, x)
+        for layer in range(config.L):
+            keep(absolute(layer, "resid_pre"), x)
+            x = go_on(absolute(layer, "resid_pre"), x)
+            x, cache[layer] = engine.block(config, prepared, layer, x, cos, sin, cache[layer], keep)
+            x = go_on(absolute(layer, "resid_post"), x)
+        engine.head(config, prepared, x, keep)
+    return made
+
+
+def _same(value: Array, right: Array) -> Array:
+    """Where two arrays have the same bits; the bits of a NaN are open."""
+    equal = (value == right) & (np.signbit(value) == np.signbit(right))
+    return np.asarray(equal | (np.isnan(value) & np.isnan(right)))
+
+
+def _unit(tap: str) -> str:
+    """What is computed as one, from its input on: a layer, the last norm and the head."""
+    layer, name = split_name(tap)
+    if layer is None or name == "resid_pre":
+        return LOGITS if tap == NORM else tap
+    return str(layer)
+
+
+def _where(value: Array, own: Array, tap: str) -> str:
+    """Which tokens differ, if not all do."""
+    others = tuple(i for i, letter in enumerate(letters(tap)) if letter != "T")
+    wrong = np.flatnonzero(~_same(value, own).all(axis=others))
+    count = value.shape[letters(tap).index("T")]
+    return f"token {spans(wrong)} of {count}" if len(wrong) < count else ""
+
+
+def _against_truth(golden: Golden, phase: Phase, value: Array, last: bool) -> dict[str, object] | None:
+    """How far a mode's logits are from those of the pack, float64's, if it keeps them."""
+    size = golden.manifest.sizes.get(LOGITS)
+    if size not in ("full", "last") or not np.isfinite(value).all():
+        return None
+    right = golden.read(phase.name, LOGITS)
+    value, right = (value, right) if size == "full" and not last else (value[-1:], right[-1:])
+    return logit_metrics(value, right, error(value, right))

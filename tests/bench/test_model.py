@@ -1,0 +1,241 @@
+"""qwq bench of whole models: what it says is what was run, and its arithmetic is right. No speed matters here."""
+
+import csv
+import io
+import json
+import math
+from statistics import median
+
+import numpy as np
+import pytest
+
+from qwq_ref import cli, core
+from qwq_ref.bench import measure
+from qwq_ref.bench import model as bench_model
+from qwq_ref.bench.measure import Ceilings
+from qwq_ref.bench.model import (
+    Engine,
+    Trial,
+    random_weights,
+    work,
+)
+from qwq_ref.config import Config
+from qwq_ref.engine.backends.core import CoreBackend
+from qwq_ref.engine.weights import FORMS, model_bytes
+from tests.support.models import config_values
+from tests.support.paths import QWQ_CONFIG
+
+if not core.available():
+    pytest.skip("the C core is not built: there was no compiler", allow_module_level=True)
+QWQ = Config.from_file(QWQ_CONFIG)
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    monkeypatch.setattr(measure, "rotation", lambda: 1 << 20)
+    monkeypatch.setattr(bench_model, "SHORTEST", 1e-4)
+
+
+@pytest.fixture
+def shape(tmp_path):
+    """A config.json of a small model."""
+    (tmp_path / "tiny").mkdir()
+    (tmp_path / "tiny" / "config.json").write_text(json.dumps(config_values(max_position_embeddings=2000)))
+    return str(tmp_path / "tiny" / "config.json")
+
+
+def bench(capsys, *arguments):
+    status = cli.main(["bench", *arguments])
+    return status, *capsys.readouterr()
+
+
+def facts_of(capsys, *arguments):
+    status, out, _ = bench(capsys, *arguments, "-o", "json")
+    assert status == 0
+    return json.loads(out)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_each_form_runs(form, shape, capsys):
+    arguments = ("--shape", shape, "--weights", form, "-p", "5,9", "-n", "3", "-d", "0,7", "-r", "3", "-t", "1,2")
+    rows = facts_of(capsys, *arguments, "--kv", "fp32,int8")["rows"]
+    assert [(row["kv"], row["threads"], row["test"]) for row in rows] == [
+        (kv, threads, f"{test}{depth}")
+        for kv in ("fp32", "int8")
+        for threads in (1, 2)
+        for depth in ("", " @ d7")
+        for test in ("pp5", "pp9", "tg3")
+    ]
+    for row in rows:
+        assert row["model"] == "tiny"
+        assert len(row["samples"]) == 3
+        assert row["tok_s"] == median(row["samples"]) > 0
+        assert row["tok_s_stddev"] == pytest.approx(np.std(row["samples"], ddof=1))
+        limits = {
+            "compute": row["products"] / row["peak"] + row["scores"] / row["attention_peak"],
+            "memory": row["bytes"] / row["read"],
+        }
+        assert row["bound"] == max(limits, key=limits.get)
+        assert row["ceiling_tok_s"] == row["tokens"] / limits[row["bound"]]
+        assert row["share"] == row["tok_s"] / row["ceiling_tok_s"]
+        assert row["read"] == median(row["read_samples"])
+        assert row["peer"] is None
+
+
+def test_without_an_argument_the_shipped_model(capsys):
+    rows = facts_of(capsys, "-p", "8", "-n", "2", "-r", "1", "-t", "1")["rows"]
+    assert [(row["model"], row["weights"], row["kv"], row["test"]) for row in rows] == [
+        ("qwq-nano", "q4", "int8", "pp8"),
+        ("qwq-nano", "q4", "int8", "tg2"),
+    ]
+
+
+def test_work_of_the_real_shape():
+    """By hand: 31.2 G weights in layers and 0.78 G in the head; 4.25 and 8.25 bits a weight; 264 bytes a KV head."""
+    rest = 5120 * 5120 + 3 * 5120 * 27648
+    layers = 64 * (5120 * (40 + 16) * 128 + rest)
+    head = 152064 * 5120
+    prompt, decode = work(QWQ, "q4", "int8", Trial("pp", 512, 0)), work(QWQ, "q4", "int8", Trial("tg", 3, 1000))
+    assert prompt.products == 512 * layers - 511 * rest + head, "one row goes on from the last layer's keys"
+    assert prompt.scores == 2 * 40 * 128 * (63 * 512 * 513 // 2 + 512)
+    weights = layers * 4.25 / 8 + head * 8.25 / 8
+    assert prompt.bytes == pytest.approx(weights + 512 * (2 * 5120 + 64 * 8 * 264), rel=1e-6)
+    assert decode.products == 3 * (layers + head)
+    assert decode.scores == 64 * 2 * 40 * 128 * (1001 + 1002 + 1003)
+    cache = 64 * 8 * 264 * (1001 + 1002 + 1003)
+    assert decode.bytes == pytest.approx(3 * (weights + 2 * 5120) + cache, rel=1e-6)
+    exact = work(QWQ, "fp32", "fp32", Trial("tg", 1, 0))
+    assert exact.bytes == 4 * (layers + head + 5120) + 64 * 8 * 8 * 128
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_random_weights_are_like_a_models(form):
+    """As many bytes as the arithmetic says, and results of the size of a trained model's."""
+    config = Config.from_dict(config_values(hidden_size=512, intermediate_size=1024, num_hidden_layers=3))
+    counts = []
+    weights = random_weights(config, form, counts.append)
+    assert sum(counts) == model_bytes(config, form)
+    backend = CoreBackend(config, weights, 64, "int8", threads=2)
+    logits = backend.logits(np.arange(40) % config.V)
+    assert np.isfinite(logits).all()
+    assert 0.3 < logits.std() < 3
+
+
+def test_what_is_timed_is_what_is_said(shape):
+    """A prompt in the engine's chunks, decoding one by one, behind a context of its depth."""
+    config = Config.from_file(shape)
+    backend = CoreBackend(config, random_weights(config, "q4"), 1500, "int8")
+    steps, step = [], backend.step
+    backend.step = lambda ids, sequence: (steps.append((len(ids), sequence.length)), step(ids, sequence))[1]
+    engine = Engine(backend)
+    assert engine.prompt(700, 100) > 0
+    assert engine.decode(3, 200) > 0
+    assert engine.prompt(5, 0) > 0
+    assert steps == [(512, 100), (188, 612), (1, 200), (1, 201), (1, 202), (5, 0)]
+
+
+def test_what_lies_before_is_filled_in_once(shape, monkeypatch):
+    config = Config.from_file(shape)
+    engine = Engine(CoreBackend(config, random_weights(config, "q4"), 1500, "int8"))
+    appended, append = [], bench_model.kv_cache.append
+
+    def spy(kv, k, v, pos, **options):
+        appended.append((pos, len(k)))
+        append(kv, k, v, pos, **options)
+
+    monkeypatch.setattr(bench_model.kv_cache, "append", spy)
+    for depth in (1100, 1100, 50, 1300):
+        engine.decode(1, depth)
+    assert appended == [pair for pair in ((0, 1024), (1024, 76), (1100, 200)) for _ in range(config.L)]
+
+
+class Slow:
+    """A peer that takes a second for each token."""
+
+    def __init__(self):
+        self.asked = []
+
+    def prompt(self, tokens, depth):
+        self.asked.append(("pp", tokens, depth))
+        return float(tokens)
+
+    def decode(self, tokens, depth):
+        self.asked.append(("tg", tokens, depth))
+        return float(tokens)
+
+
+def test_a_peer_runs_in_turns(shape):
+    config = Config.from_file(shape)
+    backend = CoreBackend(config, random_weights(config, "q4"), 64)
+    peer, tests = Slow(), [Trial("pp", 9, 0), Trial("tg", 4, 3)]
+    for row, test in zip(bench_model.rows("x", backend, tests, 3, Ceilings(), ("slow", peer)), tests, strict=True):
+        assert row.peer == "slow"
+        assert row.peer_samples == [1.0, 1.0, 1.0]
+        assert row.ratio == median(row.samples) == row.tok_s
+        assert peer.asked[-3:] == [(test.kind, test.tokens, test.depth)] * 3
+
+
+def test_forms_for_people_and_programs(shape, capsys):
+    arguments = ("--shape", shape, "--layers", "1", "-p", "4", "-n", "2", "-r", "2", "-t", "1", "--isa", "scalar")
+    status, out, _ = bench(capsys, *arguments, "-o", "csv")
+    rows = list(csv.DictReader(io.StringIO(out)))
+    assert status == 0
+    assert [row["test"] for row in rows] == ["pp4", "tg2"]
+    assert all(math.isfinite(float(row["tok_s"])) for row in rows)
+    assert rows[0]["model"] == "tiny, 1 layer"
+    assert "samples" not in rows[0]
+    _, out, _ = bench(capsys, *arguments)
+    head, *lines = out.splitlines()
+    assert head.split()[:6] == ["model", "weights", "KV", "isa", "threads", "test"]
+    assert "ratio" not in head, "no peer, no column"
+    assert "share" not in head, "scalar code has no ceiling"
+    assert lines[0].startswith("tiny, 1 layer  q4")
+    _, out, _ = bench(capsys, *arguments, "-o", "md")
+    assert out.startswith("| model | weights | KV | isa | threads | test | tokens/s |")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["-p", "0", "-n", "0"], "qwq: p: and n are both 0"),
+        (["-p", "-1"], "qwq: p: must be numbers from 0 on"),
+        (["-d", "x"], "qwq: d: must be numbers from 0 on"),
+        (["-r", "0"], "qwq: repeats: must be at least 1"),
+        (["--weights", "q3"], "qwq: weights: must be some of fp32, bf16, q8, q4, got q3"),
+        (["--kv", "q8"], "qwq: kv: must be some of fp32, int8, got q8"),
+        (["--shape", "qwq-32b", "--layers", "65"], "qwq: layers: must be 1 to 64"),
+        (["--layers", "1"], "qwq: layers: must be 1 to"),
+        (["-m", "qwq-nano", "--shape", "qwq-32b"], "qwq: shape: is for random weights"),
+        (["--peer", "llama.cpp"], "qwq: peer: needs --shape"),
+        (["-d", "1000000"], "qwq: d: 1000512 tokens are more than the model's"),
+        (["--isa", "mmx"], "qwq: isa: mmx cannot run here"),
+    ],
+)
+def test_wrong_uses_are_one_line(arguments, message, capsys):
+    status, out, err = bench(capsys, *arguments)
+    assert (status, out) == (2, "")
+    assert err.startswith(message)
+    assert err.count("\n") == 1
+
+
+def test_what_does_not_fit_is_refused_with_the_sum(capsys, monkeypatch):
+    monkeypatch.setattr("qwq_ref.host.memory.available_bytes", lambda: 8 << 30)
+    monkeypatch.setattr(bench_model, "random_weights", lambda *a: pytest.fail("memory was taken"))
+    status, out, err = bench(capsys, "--shape", "qwq-32b")
+    assert (status, out) == (1, "")
+    assert err.startswith("qwq: qwq-32b: needs 17.7")
+
+
+def test_what_is_measured_is_printed_after_ctrl_c(shape, capsys, monkeypatch):
+    calls, decode = [], Engine.decode
+
+    def interrupted(self, tokens, depth):
+        calls.append(depth)
+        if depth:
+            raise KeyboardInterrupt
+        return decode(self, tokens, depth)
+
+    monkeypatch.setattr(Engine, "decode", interrupted)
+    status, out, _ = bench(capsys, "--shape", shape, "-p", "0", "-n", "2", "-d", "0,4", "-r", "1")
+    assert status == 130
+    assert out.splitlines()[1].split()[5] == "tg2"

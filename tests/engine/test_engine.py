@@ -1,0 +1,298 @@
+"""The engine on the core: the spec's logits within its gates, and the same bits however the work is cut."""
+
+import os
+import signal
+import threading
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+
+from qwq_ref import core
+from qwq_ref.config import Config
+from qwq_ref.core.layer import Layer
+from qwq_ref.engine.backends import core as engine
+from qwq_ref.engine.backends.core import SHORT, CoreBackend
+from qwq_ref.engine.weights import FORMS, pack_weights
+from qwq_ref.formats import Checkpoint, resolve
+from qwq_ref.spec import forward, ops
+from tests.support.models import config_values, random_weights
+
+if not core.available():
+    pytest.skip("the C core is not built: there was no compiler", allow_module_level=True)
+ISAS = core.isas()
+
+
+def nmse(ours, true):
+    return np.sum((ours - true) ** 2) / np.sum(true**2)
+
+
+@pytest.fixture(scope="module")
+def nano():
+    with Checkpoint.open(resolve("qwq-nano")) as checkpoint:
+        return checkpoint.config, {name: checkpoint[name] for name in checkpoint}
+
+
+@pytest.fixture(scope="module")
+def ids(nano):
+    return np.random.default_rng(0).integers(0, nano[0].V, 200)
+
+
+@pytest.mark.parametrize(("form", "most"), [("fp32", 1e-11), ("bf16", 1e-11), ("q8", 1e-3), ("q4", 5e-2)])
+def test_logits_are_the_specs(nano, ids, form, most):
+    """Floats within the gate of the spec's own float32; the others within what their weights cost."""
+    config, weights = nano
+    true = forward(config, weights, ids, dtype=np.float64)[0]
+    ours = CoreBackend(config, pack_weights(config, weights, form, 2), 256).logits(ids)
+    assert nmse(ours, true) <= most
+    if form in ("fp32", "bf16"):
+        top = np.sort(true, axis=1)
+        clear = top[:, -1] - top[:, -2] > 2 * np.abs(ours - true).max()
+        assert np.array_equal(ours.argmax(1)[clear], true.argmax(1)[clear])
+
+
+def test_an_int8_cache_costs_little(nano, ids):
+    config, weights = nano
+    true = forward(config, weights, ids, dtype=np.float64)[0]
+    packed = pack_weights(config, weights, "fp32", 2)
+    assert 1e-9 < nmse(CoreBackend(config, packed, 256, "int8").logits(ids), true) <= 2e-4
+
+
+@pytest.mark.parametrize("kv", ["fp32", "int8"])
+@pytest.mark.parametrize("form", FORMS)
+def test_isa_and_threads_change_no_bit(nano, ids, form, kv, monkeypatch):
+    monkeypatch.setattr(engine, "SHORT", 0)  # else one thread does what is so little
+    config, weights = nano
+    packed = pack_weights(config, weights, form, 2)
+    wanted = CoreBackend(config, packed, 256, kv).logits(ids[:70])
+    for isa in ISAS:
+        for threads in (1, 2, 3, 8):
+            few = 20 if isa == "scalar" else 70
+            ours = CoreBackend(config, packed, 256, kv, isa, threads).logits(ids[:few])
+            assert np.array_equal(ours, wanted[:few]), (isa, threads)
+
+
+@given(st.data())
+@settings(max_examples=settings.default.max_examples // 6)
+def test_any_architecture(data):
+    """Sizes that are no multiples of anything, tied and untied heads, windows, a beta: against the spec in float64."""
+    values = config_values(tie_word_embeddings=data.draw(st.booleans()))
+    if data.draw(st.booleans()):
+        values |= {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1}
+    config = Config.from_dict(values)
+    weights = random_weights(config, data.draw(st.integers(0, 100)))
+    ids = data.draw(st.lists(st.integers(0, config.V - 1), min_size=1, max_size=24))
+    true = forward(config, weights, ids, dtype=np.float64)[0]
+    theirs = nmse(forward(config, weights, ids)[0], true)
+    ours = CoreBackend(config, pack_weights(config, weights, "fp32", 1), 32).logits(ids)
+    assert nmse(ours, true) <= max(1e-11, 4 * theirs)
+
+
+class Cuts(RuleBasedStateMachine):
+    """Chunks of any size, roll-backs and replays: the logits of a position depend on the tokens before it alone."""
+
+    @initialize(form=st.sampled_from(list(FORMS)), kv=st.sampled_from(["fp32", "int8"]), seed=st.integers(0, 1000))
+    def start(self, form, kv, seed):
+        engine.SHORT = 0 if seed % 2 else SHORT
+        config = Config.from_dict(config_values())
+        weights = {name: ops.to_bf16(w) for name, w in random_weights(config, 0).items()}
+        weights = pack_weights(config, weights, form, 1)
+        self.backend = CoreBackend(config, weights, 64, kv, threads=2)
+        self.ids = np.random.default_rng(seed).integers(0, config.V, 64)
+        self.wanted = CoreBackend(config, weights, 64, kv).logits(self.ids)
+        self.sequence = self.backend.sequence()
+
+    @precondition(lambda self: self.sequence.length < 64)
+    @rule(size=st.integers(1, 30))
+    def go_on(self, size):
+        chunk = self.ids[self.sequence.length : self.sequence.length + size]
+        logits, self.sequence = self.backend.step(chunk, self.sequence)
+        assert np.array_equal(logits, self.wanted[self.sequence.length - 1])
+
+    @rule(size=st.integers(1, 40))
+    def roll_back(self, size):
+        self.sequence.length = max(0, self.sequence.length - size)
+
+    @precondition(lambda self: self.sequence.length < 60)
+    @rule(seed=st.integers(0, 99))
+    def try_others(self, seed):
+        """A draft that is thrown away leaves nothing behind."""
+        draft = np.random.default_rng(seed).integers(0, self.backend.config.V, 4)
+        length = self.sequence.length
+        self.backend.step(draft, self.sequence)
+        self.sequence.length = length
+
+    def teardown(self):
+        engine.SHORT = SHORT
+
+    @rule()
+    def another_sequence(self):
+        """Two sequences know nothing of each other."""
+        other = self.backend.sequence()
+        self.backend.step(self.ids[::-1], other)
+
+
+TestCuts = Cuts.TestCase
+TestCuts.settings = settings(max_examples=settings.default.max_examples // 4, stateful_step_count=12)
+
+
+def test_a_layer_refuses_what_it_cannot_hold(nano):
+    config, weights = nano
+    backend = CoreBackend(config, pack_weights(config, weights, "q8", 1), 16)
+    layer = backend.sequence().layers[0]
+    x, table = np.zeros((2, config.D), np.float32), np.zeros((2, config.E // 2), np.float32)
+    layer.step(x, table, table, 14, "scalar", 1)
+    for arguments, message in (
+        ((x, table, table, 15), "pos: 15 to 16 do not fit in a cache of 16"),
+        ((x, table, table, -1), "do not fit"),
+        ((x[:, :-1], table, table, 0), "x: must be contiguous float32"),
+        ((x, table[:1], table, 0), "cos: must be"),
+        ((x.astype(np.float64), table, table, 0), "x: must be"),
+    ):
+        with pytest.raises(core.CoreError, match=message):
+            layer.step(*arguments, "scalar", 1)
+    lib, ffi = core.lib, core.ffi
+    assert lib.qwq_layer_scratch(ffi.NULL, 0, 1, 1) == 0
+    for field in ("D", "F", "H", "K", "E"):
+        for value in (0, 2**40):
+            broken = ffi.new("qwq_layer *", layer._layer[0])
+            setattr(broken, field, value)
+            assert lib.qwq_layer_scratch(broken, 0, 1, 1) == 0
+            assert lib.qwq_layer_step(ffi.NULL, broken, *[ffi.NULL] * 4, 0, 1, 0, 0, 1) == lib.QWQ_ESIZE
+    assert lib.qwq_layer_step(ffi.NULL, layer._layer, *[ffi.NULL] * 4, 0, 1, 0, 0, 1) == lib.QWQ_ENULL
+
+
+def test_ids_that_cannot_be_are_refused(nano):
+    config, weights = nano
+    backend = CoreBackend(config, pack_weights(config, weights, "q8", 1), 16)
+    for ids in ([], [config.V], [-1], [[1]], [0.5]):
+        with pytest.raises(ValueError, match="token_ids must be"):
+            backend.step(ids, None)
+    with pytest.raises(ValueError, match="do not fit in a context of 16"):
+        backend.logits([1] * 17)
+
+
+# --- The engine's thread ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def wide():
+    """A model whose steps take long enough to be handed to the engine's thread, and to be interrupted."""
+    config = Config.from_dict(config_values(hidden_size=512, intermediate_size=4096, num_hidden_layers=4))
+    weights = pack_weights(config, random_weights(config, 0), "q4", 2)
+    return CoreBackend(config, weights, 4096, "int8", threads=2)
+
+
+def test_whoever_asks_the_same_thread_computes(wide, monkeypatch):
+    """One team of OpenMP's threads, whatever the application's threads are; short steps stay where they are."""
+    seen, step = [], Layer.step
+    monkeypatch.setattr(Layer, "step", lambda *a: (seen.append(threading.current_thread().name), step(*a))[1])
+    ids = np.arange(600) % 50
+    results = []
+    callers = [threading.Thread(target=lambda: results.append(wide.step(ids[:512], None)[0])) for _ in range(3)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
+    assert len(set(seen)) == 1
+    assert seen[0].startswith("qwq-engine")
+    assert all(np.array_equal(result, results[0]) for result in results)
+    seen.clear()
+    wide.step(ids[:1], None)
+    assert set(seen) == {threading.current_thread().name}
+
+
+def test_an_interrupted_step_leaves_the_sequence_as_it_was(wide, monkeypatch):
+    ids = np.random.default_rng(0).integers(0, wide.config.V, 1400)
+    wanted, _ = wide.step(ids[500:1000], wide.step(ids[:500], None)[1])
+    _, sequence = wide.step(ids[:500], None)
+    calls, step = [], Layer.step
+
+    def interrupted(self, *arguments):
+        """Ctrl-C, as the main thread gets it, in the midst of the second layer."""
+        calls.append(arguments)
+        if len(calls) == 2:
+            signal.raise_signal(signal.SIGINT)
+            deadline = time.monotonic() + 20
+            while not arguments[-2].flag[0] and time.monotonic() < deadline:
+                time.sleep(1e-4)
+        return step(self, *arguments)
+
+    monkeypatch.setattr(Layer, "step", interrupted)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell's children ignore it
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            wide.step(ids[500:1000], sequence)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert len(calls) == 2, "no layer ran after the one that was stopped"
+    monkeypatch.undo()
+    assert sequence.length == 500
+    again, sequence = wide.step(ids[500:1000], sequence)
+    assert np.array_equal(again, wanted)
+
+
+@pytest.mark.parametrize("kv", ["fp32", "int8"])
+@pytest.mark.parametrize("first", [0, 1, 6, 7])
+def test_rows_that_nobody_asks_for(wide, kv, first):
+    """They leave keys and values behind, and nothing else."""
+    layers = [CoreBackend(wide.config, wide.weights, 20, kv).sequence().layers[0] for _ in range(2)]
+    x = np.random.default_rng(0).standard_normal((7, wide.config.D)).astype(np.float32)
+    cos = np.ones((7, wide.config.E // 2), np.float32)
+    whole, part = x.copy(), x.copy()
+    layers[0].step(whole, cos, cos, 0, ISAS[-1], 2)
+    layers[1].step(part, cos, cos, 0, ISAS[-1], 2, first=first)
+    assert np.array_equal(part[:first], x[:first])
+    assert np.array_equal(part[first:], whole[first:])
+    after = [x.copy(), x.copy()]
+    for layer, later in zip(layers, after, strict=True):
+        layer.step(later, cos, cos, 7, ISAS[-1], 2)
+    assert np.array_equal(*after)
+    with pytest.raises(core.CoreError, match="first: must be 0 to 7, got 8"):
+        layers[1].step(part, cos, cos, 0, ISAS[-1], 2, first=8)
+
+
+@pytest.mark.parametrize("kv", ["fp32", "int8"])
+@pytest.mark.parametrize("T", [1, 100])
+def test_a_flag_stops_a_layer_and_a_product(wide, kv, T):
+    backend = CoreBackend(wide.config, wide.weights, 2000, kv, threads=2)
+    layer, stop = backend.sequence().layers[0], core.Stop()
+    x = np.ones((T, wide.config.D), np.float32)
+    cos = np.ones((T, wide.config.E // 2), np.float32)
+    layer.step(x, cos, cos, 1000, ISAS[-1], 2, stop)
+    stop.set()
+    with pytest.raises(core.Stopped):
+        layer.step(x, cos, cos, 1000, ISAS[-1], 2, stop)
+    y = np.full((T, wide.config.V), 7, np.float32)
+    with pytest.raises(core.Stopped):
+        core.matmul(x, wide.weights.head, stop=stop, out=y)
+    assert (y == 7).all(), "it was computed all the same"
+    stop.clear()
+    core.matmul(x, wide.weights.head, stop=stop)
+
+
+def test_a_forked_child_is_told_that_it_cannot(wide):
+    """It has neither the engine's thread nor OpenMP's: it must not wait for them."""
+    ids = np.arange(512) % 50
+    wide.step(ids, None)
+    child = os.fork()
+    if child == 0:
+        try:
+            wide.step(ids, None)
+        except core.CoreError as problem:
+            os._exit(0 if "fork" in str(problem) else 2)
+        finally:
+            os._exit(1)
+    for _ in range(3000):
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            break
+        time.sleep(0.01)
+    else:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        pytest.fail("the child waits for a thread that it does not have")
+    assert os.waitstatus_to_exitcode(status) == 0

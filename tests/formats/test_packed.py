@@ -1,0 +1,567 @@
+"""The file form of packed weights: read as written, as docs/packed.md says, and never trusted."""
+
+import json
+import math
+import os
+import time
+import tracemalloc
+
+import numpy as np
+import pytest
+import safetensors
+import safetensors.numpy
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from qwq_ref import core
+from qwq_ref.config import Config
+from qwq_ref.core import Format
+from qwq_ref.errors import CheckpointError, MemoryLimitError
+from qwq_ref.formats import packed
+from qwq_ref.formats.safetensors import SafetensorsFile
+from tests.core.test_matmul import FORMATS, name_of, random_weight  # skips where the core is not built
+from tests.house.test_docs import fenced
+from tests.support.paths import DOCS, QWQ_CONFIG
+
+PAGE = DOCS / "packed.md"
+
+
+@pytest.fixture(scope="module")
+def decode():
+    """The decoder that the page prints: it knows the page's layout, and nothing of the package."""
+    code = next(code for _, code in fenced(PAGE, "python") if "def decode" in code)
+    namespace = {"np": np}
+    exec(compile(code, str(PAGE), "exec"), namespace)
+    return namespace["decode"]
+
+
+def bits(array):
+    return np.ascontiguousarray(array).view(f"u{array.itemsize}")
+
+
+@pytest.mark.parametrize("form", FORMATS, ids=name_of)
+@given(N=st.integers(1, 100), sixteens=st.integers(1, 40), seed=st.integers(0, 2**32 - 1))
+@settings(max_examples=15)
+def test_the_layout_is_the_documented_one(decode, form, N, sixteens, seed):
+    K = sixteens * 16 - (seed % 16 if form.group else seed % 7)
+    weight, meaning = random_weight(np.random.default_rng(seed), form, N, K)
+    got = decode(weight.packed, form, N, K)
+    if not form.group:
+        assert np.array_equal(bits(got), bits(meaning))
+        return
+    (levels, scale, offset), (our_levels, our_scale, our_offset) = meaning, got
+    assert np.array_equal(our_levels, levels)
+    assert np.array_equal(bits(our_scale), bits(scale))
+    assert (our_offset is None) == (offset is None)
+    assert offset is None or np.array_equal(bits(our_offset), bits(offset.astype(np.float32)))
+
+
+@pytest.mark.parametrize("form", FORMATS, ids=name_of)
+def test_what_is_not_in_the_weight_is_zero(form):
+    """One row in which all bits are set: there are as many in the bytes."""
+    K, ones = 80, {"q4": 4, "u4": 4, "u5": 5, "u6": 6, "q8": 8, "bf16": 16, "fp16": 16, "fp32": 32}[form.codes]
+    set_bits = K * ones
+    if not form.group:
+        code = np.full((1, K * ones // 8), 255, np.uint8).view({"bf16": "u2", "fp16": "f2", "fp32": "f4"}[form.codes])
+        weight = core.pack(form, code)
+    else:
+        m = -(-K // form.group)
+        columns = 1 if form.scales.startswith("super") else m
+        halves, small = np.full((1, columns), 0xFFFF, np.uint16).view(np.float16), np.full((1, m), 255, np.uint8)
+        given_parts = {
+            "plain": {},
+            "zero": {"zero": np.full((1, m), 16, np.uint8)},
+            "offset": {"offset": halves},
+            "super": {"small": small.view(np.int8)},
+            "super_min": {"small": small, "least": small, "offset": halves},
+        }[form.scales]
+        code = np.full((1, K), 127 if form.codes == "q8" else 2**ones - 1)
+        weight = core.pack(form, code, halves, **given_parts)
+        set_bits += 16 * columns
+        set_bits += sum(int(np.unpackbits(np.ravel(part).view(np.uint8)).sum()) for part in given_parts.values())
+    assert np.unpackbits(weight.packed).sum() == set_bits
+
+
+def weights_of(forms=FORMATS, seed=0):
+    rng = np.random.default_rng(seed)
+    result = {}
+    for i, form in enumerate(forms):
+        result[f"norm.{i}"] = rng.standard_normal(i % 3 * 7 + 1).astype(np.float32)
+        result[f"weight.{i}"] = random_weight(rng, form, 20 + 7 * i, 64 + 16 * i)[0]
+    return result | {"table": np.ones((3, 5), np.float32), "none": np.ones((0, 4), np.float32)}
+
+
+def assert_same(got, wanted):
+    assert set(got) == set(wanted)
+    for name, value in wanted.items():
+        assert packed.Stored.of(got[name]) == packed.Stored.of(value)
+        if isinstance(value, core.Packed):
+            assert got[name].packed.ctypes.data % 64 == 0
+            assert np.array_equal(got[name].packed, value.packed)
+        else:
+            assert got[name].dtype == np.float32
+            assert np.array_equal(got[name], value)
+
+
+@pytest.mark.parametrize("drop", [None, True, False])
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_what_is_written_is_read(tmp_path, monkeypatch, threads, drop):
+    monkeypatch.setattr(packed, "_PIECE_BYTES", 4096)
+    path, weights, seen = tmp_path / "x", weights_of(), []
+    packed.write_packed(path, weights)
+    with packed.PackedFile(path) as file:
+        assert file.weights == {name: packed.Stored.of(weight) for name, weight in weights.items()}
+        assert_same(file.read(threads, progress=seen.append, drop_cache=drop), weights)
+        assert sum(seen) == file.nbytes == sum(stored.nbytes for stored in file.weights.values())
+    assert len(seen) > 20
+
+
+def test_reading_holds_one_copy(tmp_path):
+    packed.write_packed(tmp_path / "x", {"w": core.quantise(np.ones((1 << 11, 1 << 12), np.float32), "fp32")})
+    tracemalloc.start()
+    with packed.PackedFile(tmp_path / "x") as file:
+        assert file.read()["w"].packed.nbytes == file.nbytes == 1 << 25
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < (1 << 25) + (1 << 20)
+
+
+@pytest.mark.parametrize(
+    ("drop", "least", "dropped"),
+    [
+        (True, 1 << 40, True),
+        (False, 1, False),
+        (None, 1, True),
+        (None, 1 << 40, False),
+        (None, packed.DROP_FROM, False),
+    ],
+)
+def test_what_the_system_is_told_to_forget(tmp_path, monkeypatch, drop, least, dropped):
+    """All pages of the file, or none."""
+    told = []
+    monkeypatch.setattr(
+        os, "posix_fadvise", lambda _, start, count, advice: told.append((start, start + count, advice))
+    )
+    monkeypatch.setattr(packed, "_PIECE_BYTES", 4096)
+    monkeypatch.setattr(packed, "DROP_FROM", least)
+    packed.write_packed(tmp_path / "x", {"w": core.quantise(np.ones((40, 1000), np.float32), "fp32")})
+    packed.read_packed(tmp_path / "x", drop_cache=drop)
+    assert bool(told) == dropped
+    if dropped:
+        told.sort()
+        assert [start for start, _, _ in told[1:]] == [end for _, end, _ in told[:-1]]
+        assert told[0][0] < 4096
+        assert told[-1][1] == (tmp_path / "x").stat().st_size
+        assert {advice for _, _, advice in told} == {os.POSIX_FADV_DONTNEED}
+
+
+def test_an_error_does_not_wait_for_the_rest(tmp_path, monkeypatch):
+    monkeypatch.setattr(packed, "_PIECE_BYTES", 4096)
+    packed.write_packed(tmp_path / "x", {"w": core.quantise(np.ones((1024, 1024), np.float32), "fp32")})
+    pieces = []
+
+    def slow(*_):
+        pieces.append(time.sleep(0.01))
+
+    def interrupt(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(packed, "pread_exactly", slow)
+    with pytest.raises(KeyboardInterrupt):
+        packed.read_packed(tmp_path / "x", progress=interrupt)
+    assert len(pieces) < 100  # of 1,025
+
+
+def test_it_multiplies_as_before(tmp_path):
+    weights = weights_of()
+    packed.write_packed(tmp_path / "x", weights)
+    x = np.random.default_rng(0).standard_normal((2, 512)).astype(np.float32)
+    for name, weight in packed.read_packed(tmp_path / "x").items():
+        if name.startswith("weight"):
+            both = [core.matmul(x[:, : w.shape[1]], w) for w in (weight, weights[name])]
+            assert np.array_equal(*both, equal_nan=True)
+
+
+def test_no_weights_at_all(tmp_path):
+    for weights in ({}, {"none": np.ones((0, 4), np.float32)}, {"norm": np.ones(3, np.float32)}):
+        packed.write_packed(tmp_path / "x", weights)
+        assert_same(packed.read_packed(tmp_path / "x"), weights)
+
+
+def test_the_safetensors_library_sees_the_same_bytes(tmp_path):
+    weights = weights_of()
+    packed.write_packed(tmp_path / "x", weights)
+    theirs = safetensors.numpy.load_file(tmp_path / "x")
+    assert set(theirs) == set(weights)
+    for name, value in weights.items():
+        assert np.array_equal(theirs[name], value.packed if isinstance(value, core.Packed) else value)
+    with safetensors.safe_open(tmp_path / "x", "numpy") as file:
+        assert set(json.loads(file.metadata()["packed"])) == {name for name in weights if "weight" in name}
+
+
+def test_weights_may_come_in_any_order_and_one_by_one(tmp_path):
+    weights = weights_of()
+    packed.write_packed(tmp_path / "a", weights)
+    plan = {name: packed.Stored.of(weight) for name, weight in weights.items()}
+    with packed.writing(tmp_path / "b", plan) as append:
+        for name in reversed(list(weights)):
+            append(name, weights.pop(name))
+        assert not (tmp_path / "b").exists()
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+NORM = np.ones(3, np.float32)
+PLAN = {"w": packed.Stored((3, 64), Format("q8")), "n": packed.Stored((3,))}
+
+
+def small(form="q8", N=3):
+    return core.quantise(np.ones((N, 64), np.float32), form)
+
+
+@pytest.mark.parametrize(
+    ("given_weights", "words"),
+    [
+        ({}, "w: 2 of the planned"),
+        ({"w": small()}, "n: 1 of the planned"),
+        ({"w": small(), "n": NORM, "x": NORM}, "x: .* was not planned"),
+        ({"w": small("q4"), "n": NORM}, "w: .* was not planned"),
+        ({"w": small(N=4), "n": NORM}, "w: .* was not planned"),
+        ({"w": NORM}, "w: .* was not planned"),
+        ({"n": NORM[:2]}, "n: .* was not planned"),
+        ({"n": np.ones(3, np.int32)}, "n: must be packed, float32 or uint16, got int32"),
+        ({"w": core.Packed(Format("q8"), np.zeros(64, np.uint8), (3, 64))}, "w: .* was not planned"),
+    ],
+)
+def test_what_is_not_as_planned_leaves_no_file(tmp_path, given_weights, words):
+    def write():
+        with packed.writing(tmp_path / "x", PLAN) as append:
+            for name, weight in given_weights.items():
+                append(name, weight)
+
+    (tmp_path / "x").write_bytes(b"old")
+    with pytest.raises(ValueError, match=words):
+        write()
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+    assert (tmp_path / "x").read_bytes() == b"old"
+
+
+def test_a_plan_that_cannot_be_read_is_not_written(tmp_path):
+    for plan, words in (
+        ({"w": packed.Stored((3, 64), Format("q4", 32))}, "w: .* does not exist"),
+        ({"w": packed.Stored((0, 64), Format("q4"))}, "w: .* does not exist"),
+        ({"n" * (1 << 20): packed.Stored((1,))}, "more than the 1,048,576 that are read"),
+    ):
+        with pytest.raises(ValueError, match=words), packed.writing(tmp_path / "x", plan):
+            pass
+    assert not list(tmp_path.iterdir())
+
+
+def test_twice_the_same(tmp_path):
+    with packed.writing(tmp_path / "x", PLAN) as append:
+        append("n", NORM)
+        with pytest.raises(ValueError, match="was given before"):
+            append("n", NORM)
+        append("w", small())
+    assert set(packed.read_packed(tmp_path / "x")) == set(PLAN)
+
+
+# --- sizes ---
+
+# Bytes of a block in the source, and its weights. AWQ has 4 bits, and for 128 a float16 scale and a zero of 4 bits.
+SOURCES = {
+    "Q4_0": (18 / 32, Format("u4", 32, "plain", zero=8)),
+    "Q4_K": (144 / 256, Format("u4", 32, "super_min")),
+    "Q5_K": (176 / 256, Format("u5", 32, "super_min")),
+    "Q6_K": (210 / 256, Format("u6", 16, "super", zero=32)),
+    "Q8_0": (34 / 32, Format("q8", 32)),
+    "AWQ g128": ((64 + 2 + 0.5) / 128, Format("u4", 128, "zero")),
+}
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_qwq_32b_takes_no_tenth_more_than_in_its_source(source):
+    config = Config.from_file(QWQ_CONFIG)
+    shapes = [shape for shape in config.tensors().values() if len(shape) == 2]
+    assert sum(math.prod(shape) for shape in shapes) > 32e9
+    per_weight, form = SOURCES[source]
+    for shape in shapes:
+        assert core.packed_bytes(form, shape) <= 1.1 * per_weight * math.prod(shape)
+
+
+# --- hostile files ---
+
+WEIGHTS = {
+    "w": random_weight(np.random.default_rng(0), Format("u4", 32, "zero"), 5, 64)[0],
+    "v": random_weight(np.random.default_rng(1), Format("q8", 16), 33, 70)[0],
+    "n": np.arange(5, dtype=np.float32),
+}
+ENTRY = {"codes": "u4", "group": 32, "scales": "zero", "zero": 0, "shape": [5, 64]}
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory):
+    path = tmp_path_factory.mktemp("packed") / "good"
+    packed.write_packed(path, WEIGHTS)
+    return path.read_bytes()
+
+
+def parts(blob):
+    """(header, what is packed according to its metadata, data)"""
+    end = 8 + int.from_bytes(blob[:8], "little")
+    header = json.loads(blob[8:end])
+    return header, json.loads(header["__metadata__"]["packed"]), blob[end:]
+
+
+def joined(header, data, text=None, aligned=True):
+    if text is not None:
+        header["__metadata__"]["packed"] = text if isinstance(text, str) else json.dumps(text)
+    head = json.dumps(header).encode()
+    head += b" " * (-(len(head) + 8) % 64 + (0 if aligned else 8))
+    return len(head).to_bytes(8, "little") + head + data
+
+
+def refused(path, field, words):
+    tracemalloc.start()
+    try:
+        with pytest.raises(CheckpointError) as caught:
+            packed.read_packed(path)
+        assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    finally:
+        tracemalloc.stop()
+    assert (caught.value.file, caught.value.field) == (str(path), field)
+    assert words in caught.value.problem
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 500 + len(str(path))
+
+
+META = "__metadata__"
+METADATA = {
+    "none": ({}, "format is not qwq-packed"),
+    "of a checkpoint": ({"format": "pt"}, "format is not qwq-packed"),
+    "no version": ({"format": "qwq-packed", "packed": "{}"}, "version must be 1, got None"),
+    "next version": ({"format": "qwq-packed", "version": "2", "packed": "{}"}, "version must be 1, got '2'"),
+    "version of another form": ({"format": "qwq-packed", "version": "1.0", "packed": "{}"}, "version must be 1"),
+    "not packed": ({"format": "qwq-packed", "version": "1"}, "packed is missing"),
+}
+TEXTS = {
+    "empty": ("", "packed: is not JSON"),
+    "a list": ("[]", "packed: must hold a JSON object"),
+    "cut short": ('{"w":', "packed: is not JSON"),
+    "twice": ('{"w":1,"w":1}', "packed: w appears twice"),
+    "a field twice": ('{"w":{"zero":0,"zero":0}}', "packed: zero appears twice"),
+    "NaN": ('{"w":NaN}', "packed: holds NaN"),
+    "deep": ('{"w":' + "[" * 10**5, "packed: is nested too deeply"),
+    "a surrogate": ('{"\ud800":1}', "packed: is not UTF-8"),
+}
+ENTRIES = {
+    "null": (None, "must be an object"),
+    "a list": ([], "must be an object"),
+    "unknown field": (ENTRY | {"x": 1}, "unknown field x"),
+    **{f"no {key}": ({k: v for k, v in ENTRY.items() if k != key}, f"{key} is missing") for key in ENTRY},
+    "codes unknown": (ENTRY | {"codes": "u7"}, "there is no format of codes u7"),
+    "codes of another kind": (ENTRY | {"codes": "q4"}, "there is no format of codes q4"),
+    "codes long": (ENTRY | {"codes": "q" * 10**5}, "there is no format of codes qqq"),
+    "codes a list": (ENTRY | {"codes": ["u4"]}, "codes is impossible"),
+    "codes a number": (ENTRY | {"codes": 1}, "codes is impossible"),
+    "codes null": (ENTRY | {"codes": None}, "codes is impossible"),
+    "group of 33": (ENTRY | {"group": 33}, "there is no format"),
+    "group of 0": (ENTRY | {"group": 0}, "there is no format"),
+    "group of 2^32 + 32": (ENTRY | {"group": (1 << 32) + 32}, "group is impossible"),
+    "group of 2^70": (ENTRY | {"group": 1 << 70}, "group is impossible"),
+    "group below 0": (ENTRY | {"group": -32}, "group is impossible"),
+    "group a boolean": (ENTRY | {"group": True}, "group is impossible"),
+    "group a float": (ENTRY | {"group": 32.0}, "group is impossible"),
+    "scales unknown": (ENTRY | {"scales": "none"}, "there is no format"),
+    "scales a number": (ENTRY | {"scales": 1}, "scales is impossible"),
+    "zero where there are zeros": (ENTRY | {"zero": 8}, "there is no format"),
+    "zero of 2^31": (ENTRY | {"zero": 1 << 31}, "zero is impossible"),
+    "shape of three": (ENTRY | {"shape": [5, 64, 1]}, "shape is impossible"),
+    "shape of one": (ENTRY | {"shape": [5]}, "shape is impossible"),
+    "shape a number": (ENTRY | {"shape": 5}, "shape is impossible"),
+    "shape of strings": (ENTRY | {"shape": ["5", "64"]}, "shape is impossible"),
+    "shape of booleans": (ENTRY | {"shape": [True, True]}, "shape is impossible"),
+    "shape below 0": (ENTRY | {"shape": [-5, -64]}, "shape is impossible"),
+    "no rows": (ENTRY | {"shape": [0, 64]}, "there is no format"),
+    "no columns": (ENTRY | {"shape": [5, 0]}, "there is no format"),
+    "a panel more": (ENTRY | {"shape": [33, 64]}, "shape must be [2432] for"),
+    "a block more": (ENTRY | {"shape": [5, 65]}, "shape must be [2432] for"),
+    "huge": (ENTRY | {"shape": [1 << 30, 1 << 30]}, "shape must be [684547143360315392] for"),
+    "too huge": (ENTRY | {"shape": [1 << 62, 4]}, "shape is impossible"),
+    "other scales": (ENTRY | {"scales": "offset"}, "shape must be [1280] for"),
+}
+
+
+@pytest.mark.parametrize("case", METADATA)
+def test_metadata(tmp_path, good, case):
+    metadata, words = METADATA[case]
+    header, _, data = parts(good)
+    (tmp_path / "x").write_bytes(joined(header | {META: metadata}, data))
+    refused(tmp_path / "x", META, words)
+
+
+@pytest.mark.parametrize("case", TEXTS)
+def test_text_of_what_is_packed(tmp_path, good, case):
+    text, words = TEXTS[case]
+    header, _, data = parts(good)
+    (tmp_path / "x").write_bytes(joined(header, data, text))
+    refused(tmp_path / "x", META, words)
+
+
+@pytest.mark.parametrize("case", ENTRIES)
+def test_entry_of_a_packed_weight(tmp_path, good, case):
+    entry, words = ENTRIES[case]
+    header, entries, data = parts(good)
+    (tmp_path / "x").write_bytes(joined(header, data, entries | {"w": entry}))
+    refused(tmp_path / "x", "w", words)
+
+
+def test_metadata_and_tensors_disagree(tmp_path, good):
+    path = tmp_path / "x"
+    for name, change, words in (
+        ("w", {"w": None}, "the metadata does not say what its bytes are"),
+        ("z", {"z": ENTRY}, "there is no such tensor"),
+        ("n", {"n": ENTRY}, "is F32, but in the metadata it is packed"),
+    ):
+        header, entries, data = parts(good)
+        entries = {key: value for key, value in (entries | change).items() if value is not None}
+        path.write_bytes(joined(header, data, entries))
+        refused(path, name, words)
+
+
+def test_tensors(tmp_path, good):
+    path = tmp_path / "x"
+    header, _, data = parts(good)
+    path.write_bytes(joined(header, data, aligned=False))
+    refused(path, "w", "no multiple of 64: was the file rewritten?")
+    header["w"]["shape"] = [2, header["w"]["shape"][0] // 2]
+    path.write_bytes(joined(header, data))
+    refused(path, "w", "shape must be [1216] for codes u4, group 32")
+    header, _, data = parts(good)
+    header["n"]["dtype"] = "I32"
+    path.write_bytes(joined(header, data))
+    refused(path, "n", "dtype must be one of U8, F32, BF16, got I32")
+
+
+def test_rewritten_by_the_library(tmp_path, good):
+    """It sorts by the size of numbers: floats come first."""
+    path = tmp_path / "x"
+    path.write_bytes(good)
+    with safetensors.safe_open(path, "numpy") as file:
+        metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    safetensors.numpy.save_file(tensors, path, metadata)
+    refused(path, "v", "was the file rewritten?")
+
+
+def test_strangers(tmp_path, good):
+    path = tmp_path / "model.safetensors"
+    (tmp_path / "config.json").write_text('{"x": 1}')
+    path.write_bytes(good)
+    with pytest.raises(CheckpointError, match="w: dtype must be one of F32, F16, BF16, got U8"):
+        SafetensorsFile(path)
+    safetensors.numpy.save_file({"x": np.ones(3, np.float32)}, path)
+    refused(path, META, "this is no file of packed weights")
+
+
+@pytest.mark.parametrize("left", [0, 1000, -1, -21])
+def test_a_file_that_shrinks(tmp_path, good, left):
+    path = tmp_path / "x"
+    path.write_bytes(good)
+    with packed.PackedFile(path) as file:
+        os.truncate(path, left if left >= 0 else len(good) + left)
+        with pytest.raises(CheckpointError, match="it is shorter than it was when opened"):
+            file.read()
+
+
+def test_claims_allocate_nothing(tmp_path, good):
+    """550 GB that are not in the file."""
+    header, entries, data = parts(good)
+    size = core.packed_bytes(Format("q8"), (1 << 20, 1 << 19))
+    entries["n"] = {"codes": "q8", "group": 64, "scales": "plain", "zero": 0, "shape": [1 << 20, 1 << 19]}
+    begin = header["n"]["data_offsets"][0]
+    header["n"] = {"dtype": "U8", "shape": [size], "data_offsets": [begin, begin + size]}
+    (tmp_path / "x").write_bytes(joined(header, data, entries))
+    refused(tmp_path / "x", "n", "past the end of the file")
+
+
+def test_memory_that_there_is_not(tmp_path, monkeypatch):
+    def none(size):
+        raise MemoryError
+
+    monkeypatch.setattr(core, "aligned", none)
+    packed.write_packed(tmp_path / "x", {"n": NORM})
+    with pytest.raises(MemoryLimitError, match="needs 12 bytes of memory, which the system does not give"):
+        packed.read_packed(tmp_path / "x")
+
+
+def read_or_refused(path):
+    """The weights, or None; anything but CheckpointError gets out, and so does memory beyond the file's size."""
+    limit = 1_000_000 + 10 * path.stat().st_size
+    tracemalloc.start()
+    try:
+        return packed.read_packed(path)
+    except CheckpointError as problem:
+        if problem.file != str(path) or not str(problem).isprintable():
+            raise
+        return None
+    finally:
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < limit
+
+
+@pytest.fixture(scope="module")
+def fuzzed(tmp_path_factory):
+    return tmp_path_factory.mktemp("fuzzed") / "x"
+
+
+_byte = st.integers(0, 255) | st.sampled_from(list(b'0123456789"{}[],:-.\\ '))
+
+
+@given(
+    edits=st.lists(st.tuples(st.integers(0, 700) | st.integers(0, 1 << 20), _byte), max_size=4),
+    cut=st.none() | st.integers(0, 1 << 20),
+)
+@example([], 1)
+def test_edited_bytes(good, fuzzed, edits, cut):
+    blob = bytearray(good)
+    for place, byte in edits:
+        blob[place % len(blob)] = byte
+    cut = None if cut is None else cut % len(blob)
+    fuzzed.write_bytes(blob[:cut])
+    got = read_or_refused(fuzzed)
+    assert cut is None or got is None
+    begin = len(good) - sum(packed.Stored.of(weight).nbytes for weight in WEIGHTS.values())
+    if blob[:begin] == good[:begin] and cut is None:
+        assert got["w"].packed.tobytes() == blob[begin : begin + got["w"].packed.nbytes]
+        assert got["n"].tobytes() == blob[-20:]
+
+
+_scalar = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4) | st.just(1 << 70)
+_json = st.recursive(_scalar, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3))
+_value = _json | st.sampled_from(["u5", "q8", "fp32", "super", 16, 64, 128, [32, 64], [5, 63], [1 << 30, 1 << 30]])
+
+
+@given(
+    name=st.sampled_from(["w", "v", "n", "x"]),
+    changes=st.dictionaries(st.sampled_from([*ENTRY, "x"]), _value, min_size=1, max_size=3),
+    whole=st.none() | _json,
+)
+def test_any_lie_in_the_metadata(good, fuzzed, name, changes, whole):
+    """Refused, or read as it says, with as many bytes as that needs."""
+    header, entries, data = parts(good)
+    entries[name] = entries.get(name, ENTRY) | changes if whole is None else whole
+    fuzzed.write_bytes(joined(header, data, entries))
+    got = read_or_refused(fuzzed)
+    for key, weight in (got or {}).items():
+        assert isinstance(weight, core.Packed) == (key in entries)
+        if key in entries:
+            assert packed.Stored.of(weight).nbytes == weight.packed.nbytes
+            assert list(weight.shape) == entries[key]["shape"]
+
+
+@pytest.mark.parametrize("depth", [50, 300, 900, 2000, 20_000])
+def test_deep_values(good, fuzzed, depth):
+    header, _, data = parts(good)
+    for text in ('{"w":%s}', '{"w":{"codes":%s,"group":0,"scales":"","zero":0,"shape":[]}}'):
+        fuzzed.write_bytes(joined(header, data, text % ("[" * depth + "]" * depth)))
+        assert read_or_refused(fuzzed) is None

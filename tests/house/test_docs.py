@@ -1,0 +1,71 @@
+"""README and docs keep their word: Python snippets run, commands print what is written under them."""
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from tests.support.paths import ROOT
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def fenced(page, language):
+    """[(line number, text)] of the page's fenced blocks of a language."""
+    text = page.read_text()
+    return [
+        (text[: match.start()].count("\n") + 1, match[1])
+        for match in re.finditer(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    ]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_snippets_run(page, tmp_path, monkeypatch):
+    """All Python blocks of a page, in order, in one namespace; they assert what they claim."""
+    monkeypatch.chdir(tmp_path)
+    namespace = {}
+    for line, code in fenced(page, "python"):
+        exec(compile("\n" * line + code, str(page), "exec"), namespace)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_print_what_is_written(page):
+    """`$ qwq ...` lines in console blocks: what follows each is its output, where `...` stands for anything."""
+    for line, block in fenced(page, "console"):
+        for session in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]:
+            command, _, wanted = session.partition("\n")
+            assert command.startswith("qwq "), f"{page.name}:{line}: only qwq commands can be checked: {command}"
+            done = subprocess.run(
+                [sys.executable, "-m", "qwq_ref", *shlex.split(command)[1:]],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+            pattern = ".*".join(re.escape(part) for part in wanted.strip().split("..."))
+            assert re.fullmatch(pattern, done.stdout.strip(), re.DOTALL), f"{page.name}:{line}: {command}"
+
+
+def test_links_lead_somewhere():
+    for page in PAGES:
+        for target in re.findall(r"\]\((?!http)([^)#]+)(?:#[^)]*)?\)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_ci_runs_the_commands_of_the_readme():
+    """The block under "For developers" is .ci/run, line for line, after its preamble."""
+    script = (ROOT / ".ci" / "run").read_text().splitlines()
+    commands = script[script.index('cd "$(dirname "$0")/.."') + 1 :]
+    blocks = [block.strip().splitlines() for _, block in fenced(ROOT / "README.md", "sh")]
+    assert commands in blocks
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
+def test_no_page_or_source_names_a_path_of_one_machine():
+    files = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    for name in files:
+        path = ROOT / name
+        if path.suffix in (".py", ".md", ".toml", "") and path.is_file():
+            assert not re.search(r"(^|[^\w.])/(work|root|home)/", path.read_text()), name

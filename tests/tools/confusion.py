@@ -1,0 +1,146 @@
+"""Each mistake of the catalogue, planted in a Hugging Face model of the conformance set; what the oracle says of it.
+
+`python -m tests.tools.confusion` writes docs/confusion.md, which `test_golden_mistakes.py` holds to what it finds.
+"""
+
+import dataclasses
+import functools
+import sys
+from pathlib import Path
+
+import torch
+
+from qwq_ref import oracle
+from qwq_ref.formats import Checkpoint
+from qwq_ref.oracle.explain.diagnose import visible
+from qwq_ref.oracle.explain.mistakes import BY_NAME, MISTAKES
+from tests.support import hf
+from tests.support.paths import DOCS
+from tests.support.planted import PLANTS, planted
+
+PAGE = DOCS / "confusion.md"
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+MODES = {
+    "all taps": lambda tap: True,
+    "no scores": lambda tap: not tap.endswith((".scores", ".probs")),
+    "logits": lambda tap: tap == "lm_head",
+}
+COLUMNS = [(precision, mode) for precision in ("fp32", "bf16") for mode in MODES]
+HIDDEN = "-"
+
+
+class Pack:
+    """A pack of the conformance set, with its model in both worlds."""
+
+    def __init__(self, name) -> None:
+        self.golden = oracle.Golden.open(Path(oracle.__file__).parent / "conformance" / name)
+        self.config = self.golden.manifest.config
+        self.phases = self.golden.manifest.phases
+        with Checkpoint.open(self.golden.model_path) as checkpoint:
+            self.weights = dict(checkpoint)
+
+    @functools.cache  # noqa: B019
+    def model(self, precision, attention):
+        values = self.config.to_dict() | {"bos_token_id": None, "eos_token_id": 0}
+        hf_model = hf.build(self.config, values, self.weights, DTYPES[precision])
+        hf_model.set_attn_implementation(attention)
+        return hf_model
+
+    def run(self, precision, attention="eager"):
+        """-> {phase: {tap: array}} from HF, the prompt and then a token at a time."""
+        seen, past = {}, None
+        for phase in self.phases:
+            seen[phase.name], past = hf.taps(self.model(precision, attention), phase.ids, past)
+        return seen
+
+    def mistaken(self, name, precision, layers=None):
+        with planted(name, self.model(precision, "eager"), self.config, layers):
+            return self.run(precision)
+
+    def compare(self, seen, precision, mode="all taps", **options):
+        chosen = {phase: {tap: x for tap, x in taps.items() if MODES[mode](tap)} for phase, taps in seen.items()}
+        return oracle.compare(self.golden, chosen, precision=precision, verify=False, **options)
+
+    @functools.cache  # noqa: B019
+    def visible(self, precision, mode):
+        """Mistake -> where it should first be seen, by the table's own arithmetic; None: nowhere."""
+        taps = {(phase.name, tap) for phase in self.phases for tap in self.golden.manifest.sizes if MODES[mode](tap)}
+        return visible(self.config, self.phases, self.weights, precision, taps)
+
+
+def without_model(manifest):
+    """The manifest of a pack that does not contain its model, as one of a large model would not."""
+    return dataclasses.replace(manifest, folder=None)
+
+
+@functools.cache
+def pack(name):
+    return Pack(name)
+
+
+@functools.cache
+def suited(mistake):
+    """The first pack of the set in which the mistake shows, in float32; the first of all if it does in none."""
+    names = oracle.conformance()
+    return next((name for name in names if pack(name).visible("fp32", "all taps").get(mistake)), names[0])
+
+
+@functools.cache
+def seen_in(mistake, precision):
+    return pack(suited(mistake)).mistaken(mistake, precision)
+
+
+def verdict(mistake, precision, mode):
+    """-> (a cell of the table, the report)
+
+    "named": it alone is named; "named (or X)": first, and nearly as well by X; "X (or it)": the other way round; "-":
+    nothing is beyond tolerance; anything else is a defect.
+    """
+    report = pack(suited(mistake)).compare(seen_in(mistake, precision), precision, mode, coverage=False)
+    if report.passed:
+        return HIDDEN, report
+    if not report.diagnosis.causes:
+        return "not named", report
+    cause = report.diagnosis.causes[0]
+    others = f" (or {', '.join(cause.equals)})" if cause.equals else ""
+    return ("named" if cause.mistake.name == mistake else cause.mistake.name) + others, report
+
+
+def rows():
+    for mistake in MISTAKES:
+        cells = [verdict(mistake.name, precision, mode) for precision, mode in COLUMNS]
+        first = next((report.first for cell, report in cells if cell != HIDDEN), None)
+        yield mistake.name, first, [cell for cell, _ in cells]
+        print(mistake.name, [cell for cell, _ in cells], file=sys.stderr, flush=True)
+
+
+def table():
+    head = " | ".join(f"{precision}, {mode}" for precision, mode in COLUMNS)
+    lines = [f"| mistake | in | first seen at | {head} |", "|---" * (3 + len(COLUMNS)) + "|"]
+    for name, first, cells in rows():
+        at = (
+            HIDDEN
+            if first is None
+            else f"{first.tap}, {first.phase}".replace("model.layers.", "").replace("model.", "")
+        )
+        lines.append(f"| {name} | {suited(name)} | {at} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+BEGIN = "<!-- the table is written by tests/tools/confusion.py -->\n\n"
+
+
+def read_page():
+    """-> {(mistake, precision, mode): cell} of the page"""
+    found = {}
+    for line in PAGE.read_text().partition(BEGIN)[2].splitlines()[2:]:
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if cells[0] in BY_NAME:
+            found |= {(cells[0], *column): cell for column, cell in zip(COLUMNS, cells[3:], strict=True)}
+    return found
+
+
+assert set(PLANTS) == set(BY_NAME)
+
+if __name__ == "__main__":
+    PAGE.write_text(PAGE.read_text().partition(BEGIN)[0] + BEGIN + table() + "\n")
