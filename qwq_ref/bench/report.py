@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ..footprint import human
+from ..tables import Table
 
 Cells = dict[str, str]  # column -> text
 _LEFT = {"op", "shape", "model", "isa", "rate", "ceiling", "data", "weights", "KV", "test", "bound", "peer"}
@@ -23,8 +24,11 @@ def render(facts: dict[str, Any], form: str, cells: Callable[[dict[str, Any]], C
         return _csv(facts["rows"])
     shown = [cells(row) for row in facts["rows"]]
     columns = [name for name in (shown[0] if shown else {}) if any(row[name] != "-" for row in shown)]
-    lines = [columns, *([row[name] for name in columns] for row in shown)]
-    return (_markdown if form == "md" else _table)(columns, lines, _notes(facts))
+    table = Table(columns, "".join("<" if name in _LEFT else ">" for name in columns))
+    lines, notes = [[row[name] for name in columns] for row in shown], _notes(facts)
+    if form == "md":
+        return "\n".join([table.markdown(lines), "", *(f"- {note}" for note in notes)])
+    return "\n".join([table.text(lines), "", *notes])
 
 
 def of_operation(row: dict[str, Any]) -> Cells:
@@ -61,26 +65,6 @@ def of_model(row: dict[str, Any]) -> Cells:
         "its tokens/s": "-" if row["peer_tok_s"] is None else _number(row["peer_tok_s"]),
         "ratio": "-" if row["ratio"] is None else f"{row['ratio']:.2f}",
     }
-
-
-def _table(columns: list[str], lines: list[list[str]], notes: list[str]) -> str:
-    """Columns under their names, then the ceilings."""
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    text = [
-        "  ".join(
-            cell.ljust(width) if name in _LEFT else cell.rjust(width)
-            for name, cell, width in zip(columns, line, widths, strict=True)
-        ).rstrip()
-        for line in lines
-    ]
-    return "\n".join([*text, "", *notes])
-
-
-def _markdown(columns: list[str], lines: list[list[str]], notes: list[str]) -> str:
-    """The same as a table of Markdown."""
-    head, *rest = lines
-    lines = [head, ["---" if name in _LEFT else "---:" for name in columns], *rest]
-    return "\n".join(["| " + " | ".join(line) + " |" for line in lines] + ["", *(f"- {note}" for note in notes)])
 
 
 def _csv(rows: list[dict[str, Any]]) -> str:

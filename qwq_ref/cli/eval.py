@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from ..errors import UsageError
+from ..tables import Table
 from .options import (
     add_engine_arguments,
     add_model_argument,
@@ -73,7 +74,7 @@ def _scores(options: argparse.Namespace, model: Model, chosen: Sequence[str]) ->
         options,
         chosen,
         lambda name: evaluate(answerer, model.tokenizer, name, options.n, options.seed),
-        _HEADER,
+        _SCORES,
         _row,
         scores,
     )
@@ -96,7 +97,7 @@ def _pairs(options: argparse.Namespace, model: Model, other: Model, chosen: Sequ
         options,
         chosen,
         lambda name: compare(first, second, model.tokenizer, name, options.n, options.seed),
-        _PAIRS_HEADER,
+        _PAIRS,
         _pairs_row,
         pairs,
     )
@@ -112,7 +113,7 @@ def _each(
     options: argparse.Namespace,
     chosen: Sequence[str],
     measure: Callable[[str], Row],
-    header: str,
+    table: Table,
     line: Callable[[Row], str],
     rows: list[Row],
 ) -> bool:
@@ -124,7 +125,7 @@ def _each(
                 bar(1)
                 if not options.json:
                     if len(rows) == 1:
-                        print(header)
+                        print(table.line(table.headings))
                     print(line(rows[-1]), flush=True)
         except KeyboardInterrupt:
             return False
@@ -142,27 +143,45 @@ def _print_json(
     print(json.dumps(asked | facts | {"categories": [one.row() for one in categories]}, indent=2))
 
 
-_HEADER = (
-    f"{'category':<18}{'n':>6}{'accuracy':>10}{'95% interval':>18}{'format':>9}{'loops':>8}{'switch':>8}{'tokens':>8}"
+_SCORES = Table(
+    ("category", "n", "accuracy", "95% interval", "format", "loops", "switch", "tokens"),
+    "<>>>>>>>",
+    (18, 4, 8, 16, 7, 6, 6, 6),
 )
-_PAIRS_HEADER = (
-    f"{'category':<18}{'n':>6}{'accuracy':>10}{'against':>10}{'lost':>6}{'gained':>8}{'loss':>9}{'95% interval':>20}"
+_PAIRS = Table(
+    ("category", "n", "accuracy", "against", "lost", "gained", "loss", "95% interval"),
+    "<>>>>>>>",
+    (18, 4, 8, 8, 4, 6, 7, 18),
 )
 
 
 def _row(score: Score) -> str:
-    interval = f"{score.low:.1%} - {score.high:.1%}"
-    return (
-        f"{score.category:<18}{score.n:>6}{score.accuracy:>10.1%}{interval:>18}{score.format:>9.1%}"
-        f"{score.loops:>8.1%}{score.switches:>8.1%}{score.tokens:>8.1f}"
+    return _SCORES.line(
+        (
+            score.category,
+            str(score.n),
+            f"{score.accuracy:.1%}",
+            f"{score.low:.1%} - {score.high:.1%}",
+            f"{score.format:.1%}",
+            f"{score.loops:.1%}",
+            f"{score.switches:.1%}",
+            f"{score.tokens:.1f}",
+        )
     )
 
 
 def _pairs_row(pairs: Pairs) -> str:
-    loss, interval = (pairs.lost - pairs.gained) / pairs.n, f"{pairs.low:+.2%} to {pairs.high:+.2%}"
-    return (
-        f"{pairs.category:<18}{pairs.n:>6}{pairs.accuracy:>10.1%}{pairs.against:>10.1%}{pairs.lost:>6}"
-        f"{pairs.gained:>8}{loss:>+9.2%}{interval:>20}"
+    return _PAIRS.line(
+        (
+            pairs.category,
+            str(pairs.n),
+            f"{pairs.accuracy:.1%}",
+            f"{pairs.against:.1%}",
+            str(pairs.lost),
+            str(pairs.gained),
+            f"{(pairs.lost - pairs.gained) / pairs.n:+.2%}",
+            f"{pairs.low:+.2%} to {pairs.high:+.2%}",
+        )
     )
 
 

@@ -24,7 +24,7 @@ from tests.support.paths import PACKAGE
 # Imports go from a line to lines above it.
 ORDER = [
     {"errors"},
-    {"files"},
+    {"files", "tables"},
     {"config"},
     {"footprint", "spec", "core"},
     {"numerics", "host", "tasks"},
