@@ -111,7 +111,7 @@ def set_control(bits):
     assert libm.fesetenv(state) == 0
 import numpy, hypothesis
 before = control()
-import core_calls
+from tests.support import core_calls
 from qwq_ref import core
 assert control() == before, "import"
 calls = list(core_calls.every(0, (17,)))

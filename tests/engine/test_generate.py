@@ -229,7 +229,7 @@ def test_what_is_refused_before_anything_is_computed(random_model, monkeypatch, 
 
 def test_a_model_that_does_not_fit_is_refused_before_loading(random_folder, monkeypatch):
     monkeypatch.setattr(memory, "available_bytes", lambda: 150_000)
-    monkeypatch.setattr("qwq_ref.checkpoint.Checkpoint.__getitem__", None)
+    monkeypatch.setattr("qwq_ref.formats.Checkpoint.__getitem__", None)
     with pytest.raises(
         MemoryLimitError, match=r"needs .* \(weights .* \+ KV cache .* \+ scratch .*\), but .* available"
     ):

@@ -236,7 +236,7 @@ def test_hub_cache_by_environment(cache, variable):
     place = cache[0]
     if variable == "HF_HOME":
         place = place.rename(place.parent / "hub").parent
-    code = "import sys, qwq_ref.checkpoint as c; lazy = 'huggingface_hub' not in sys.modules; "
+    code = "import sys, qwq_ref.formats as c; lazy = 'huggingface_hub' not in sys.modules; "
     code += "assert lazy; print(c.resolve(sys.argv[1]))"
 
     def run(model):

@@ -16,8 +16,8 @@ from qwq_ref.config import Config
 from qwq_ref.errors import GoldenError, UsageError
 from qwq_ref.interop.llama_cpp.bindings import Library
 from qwq_ref.interop.llama_cpp.peer import GGUF_NAMES
-from qwq_ref.oracle.adapters.candidate import fit
 from qwq_ref.oracle.adapters import llama_cpp
+from qwq_ref.oracle.adapters.candidate import fit
 from qwq_ref.oracle.adapters.llama_cpp import (
     Node,
     capture,

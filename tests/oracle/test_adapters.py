@@ -18,14 +18,14 @@ import torch
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from qwq_ref.oracle.adapters.folders import open_candidate
 from transformers.models.qwen2 import modeling_qwen2
 
 from qwq_ref.config import Config
 from qwq_ref.errors import GoldenError, UsageError
 from qwq_ref.formats.write import write_safetensors
-from qwq_ref.oracle.adapters.candidate import fit
 from qwq_ref.oracle.adapters import torch_hooks
+from qwq_ref.oracle.adapters.candidate import fit
+from qwq_ref.oracle.adapters.folders import open_candidate
 from qwq_ref.oracle.adapters.torch_hooks import torch_taps
 from qwq_ref.oracle.graph import (
     COS,

@@ -39,7 +39,7 @@ from qwq_ref.footprint import parameters
 from qwq_ref.formats import Checkpoint, resolve
 from qwq_ref.formats.write import SafetensorsStream, write_json, write_safetensors
 from qwq_ref.host import memory
-from qwq_ref.oracle import Candidate, Golden
+from qwq_ref.oracle import Candidate, Golden, compare
 from qwq_ref.oracle.explain.mistakes import MISTAKES
 from qwq_ref.oracle.graph import (
     UNIT,
@@ -49,7 +49,6 @@ from qwq_ref.oracle.graph import (
     shape_of,
     tap_names,
 )
-from qwq_ref.oracle.judge import compare
 from qwq_ref.oracle.judge.compare import MARGIN
 from qwq_ref.oracle.judge.metrics import error
 from qwq_ref.oracle.packs import conformance_models, vectors
