@@ -34,13 +34,13 @@ int qwq_layout_of(qwq_layout *l, const qwq_format *f)
     l->subgroups = 1;
     if (f->codes >= QWQ_BF16) {
         l->floats = 1;
-        return !f->group && !f->scales && !f->zero;
+        return !f->group && !f->scales && !f->zero_point;
     }
     int affine = f->codes == QWQ_U4 || f->codes == QWQ_U5 || f->codes == QWQ_U6;
     if ((f->group != 16 && f->group != 32 && f->group != 64 && f->group != 128) ||
-        (!affine && (f->scales != QWQ_PLAIN || f->zero)) || (f->codes == QWQ_Q4 && f->group != GROUP) ||
-        f->scales < QWQ_PLAIN || f->scales > QWQ_SUPER_MIN || f->zero < 0 || f->zero > 63 ||
-        (f->zero && f->scales != QWQ_PLAIN && f->scales != QWQ_SUPER))
+        (!affine && (f->scales != QWQ_PLAIN || f->zero_point)) || (f->codes == QWQ_Q4 && f->group != GROUP) ||
+        f->scales < QWQ_PLAIN || f->scales > QWQ_SUPER_MIN || f->zero_point < 0 || f->zero_point > 63 ||
+        (f->zero_point && f->scales != QWQ_PLAIN && f->scales != QWQ_SUPER))
         return 0;
     size_t group = (size_t)f->group;
     l->columns = f->scales >= QWQ_SUPER ? 256 : group > GROUP ? group : GROUP;
@@ -52,7 +52,7 @@ int qwq_layout_of(qwq_layout *l, const qwq_format *f)
     l->in_block = n;
     l->group_bits = __builtin_ctzll(group);
     l->offset = f->scales == QWQ_OFFSET || f->scales == QWQ_SUPER_MIN;
-    l->excess = f->scales == QWQ_ZERO ? ZERO_EXCESS : f->zero;
+    l->excess = f->scales == QWQ_ZERO ? ZERO_EXCESS : f->zero_point;
     if (f->codes == QWQ_Q4 || f->codes == QWQ_Q8)
         l->excess = f->codes == QWQ_Q4 ? Q4_EXCESS : Q8_EXCESS;
     l->most = most[f->codes] + (f->scales == QWQ_ZERO ? ZERO_EXCESS : 0);
@@ -168,16 +168,16 @@ static void pack_row(uint8_t *block, const qwq_format *f, const qwq_layout *l, c
     for (size_t i = 0; i < per_block && k0 / group + i < in_row; i++) {
         size_t at = n * in_row + k0 / group + i;
         if (f->scales >= QWQ_SUPER) {
-            scales[i * PANEL + r] = w->small[at];
+            scales[i * PANEL + r] = w->sub_scale[at];
             if (f->scales == QWQ_SUPER_MIN)
-                scales[(per_block + i) * PANEL + r] = w->least[at];
+                scales[(per_block + i) * PANEL + r] = w->sub_min[at];
             continue;
         }
         memcpy(scales + (i * PANEL + r) * 2, &w->scale[at], 2);
         if (f->scales == QWQ_OFFSET)
             memcpy(scales + ((per_block + i) * PANEL + r) * 2, &w->offset[at], 2);
         if (f->scales == QWQ_ZERO)
-            scales[(2 * per_block + i) * PANEL + r] = w->zero[at];
+            scales[(2 * per_block + i) * PANEL + r] = w->zero_point[at];
     }
 }
 
@@ -196,15 +196,15 @@ int qwq_pack(uint8_t *packed, const qwq_format *format, const qwq_weight *w, siz
     size_t groups = l.floats ? 0 : N * (up(K, (size_t)format->group) / (size_t)format->group); /* of the whole weight */
     size_t scales = (kind >= QWQ_SUPER ? N * (up(K, 256) / 256) : groups) * 2;
     const qwq_array arrays[] = {{packed, bytes, LINE}, {w->code, N * K * element, element}, {w->scale, scales, 2},
-                                {w->zero, kind == QWQ_ZERO ? groups : 0, 1}, {w->offset, l.offset ? scales : 0, 2},
-                                {w->small, kind >= QWQ_SUPER ? groups : 0, 1},
-                                {w->least, kind == QWQ_SUPER_MIN ? groups : 0, 1}};
+                                {w->zero_point, kind == QWQ_ZERO ? groups : 0, 1}, {w->offset, l.offset ? scales : 0, 2},
+                                {w->sub_scale, kind >= QWQ_SUPER ? groups : 0, 1},
+                                {w->sub_min, kind == QWQ_SUPER_MIN ? groups : 0, 1}};
     int error = qwq_check(arrays, 1, 7);
     if (error)
         return error;
     if (kind == QWQ_ZERO) /* more would not fit the bytes that are multiplied */
         for (size_t i = 0; i < groups; i++)
-            if (w->zero[i] > ZERO_EXCESS)
+            if (w->zero_point[i] > ZERO_EXCESS)
                 return QWQ_EFORMAT;
     size_t blocks = up(K, l.columns) / l.columns;
 #pragma omp parallel for num_threads(threads) schedule(dynamic) if (threads > 1)

@@ -45,32 +45,32 @@ int qwq_isas_ran(void);
 /* What the numbers of a packed weight are. */
 enum { QWQ_Q4 = 0, QWQ_U4 = 1, QWQ_U5 = 2, QWQ_U6 = 3, QWQ_Q8 = 4, QWQ_BF16 = 5, QWQ_FP16 = 6, QWQ_FP32 = 7 };
 /* How a group's scale, and what is added or taken away, are stored. All but the last two: one float16 scale a group.
- * PLAIN      w = scale * (code - zero), zero the same for all
- * ZERO       w = scale * (code - zero[n, g]), uint8, 0 to 16
+ * PLAIN      w = scale * (code - zero_point), zero_point the same for all
+ * ZERO       w = scale * (code - zero_point[n, g]), uint8, 0 to 16
  * OFFSET     w = scale * code + offset[n, g], float16
- * SUPER      w = d * small[n, g] * (code - zero): one float16 d for 256 columns, int8 small
- * SUPER_MIN  w = d * small[n, g] * code - dmin * least[n, g]: d and dmin for 256 columns, uint8 small and least */
+ * SUPER      w = d * sub_scale[n, g] * (code - zero_point): one float16 d for 256 columns, int8 sub_scale
+ * SUPER_MIN  w = d * sub_scale[n, g] * code - dmin * sub_min[n, g]: d and dmin for 256 columns, uint8 sub_scale and sub_min */
 enum { QWQ_PLAIN = 0, QWQ_ZERO = 1, QWQ_OFFSET = 2, QWQ_SUPER = 3, QWQ_SUPER_MIN = 4 };
 
 /* A format of packed weights. codes, scales: of the enumerations. group: columns that share a scale (16, 32, 64, 128).
- * zero: see PLAIN. For q4: 64, PLAIN and 0; for q8: PLAIN and 0, codes then are int8. bf16, fp16, fp32: all 0. */
+ * zero_point: see PLAIN. For q4: 64, PLAIN and 0; for q8: PLAIN and 0, codes then are int8. bf16, fp16, fp32: all 0. */
 typedef struct {
-    int32_t codes, group, scales, zero;
+    int32_t codes, group, scales, zero_point;
 } qwq_format;
 
 /* The arrays of a weight [N, K] before packing; those that the format has not are NULL.
  * code    uint8 [N, K], or int8 for q8; for bf16 and fp16 the 16 bits, for fp32 the floats
  * scale   fp16 bits [N, K/group] of a group, or of 256 columns (d)
- * zero    uint8 [N, K/group]
+ * zero_point  uint8 [N, K/group]
  * offset  fp16 bits [N, K/group], or of 256 columns (dmin)
- * small, least: bytes [N, K/group] */
+ * sub_scale, sub_min: bytes [N, K/group] */
 typedef struct {
     const void *code;
     const uint16_t *scale;
-    const uint8_t *zero;
+    const uint8_t *zero_point;
     const uint16_t *offset;
-    const uint8_t *small;
-    const uint8_t *least;
+    const uint8_t *sub_scale;
+    const uint8_t *sub_min;
 } qwq_weight;
 
 /* What is done with a product before it is stored, NULL or 0 for what is not. NumPy: core.matmul says it.

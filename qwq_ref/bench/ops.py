@@ -170,12 +170,12 @@ def _pack_random(form: Format, n: int, k: int, size: float) -> Packed:
     levels = {"q4": 30, "u4": 4.6, "u5": 9.2, "u6": 18, "q8": 73}[form.codes]  # the root mean square of such codes
     parts: dict[str, Any] = {"scale": np.full((n, blocks if super_ else m), size / levels, np.float16)}
     if form.scales == "zero":
-        parts["zero"] = rng.integers(0, 16, (n, m), np.uint8)
+        parts["zero_point"] = rng.integers(0, 16, (n, m), np.uint8)
     if super_:
-        parts["small"] = rng.integers(1, 64, (n, m), np.uint8)
+        parts["sub_scale"] = rng.integers(1, 64, (n, m), np.uint8)
     if form.scales == "super_min":
         parts["offset"] = parts["scale"]
-        parts["least"] = rng.integers(0, 64, (n, m), np.uint8)
+        parts["sub_min"] = rng.integers(0, 64, (n, m), np.uint8)
     return core.pack(form, code, **parts)
 
 

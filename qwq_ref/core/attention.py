@@ -6,18 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from . import (
-    ISAS,
-    Array,
-    CoreError,
-    _at,
-    _check,
-    _lib,
-    _threads,
-    aligned,
-    chosen_isa,
-    ffi,
-)
+from ._ffi import Array, CoreError, at, check, ffi, floats, library
+from .isa import isa_number
+from .memory import aligned
+from .threads import checked_threads
 
 
 @dataclass(frozen=True)
@@ -39,7 +31,7 @@ class KV:
 
 def kv_bytes(form: str, capacity: int, K: int, E: int) -> int:
     """Of a cache for so many tokens."""
-    size: int = getattr(_lib(), f"qwq_kv_{form}_bytes")(capacity, K, E)
+    size: int = getattr(library(), f"qwq_kv_{form}_bytes")(capacity, K, E)
     return size
 
 
@@ -47,7 +39,7 @@ def empty_kv(form: str, capacity: int, K: int, E: int, center: Array | None = No
     """A cache that holds nothing yet."""
     if form not in ("int8", "fp32"):
         raise CoreError(None, "form", f"must be int8 or fp32, got {form[:40]}")
-    center = _floats("center", np.zeros((K, E)) if center is None else center, (K, E))
+    center = floats("center", np.zeros((K, E)) if center is None else center, (K, E))
     size = kv_bytes(form, capacity, K, E)
     if capacity and not size:
         raise CoreError(None, "capacity", f"{capacity}, with {K} heads of {E}, is more than there can be")
@@ -57,13 +49,13 @@ def empty_kv(form: str, capacity: int, K: int, E: int, center: Array | None = No
 def append(kv: KV, k: Array, v: Array, pos: int, isa: str | None = None, threads: int = 1) -> None:
     """k, v [T, K, E] into the cache at positions pos to pos + T - 1, over what was there."""
     T = len(k)
-    k, v = _floats("k", k, (T, kv.K, kv.E)), _floats("v", v, (T, kv.K, kv.E))
+    k, v = floats("k", k, (T, kv.K, kv.E)), floats("v", v, (T, kv.K, kv.E))
     _fits(kv, pos, T)
-    center = (_at(kv.center),) if kv.form == "int8" else ()
-    function = getattr(_lib(), f"qwq_kv_{kv.form}_append")
+    center = (at(kv.center),) if kv.form == "int8" else ()
+    function = getattr(library(), f"qwq_kv_{kv.form}_append")
     sizes = (pos, T, kv.capacity, kv.K, kv.E)
-    how = ISAS.index(chosen_isa(isa)), _threads(threads)
-    _check(function(_at(kv.buffer), _at(k), _at(v), *center, *sizes, *how))
+    how = isa_number(isa), checked_threads(threads)
+    check(function(at(kv.buffer), at(k), at(v), *center, *sizes, *how))
 
 
 def attention_int8(
@@ -101,25 +93,19 @@ def _attention(
     if np.ndim(q) != 3:
         raise CoreError(None, "q", f"must have 3 dimensions, got shape {list(np.shape(q))}")
     T, H, _ = q.shape
-    q = _floats("q", q, (T, H, kv.E))
+    q = floats("q", q, (T, H, kv.E))
     _fits(kv, pos, T)
     if window is not None and window < 1:
         raise CoreError(None, "window", f"must be 1 or more, got {window}")
     if H < 1 or H % kv.K:
         raise CoreError(None, "q", f"has {H} heads, which {kv.K} key-value heads cannot share")
-    _threads(threads)
+    checked_threads(threads)
     y = np.empty((T, H, kv.E), np.float32)
-    scratch = np.empty(_lib().qwq_attention_scratch(pos, T, H, kv.K, kv.E, threads), np.uint8)
+    scratch = np.empty(library().qwq_attention_scratch(pos, T, H, kv.K, kv.E, threads), np.uint8)
     sizes = (pos, T, kv.capacity, H, kv.K, kv.E, window or 0, *options, ffi.NULL)
-    function = getattr(_lib(), f"qwq_attention_{form}")
-    _check(function(_at(y), _at(kv.buffer), _at(q), _at(scratch), *sizes, ISAS.index(chosen_isa(isa)), threads))
+    function = getattr(library(), f"qwq_attention_{form}")
+    check(function(at(y), at(kv.buffer), at(q), at(scratch), *sizes, isa_number(isa), threads))
     return y
-
-
-def _floats(name: str, x: Array, shape: tuple[int, ...]) -> Array:
-    if np.shape(x) != shape:
-        raise CoreError(None, name, f"must have shape {list(shape)}, got {list(np.shape(x))}")
-    return np.ascontiguousarray(x, np.float32)
 
 
 def _fits(kv: KV, pos: int, T: int) -> None:

@@ -2,15 +2,8 @@
 
 from __future__ import annotations
 
-from . import (
-    ISAS,
-    Array,
-    CoreError,
-    _at,
-    _check,
-    _lib,
-    chosen_isa,
-)
+from ._ffi import Array, CoreError, at, check, library
+from .isa import chosen_isa, isa_number
 
 # csrc/qwq.h has them by number.
 PEAKS = ("dots-31", "dots-63", "dots-127", "dots-signed", "dots-words", "floats")
@@ -35,17 +28,17 @@ def instructions(which: str, isa: str | None = None) -> str:
 
 def products(which: str, isa: str | None = None) -> int:
     """Multiply-accumulates in one round of `peak`; 0 where there is no such ceiling, as for scalar code."""
-    return int(_lib().qwq_peak_products(_number(which, PEAKS), ISAS.index(chosen_isa(isa))))
+    return int(library().qwq_peak_products(_number(which, PEAKS), isa_number(isa)))
 
 
 def peak(which: str, rounds: int, isa: str | None = None, threads: int = 1) -> None:
     """Compute so many rounds on each thread."""
-    _check(_lib().qwq_peak(_number(which, PEAKS), rounds, ISAS.index(chosen_isa(isa)), threads))
+    check(library().qwq_peak(_number(which, PEAKS), rounds, isa_number(isa), threads))
 
 
 def read(data: Array, order: str, isa: str | None = None, threads: int = 1) -> None:
     """Read uint8 data once, each thread its part: a multiple of 256 bytes."""
-    _check(_lib().qwq_read(_at(data), len(data), _number(order, ORDERS), ISAS.index(chosen_isa(isa)), threads))
+    check(library().qwq_read(at(data), len(data), _number(order, ORDERS), isa_number(isa), threads))
 
 
 def _number(name: str, names: tuple[str, ...]) -> int:

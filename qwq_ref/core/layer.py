@@ -5,22 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from . import (
-    ISAS,
-    Array,
-    CoreError,
-    Packed,
-    Stop,
-    _at,
-    _c_format,
-    _check,
-    _flag,
-    _lib,
-    _scratch,
-    _threads,
-    ffi,
-)
+from ._ffi import Array, CoreError, Stop, at, check, ffi, flag, library
 from .attention import KV
+from .formats import c_format
+from .isa import isa_number
+from .memory import scratch
+from .threads import checked_threads
+from .weights import Packed
 
 
 @dataclass(frozen=True)
@@ -68,10 +59,10 @@ class Layer:
         self._layer.capacity, self._layer.eps, self._layer.kv_int8 = kv.capacity, eps, kv.form == "int8"
         for name, packed in zip(("qkv", "o", "gate_up", "down"), weights, strict=True):
             linear = getattr(self._layer, name)
-            linear.format, linear.w = _c_format(packed.format)[0], _at(packed.packed)
+            linear.format, linear.w = c_format(packed.format)[0], at(packed.packed)
         for name in ("input_norm", "post_norm", "qkv_bias"):
-            setattr(self._layer, name, _at(getattr(weights, name)))
-        self._layer.center, self._layer.kv = _at(kv.center), _at(kv.buffer)
+            setattr(self._layer, name, at(getattr(weights, name)))
+        self._layer.center, self._layer.kv = at(kv.center), at(kv.buffer)
 
     def step(
         self,
@@ -97,19 +88,19 @@ class Layer:
         for name, array, shape in (("x", x, (T, self.D)), ("cos", cos, (T, self.kv.E // 2)), ("sin", sin, cos.shape)):
             if array.shape != shape or array.dtype.str[1:] != "f4" or not array.flags.c_contiguous:
                 raise CoreError(None, name, f"must be contiguous float32 {list(shape)}, got {list(array.shape)}")
-        scratch = _scratch(_lib().qwq_layer_scratch(self._layer, pos, T, _threads(threads)))
-        _check(
-            _lib().qwq_layer_step(
-                _at(x),
+        room = scratch(library().qwq_layer_scratch(self._layer, pos, T, checked_threads(threads)))
+        check(
+            library().qwq_layer_step(
+                at(x),
                 self._layer,
-                _at(cos),
-                _at(sin),
-                _at(scratch),
-                _flag(stop),
+                at(cos),
+                at(sin),
+                at(room),
+                flag(stop),
                 pos,
                 T,
                 first,
-                ISAS.index(isa),
+                isa_number(isa),
                 threads,
             )
         )

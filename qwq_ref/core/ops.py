@@ -10,33 +10,25 @@ from typing import Any
 import numpy as np
 
 from ..config import Rope
-from . import (
-    ISAS,
-    Array,
-    CoreError,
-    _at,
-    _check,
-    _lib,
-    _shape,
-    _threads,
-    chosen_isa,
-)
+from ._ffi import Array, CoreError, at, check, expect, library, shape_of
+from .isa import isa_number
+from .threads import checked_threads
 
 
 def exp(x: Array, isa: str | None = None) -> Array:
     """x [n] -> [n]: `numerics.fixed.exp`, to the bit."""
-    (n,) = _shape("x", x, 1)
+    (n,) = shape_of("x", x, 1)
     x, y = _input(x), np.empty(n, np.float32)
-    _check(_lib().qwq_exp(_at(y), _at(x), n, _isa(isa)))
+    check(library().qwq_exp(at(y), at(x), n, isa_number(isa)))
     return y
 
 
 def rmsnorm(x: Array, w: Array, eps: float, isa: str | None = None, threads: int = 1) -> Array:
     """x [T, D], w [D] -> [T, D]: `numerics.fixed.rmsnorm`, to the bit."""
-    T, D = _shape("x", x, 2)
-    _expect("w", w, (D,))
+    T, D = shape_of("x", x, 2)
+    expect("w", w, (D,))
     x, w, y = _input(x), _input(w), np.empty((T, D), np.float32)
-    _check(_lib().qwq_rmsnorm(_at(y), _at(x), _at(w), eps, T, D, _isa(isa), _threads(threads)))
+    check(library().qwq_rmsnorm(at(y), at(x), at(w), eps, T, D, isa_number(isa), checked_threads(threads)))
     return y
 
 
@@ -46,13 +38,13 @@ def rope_frequencies(rope: Rope, E: int) -> Array:
         raise CoreError(None, "E", f"must be even and 2 to {1 << 20}, got {E}")
     inv_freq = np.empty(E // 2, np.float32)
     yarn = (rope.factor, rope.original_max_position_embeddings, rope.beta_fast, rope.beta_slow, rope.truncate)
-    _check(_lib().qwq_rope_frequencies(_at(inv_freq), rope.theta, rope.type == "yarn", *yarn, E))
+    check(library().qwq_rope_frequencies(at(inv_freq), rope.theta, rope.type == "yarn", *yarn, E))
     return inv_freq
 
 
 def rope_tables(inv_freq: Array, scaling: float, positions: Array) -> tuple[Array, Array]:
     """inv_freq [E/2], positions [T] -> cos [T, E/2], sin [T, E/2]: `numerics.fixed.rope_tables`, to the bit."""
-    (half,), (T,) = _shape("inv_freq", inv_freq, 1), _shape("positions", positions, 1)
+    (half,), (T,) = shape_of("inv_freq", inv_freq, 1), shape_of("positions", positions, 1)
     positions = np.asarray(positions)
     if T and not (positions.min() >= 0 and positions.max() <= 1 << 26):
         raise CoreError(None, "positions", f"must be 0 to {1 << 26}, got {positions.min()} to {positions.max()}")
@@ -60,7 +52,7 @@ def rope_tables(inv_freq: Array, scaling: float, positions: Array) -> tuple[Arra
     if half and not (inv_freq.min() >= 0 and inv_freq.max() <= 1):
         raise CoreError(None, "inv_freq", "must be 0 to 1")
     cos, sin = np.empty((T, half), np.float32), np.empty((T, half), np.float32)
-    _check(_lib().qwq_rope_tables(_at(cos), _at(sin), _at(inv_freq), scaling, _at(given), T, 2 * half))
+    check(library().qwq_rope_tables(at(cos), at(sin), at(inv_freq), scaling, at(given), T, 2 * half))
     return cos, sin
 
 
@@ -69,52 +61,52 @@ def rope(x: Array, cos: Array, sin: Array, isa: str | None = None, threads: int 
 
     Heads are contiguous; tokens may be further apart, as in a matrix that holds queries, keys and values.
     """
-    T, N, E = _shape("x", x, 3)
-    _expect("cos", cos, (T, E // 2))
-    _expect("sin", sin, (T, E // 2))
+    T, N, E = shape_of("x", x, 3)
+    expect("cos", cos, (T, E // 2))
+    expect("sin", sin, (T, E // 2))
     if x.dtype != np.float32 or not x.flags.writeable:
         raise CoreError(None, "x", f"is turned in place: it must be writeable float32, not {x.dtype}")
     ld = _rows_apart("x", x, N * E)
     cos, sin = _input(cos), _input(sin)
-    _check(_lib().qwq_rope(_at(x), _at(cos), _at(sin), T, N, E, ld, _isa(isa), _threads(threads)))
+    check(library().qwq_rope(at(x), at(cos), at(sin), T, N, E, ld, isa_number(isa), checked_threads(threads)))
     return x
 
 
 def softmax(x: Array, isa: str | None = None, threads: int = 1) -> Array:
     """x [T, n] -> [T, n]: `numerics.fixed.softmax`, to the bit."""
-    T, n = _shape("x", x, 2)
+    T, n = shape_of("x", x, 2)
     x, y = _input(x), np.empty((T, n), np.float32)
-    _check(_lib().qwq_softmax(_at(y), _at(x), T, n, _isa(isa), _threads(threads)))
+    check(library().qwq_softmax(at(y), at(x), T, n, isa_number(isa), checked_threads(threads)))
     return y
 
 
 def swiglu(gate: Array, up: Array, beta: float = 1.0, isa: str | None = None, threads: int = 1) -> Array:
     """gate [T, F], up [T, F] -> [T, F]: `numerics.fixed.swiglu`, to the bit. Both may be halves of one [T, 2 F]."""
-    T, F = _shape("gate", gate, 2)
-    _expect("up", up, (T, F))
+    T, F = shape_of("gate", gate, 2)
+    expect("up", up, (T, F))
     if gate.dtype != np.float32 or up.dtype != np.float32 or gate.strides != up.strides or gate.strides[1] != 4:
         gate, up = _input(gate), _input(up)
     ld = _rows_apart("gate", gate, F)
     y = np.empty((T, F), np.float32)
-    _check(_lib().qwq_swiglu(_at(y), _at(gate), _at(up), beta, T, F, ld, _isa(isa), _threads(threads)))
+    check(library().qwq_swiglu(at(y), at(gate), at(up), beta, T, F, ld, isa_number(isa), checked_threads(threads)))
     return y
 
 
 def argmax(x: Array, isa: str | None = None) -> int:
     """x [n] -> the index of the largest, the first of equals; of the first NaN, if there is one: `np.argmax`."""
-    (n,) = _shape("x", x, 1)
+    (n,) = shape_of("x", x, 1)
     x, index = _input(x), np.empty(1, np.int32)
-    _check(_lib().qwq_argmax(_at(index), _at(x), n, _isa(isa)))
+    check(library().qwq_argmax(at(index), at(x), n, isa_number(isa)))
     return int(index[0])
 
 
 def top_k(x: Array, k: int, isa: str | None = None) -> tuple[Array, Array]:
     """x [n] -> index [k], value [k]: `numerics.fixed.top_k`."""
-    (n,) = _shape("x", x, 1)
+    (n,) = shape_of("x", x, 1)
     if not 1 <= k <= n:
         raise CoreError(None, "k", f"must be 1 to {n}, got {k}")
     x, index, value = _input(x), np.empty(k, np.int32), np.empty(k, np.float32)
-    _check(_lib().qwq_top_k(_at(index), _at(value), _at(x), n, k, _isa(isa)))
+    check(library().qwq_top_k(at(index), at(value), at(x), n, k, isa_number(isa)))
     return index, value
 
 
@@ -123,21 +115,12 @@ def uniform(seed: int, i: int) -> float:
     for name, number in (("seed", seed), ("i", i)):
         if not 0 <= number < 1 << 64:
             raise CoreError(None, name, f"must be 0 to 2^64 - 1, got {number}")
-    return float(_lib().qwq_uniform(seed, i))
-
-
-def _isa(isa: str | None) -> int:
-    return ISAS.index(chosen_isa(isa))
+    return float(library().qwq_uniform(seed, i))
 
 
 def _input(x: Array) -> Array:
     """As the core reads it: float32, contiguous, aligned; a copy only where it is not."""
     return np.require(x, np.float32, ["C", "A"])
-
-
-def _expect(name: str, array: Array, shape: tuple[int, ...]) -> None:
-    if np.shape(array) != shape:
-        raise CoreError(None, name, f"must have shape {list(shape)}, got {list(np.shape(array))}")
 
 
 def _rows_apart(name: str, x: Array, columns: int) -> int:

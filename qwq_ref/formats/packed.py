@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,7 @@ from .write import atomic_file
 FORMAT, VERSION = "qwq-packed", "1"
 _DTYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "BF16": np.dtype("<u2")}
 _ALIGNMENT = 64
+_FIELDS = ("codes", "group", "scales", "zero", "shape")  # of an entry in the metadata
 _PIECE_BYTES = 16 << 20  # that a thread reads at a time; many times a huge page, which two threads should not share
 
 
@@ -189,11 +190,7 @@ def _lay_out(plan: Mapping[str, Stored]) -> tuple[bytes, dict[str, int]]:
     number of elements, it would leave F32 at an odd place.
     """
     names = sorted(plan, key=lambda name: (plan[name].format is None, plan[name].dtype == "BF16"))
-    packed = {
-        name: {**asdict(stored.format), "shape": list(stored.shape)}
-        for name, stored in plan.items()
-        if stored.format is not None
-    }
+    packed = {name: _entry(stored.format, stored.shape) for name, stored in plan.items() if stored.format is not None}
     metadata = {"format": FORMAT, "version": VERSION, "packed": json.dumps(packed, separators=(",", ":"))}
     header: dict[str, Any] = {"__metadata__": metadata}
     places, end = {}, 0
@@ -248,6 +245,12 @@ def _check(file: SafetensorsFile) -> dict[str, Stored]:
     return weights
 
 
+def _entry(form: Format, shape: tuple[int, ...]) -> dict[str, Any]:
+    """The entry of a packed weight in the metadata."""
+    values = (form.codes, form.group, form.scales, form.zero_point, list(shape))
+    return dict(zip(_FIELDS, values, strict=True))
+
+
 def _stored(entry: Any, path: StrPath, name: str) -> Stored:
     """An entry of the metadata, by itself: {"codes", "group", "scales", "zero", "shape"}."""
 
@@ -259,13 +262,12 @@ def _stored(entry: Any, path: StrPath, name: str) -> Stored:
 
     if not isinstance(entry, dict):
         raise error("must be an object")
-    fields = ("codes", "group", "scales", "zero", "shape")
-    for field in (*entry, *fields):
-        if field not in fields:
+    for field in (*entry, *_FIELDS):
+        if field not in _FIELDS:
             raise error(f"unknown field {field[:60]}")
         if field not in entry:
             raise error(f"{field} is missing")
-    codes, group, scales, zero, shape = (entry[field] for field in fields)
+    codes, group, scales, zero, shape = (entry[field] for field in _FIELDS)
     for field, value, good in (
         ("codes", codes, isinstance(codes, str)),
         ("group", group, is_integer(group)),
@@ -284,4 +286,6 @@ def _stored(entry: Any, path: StrPath, name: str) -> Stored:
 def _words(stored: Stored) -> str:
     form, shape = stored.format, list(stored.shape)
     assert form is not None
-    return f"codes {form.codes[:20]}, group {form.group}, scales {form.scales[:20]}, zero {form.zero}, shape {shape}"
+    return (
+        f"codes {form.codes[:20]}, group {form.group}, scales {form.scales[:20]}, zero {form.zero_point}, shape {shape}"
+    )

@@ -102,22 +102,22 @@ def quantise_q8(w: Array) -> tuple[Array, Array]:
     return q.reshape(w.shape), scale[..., 0].astype(np.float16)
 
 
-def levels(code: Array, zero: Array) -> Array:
-    """code [n, k], zero [n, m] -> [n, k]
+def levels(code: Array, zero_point: Array) -> Array:
+    """code [n, k], zero_point [n, m] -> [n, k]
 
-    The levels of u4, u5 and u6: what a code exceeds its group's zero by.
+    The levels of u4, u5 and u6: each code less the zero point of its group.
     """
-    groups = code.astype(np.int32).reshape(len(code), zero.shape[1], -1)
-    return (groups - zero.astype(np.int32)[..., None]).reshape(code.shape)
+    groups = code.astype(np.int32).reshape(len(code), zero_point.shape[1], -1)
+    return (groups - zero_point.astype(np.int32)[..., None]).reshape(code.shape)
 
 
-def super_scale(d: Array, small: Array) -> Array:
-    """d [n, b], small [n, m] -> [n, m]
+def super_scale(d: Array, sub_scale: Array) -> Array:
+    """d [n, b], sub_scale [n, m] -> [n, m]
 
     Scales of two levels, as GGUF's K formats have them: a float16 for 256 columns, times a small integer for each
     group. Exact: 11 bits times 8 are a float32.
     """
-    return np.repeat(d.astype(np.float32), small.shape[1] // d.shape[1], axis=1) * small.astype(np.float32)
+    return np.repeat(d.astype(np.float32), sub_scale.shape[1] // d.shape[1], axis=1) * sub_scale.astype(np.float32)
 
 
 def dequantise(levels: Array, scale: Array, offset: Array | None = None) -> Array:

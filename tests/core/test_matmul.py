@@ -33,13 +33,13 @@ FORMATS = [
     *(core.FORMATS[name] for name in ("q4", "q8", "bf16", "fp16", "fp32")),
     *(core.Format("q8", group) for group in (16, 32, 128)),  # 32: GGUF's Q8_0
     *(core.Format("u4", group, "zero") for group in (32, 64, 128)),  # 128: AWQ, GPTQ
-    core.Format("u4", 32, "plain", zero=8),  # Q4_0
+    core.Format("u4", 32, "plain", zero_point=8),  # Q4_0
     core.Format("u4", 32, "offset"),  # Q4_1
     core.Format("u4", 32, "super_min"),  # Q4_K
-    core.Format("u5", 32, "plain", zero=16),  # Q5_0
+    core.Format("u5", 32, "plain", zero_point=16),  # Q5_0
     core.Format("u5", 32, "offset"),  # Q5_1
     core.Format("u5", 32, "super_min"),  # Q5_K
-    core.Format("u6", 16, "super", zero=32),  # Q6_K
+    core.Format("u6", 16, "super", zero_point=32),  # Q6_K
     core.Format("u6", 128, "zero"),
 ]
 
@@ -73,24 +73,24 @@ def random_weight(rng, form, n, k, largest=False):
         code = rng.integers(0, 2 ** int(form.codes[1]), (n, k), dtype=np.uint8)
         most = 2 ** int(form.codes[1]) - 1
         code[rng.random(code.shape) < (1 if largest else 0.2)] = most if largest else rng.choice([0, most])
-        levels = quant.CODEBOOK[code] if form.codes == "q4" else code.astype(np.int32) - form.zero
+        levels = quant.CODEBOOK[code] if form.codes == "q4" else code.astype(np.int32) - form.zero_point
     offset = None
     if form.scales == "zero":
-        parts["zero"] = rng.integers(0, 1 if largest else 17, (n, m), dtype=np.uint8)
-        levels = quant.levels(padded(code, m * form.group), parts["zero"])[:, :k]
+        parts["zero_point"] = rng.integers(0, 1 if largest else 17, (n, m), dtype=np.uint8)
+        levels = quant.levels(padded(code, m * form.group), parts["zero_point"])[:, :k]
     if form.scales == "offset":
         offset = parts["offset"] = rng.standard_normal((n, m)).astype(np.float16)
     scale = parts["scale"].astype(np.float32)
     if form.scales.startswith("super"):
         parts["scale"] = rng.standard_normal((n, blocks)).astype(np.float16)
         signed = form.scales == "super"
-        parts["small"] = rng.integers(-128 if signed else 0, 128 if signed else 64, (n, m)).astype(np.int8)
-        scale = quant.super_scale(parts["scale"], padded(parts["small"], blocks * 256 // form.group))[:, :m]
+        parts["sub_scale"] = rng.integers(-128 if signed else 0, 128 if signed else 64, (n, m)).astype(np.int8)
+        scale = quant.super_scale(parts["scale"], padded(parts["sub_scale"], blocks * 256 // form.group))[:, :m]
     if form.scales == "super_min":
-        parts["small"] = parts["small"].astype(np.uint8)
+        parts["sub_scale"] = parts["sub_scale"].astype(np.uint8)
         parts["offset"] = rng.standard_normal((n, blocks)).astype(np.float16)
-        parts["least"] = rng.integers(0, 64, (n, m)).astype(np.uint8)
-        offset = -quant.super_scale(parts["offset"], padded(parts["least"], blocks * 256 // form.group))[:, :m]
+        parts["sub_min"] = rng.integers(0, 64, (n, m)).astype(np.uint8)
+        offset = -quant.super_scale(parts["offset"], padded(parts["sub_min"], blocks * 256 // form.group))[:, :m]
     return core.pack(form, code, **parts), (levels, scale, offset)
 
 
@@ -337,7 +337,7 @@ def test_an_instruction_set_is_forced_and_what_cannot_run_is_refused():
         (lambda: core.pack(core.Format("q4", 32), np.zeros((3, 64)), np.zeros((3, 2))), "does not exist"),
         (lambda: core.pack(core.Format("q3"), np.zeros((3, 64)), np.zeros((3, 1))), "does not exist"),
         (lambda: core.pack(core.FORMATS["fp32"], np.zeros((3, 64)), np.zeros((3, 1))), "scale: is not part"),
-        (lambda: core.pack(U4, np.zeros((3, 64)), np.ones((3, 1)), zero=np.full((3, 1), 17)), "does not fit"),
+        (lambda: core.pack(U4, np.zeros((3, 64)), np.ones((3, 1)), zero_point=np.full((3, 1), 17)), "does not fit"),
         (lambda: core.matmul(np.zeros((2, 128), np.float32), packed_64()), "128 columns, and the weight 64"),
         (lambda: core.matmul(np.zeros((2, 64), np.float32), packed_64(), bias=np.zeros(4)), "bias: must have shape"),
         (lambda: core.matmul(np.zeros((2, 64), np.float32), packed_64(), threads=0), "threads: must be 1 to 1024"),

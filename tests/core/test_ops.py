@@ -12,6 +12,7 @@ from hypothesis.extra import numpy as hnp
 from qwq_ref import core
 from qwq_ref.config import Config, Rope
 from qwq_ref.core import ops as core_ops
+from qwq_ref.core._ffi import at as at_of
 from qwq_ref.numerics import fixed
 from qwq_ref.spec import ops
 from tests.support.paths import QWQ_CONFIG
@@ -274,7 +275,7 @@ def test_uniform_is_uniform():
 def test_nothing_is_written_beyond_a_row_and_threads_and_batches_do_not_matter(isa):
     """Each output lies between NaNs, off any vector's alignment; so does each input."""
     rng = np.random.default_rng(3)
-    code, lib, at = core.ISAS.index(isa), core.lib, core._at
+    code, lib, at = core.ISAS.index(isa), core.lib, at_of
 
     def between(values):
         around = np.full(values.size + 34, np.nan, np.float32)

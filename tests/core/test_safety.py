@@ -208,8 +208,9 @@ def test_the_sanitizers_find_nothing_in_a_selection_and_find_what_is_planted(tmp
     script = """
 import numpy as np, sys
 from qwq_ref import core
+from qwq_ref.core._ffi import at
 held = np.ones(63, np.float32)  # one less than is said
-core.lib.qwq_exp(core._at(np.empty(64, np.float32)), core._at(held), 64, 0)
+core.lib.qwq_exp(at(np.empty(64, np.float32)), at(held), 64, 0)
 """
     done = run("-P", "-c", script, env=env)
     assert done.returncode == 99, "an overflow was not seen"

@@ -70,10 +70,10 @@ def test_what_is_not_in_the_weight_is_zero(form):
         halves, small = np.full((1, columns), 0xFFFF, np.uint16).view(np.float16), np.full((1, m), 255, np.uint8)
         given_parts = {
             "plain": {},
-            "zero": {"zero": np.full((1, m), 16, np.uint8)},
+            "zero": {"zero_point": np.full((1, m), 16, np.uint8)},
             "offset": {"offset": halves},
-            "super": {"small": small.view(np.int8)},
-            "super_min": {"small": small, "least": small, "offset": halves},
+            "super": {"sub_scale": small.view(np.int8)},
+            "super_min": {"sub_scale": small, "sub_min": small, "offset": halves},
         }[form.scales]
         code = np.full((1, K), 127 if form.codes == "q8" else 2**ones - 1)
         weight = core.pack(form, code, halves, **given_parts)
@@ -269,10 +269,10 @@ def test_twice_the_same(tmp_path):
 
 # Bytes of a block in the source, and its weights. AWQ has 4 bits, and for 128 a float16 scale and a zero of 4 bits.
 SOURCES = {
-    "Q4_0": (18 / 32, Format("u4", 32, "plain", zero=8)),
+    "Q4_0": (18 / 32, Format("u4", 32, "plain", zero_point=8)),
     "Q4_K": (144 / 256, Format("u4", 32, "super_min")),
     "Q5_K": (176 / 256, Format("u5", 32, "super_min")),
-    "Q6_K": (210 / 256, Format("u6", 16, "super", zero=32)),
+    "Q6_K": (210 / 256, Format("u6", 16, "super", zero_point=32)),
     "Q8_0": (34 / 32, Format("q8", 32)),
     "AWQ g128": ((64 + 2 + 0.5) / 128, Format("u4", 128, "zero")),
 }

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from qwq_ref import core
+from qwq_ref.core.formats import c_format as c_format_of
 
 TAILS = (1, 15, 17, 31, 33, 63, 65)
 FORMATS = [
@@ -24,7 +25,7 @@ FORMATS = [
     *((codes, group, "super", 32) for codes in ("u4", "u5", "u6") for group in (16, 32)),
     *((codes, group, "super_min", 0) for codes in ("u4", "u5", "u6") for group in (32, 64)),
     *((codes, 0, "plain", 0) for codes in ("bf16", "fp16", "fp32")),
-]  # codes, group, scales, zero
+]  # codes, group, scales, zero_point
 EXEMPT = {"qwq_cpu_features", "qwq_isa_needs", "qwq_isa_supported", "qwq_isas_ran", "qwq_uniform"}  # take no arrays
 EXEMPT |= {"qwq_peak", "qwq_peak_products"}
 EXEMPT |= {"qwq_packed_bytes", "qwq_matmul_scratch", "qwq_attention_scratch"}  # sizes, asked for in every call below
@@ -156,12 +157,12 @@ def scratch(size, align):
 
 
 def c_format(form):
-    return core._c_format(core.Format(*form))
+    return c_format_of(core.Format(*form))
 
 
 def format_struct(form):
     c = c_format(form)
-    return Struct("qwq_format", {key: getattr(c, key) for key in ("codes", "group", "scales", "zero")})
+    return Struct("qwq_format", {key: getattr(c, key) for key in ("codes", "group", "scales", "zero_point")})
 
 
 def small(rng, tail):
@@ -211,7 +212,7 @@ def quantising(rng):
 
 def pack_call(rng, form, N, K):
     codes, group, scales, _ = form
-    fields = dict.fromkeys(("code", "scale", "zero", "offset", "small", "least"))
+    fields = dict.fromkeys(("code", "scale", "zero_point", "offset", "sub_scale", "sub_min"))
     if group:
         bits = {"q4": 4, "u4": 4, "u5": 5, "u6": 6, "q8": 8}[codes]
         code = rng.integers(0, 2**bits, (N, K)).astype(np.uint8)
@@ -220,13 +221,13 @@ def pack_call(rng, form, N, K):
         m, d = -(-K // group), -(-K // (256 if scales.startswith("super") else group))
         fields["scale"] = Array(rng.standard_normal((N, d)).astype(np.float16).view(np.uint16))
         if scales == "zero":
-            fields["zero"] = Array(rng.integers(0, 17, (N, m)).astype(np.uint8))
+            fields["zero_point"] = Array(rng.integers(0, 17, (N, m)).astype(np.uint8))
         if scales in ("offset", "super_min"):
             fields["offset"] = Array(rng.standard_normal((N, d)).astype(np.float16).view(np.uint16))
         if scales.startswith("super"):
-            fields["small"] = Array(rng.integers(0, 64, (N, m)).astype(np.uint8))
+            fields["sub_scale"] = Array(rng.integers(0, 64, (N, m)).astype(np.uint8))
         if scales == "super_min":
-            fields["least"] = Array(rng.integers(0, 64, (N, m)).astype(np.uint8))
+            fields["sub_min"] = Array(rng.integers(0, 64, (N, m)).astype(np.uint8))
     else:
         w = rng.standard_normal((N, K)).astype(np.float32)
         half = w.astype(np.float16).view(np.uint16)

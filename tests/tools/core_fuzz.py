@@ -32,7 +32,7 @@ WRONG = {
     "codes": ([-1, 8, *INTS], "EFORMAT"),
     "group": ([1, 17, 256, -64, *INTS], "EFORMAT"),
     "scales": ([-1, 5, *INTS], "EFORMAT"),
-    "zero": ([-1, 64, *INTS], "EFORMAT"),
+    "zero_point": ([-1, 64, *INTS], "EFORMAT"),
 }
 ROOM = 1 << 22  # for scratch, of which smaller sizes may want more
 

@@ -1,0 +1,104 @@
+"""The door to the compiled library: the library itself, its errors, and pointers to arrays."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import QwqError
+
+try:
+    from ._core import ffi as ffi
+    from ._core import lib as lib
+except ImportError:  # the package was installed without a C compiler
+    ffi = lib = None
+
+Array = NDArray[Any]
+_C_TYPES = {"f4": "float", "f2": "uint16_t", "u2": "uint16_t", "i1": "int8_t", "i4": "int32_t", "u1": "uint8_t"}
+
+
+class CoreError(QwqError):
+    """The C core is not built, or it cannot do what a call asks for."""
+
+
+class Stopped(Exception):  # noqa: N818 - it is no error: the caller asked for it
+    """A long call returned early, because its `Stop` was set."""
+
+
+class Stop:
+    """A flag that long calls look at. Another thread sets it."""
+
+    def __init__(self) -> None:
+        self.flag = library() and ffi.new("int32_t *")
+
+    def set(self) -> None:
+        self.flag[0] = 1
+
+    def clear(self) -> None:
+        self.flag[0] = 0
+
+
+def available() -> bool:
+    """Return whether the core was built."""
+    return lib is not None
+
+
+def library() -> Any:
+    """Return the compiled library. Raises CoreError where it was not built."""
+    if lib is None:
+        raise CoreError(None, "core", "is not built: install with a C compiler, or use the NumPy backend")
+    return lib
+
+
+def check(code: int) -> None:
+    """Raise the error that a return code of the library means: CoreError, or Stopped."""
+    if not code:
+        return
+    if code == lib.QWQ_ESTOP:
+        raise Stopped
+    reasons = {
+        lib.QWQ_EISA: "the instruction set cannot run here",
+        lib.QWQ_ESIZE: "a size is impossible",
+        lib.QWQ_EALIGN: "an array is not aligned",
+        lib.QWQ_EFORMAT: "the format does not exist, or an array does not fit it",
+        lib.QWQ_EOVERLAP: "arrays overlap",
+        lib.QWQ_ENULL: "an array is missing",
+    }
+    raise CoreError(None, None, reasons.get(code, f"failed with code {code}"))
+
+
+def at(array: Array) -> Any:
+    """Return the address of an array as a pointer of its type. The pointer holds a contiguous array.
+
+    `from_buffer` is five times as fast as `array.ctypes.data`.
+    """
+    c_type = _C_TYPES[array.dtype.str[1:]]
+    if array.flags.c_contiguous:
+        return ffi.from_buffer(c_type + "[]", array)
+    return ffi.cast(c_type + " *", array.ctypes.data)
+
+
+def flag(stop: Stop | None) -> Any:
+    """Return the pointer that C gets for a `Stop`."""
+    return ffi.NULL if stop is None else stop.flag
+
+
+def shape_of(name: str, array: Array, rank: int) -> tuple[int, ...]:
+    """Return the shape of an array of this rank. Raises CoreError for another rank."""
+    if np.ndim(array) != rank:
+        raise CoreError(None, name, f"must have {rank} dimensions, got shape {list(np.shape(array))}")
+    return tuple(array.shape)
+
+
+def expect(name: str, array: Array, shape: tuple[int, ...]) -> None:
+    """Raise CoreError for an array of another shape."""
+    if np.shape(array) != shape:
+        raise CoreError(None, name, f"must have shape {list(shape)}, got {list(np.shape(array))}")
+
+
+def floats(name: str, x: Array, shape: tuple[int, ...]) -> Array:
+    """Return x as contiguous float32. Raises CoreError for another shape."""
+    expect(name, x, shape)
+    return np.ascontiguousarray(x, np.float32)
