@@ -1,17 +1,19 @@
 """The executable spec: every block of QwQ-32B as a pure NumPy function.
 
-It imports NumPy and the config and nothing else, keeps no state, and takes no fast path. Read `ops.py`, then
-`model.py`: together they are the model. `sampling.py` turns logits into the next token.
+It imports NumPy and the config and nothing else, keeps no state, and takes no fast path. Read it in this order:
 
-Shapes come first in every docstring, in the letters of `qwq_ref.config.DIMENSIONS`. There is no batch axis.
+    ops.py       the operations: RMSNorm, RoPE, attention, SwiGLU
+    block.py     one decoder layer, made of them
+    model.py     all layers, from token ids to logits, with a KV cache
+    sampling.py  from logits to the next token
+    generate.py  the loop that writes text
+
+Each docstring begins with the shapes, in the letters of `qwq_ref.config.DIMENSIONS`. There is no batch axis.
 """
 
-from .model import (
-    block,
-    crop,
-    empty_cache,
-    forward,
-)
+from .block import Scope, block, mlp, norm, projection, self_attention
+from .generate import generate
+from .model import crop, empty_cache, forward
 from .ops import (
     attention,
     causal_mask,
@@ -23,11 +25,13 @@ from .ops import (
     rope_tables,
     softmax,
     swiglu,
+    yarn_frequencies,
 )
 from .sampling import Sampling, distribution, draw
 
 __all__ = [
     "Sampling",
+    "Scope",
     "attention",
     "block",
     "causal_mask",
@@ -37,11 +41,17 @@ __all__ = [
     "embed",
     "empty_cache",
     "forward",
+    "generate",
     "linear",
+    "mlp",
+    "norm",
+    "projection",
     "rmsnorm",
     "rope",
     "rope_frequencies",
     "rope_tables",
+    "self_attention",
     "softmax",
     "swiglu",
+    "yarn_frequencies",
 ]

@@ -21,7 +21,7 @@ from ..config import Rope
 
 Array = NDArray[Any]
 Round = Callable[[Array], Array]
-Tap = Callable[[str, Array], None]
+Tap = Callable[[str, Array], object]
 
 
 def exact(x: Array) -> Array:
@@ -93,36 +93,41 @@ def rmsnorm(x: Array, w: Array, eps: float, rnd: Round = exact) -> Array:
 def rope_frequencies(rope: Rope, E: int) -> Array:
     """-> [E/2]
 
-    Radians per position of each pair of dimensions, in float32 always: theta^(-2i/E), and for YaRN a blend.
+    The radians per position of each pair of dimensions, theta^(-2i/E), in float32 in every precision. YaRN changes
+    them: see `yarn_frequencies`.
 
     At position 131,071 the last bit of a frequency moves an angle by 7e-3 radians, so the bits are part of the spec.
-    Libraries differ in float32 `theta ** t` by up to 2 ulp. Here the exponent 2i/E is rounded to float32, the power
-    is taken in float64 and rounded once (which is the correctly rounded float32 power), and the reciprocal is float32.
-
-    YaRN (arXiv:2309.00071, section 3.2; HF: `_compute_yarn_parameters`): pairs that turn more than `beta_fast` times
-    within the trained length keep their frequency, those that turn less than `beta_slow` times are slowed by `factor`,
-    and a linear ramp joins the two.
+    Libraries differ in float32 `theta ** t` by up to 2 ulp. Here the exponent 2i/E is rounded to float32. The power is
+    computed in float64 and rounded once, which gives the correctly rounded float32 power. The reciprocal is float32.
     """
     exponents = np.arange(0, E, 2, dtype=np.float32) / np.float32(E)
-    periods = (rope.theta ** exponents.astype(np.float64)).astype(np.float32)  # over 2 pi
-    frequencies: Array = 1 / periods
-    if rope.type == "default":
-        return frequencies
+    periods = (rope.theta ** exponents.astype(np.float64)).astype(np.float32)  # the positions that turn a pair by 1
+    return yarn_frequencies(rope, periods) if rope.type == "yarn" else 1 / periods
 
-    def dimension_of(turns: float) -> float:
+
+def yarn_frequencies(rope: Rope, periods: Array) -> Array:
+    """periods [n] -> [n]
+
+    The frequencies of YaRN, from the plain periods. Pairs that turn more than `beta_fast` times within the trained
+    length keep their frequency. Pairs that turn less than `beta_slow` times are slowed by `factor`. A linear ramp joins
+    the two. Peng et al. 2023, arXiv:2309.00071, section 3.2; HF: `_compute_yarn_parameters`.
+    """
+    n = len(periods)
+
+    def pair_of(turns: float) -> float:
         """The pair that turns so many times within the trained length."""
-        return E * math.log(rope.original_max_position_embeddings / (turns * 2 * math.pi)) / (2 * math.log(rope.theta))
+        return n * math.log(rope.original_max_position_embeddings / (turns * 2 * math.pi)) / math.log(rope.theta)
 
-    low, high = dimension_of(rope.beta_fast), dimension_of(rope.beta_slow)
+    low, high = pair_of(rope.beta_fast), pair_of(rope.beta_slow)
     if rope.truncate:
         low, high = math.floor(low), math.ceil(high)
-    low, high = max(low, 0), min(high, E - 1)  # HF clips at E - 1, although there are only E/2 pairs
+    low, high = max(low, 0), min(high, 2 * n - 1)  # HF clips at E - 1, although there are only E/2 pairs
     if low == high:
         high += 0.001
-    ramp = np.clip((np.arange(E // 2, dtype=np.float32) - np.float32(low)) / np.float32(high - low), 0, 1)
+    ramp = np.clip((np.arange(n, dtype=np.float32) - np.float32(low)) / np.float32(high - low), 0, 1)
     keep = 1 - ramp
     slowed = 1 / (np.float32(rope.factor) * periods)
-    blend: Array = slowed * (1 - keep) + frequencies * keep  # 1 - keep, not ramp: HF's rounding, to the bit
+    blend: Array = slowed * (1 - keep) + 1 / periods * keep  # 1 - keep, not ramp: HF's rounding, to the bit
     return blend
 
 

@@ -10,12 +10,7 @@ import pytest
 import qwq_ref
 from qwq_ref import spec
 from qwq_ref.config import Config
-from qwq_ref.numerics import (
-    engine,
-    fixed,
-    kv,
-    quant,
-)
+from qwq_ref.numerics import engine, fixed, kv, quant
 from qwq_ref.spec import model, ops
 from tests.support import contracts
 from tests.support.models import config_values, random_weights
@@ -91,7 +86,7 @@ def test_every_module_has_a_place_in_the_order():
 
 def test_every_function_of_the_spec_has_a_contract_and_is_checked():
     functions = contracts.public_functions()
-    assert len(functions) >= 20
+    assert len(functions) >= 60
     for function in functions.values():
         contracts.parse(function)
     contracts.called.clear()
@@ -99,6 +94,9 @@ def test_every_function_of_the_spec_has_a_contract_and_is_checked():
     for dtype in ("bfloat16", "float16"):
         _, cache = spec.forward(config, random_weights(config, 0), [1, 2], tap=ops.no_tap, dtype=dtype)
     spec.crop(cache, 1)
+    long = config.with_rope({"rope_theta": 1e4, "rope_type": "yarn", "original_max_position_embeddings": 16}, "test")
+    spec.rope_frequencies(long.rope, config.E)
+    spec.generate(config, random_weights(config, 0), [1, 2], spec.Sampling(), np.random.default_rng(0), 1)
     spec.distribution(np.zeros(9), spec.Sampling(0.5, 3, 0.9, 0.1, 1.1, 0.1), [0], [1])
     spec.draw(np.ones(3) / 3, np.random.default_rng(0))
     codes, scales = np.zeros((3, 64), np.uint8), np.ones((3, 1), np.float16)

@@ -7,6 +7,7 @@ shape; an integer argument that is named by a letter is that dimension.
 """
 
 import functools
+import importlib
 import inspect
 import re
 from contextlib import contextmanager
@@ -15,15 +16,12 @@ import numpy as np
 
 import qwq_ref.spec
 from qwq_ref.config import DIMENSIONS, Config
-from qwq_ref.numerics import (
-    engine,
-    fixed,
-    kv,
-    quant,
-)
+from qwq_ref.numerics import engine, fixed, kv, quant
 from qwq_ref.spec import model, ops, sampling
 
-MODULES = (ops, model, quant, sampling, fixed, kv, engine, qwq_ref.spec)
+# `spec.block` and `spec.generate` are the functions: the modules of these names are imported by their paths.
+block, generate = (importlib.import_module(f"qwq_ref.spec.{name}") for name in ("block", "generate"))
+MODULES = (ops, block, model, sampling, generate, quant, fixed, kv, engine, qwq_ref.spec)
 called = set()
 _config_in_sight = []
 
@@ -57,7 +55,9 @@ def public_functions():
         name_of(value): value
         for module in MODULES
         for name, value in vars(module).items()
-        if inspect.isfunction(value) and value.__module__.startswith("qwq_ref.spec") and not name.startswith("_")
+        if inspect.isfunction(value)
+        and value.__module__.startswith(("qwq_ref.spec", "qwq_ref.numerics"))
+        and not name.startswith("_")
     }
 
 

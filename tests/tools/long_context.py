@@ -10,7 +10,6 @@ only. 131,072 tokens take some minutes on two cores, and 8 GB of memory.
 """
 
 import dataclasses
-import functools
 import sys
 import time
 
@@ -22,8 +21,7 @@ from qwq_ref.engine.backends.core import CHUNK, CoreBackend
 from qwq_ref.engine.weights import pack_weights
 from qwq_ref.host.memory import cpus
 from qwq_ref.numerics import quant
-from qwq_ref.spec import model as spec
-from qwq_ref.spec import ops
+from qwq_ref.spec import Scope, block, norm, ops, projection
 from tests.support.paths import QWQ_CONFIG
 
 AT_A_TIME = 4096  # tokens whose keys and values are computed at once
@@ -48,38 +46,32 @@ def meant(w, form):
     return quant.dequantise(levels, scale).astype(np.float64)
 
 
-def keys_and_values(config, weight, ids, embedding, cos, sin):
-    """Of all tokens, [S, K, E] each, in float64: as `spec.block` computes them."""
+def keys_and_values(config, layer, ids, embedding, cos, sin):
+    """Keys and values of all tokens, [S, K, E] each, in float64: as `spec.block` computes them."""
     k, v = np.empty((2, len(ids), config.K, config.E))
-    matrices = {name: weight(f"self_attn.{name}_proj.weight") for name in "kv"}
+    attn = layer.inside("self_attn")
     for start in range(0, len(ids), AT_A_TIME):
         part = slice(start, start + AT_A_TIME)
-        x = ops.rmsnorm(embedding[ids[part]], weight("input_layernorm.weight"), config.rms_norm_eps)
+        x = norm(config, layer, "input_layernorm", embedding[ids[part]])
         for name, to in (("k", k), ("v", v)):
-            product = ops.linear(x, matrices[name], weight(f"self_attn.{name}_proj.bias"))
-            to[part] = product.reshape(-1, config.K, config.E)
+            to[part] = projection(attn, name, x).reshape(-1, config.K, config.E)
         k[part] = ops.rope(k[part], cos[part], sin[part])
     return k, v
 
 
 def rows(config, weights, ids, wanted):
     """Position -> the spec's logits there."""
-    layer = "model.layers.0."
-
-    @functools.cache  # 4 GB
-    def weight(name):
-        w = weights[layer + name]
-        return meant(w, "q4") if w.ndim == 2 else w.astype(np.float64)
-
+    packed = {name: meant(w, "q4") if w.ndim == 2 else w for name, w in weights.items() if ".layers." in name}  # 4 GB
+    layer = Scope(packed, "model.layers.0.", np.float64)
     embedding = ops.to_bf16(weights["model.embed_tokens.weight"]).astype(np.float64)
     head = meant(weights["lm_head.weight"], "q8")
     inv_freq = ops.rope_frequencies(config.rope, config.E)
     cos, sin = ops.rope_tables(inv_freq, config.rope.attention_scaling, np.arange(len(ids)), np.float64)
-    k, v = keys_and_values(config, weight, ids, embedding, cos, sin)
+    k, v = keys_and_values(config, layer, ids, embedding, cos, sin)
     for row in wanted:
         one = slice(row, row + 1)
         visible = np.ones((1, row + 1), bool)
-        x, _ = spec.block(config, weight, embedding[ids[one]], cos[one], sin[one], visible, (k[:row], v[:row]))
+        x, _ = block(config, layer, embedding[ids[one]], cos[one], sin[one], visible, (k[:row], v[:row]))
         x = ops.rmsnorm(x, weights["model.norm.weight"].astype(np.float64), config.rms_norm_eps)
         yield row, ops.linear(x, head)[0]
 
