@@ -203,7 +203,9 @@ def _peers(options: argparse.Namespace, config: Config, threads: list[int], cont
     """What runs beside the engine: for each of its configurations, threads -> a context manager of (name, Runner)."""
     if options.peer is None:
         return [None]
-    from ..interop.llama_cpp.peer import Configuration, gguf_bytes, require_packages
+    from ..interop.llama_cpp.bindings import require_packages
+    from ..interop.llama_cpp.gguf import gguf_bytes
+    from ..interop.llama_cpp.peer import Configuration
     from ..interop.llama_cpp.peer import configurations as own
 
     require_packages()
@@ -234,7 +236,7 @@ def _gguf_folder(options: argparse.Namespace) -> Iterator[None]:
 
 
 def _gguf(options: argparse.Namespace, config: Config, quant: str) -> Path:
-    from ..interop.llama_cpp.peer import gguf_bytes, write_gguf
+    from ..interop.llama_cpp.gguf import gguf_bytes, write_gguf
 
     path: Path = options.gguf_folder / f"{quant}.gguf"
     if not path.exists():

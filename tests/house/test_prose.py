@@ -31,7 +31,6 @@ UNCHECKED = [
     "docs/pack.md",
     "docs/adapters.md",
     "docs/confusion.md",
-    "docs/llama-cpp.md",
     # the base
     "qwq_ref/__init__.py",
     "qwq_ref/config.py",
@@ -54,8 +53,6 @@ UNCHECKED = [
     "qwq_ref/host/",
     # oracle
     "qwq_ref/oracle/",
-    # interop
-    "qwq_ref/interop/",
     # tasks
     "qwq_ref/tasks/",
     # eval

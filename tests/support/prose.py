@@ -97,6 +97,7 @@ def docstrings(source):
                 continue
             first = node.body[0].lineno
             lines = inspect.cleandoc(text).splitlines()
+            lines = [re.sub(r"^\S+(, \S+)* {2,}(?=\S)", "- ", line) for line in lines]  # "name  meaning": an item
             prose = ["" if re.match(r" {4}|.*\] -> |(\w+ )?\[[^\]]*\]$", line) else line for line in lines]
             yield from ((first + line - 1, paragraph) for line, paragraph in paragraphs("\n".join(prose)))
 
