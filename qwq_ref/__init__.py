@@ -1,6 +1,6 @@
 """QwQ-32B in readable NumPy: an executable spec of the Qwen2 architecture, and what grows around it.
 
-model = qwq_ref.load(folder_or_hub_id)        # see `qwq_ref.engine.model.load`
+model = qwq_ref.load(folder_or_hub_id)        # see `qwq_ref.engine.loader.load`
 logits, cache = qwq_ref.spec.forward(config, weights, token_ids)
 tokenizer = qwq_ref.text.load_tokenizer(folder)
 """
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from . import spec, text
-    from .engine.model import load
+    from .engine.loader import load
 
 __version__ = "0.1.0"
 __all__ = ["load", "spec", "text"]
@@ -23,7 +23,7 @@ def __getattr__(name: str) -> Any:
     if name in ("spec", "text"):
         return import_module(f"{__name__}.{name}")
     if name == "load":
-        return import_module(f"{__name__}.engine.model").load
+        return import_module(f"{__name__}.engine.loader").load
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

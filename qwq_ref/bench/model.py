@@ -20,7 +20,7 @@ from .. import core
 from ..config import Config
 from ..core import Array, Packed
 from ..core import attention as kv_cache
-from ..engine.backends.core import CHUNK, CoreBackend, Sequence
+from ..engine.backends import LAST, Backend
 from ..engine.weights import (
     EMBEDDING,
     HEAD,
@@ -124,43 +124,31 @@ class Runner(Protocol):
 
 
 class Engine:
-    """One sequence of a backend, of which `depth` positions are filled in when first asked for."""
+    """One sequence of a backend. The `depth` positions before a test hold random keys and values."""
 
-    def __init__(self, backend: CoreBackend) -> None:
+    def __init__(self, backend: Backend) -> None:
         self.backend = backend
-        self.sequence: Sequence = backend.sequence()
-        self.filled = 0
+        self.sequence = backend.sequence()
         self._rng = np.random.default_rng(0)
 
     def prompt(self, tokens: int, depth: int) -> float:
-        self._fill(depth)
+        self.sequence.fill(depth, self._rng)
         ids = self._ids(tokens)
         start = perf_counter()
-        for at in range(0, tokens, CHUNK):
-            self.backend.step(ids[at : at + CHUNK], self.sequence)
+        for at in range(0, tokens, self.backend.chunk):
+            self.backend.run(ids[at : at + self.backend.chunk], self.sequence, LAST)
         return perf_counter() - start
 
     def decode(self, tokens: int, depth: int) -> float:
-        self._fill(depth)
+        self.sequence.fill(depth, self._rng)
         ids = self._ids(tokens)
         start = perf_counter()
         for at in range(tokens):
-            self.backend.step(ids[at : at + 1], self.sequence)
+            self.backend.run(ids[at : at + 1], self.sequence, LAST)
         return perf_counter() - start
 
     def _ids(self, tokens: int) -> Array:
         return self._rng.integers(0, self.backend.config.V, tokens)
-
-    def _fill(self, depth: int) -> None:
-        """Positions below `depth` get keys and values of the size that random weights make, without computing them."""
-        config, at_a_time = self.backend.config, 1024
-        k, v = self._rng.standard_normal((2, at_a_time, config.K, config.E), np.float32)
-        for start in range(self.filled, depth, at_a_time):
-            new = min(at_a_time, depth - start)
-            for layer in self.sequence.layers:
-                kv_cache.append(layer.kv, k[:new], v[:new], start, threads=self.backend.threads)
-        self.filled = max(self.filled, depth)
-        self.sequence.length = depth
 
 
 @dataclass(frozen=True)
@@ -209,7 +197,7 @@ class Row:
 
 def rows(
     model: str,
-    backend: CoreBackend,
+    backend: Backend,
     tests: list[Trial],
     repeats: int,
     best: Ceilings,
@@ -223,7 +211,7 @@ def rows(
 
 def _row(
     model: str,
-    backend: CoreBackend,
+    backend: Backend,
     engine: Engine,
     test: Trial,
     repeats: int,
@@ -232,7 +220,7 @@ def _row(
 ) -> Row:
     runners: list[Runner] = [engine, *([peer[1]] if peer else [])]
     for runner in runners:
-        _seconds(runner, dataclasses.replace(test, tokens=min(test.tokens, CHUNK if test.kind == "pp" else 2)))
+        _seconds(runner, dataclasses.replace(test, tokens=min(test.tokens, backend.chunk if test.kind == "pp" else 2)))
     # What AVX2 must do for a weight's bytes, and for keys and values of 8 bits with probabilities of up to 16.
     peaks: dict[str, list[float]] = {"floats" if backend.form in ("fp32", "bf16") else "dots-127": []}
     peaks.setdefault("dots-words" if backend.kv == "int8" else "floats", [])

@@ -27,7 +27,7 @@ from .options import (
 if TYPE_CHECKING:
     from ..bench.model import Runner, Trial
     from ..bench.ops import Op, Shape
-    from ..engine.backends.core import CoreBackend
+    from ..engine.backends import Backend
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -176,11 +176,11 @@ def _config(options: argparse.Namespace) -> tuple[str, Config]:
     return name, config if rope is None else dataclasses.replace(config, rope=rope)
 
 
-def _backend(options: argparse.Namespace, config: Config, weights: str, kv: str, tests: list[Trial]) -> CoreBackend:
+def _backend(options: argparse.Namespace, config: Config, weights: str, kv: str, tests: list[Trial]) -> Backend:
     from ..bench.model import random_weights
     from ..engine.backends.core import CoreBackend
     from ..engine.cache import cache_bytes
-    from ..engine.model import load
+    from ..engine.loader import load
     from ..engine.weights import model_bytes
     from ..footprint import parameters
 
@@ -191,7 +191,6 @@ def _backend(options: argparse.Namespace, config: Config, weights: str, kv: str,
         with progress_bar("loading", parameters(config), "weight") as progress:
             model = load(options.model or DEFAULT_MODEL, weights=weights, kv=kv, context=context, rope=config.rope,
                          progress=progress)  # fmt: skip
-        assert isinstance(model.backend, CoreBackend)
         return model.backend
     size = model_bytes(config, weights)
     require({"weights": size, "KV cache": cache_bytes(config, kv, context)}, options.shape)

@@ -103,7 +103,7 @@ def _pairs(options: argparse.Namespace, model: Model, other: Model, chosen: Sequ
     )
     if options.json:
         whole = together(pairs, "all").row() if pairs else None
-        _print_json(options, model, {"against": str(other.backend), "all": whole}, pairs)
+        _print_json(options, model, {"against": other.backend.description, "all": whole}, pairs)
     elif pairs:
         print(_pairs_row(together(pairs, "all")))
     return 0 if finished else 130
@@ -139,7 +139,7 @@ class _HasRow(Protocol):
 def _print_json(
     options: argparse.Namespace, model: Model, facts: dict[str, Any], categories: Sequence[_HasRow]
 ) -> None:
-    asked = {"model": options.model, "backend": str(model.backend), "n": options.n, "seed": options.seed}
+    asked = {"model": options.model, "backend": model.backend.description, "n": options.n, "seed": options.seed}
     print(json.dumps(asked | facts | {"categories": [one.row() for one in categories]}, indent=2))
 
 
@@ -186,7 +186,7 @@ def _pairs_row(pairs: Pairs) -> str:
 
 
 def _load(options: argparse.Namespace, choices: dict[str, Any]) -> Model:
-    from ..engine.model import NumpyBackend, load
+    from ..engine.loader import load
     from ..formats import resolve
     from ..formats.checkpoint import read_config
 
@@ -195,14 +195,13 @@ def _load(options: argparse.Namespace, choices: dict[str, Any]) -> Model:
     context = min(config.positions, _PROMPT + options.max_tokens)
     # Each worker has a sequence of its own, on one thread.
     model = load(path, **choices | {"threads": 1}, context=context, offline=options.offline)
-    if isinstance(model.backend, NumpyBackend) and model.config.sliding_window is not None:
+    if model.backend.tensors is not None and model.config.sliding_window is not None:
         raise UsageError(options.model, "sliding_window", "is not supported by the batched sampler")
     return model
 
 
 def _answerer(model: Model, options: argparse.Namespace) -> Answerer:
     """NumPy answers all problems of a category at once, the core one a thread. The draws are the same."""
-    from ..engine.model import NumpyBackend
     from ..host.memory import cpus
     from ..train.rollout import answers, answers_each
 
@@ -221,11 +220,10 @@ def _answerer(model: Model, options: argparse.Namespace) -> Answerer:
             "seed": options.seed,
             "workers": options.threads or cpus(),
         }
-        backend = model.backend
-        if isinstance(backend, NumpyBackend):
-            said = answers(model.config, backend.weights, prompts, sampling, **how)
+        if (tensors := model.backend.tensors) is not None:
+            said = answers(model.config, tensors, prompts, sampling, **how)
         else:
-            said = answers_each(backend, prompts, sampling, **how)
+            said = answers_each(model.backend, prompts, sampling, **how)
         return [(one.ids, one.ended) for one in said]
 
     return answer

@@ -22,7 +22,8 @@ from .options import (
 
 if TYPE_CHECKING:
     from ..engine.decode.plain import Run
-    from ..engine.model import Generation, Model
+    from ..engine.generation import Generation
+    from ..engine.model import Model
 
 _LARGE = 1 << 30  # bytes of a model, whose memory is announced even without -v
 _DIM, _PLAIN = "\x1b[2m", "\x1b[0m"
@@ -58,7 +59,7 @@ def run(options: argparse.Namespace) -> int:
     choices = engine_choices(options)
     prompt = read_prompt(options)
 
-    from ..engine.model import load
+    from ..engine.loader import load
     from ..footprint import parameters
     from ..formats import resolve
     from ..formats.checkpoint import read_config
@@ -82,8 +83,7 @@ def run(options: argparse.Namespace) -> int:
             announce=announce,
         )
     if options.verbose:
-        backend = model.backend
-        print(f"backend: {backend}", file=sys.stderr)
+        print(f"backend: {model.backend.description}", file=sys.stderr)
         print(f"context: {model.context} tokens; chat template: {'yes' if model.template else 'no'}", file=sys.stderr)
     return _answer(options, model, prompt)
 

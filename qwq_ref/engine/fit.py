@@ -12,10 +12,9 @@ from ..config import Config
 from ..errors import MemoryLimitError, UsageError
 from ..host import memory
 from .backends.core import CHUNK
+from .backends.numpy import CHUNK as NUMPY_CHUNK
 from .cache import cache_bytes
 from .weights import SLICE, model_bytes
-
-NUMPY_CHUNK = 256  # tokens of a prompt at a time: scores of so many rows are held
 
 # What a model needs in memory, with so many positions: what for -> bytes.
 Needs = Callable[[int], dict[str, int]]

@@ -1,9 +1,9 @@
-"""The spec's choice of a token, without looking at a whole vocabulary where few of it can be chosen."""
+"""The spec's choice of a token, for large vocabularies: top-k comes first where it may."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import cast
 
 import numpy as np
@@ -14,19 +14,34 @@ from ..spec import Sampling, distribution, draw
 from ..spec.ops import Array
 from ..spec.sampling import presence_penalty, repetition_penalty
 
-_MANY = 1024  # tokens from which a search for the likeliest pays
+_MANY = 1024  # tokens from which a search for the k likeliest pays
+_REST: tuple[list[str], ...] = ([], ["top_p"], ["min_p"], ["top_p", "min_p"], ["min_p", "top_p"])
+_TOP_K_FIRST = [[*before, "top_k", *rest] for before in ([], ["penalties"]) for rest in _REST]
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """Chooses each token of one generation: `how` to sample, and the `seed` of the draws."""
+
+    how: Sampling
+    seed: int
+
+    def __call__(self, logits: Array, prompt: Sequence[int], output: Sequence[int]) -> int:
+        """logits [V] -> the id that follows prompt and output."""
+        return next_token(logits, self.how, prompt, output, self.seed)
 
 
 def next_token(logits: Array, how: Sampling, prompt: Sequence[int], output: Sequence[int], seed: int) -> int:
     """logits float32 [V] -> the id to follow prompt and output: `spec.draw` of `spec.distribution`.
 
-    The number that decides belongs to the position. Penalties that change nothing are left out, and where top-k is the
-    first to rule tokens out, only those that it leaves are gone on with: the probabilities are the spec's to rounding.
+    The random number belongs to the position: Philox, keyed by the seed, counts positions. A generation that is rolled
+    back and continued draws the same tokens. Penalties without effect are left out. Where top-k is the first filter,
+    later filters see only the top-k survivors. The probabilities then equal the spec's to rounding.
     """
     number = cast(np.random.Generator, _Number(seed, len(prompt) + len(output)))
     if how.repetition_penalty == 1 and how.presence_penalty == 0:
         how = replace(how, steps=tuple(step for step in how.steps if step != "penalties"))
-    order = [step for step in how.steps if step != "temperature"]  # which changes no order
+    order = [step for step in how.steps if step != "temperature"]  # temperature does not change the order of logits
     if not 0 < how.top_k < len(logits) >= _MANY or order not in _TOP_K_FIRST:
         return draw(distribution(logits, how, prompt, output), number)
     if "penalties" in order:
@@ -37,10 +52,6 @@ def next_token(logits: Array, how: Sampling, prompt: Sequence[int], output: Sequ
     return int(ids[draw(distribution(logits[ids], rest), number)])
 
 
-_REST: tuple[list[str], ...] = ([], ["top_p"], ["min_p"], ["top_p", "min_p"], ["min_p", "top_p"])
-_TOP_K_FIRST = [[*before, "top_k", *rest] for before in ([], ["penalties"]) for rest in _REST]
-
-
 def _kth_largest(x: Array, k: int) -> float:
     if x.dtype == np.float32 and core.available():
         return float(top_k(x, k)[1][-1])
@@ -48,7 +59,7 @@ def _kth_largest(x: Array, k: int) -> float:
 
 
 class _Number:
-    """What `draw` asks a generator for: the number of a position, as numpy.random's Philox with this key has it."""
+    """Stands in for a generator in `draw`: it returns the number of one position, as NumPy's Philox would."""
 
     def __init__(self, seed: int, position: int) -> None:
         self.seed, self.position = seed, position

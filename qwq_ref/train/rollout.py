@@ -13,7 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..config import Config
-from ..engine.decode.plain import Backend
+from ..engine.backends import Backend
+from ..engine.decode.plain import Run, generate
+from ..engine.session import Session
 from ..spec import Sampling, distribution, draw
 from ..spec.ops import (
     Array,
@@ -80,20 +82,24 @@ def answers_each(
     seed: int,
     workers: int = 1,
 ) -> list[Answer]:
-    """`answers` from an engine: each of `workers` threads answers one prompt after the other. Draws are the same."""
+    """`answers` of a backend: each of `workers` threads answers one prompt after another, with the same draws."""
 
     def answer(n: int) -> Answer:
-        uniforms = _uniforms(seed, n)
-        logits, cache = backend.step(prompts[n], None)
-        said: list[int] = []
-        while True:
-            token = draw(distribution(logits[:vocabulary], how, prompts[n], said), uniforms)
-            if token in end_ids:
-                return Answer(said, True)
-            said.append(token)
-            if len(said) == max_tokens:
-                return Answer(said, False)
-            logits, cache = backend.step([token], cache)
+        uniforms, run = _uniforms(seed, n), Run(list(prompts[n]), seed)
+
+        def choose(logits: Array, prompt: list[int], output: list[int]) -> int:
+            return draw(distribution(logits, how, prompt, output), uniforms)
+
+        tokens = generate(
+            Session(backend),
+            run,
+            choose,
+            end_ids=end_ids,
+            vocabulary=vocabulary,
+            context=backend.context,
+            max_tokens=max_tokens,
+        )
+        return Answer(list(tokens), run.finish_reason == "stop")
 
     with ThreadPoolExecutor(workers) as pool:
         return list(pool.map(answer, range(len(prompts))))

@@ -20,6 +20,8 @@ from qwq_ref.bench.model import (
     work,
 )
 from qwq_ref.config import Config
+from qwq_ref.core import attention
+from qwq_ref.engine import backends
 from qwq_ref.engine.backends.core import CoreBackend
 from qwq_ref.engine.weights import FORMS, model_bytes
 from tests.support.models import config_values
@@ -116,7 +118,7 @@ def test_random_weights_are_like_a_models(form):
     weights = random_weights(config, form, counts.append)
     assert sum(counts) == model_bytes(config, form)
     backend = CoreBackend(config, weights, 64, "int8", threads=2)
-    logits = backend.logits(np.arange(40) % config.V)
+    logits = backends.logits(backend, np.arange(40) % config.V)
     assert np.isfinite(logits).all()
     assert 0.3 < logits.std() < 3
 
@@ -125,8 +127,8 @@ def test_what_is_timed_is_what_is_said(shape):
     """A prompt in the engine's chunks, decoding one by one, behind a context of its depth."""
     config = Config.from_file(shape)
     backend = CoreBackend(config, random_weights(config, "q4"), 1500, "int8")
-    steps, step = [], backend.step
-    backend.step = lambda ids, sequence: (steps.append((len(ids), sequence.length)), step(ids, sequence))[1]
+    steps, run = [], backend.run
+    backend.run = lambda ids, sequence, rows: (steps.append((len(ids), sequence.length)), run(ids, sequence, rows))[1]
     engine = Engine(backend)
     assert engine.prompt(700, 100) > 0
     assert engine.decode(3, 200) > 0
@@ -137,13 +139,13 @@ def test_what_is_timed_is_what_is_said(shape):
 def test_what_lies_before_is_filled_in_once(shape, monkeypatch):
     config = Config.from_file(shape)
     engine = Engine(CoreBackend(config, random_weights(config, "q4"), 1500, "int8"))
-    appended, append = [], bench_model.kv_cache.append
+    appended, append = [], attention.append
 
     def spy(kv, k, v, pos, **options):
         appended.append((pos, len(k)))
         append(kv, k, v, pos, **options)
 
-    monkeypatch.setattr(bench_model.kv_cache, "append", spy)
+    monkeypatch.setattr(attention, "append", spy)
     for depth in (1100, 1100, 50, 1300):
         engine.decode(1, depth)
     assert appended == [pair for pair in ((0, 1024), (1024, 76), (1100, 200)) for _ in range(config.L)]

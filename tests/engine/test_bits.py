@@ -11,6 +11,8 @@ import pytest
 
 from qwq_ref import core
 from qwq_ref.config import Config
+from qwq_ref.engine.backends import ALL, LAST
+from qwq_ref.engine.backends import logits as logits_of
 from qwq_ref.engine.backends.core import CoreBackend
 from qwq_ref.engine.weights import pack_weights
 from tests.support.models import config_values, yarn
@@ -93,12 +95,12 @@ def digest(config, weights, form, kv, isa, threads):
     packed = pack_weights(config, weights, form, threads)
     backend = CoreBackend(config, packed, PROMPT + DECODED + 1, kv, isa, threads)
     ids = [(7 * i * i + 3 * i) % config.V for i in range(PROMPT + DECODED)]
-    logits = [backend.logits(ids[:PROMPT])]
+    logits = [logits_of(backend, ids[:PROMPT])]
     sequence = backend.sequence()
-    backend.run(ids[:PROMPT], sequence, slice(-1, None))
-    logits += [backend.run([id], sequence, slice(-1, None)) for id in ids[PROMPT:]]
-    sequence.length = LEFT
-    logits.append(backend.run(ids[LEFT : LEFT + 5], sequence, slice(None)))
+    backend.run(ids[:PROMPT], sequence, LAST)
+    logits += [backend.run([id], sequence, LAST) for id in ids[PROMPT:]]
+    sequence.rollback(LEFT)
+    logits.append(backend.run(ids[LEFT : LEFT + 5], sequence, ALL))
     return hashlib.sha256(np.concatenate(logits).astype("<f4").tobytes()).hexdigest()[:32]
 
 

@@ -1,5 +1,6 @@
 """The engine on the core: the spec's logits within its gates, and the same bits however the work is cut."""
 
+import itertools
 import os
 import signal
 import threading
@@ -14,6 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 from qwq_ref import core
 from qwq_ref.config import Config
 from qwq_ref.core.layer import Layer
+from qwq_ref.engine.backends import LAST, logits
 from qwq_ref.engine.backends import core as engine
 from qwq_ref.engine.backends.core import SHORT, CoreBackend
 from qwq_ref.engine.weights import FORMS, pack_weights
@@ -24,6 +26,14 @@ from tests.support.models import config_values, random_weights
 if not core.available():
     pytest.skip("the C core is not built: there was no compiler", allow_module_level=True)
 ISAS = core.isas()
+
+
+def last(backend, ids, *cuts, sequence=None):
+    """Logits of the last of ids, run in pieces that end at the cuts."""
+    sequence = sequence or backend.sequence()
+    for begin, end in itertools.pairwise([0, *cuts, len(ids)]):
+        found = backend.run(ids[begin:end], sequence, LAST)[0]
+    return found
 
 
 def nmse(ours, true):
@@ -46,7 +56,7 @@ def test_logits_are_the_specs(nano, ids, form, most):
     """Floats within the gate of the spec's own float32; the others within what their weights cost."""
     config, weights = nano
     true = forward(config, weights, ids, dtype=np.float64)[0]
-    ours = CoreBackend(config, pack_weights(config, weights, form, 2), 256).logits(ids)
+    ours = logits(CoreBackend(config, pack_weights(config, weights, form, 2), 256), ids)
     assert nmse(ours, true) <= most
     if form in ("fp32", "bf16"):
         top = np.sort(true, axis=1)
@@ -58,7 +68,7 @@ def test_an_int8_cache_costs_little(nano, ids):
     config, weights = nano
     true = forward(config, weights, ids, dtype=np.float64)[0]
     packed = pack_weights(config, weights, "fp32", 2)
-    assert 1e-9 < nmse(CoreBackend(config, packed, 256, "int8").logits(ids), true) <= 2e-4
+    assert 1e-9 < nmse(logits(CoreBackend(config, packed, 256, "int8"), ids), true) <= 2e-4
 
 
 @pytest.mark.parametrize("kv", ["fp32", "int8"])
@@ -67,11 +77,11 @@ def test_isa_and_threads_change_no_bit(nano, ids, form, kv, monkeypatch):
     monkeypatch.setattr(engine, "SHORT", 0)  # else one thread does what is so little
     config, weights = nano
     packed = pack_weights(config, weights, form, 2)
-    wanted = CoreBackend(config, packed, 256, kv).logits(ids[:70])
+    wanted = logits(CoreBackend(config, packed, 256, kv), ids[:70])
     for isa in ISAS:
         for threads in (1, 2, 3, 8):
             few = 20 if isa == "scalar" else 70
-            ours = CoreBackend(config, packed, 256, kv, isa, threads).logits(ids[:few])
+            ours = logits(CoreBackend(config, packed, 256, kv, isa, threads), ids[:few])
             assert np.array_equal(ours, wanted[:few]), (isa, threads)
 
 
@@ -87,7 +97,7 @@ def test_any_architecture(data):
     ids = data.draw(st.lists(st.integers(0, config.V - 1), min_size=1, max_size=24))
     true = forward(config, weights, ids, dtype=np.float64)[0]
     theirs = nmse(forward(config, weights, ids)[0], true)
-    ours = CoreBackend(config, pack_weights(config, weights, "fp32", 1), 32).logits(ids)
+    ours = logits(CoreBackend(config, pack_weights(config, weights, "fp32", 1), 32), ids)
     assert nmse(ours, true) <= max(1e-11, 4 * theirs)
 
 
@@ -102,19 +112,19 @@ class Cuts(RuleBasedStateMachine):
         weights = pack_weights(config, weights, form, 1)
         self.backend = CoreBackend(config, weights, 64, kv, threads=2)
         self.ids = np.random.default_rng(seed).integers(0, config.V, 64)
-        self.wanted = CoreBackend(config, weights, 64, kv).logits(self.ids)
+        self.wanted = logits(CoreBackend(config, weights, 64, kv), self.ids)
         self.sequence = self.backend.sequence()
 
     @precondition(lambda self: self.sequence.length < 64)
     @rule(size=st.integers(1, 30))
     def go_on(self, size):
         chunk = self.ids[self.sequence.length : self.sequence.length + size]
-        logits, self.sequence = self.backend.step(chunk, self.sequence)
-        assert np.array_equal(logits, self.wanted[self.sequence.length - 1])
+        (found,) = self.backend.run(chunk, self.sequence, LAST)
+        assert np.array_equal(found, self.wanted[self.sequence.length - 1])
 
     @rule(size=st.integers(1, 40))
     def roll_back(self, size):
-        self.sequence.length = max(0, self.sequence.length - size)
+        self.sequence.rollback(max(0, self.sequence.length - size))
 
     @precondition(lambda self: self.sequence.length < 60)
     @rule(seed=st.integers(0, 99))
@@ -122,8 +132,8 @@ class Cuts(RuleBasedStateMachine):
         """A draft that is thrown away leaves nothing behind."""
         draft = np.random.default_rng(seed).integers(0, self.backend.config.V, 4)
         length = self.sequence.length
-        self.backend.step(draft, self.sequence)
-        self.sequence.length = length
+        self.backend.run(draft, self.sequence, LAST)
+        self.sequence.rollback(length)
 
     def teardown(self):
         engine.SHORT = SHORT
@@ -132,7 +142,7 @@ class Cuts(RuleBasedStateMachine):
     def another_sequence(self):
         """Two sequences know nothing of each other."""
         other = self.backend.sequence()
-        self.backend.step(self.ids[::-1], other)
+        self.backend.run(self.ids[::-1], other, LAST)
 
 
 TestCuts = Cuts.TestCase
@@ -170,9 +180,9 @@ def test_ids_that_cannot_be_are_refused(nano):
     backend = CoreBackend(config, pack_weights(config, weights, "q8", 1), 16)
     for ids in ([], [config.V], [-1], [[1]], [0.5]):
         with pytest.raises(ValueError, match="token_ids must be"):
-            backend.step(ids, None)
+            backend.run(ids, backend.sequence(), LAST)
     with pytest.raises(ValueError, match="do not fit in a context of 16"):
-        backend.logits([1] * 17)
+        logits(backend, [1] * 17)
 
 
 # --- The engine's thread ---------------------------------------------------------------------------------------------
@@ -192,7 +202,7 @@ def test_whoever_asks_the_same_thread_computes(wide, monkeypatch):
     monkeypatch.setattr(Layer, "step", lambda *a: (seen.append(threading.current_thread().name), step(*a))[1])
     ids = np.arange(600) % 50
     results = []
-    callers = [threading.Thread(target=lambda: results.append(wide.step(ids[:512], None)[0])) for _ in range(3)]
+    callers = [threading.Thread(target=lambda: results.append(last(wide, ids[:512]))) for _ in range(3)]
     for caller in callers:
         caller.start()
     for caller in callers:
@@ -201,14 +211,15 @@ def test_whoever_asks_the_same_thread_computes(wide, monkeypatch):
     assert seen[0].startswith("qwq-engine")
     assert all(np.array_equal(result, results[0]) for result in results)
     seen.clear()
-    wide.step(ids[:1], None)
+    last(wide, ids[:1])
     assert set(seen) == {threading.current_thread().name}
 
 
 def test_an_interrupted_step_leaves_the_sequence_as_it_was(wide, monkeypatch):
     ids = np.random.default_rng(0).integers(0, wide.config.V, 1400)
-    wanted, _ = wide.step(ids[500:1000], wide.step(ids[:500], None)[1])
-    _, sequence = wide.step(ids[:500], None)
+    wanted = last(wide, ids[:1000], 500)
+    sequence = wide.sequence()
+    last(wide, ids[:500], sequence=sequence)
     calls, step = [], Layer.step
 
     def interrupted(self, *arguments):
@@ -225,13 +236,13 @@ def test_an_interrupted_step_leaves_the_sequence_as_it_was(wide, monkeypatch):
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell's children ignore it
     try:
         with pytest.raises(KeyboardInterrupt):
-            wide.step(ids[500:1000], sequence)
+            wide.run(ids[500:1000], sequence, LAST)
     finally:
         signal.signal(signal.SIGINT, before)
     assert len(calls) == 2, "no layer ran after the one that was stopped"
     monkeypatch.undo()
     assert sequence.length == 500
-    again, sequence = wide.step(ids[500:1000], sequence)
+    (again,) = wide.run(ids[500:1000], sequence, LAST)
     assert np.array_equal(again, wanted)
 
 
@@ -277,11 +288,11 @@ def test_a_flag_stops_a_layer_and_a_product(wide, kv, T):
 def test_a_forked_child_is_told_that_it_cannot(wide):
     """It has neither the engine's thread nor OpenMP's: it must not wait for them."""
     ids = np.arange(512) % 50
-    wide.step(ids, None)
+    last(wide, ids)
     child = os.fork()
     if child == 0:
         try:
-            wide.step(ids, None)
+            last(wide, ids)
         except core.CoreError as problem:
             os._exit(0 if "fork" in str(problem) else 2)
         finally:

@@ -56,7 +56,7 @@ def test_the_documents_were_never_trained_on(nano, documents):
 
 @pytest.mark.parametrize("mode", GATES, ids="+".join)
 def test_logits_are_within_the_gates(nano, documents, mode):
-    measured = quality.measure(documents, quality.engine(*nano, *mode).logits)
+    measured = quality.measure(documents, quality.engine(*nano, *mode))
     assert within(measured, mode), measured
     own = quality.measure(documents, {tuple(d.ids): d.true for d in documents}.__getitem__)
     assert own.kld == 0
@@ -65,7 +65,7 @@ def test_logits_are_within_the_gates(nano, documents, mode):
 
 def test_bf16_is_fp32_for_a_bfloat16_checkpoint(nano, documents):
     for kv in ("fp32", "int8"):
-        ours, theirs = (quality.engine(*nano, form, kv).logits(documents[0].ids) for form in ("fp32", "bf16"))
+        ours, theirs = (quality.engine(*nano, form, kv)(documents[0].ids) for form in ("fp32", "bf16"))
         assert np.array_equal(ours, theirs)
 
 
@@ -81,7 +81,7 @@ def test_the_gates_refuse_fewer_bits(nano, documents, form, levels):
     """5 bits are not q8, and 3 are not q4."""
     config, weights = nano
     changed = quality.with_matrices(config, weights, functools.partial(fewer_bits, levels=levels))
-    measured = quality.measure(documents, quality.engine(config, changed, "fp32").logits)
+    measured = quality.measure(documents, quality.engine(config, changed, "fp32"))
     assert not within(measured, (form, "fp32")), measured
 
 
@@ -96,14 +96,14 @@ def test_q4_against_rounding_to_nearest(nano, documents, request):
 
     def lost(change):
         changed = (quality.with_matrices(config, weights, quality.aligned(change, columns)) for columns in alignments)
-        return quality.mean([quality.measure(documents, quality.engine(config, w, "fp32").logits) for w in changed])
+        return quality.mean([quality.measure(documents, quality.engine(config, w, "fp32")) for w in changed])
 
     ours, q4_0, as_small = (lost(quality.CHANGES[name]) for name in list(quality.CHANGES)[1:])
     assert ours.nmse <= 0.95 * q4_0.nmse
     assert ours.kld <= 1.1 * q4_0.kld
     assert ours.nmse <= 0.8 * as_small.nmse
     assert ours.kld <= 0.8 * as_small.kld
-    whole = quality.measure(documents, quality.engine(config, weights, "q4").logits)
+    whole = quality.measure(documents, quality.engine(config, weights, "q4"))
     assert whole.nmse <= 1.15 * ours.nmse  # 8-bit activations are the smaller part
 
 
@@ -157,7 +157,7 @@ def test_one_by_one_or_in_a_batch_the_answers_are_the_same(temperature):
     prompts = [engine.prompt_ids(problem.prompt) for several in asked for problem in several]
     how = {"end_ids": engine.defaults.eos_token_ids, "vocabulary": engine.tokenizer.size, "max_tokens": 60, "seed": 3}
     sampling = Sampling(temperature=temperature, top_p=0.95, top_k=40)
-    together = rollout.answers(batched.config, batched.backend.weights, prompts, sampling, **how)
+    together = rollout.answers(batched.config, batched.backend.tensors, prompts, sampling, **how)
     for workers in (1, 3):
         assert rollout.answers_each(engine.backend, prompts, sampling, workers=workers, **how) == together
     assert {answer.ended for answer in together} == {True, False}

@@ -159,7 +159,7 @@ def test_what_import_and_help_leave_out():
 
 def test_load_and_spec_are_found_at_the_top():
     assert qwq_ref.spec is spec
-    assert qwq_ref.load.__module__ == "qwq_ref.engine.model"
+    assert qwq_ref.load.__module__ == "qwq_ref.engine.loader"
     assert {"load", "spec", "text"} <= set(dir(qwq_ref))
     with pytest.raises(AttributeError):
         _ = qwq_ref.nothing

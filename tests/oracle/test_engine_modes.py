@@ -210,11 +210,11 @@ def a_later_position(config, weights, mode):
     """Decoding is off by one; the prompt is not."""
 
     class Late(CoreBackend):
-        def run(self, ids, sequence, rows, progress=None):
+        def run(self, ids, sequence, rows, tap=None, progress=None):
             tables = forward.rope_tables
             forward.rope_tables = lambda inv_freq, scaling, at: tables(inv_freq, scaling, at + (len(at) == 1))
             try:
-                return super().run(ids, sequence, rows)
+                return super().run(ids, sequence, rows, tap)
             finally:
                 forward.rope_tables = tables
 
@@ -226,14 +226,13 @@ def with_drafts(leaves_behind):
 
     def build(config, weights, mode):
         class Drafting(CoreBackend):
-            def run(self, ids, sequence, rows, progress=None):
-                watched, length = sequence.layers, sequence.length
-                sequence.layers = [layer.layer for layer in watched]
+            def run(self, ids, sequence, rows, tap=None, progress=None):
+                length = sequence.length
                 super().run([5, 7], sequence, rows)
-                sequence.layers, sequence.length = watched, length
-                buffer = watched[1].layer.kv.buffer
+                sequence.rollback(length)
+                buffer = sequence.layers[1].kv.buffer
                 stale = buffer.copy()
-                x = super().run(ids, sequence, rows)
+                x = super().run(ids, sequence, rows, tap)
                 if leaves_behind and len(ids) == 1:
                     buffer[:] = stale
                 return x

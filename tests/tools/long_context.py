@@ -17,6 +17,7 @@ import numpy as np
 
 from qwq_ref import core
 from qwq_ref.config import Config
+from qwq_ref.engine.backends import ALL, LAST
 from qwq_ref.engine.backends.core import CHUNK, CoreBackend
 from qwq_ref.engine.weights import pack_weights
 from qwq_ref.host.memory import cpus
@@ -88,15 +89,17 @@ def main():
     backend = CoreBackend(config, pack_weights(config, weights, "q4", cpus()), tokens, "int8", threads=cpus())
 
     ours, sequence, first = {}, backend.sequence(), None
-    print(f"{config.rope}\n{backend}\n{'position':>9}{'prompt tokens/s':>17}{'of the first':>14}", flush=True)
+    print(config.rope, backend.description, sep="\n")
+    print(f"{'position':>9}{'prompt tokens/s':>17}{'of the first':>14}", flush=True)
     for start in range(0, tokens, CHUNK):
         chunk = ids[start : start + CHUNK]
         if start + len(chunk) not in (512, 4096, 8192, 32768, 40960, 65536, 131072, tokens):
-            backend.step(chunk, sequence)
+            backend.run(chunk, sequence, LAST)
             continue
         for _ in range(2):  # the first time pages are touched; then it is rolled back
-            sequence.length, begun = start, time.perf_counter()
-            logits = backend.run(chunk, sequence, slice(None))
+            sequence.rollback(start)
+            begun = time.perf_counter()
+            logits = backend.run(chunk, sequence, ALL)
             speed = len(chunk) / (time.perf_counter() - begun)
         first = first or speed
         print(f"{start + len(chunk):>9}{speed:>17.1f}{speed / first:>14.0%}", flush=True)

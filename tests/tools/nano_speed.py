@@ -37,7 +37,7 @@ def first_token():
 def main():
     model = qwq_ref.load("qwq-nano", weights=sys.argv[1] if len(sys.argv) > 1 else None)
     speeds = [speed(model, seed) for seed in range(40)]
-    print(f"{model.backend}: {median(s for s, _ in speeds):,.0f} tokens/s, median of {len(speeds)} answers "
+    print(f"{model.backend.description}: {median(s for s, _ in speeds):,.0f} tokens/s, median of {len(speeds)} answers "
           f"of {median(n for _, n in speeds):.0f} pieces")  # fmt: skip
     first, whole = zip(*(first_token() for _ in range(7)), strict=True)
     print(f"first token after {median(first):.2f} s, the whole command {median(whole):.2f} s")

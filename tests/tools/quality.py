@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from qwq_ref import core
+from qwq_ref.engine.backends import logits
 from qwq_ref.engine.backends.core import CoreBackend
 from qwq_ref.engine.weights import pack_weights
 from qwq_ref.eval import evaluate
@@ -73,7 +74,8 @@ def held_out(config, weights, each=EACH, seed=SEED):
 
 
 def engine(config, weights, form, kv="fp32"):
-    return CoreBackend(config, pack_weights(config, weights, form, 1), 256, kv)
+    """-> a function from ids [T] to logits [T, V]"""
+    return functools.partial(logits, CoreBackend(config, pack_weights(config, weights, form, 1), 256, kv))
 
 
 def measure(documents, logits):
@@ -169,14 +171,14 @@ def main(each):
 
     row("the spec in float64", measure(documents, lambda ids: forward(config, weights, ids, dtype=np.float64)[0]))
     for form, kv in MODES:
-        row(f"`{form}`, cache {kv}", measure(documents, engine(config, weights, form, kv).logits))
+        row(f"`{form}`, cache {kv}", measure(documents, engine(config, weights, form, kv)))
     for name in ("q8", "q4"):
         changed = with_matrices(config, weights, CHANGES[f"{name}'s own weights"])
-        row(f"`fp32` with {name}'s weights", measure(documents, engine(config, changed, "fp32").logits))
+        row(f"`fp32` with {name}'s weights", measure(documents, engine(config, changed, "fp32")))
     print("\nThe same with other weights; means over 16 alignments of the groups\n")
     for name, change in CHANGES.items():
         changed = (with_matrices(config, weights, aligned(change, columns)) for columns in range(0, 64, 4))
-        row(name, mean([measure(documents, engine(config, w, "fp32").logits) for w in changed]))
+        row(name, mean([measure(documents, engine(config, w, "fp32")) for w in changed]))
 
 
 if __name__ == "__main__":

@@ -95,13 +95,13 @@ def test_transformers_says_the_same(nano):
 
 
 def greedy(model, ids, count):
-    logits, cache = model.backend.step(ids, None)
-    said = []
+    session, said = model.session(), []
+    session.extend(ids)
     for _ in range(count):
-        said.append(int(np.argmax(logits)))
+        said.append(int(np.argmax(session.next_logits())))
         if said[-1] == 511:
             break
-        logits, cache = model.backend.step(said[-1:], cache)
+        session.extend(said[-1:])
     return said
 
 

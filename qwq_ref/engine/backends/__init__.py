@@ -1,0 +1,105 @@
+"""The contract of a backend: a sequence holds positions, `run` adds tokens to it and returns logits.
+
+`core` computes on the C core, `numpy` with the spec itself. All other code uses this contract alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import numpy as np
+
+from ...config import Config
+from ...spec.ops import Array, Tap
+
+Ids = Any  # a list or an array of integers
+Progress = Callable[[float], object]
+ALL, LAST = slice(None), slice(-1, None)  # rows of logits to ask for
+
+
+class Sequence(Protocol):
+    """The KV cache of one conversation in a backend. It is freed, or kept for another, when nothing refers to it."""
+
+    @property
+    def length(self) -> int:
+        """Positions that the cache holds."""
+
+    def rollback(self, length: int) -> None:
+        """Keep the first `length` positions. Later results have the same bits as if the others had never existed.
+
+        Raises ValueError for a length that the sequence does not have.
+        """
+
+    def fill(self, length: int, rng: np.random.Generator) -> None:
+        """Hold `length` positions without computing them, of random keys and values: to time steps behind them."""
+
+
+class Backend(Protocol):
+    """Computes logits for one model.
+
+    config       the model's
+    context      positions that a sequence can hold
+    chunk        tokens that `run` takes best at a time; longer prompts should be cut
+    form, kv     names of the weight form and of the cache form, see `qwq_ref.forms`
+    isa          instruction set of the kernels; "numpy" where NumPy chooses
+    threads      threads that one call may use
+    tensors      the checkpoint's tensors by name, in float32; None where the weights are packed
+    description  all of this for people, in one line
+    """
+
+    config: Config
+    context: int
+    chunk: int
+    form: str
+    kv: str
+    isa: str
+    threads: int
+    tensors: Mapping[str, Array] | None
+
+    @property
+    def description(self) -> str: ...
+
+    def sequence(self) -> Sequence:
+        """Return an empty sequence."""
+
+    def run(
+        self, ids: Ids, sequence: Any, rows: slice, tap: Tap | None = None, progress: Progress | None = None
+    ) -> Array:
+        """Add ids [T] to a sequence of this backend -> logits [rows of T, V].
+
+        rows      `ALL`, `LAST` or another slice: the tokens whose logits are wanted
+        tap       called with the spec's names and arrays: the core shows "model.embed_tokens", each layer's
+                  "resid_post" and "lm_head", NumPy shows every tap. The last layer's output and the logits may hold
+                  the asked rows alone. An array is valid during the call: copy what you keep
+        progress  called with the number of tokens computed since its last call, fractions included
+
+        An interrupted call leaves the sequence as it was. Raises ValueError for ids that the model does not have, or
+        more of them than fit in the context.
+        """
+
+
+def logits(backend: Backend, ids: Ids) -> Array:
+    """ids [T] -> logits [T, V]: those of the token after each, from an empty sequence."""
+    sequence = backend.sequence()
+    pieces = [backend.run(ids[i : i + backend.chunk], sequence, ALL) for i in range(0, max(1, len(ids)), backend.chunk)]
+    return np.concatenate(pieces)
+
+
+def checked_ids(ids: Ids, config: Config, length: int, context: int) -> Array:
+    """ids [T] as an array, if a sequence of `length` positions can take them. Raises ValueError otherwise."""
+    array: Array = np.asarray(ids)
+    if array.ndim != 1 or not len(array) or not np.issubdtype(array.dtype, np.integer):
+        raise ValueError(f"token_ids must be a non-empty list of integers, got {array.dtype} of shape {array.shape}")
+    if array.min() < 0 or array.max() >= config.V:
+        raise ValueError(f"token_ids must be in [0, {config.V}), got {array.min()} to {array.max()}")
+    if length + len(array) > context:
+        raise ValueError(f"{length + len(array)} token_ids do not fit in a context of {context}")
+    return array
+
+
+def checked_length(length: int, held: int) -> int:
+    """A length to roll back to. Raises ValueError for one that the sequence does not have."""
+    if not 0 <= length <= held:
+        raise ValueError(f"length must be 0 to {held}, got {length}")
+    return length

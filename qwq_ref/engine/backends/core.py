@@ -1,47 +1,56 @@
-"""The fast path: the spec's forward pass on the C core."""
+"""The fast path as a backend: the spec's forward pass on the C core, one call for each layer."""
 
 from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
 from ... import core
 from ...config import Config
+from ...core import attention
 from ...core.layer import Layer
 from ...core.ops import rope_frequencies, rope_tables
-from ...spec.ops import Array
+from ...spec.ops import Array, Tap
 from .. import thread
 from ..cache import empty_caches
 from ..weights import ModelWeights, embed
+from . import Ids, Progress, checked_ids, checked_length
 
-Ids = Any  # a list or an array of integers
-Progress = Callable[[float], object]
-CHUNK = 512  # of a prompt: enough for a weight that is read once to be multiplied at full speed
-SHORT = 1 << 26  # products, about a millisecond: less than this is done at once, by the thread that asks for it
+CHUNK = 512  # tokens of a prompt at a time: enough to multiply each weight at full speed once it has been read
+SHORT = 1 << 26  # products, about a millisecond: the calling thread computes what needs fewer
+FILLED = 1024  # positions that `fill` writes at a time
 
 
 class Sequence:
-    """One sequence's cache: `length` is the positions that it holds. A smaller one rolls back, and what follows is the
-    same to the bit as if the positions beyond had never been."""
+    """The caches of all layers. `rollback` moves `length` alone: later tokens overwrite what lies beyond it."""
 
-    def __init__(self, layers: list[Layer], done: Callable[[list[Layer]], object]) -> None:
-        self.layers, self.length = layers, 0
+    def __init__(self, layers: list[Layer], threads: int, done: Callable[[list[Layer]], object]) -> None:
+        self.layers, self.length, self._threads = layers, 0, threads
+        self._filled = 0  # positions that hold keys and values of `fill`, or of tokens that came after it
         weakref.finalize(self, done, layers)
+
+    def rollback(self, length: int) -> None:
+        self.length = checked_length(length, self.length)
+
+    def fill(self, length: int, rng: np.random.Generator) -> None:
+        kv = self.layers[0].kv
+        k, v = rng.standard_normal((2, FILLED, kv.K, kv.E), np.float32)
+        for start in range(self._filled, length, FILLED):
+            new = min(FILLED, length - start)
+            for layer in self.layers:
+                attention.append(layer.kv, k[:new], v[:new], start, threads=self._threads)
+        self._filled = max(self._filled, length)
+        self.length = length
 
 
 class CoreBackend:
-    """Weights, and caches for as many sequences as are held at a time.
-
-    context  positions that a cache can hold
-    kv       "fp32" or "int8"
-    chunk    tokens that a step takes best at a time, at most
-    """
+    """Packed weights, and caches for as many sequences as are in use. See `Backend`."""
 
     chunk = CHUNK
+    tensors: Mapping[str, Array] | None = None
 
     def __init__(
         self,
@@ -52,6 +61,12 @@ class CoreBackend:
         isa: str | None = None,
         threads: int = 1,
     ) -> None:
+        """
+        context  positions that a sequence can hold: its memory is reserved at once
+        kv       "fp32" or "int8"
+        isa      None: the best that the processor can run. Results are identical with each
+        threads  of each long call. Results are identical with any number
+        """
         self.config, self.weights, self.context, self.kv = config, weights, context, kv
         self.form = weights.form
         self.isa, self.threads = core.chosen_isa(isa), threads
@@ -61,14 +76,14 @@ class CoreBackend:
         self._unused: list[list[Layer]] = []  # caches of sequences that are gone
         self._lock = threading.Lock()
 
-    def __str__(self) -> str:
+    @property
+    def description(self) -> str:
         return f"core, weights {self.form}, KV cache {self.kv}, {self.isa}, {self.threads} threads"
 
     def sequence(self) -> Sequence:
-        """An empty one."""
         with self._lock:
             layers = self._unused.pop() if self._unused else None
-        return Sequence(layers or self._new_layers(), self._unused.append)
+        return Sequence(layers or self._new_layers(), self.threads, self._unused.append)
 
     def _new_layers(self) -> list[Layer]:
         config = self.config
@@ -80,44 +95,33 @@ class CoreBackend:
             for i, (layer, cache) in enumerate(zip(self.weights.layers, caches, strict=True))
         ]
 
-    def step(self, ids: Ids, cache: Sequence | None, progress: Progress | None = None) -> tuple[Array, Sequence]:
-        """ids [T] -> logits of the last position [V], and the sequence that holds them.
-
-        `progress` hears of tokens, or parts of them, since its last call. What is interrupted leaves the sequence as
-        it was.
-        """
-        sequence = cache or self.sequence()
-        return self.run(ids, sequence, slice(-1, None), progress)[0], sequence
-
-    def logits(self, ids: Ids) -> Array:
-        """ids [T] -> logits [T, V]"""
-        if len(ids) > self.context:
-            raise ValueError(f"{len(ids)} token_ids do not fit in a context of {self.context}")
-        sequence = self.sequence()
-        return np.concatenate(
-            [self.run(ids[i : i + CHUNK], sequence, slice(None)) for i in range(0, max(1, len(ids)), CHUNK)]
-        )
-
-    def run(self, ids: Ids, sequence: Sequence, rows: slice, progress: Progress | None = None) -> Array:
-        """ids [T] after what the sequence holds, which then holds them -> logits [rows of T, V]"""
-        ids = np.asarray(ids)
-        if ids.ndim != 1 or not len(ids) or not np.issubdtype(ids.dtype, np.integer):
-            raise ValueError(f"token_ids must be a non-empty list of integers, got {ids.dtype} of shape {ids.shape}")
-        if ids.min() < 0 or ids.max() >= self.config.V:
-            raise ValueError(f"token_ids must be in [0, {self.config.V}), got {ids.min()} to {ids.max()}")
+    def run(
+        self, ids: Ids, sequence: Sequence, rows: slice, tap: Tap | None = None, progress: Progress | None = None
+    ) -> Array:
         position = sequence.length
+        ids = checked_ids(ids, self.config, position, self.context)
+        last = len(sequence.layers) - 1
 
         def compute(stop: core.Stop | None, threads: int) -> Array:
             x = np.ascontiguousarray(embed(ids, self.weights.embedding))
+            if tap is not None:
+                tap("model.embed_tokens", x)
             positions = np.arange(position, position + len(ids))
             cos, sin = rope_tables(self._inv_freq, self.config.rope.attention_scaling, positions)
-            for layer in sequence.layers:  # after the last one, some rows are no longer asked for
-                first = rows.indices(len(ids))[0] if layer is sequence.layers[-1] else 0
+            for i, layer in enumerate(sequence.layers):
+                first = rows.indices(len(ids))[0] if i == last else 0  # the last layer leaves out the rows before it
                 layer.step(x, cos, sin, position, self.isa, threads, stop, first)
+                if tap is not None:
+                    tap(f"model.layers.{i}.resid_post", x[rows] if i == last else x)
                 if progress is not None:
                     progress(len(ids) / len(sequence.layers))
             norm, eps = self.weights.norm, self.config.rms_norm_eps
-            return core.matmul(x[rows], self.weights.head, norm=norm, eps=eps, isa=self.isa, threads=threads, stop=stop)
+            logits = core.matmul(
+                x[rows], self.weights.head, norm=norm, eps=eps, isa=self.isa, threads=threads, stop=stop
+            )
+            if tap is not None:
+                tap("lm_head", logits)
+            return logits
 
         if self._products * len(ids) < SHORT:
             logits = compute(None, 1)

@@ -1,37 +1,25 @@
-"""The loop from a prompt to the next tokens. It knows ids and logits, and nothing of text."""
+"""Plain decoding: one step for each token. The loop knows ids and logits, and no text."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
 
-from ...spec import Sampling
 from ...spec.ops import Array
-from ..sampler import next_token
+from ..session import Session
 
-
-class Backend(Protocol):
-    """What computes logits. A cache is a value of the backend's own; None is the empty one.
-
-    chunk  tokens of a prompt that a step takes at most
-    """
-
-    chunk: int
-
-    def step(
-        self, ids: Sequence[int], cache: Any, progress: Callable[[float], object] | None = None
-    ) -> tuple[Array, Any]:
-        """ids [T] -> logits of the last position [V], cache with T more positions. `progress` hears of tokens."""
+Choose = Callable[[Array, list[int], list[int]], int]
 
 
 @dataclass
 class Run:
-    """What a generation has done so far; `generate` fills it in as it goes.
+    """The state of one generation. `generate` updates it with each token.
 
-    finish_reason  "stop" at an end token, "length" at max_tokens, "context" at a full context; None while it runs
-    seconds are wall-clock time in the model, sampling included
+    prompt, output  token ids; an end token is not part of the output
+    seed            of the draws
+    finish_reason   "stop" at an end token, "length" at max_tokens, "context" at a full context; None before the end
+    prompt_seconds, output_seconds  wall-clock time of the model, sampling included
     """
 
     prompt: list[int]
@@ -43,9 +31,9 @@ class Run:
 
 
 def generate(
-    backend: Backend,
+    session: Session,
     run: Run,
-    how: Sampling,
+    choose: Choose,
     *,
     end_ids: Sequence[int],
     vocabulary: int,
@@ -54,27 +42,24 @@ def generate(
     intervene: Callable[[list[int]], Sequence[int]] | None = None,
     progress: Callable[[float], object] | None = None,
 ) -> Iterator[int]:
-    """Yield the ids that follow `run.prompt`, an end token (not yielded) or a limit ending them.
+    """Yield the ids that follow `run.prompt`, until an end token (not yielded) or a limit.
 
-    vocabulary  ids that can be drawn: 0..vocabulary-1; logits beyond are padding of the embedding
-    context     positions that the model may hold, prompt and output together
-    intervene   asked after each token, with the output so far, for ids to put in the model's mouth
-    progress    called with the number of prompt tokens read since its last call, parts of tokens included
-
-    The token at a position is drawn with a number of its own (Philox, keyed by the seed, counting positions), so that
-    rolling back and going on again draws the same.
+    session     empty; afterwards it holds the prompt and the output
+    choose      called with logits [vocabulary], prompt and output; returns the next id, see `sampler.Sampler`
+    vocabulary  ids that may be chosen: 0 to vocabulary - 1; the logits beyond belong to padding of the embedding
+    context     positions for prompt and output together
+    intervene   called after each token with the output so far; returns ids to append to the output
+    progress    called with the number of prompt tokens computed since its last call, fractions included
     """
     limits = {"context": context - len(run.prompt)} | ({} if max_tokens is None else {"length": max_tokens})
     room = min(limits.values())
-    cache = None
     started = time.perf_counter()
-    for start in range(0, len(run.prompt), backend.chunk):
-        logits, cache = backend.step(run.prompt[start : start + backend.chunk], cache, progress)
+    session.extend(run.prompt, progress)
     run.prompt_seconds = time.perf_counter() - started
 
     while True:
         started = time.perf_counter()
-        token = next_token(logits[:vocabulary], how, run.prompt, run.output, run.seed)
+        token = choose(session.next_logits()[:vocabulary], run.prompt, run.output)
         if token in end_ids:
             run.finish_reason = "stop"
             return
@@ -89,5 +74,5 @@ def generate(
             run.finish_reason = min(limits, key=lambda name: limits[name])
             return
         started = time.perf_counter()
-        logits, cache = backend.step(new, cache)
+        session.extend(new)
         run.output_seconds += time.perf_counter() - started

@@ -5,15 +5,14 @@ A layer is one call into C, so nothing within it can be looked at; the last norm
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
 
 from ...config import Config
-from ...core.layer import Layer
+from ...engine.backends import ALL, LAST, Backend
 from ...engine.backends.core import CoreBackend
 from ...engine.fit import own_kv
 from ...engine.weights import FORMS, pack_weights
@@ -72,52 +71,39 @@ def run_mode(
 
 
 def engine_taps(
-    backend: CoreBackend, phases: Sequence[Phase], chunk: int | None = None, all_logits: bool = True
+    backend: Backend, phases: Sequence[Phase], chunk: int | None = None, all_logits: bool = True
 ) -> Candidate:
-    """Run the phases through the engine -> embedding, every layer's output, logits.
+    """Run the phases on a backend -> embedding, every layer's output, logits.
 
-    chunk       tokens that a step takes at most; None: a phase whole
-    all_logits  False: as generation runs, where the end of the last layer and the head are computed for the last token
-                of a step alone; then those results are the last token's
+    chunk       tokens that a step takes at most; None: a whole phase
+    all_logits  False: as generation runs. The last layer's output and the logits are then those of each phase's last
+                token, and the backend may leave out the others
 
-    UsageError for phases that do not begin at 0 and follow each other.
+    Raises UsageError for phases that do not begin at 0 and follow each other.
     """
     if not phases or any(phase.start != sum(p.T for p in phases[:i]) for i, phase in enumerate(phases)):
         raise UsageError(None, "phases", "must begin at position 0 and follow each other without a gap")
+    outputs = [absolute(i, "resid_post") for i in range(backend.config.L)]
+    shown, partly = {EMBED, *outputs, LOGITS}, (outputs[-1], LOGITS)
     pieces: dict[tuple[str, str], list[Array]] = {}
-    sequence = backend.sequence()
-    layers = sequence.layers
     phase = phases[0]
-    outputs = (absolute(len(layers) - 1, "resid_post"), LOGITS)
 
     def keep(tap: str, x: Array) -> None:
-        if all_logits or tap not in outputs:
+        if tap not in shown:
+            return
+        if all_logits or tap not in partly:
             pieces.setdefault((phase.name, tap), []).append(x.copy())
         else:
             pieces[phase.name, tap] = [x[-1:].copy()]
 
-    sequence.layers = [_Watched(layer, i, keep) for i, layer in enumerate(layers)]  # type: ignore[misc]
+    sequence = backend.sequence()
     for phase in phases:
         for start in range(0, phase.T, chunk or phase.T):
             ids = phase.ids[start : start + (chunk or phase.T)]
-            keep(LOGITS, backend.run(ids, sequence, slice(None) if all_logits else slice(-1, None)))
-    sequence.layers = layers
+            backend.run(ids, sequence, ALL if all_logits else LAST, keep)
     return Candidate(
-        source=str(backend),
+        source=backend.description,
         tensors={place: partial(np.concatenate, several) for place, several in pieces.items()},
         token_ids=[token for phase in phases for token in phase.ids],
         precision={"": Mode(backend.form, backend.kv).precision},
     )
-
-
-class _Watched:
-    """A layer that shows what it leaves; the first also what it is given."""
-
-    def __init__(self, layer: Layer, number: int, keep: Callable[[str, Array], None]) -> None:
-        self.layer, self.number, self.keep = layer, number, keep
-
-    def step(self, x: Array, *rest: Any) -> None:
-        if self.number == 0:
-            self.keep(EMBED, x)
-        self.layer.step(x, *rest)
-        self.keep(absolute(self.number, "resid_post"), x)

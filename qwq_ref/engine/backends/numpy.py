@@ -1,0 +1,63 @@
+"""The spec as a backend: float32 weights, and a cache that is a value."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from ...config import Config
+from ...spec import crop, forward
+from ...spec.model import empty_cache
+from ...spec.ops import Array, Tap
+from . import Ids, Progress, checked_ids, checked_length
+
+CHUNK = 256  # tokens of a prompt at a time: the spec holds the scores of so many rows
+
+
+class Sequence:
+    """A cache of the spec, which every step replaces by a longer one."""
+
+    def __init__(self, config: Config) -> None:
+        self.cache = empty_cache(config)
+
+    @property
+    def length(self) -> int:
+        return len(self.cache[0][0])
+
+    def rollback(self, length: int) -> None:
+        self.cache = crop(self.cache, checked_length(length, self.length))
+
+    def fill(self, length: int, rng: np.random.Generator) -> None:
+        shape = (length, *self.cache[0][0].shape[1:])
+        self.cache = tuple(
+            (rng.standard_normal(shape, np.float32), rng.standard_normal(shape, np.float32)) for _ in self.cache
+        )
+
+
+class NumpyBackend:
+    """`spec.forward` in float32. See `Backend`."""
+
+    chunk = CHUNK
+    form = kv = "fp32"
+    isa, threads = "numpy", 1
+    description = "numpy, weights fp32, KV cache fp32"
+
+    def __init__(self, config: Config, tensors: Mapping[str, Array], context: int | None = None) -> None:
+        """`tensors`: name -> array, by the names of `config.tensors()`."""
+        self.config = config
+        self.tensors: Mapping[str, Array] | None = tensors
+        self.context = context or config.positions
+
+    def sequence(self) -> Sequence:
+        return Sequence(self.config)
+
+    def run(
+        self, ids: Ids, sequence: Sequence, rows: slice, tap: Tap | None = None, progress: Progress | None = None
+    ) -> Array:
+        ids = checked_ids(ids, self.config, sequence.length, self.context)
+        assert self.tensors is not None
+        logits, sequence.cache = forward(self.config, self.tensors, ids, sequence.cache, tap)
+        if progress is not None:
+            progress(len(ids))
+        return logits[rows]

@@ -1,0 +1,130 @@
+"""Load a model: choose the form of its weights, check memory, read, build the backend."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from .. import core
+from ..config import Config, Rope
+from ..errors import UsageError
+from ..footprint import human
+from ..formats import Checkpoint, GenerationConfig, resolve
+from ..formats.checkpoint import CONFIG
+from ..host import memory
+from ..spec.ops import Array
+from ..text import load_tokenizer
+from ..text.template import load_chat_template
+from .backends import Backend, Progress
+from .backends.core import CoreBackend
+from .backends.numpy import NumpyBackend
+from .fit import Needs, candidates, core_needs, fitting_context, fitting_forms, numpy_needs
+from .model import Model
+from .weights import FORMS, pack_weights, packed_forms, read_weights
+
+Announce = Callable[[str, int], object]
+
+
+def load(
+    model: str | os.PathLike[str],
+    *,
+    backend: str | None = None,
+    weights: str | None = None,
+    kv: str | None = None,
+    threads: int | None = None,
+    isa: str | None = None,
+    context: int | None = None,
+    rope: Rope | None = None,
+    chat_template: str | os.PathLike[str] | None = None,
+    offline: bool = False,
+    progress: Progress | None = None,
+    announce: Announce | None = None,
+) -> Model:
+    """Read a model into memory: a folder, a .safetensors file, a hub id, or the name of a shipped model.
+
+    backend        "core", the C core, or "numpy", the spec itself; None: the core where it is built
+    weights        the weight form, "fp32", "bf16", "q8" or "q4"; None: the most exact that fits in memory
+    kv             the cache form, "fp32" or "int8"; None: fp32 for weights in floats, else int8
+    threads        None: one for each CPU that this process may use
+    isa            the instruction set, such as "avx2"; None: the best that the processor has. Results are identical
+    context        positions to make room for; None: as many as the model knows, or as fit in memory
+    rope           a position embedding that replaces the config's, such as YaRN
+    chat_template  a Jinja file that replaces the checkpoint's template
+    offline        download nothing
+    progress       called with the number of weights read since its last call, of `footprint.parameters`
+    announce       called before any weight is read with a line that lists the memory needed, and its sum in bytes
+
+    A folder made by `qwq convert` holds packed weights in one form or more, which are read as they are.
+    Raises a QwqError: MemoryLimitError, before any weight is read, for a model that does not fit.
+    """
+    backend = backend or ("core" if core.available() else "numpy")
+    _check_choices(backend, weights, kv, threads)
+    path = resolve(model, offline=offline)
+    folder = path if path.is_dir() else path.parent
+    packed = packed_forms(path)
+    with contextlib.ExitStack() as stack:
+        checkpoint = None if packed else stack.enter_context(Checkpoint.open(path))
+        config = Config.from_file(folder / CONFIG) if checkpoint is None else checkpoint.config
+        config = config if rope is None else dataclasses.replace(config, rope=rope)
+        tokenizer = load_tokenizer(folder, config.vocab_size)
+        template = load_chat_template(folder, chat_template)
+        defaults = GenerationConfig.from_folder(folder, config)
+        made: Backend
+        if backend == "numpy":
+            if checkpoint is None:
+                raise UsageError(path, "backend", "numpy reads no packed weights, and there are no others here")
+            made = _numpy_backend(config, checkpoint, model, context, progress, announce)
+        else:
+            if packed and weights and weights not in packed:
+                raise UsageError(path, "weights", f"{weights} are not here; {', '.join(packed)} are")
+            isa = core.chosen_isa(isa)
+            threads = threads or memory.cpus()
+            forms = list(packed) if checkpoint is None else candidates(checkpoint.dtypes)
+            form, kv, context = fitting_forms(config, [weights] if weights else forms, kv, context, model)
+            _announce(announce, f"weights {form}, KV cache {kv}", context, core_needs(config, form, kv))
+            if checkpoint is None:
+                read = read_weights(config, form, packed[form], threads, progress)
+            else:
+                read = pack_weights(config, checkpoint, form, threads, progress)
+            made = CoreBackend(config, read, context, kv, isa, threads)
+    return Model(Path(path), made, tokenizer, template, defaults)
+
+
+def _numpy_backend(
+    config: Config,
+    checkpoint: Checkpoint,
+    model: str | os.PathLike[str],
+    context: int | None,
+    progress: Progress | None,
+    announce: Announce | None,
+) -> NumpyBackend:
+    needs = numpy_needs(config)
+    context = fitting_context(config, context, model, needs)
+    _announce(announce, "numpy, weights fp32, KV cache fp32", context, needs)
+    tensors: dict[str, Array] = {}
+    for name in checkpoint:
+        tensors[name] = checkpoint[name]
+        if progress is not None:
+            progress(tensors[name].size)
+    return NumpyBackend(config, tensors, context)
+
+
+def _announce(announce: Announce | None, what: str, context: int, needs: Needs) -> None:
+    if announce is not None:
+        parts, available = needs(context), memory.available_bytes()
+        line = f"{what}, {context} tokens of context: {memory.terms(parts)} = {human(sum(parts.values()))}"
+        announce(f"{line}, of {human(available)} available", sum(parts.values()))
+
+
+def _check_choices(backend: str, weights: str | None, kv: str | None, threads: int | None) -> None:
+    choices = {"backend": (backend, ("core", "numpy")), "weights": (weights, (*FORMS,)), "kv": (kv, ("fp32", "int8"))}
+    for name, (value, known) in choices.items():
+        if value is not None and value not in known:
+            raise UsageError(None, name, f"must be one of {', '.join(known)}, got {value[:40]}")
+    if threads is not None and threads < 1:
+        raise UsageError(None, "threads", f"must be at least 1, got {threads}")
+    if backend == "numpy" and (weights, kv) not in {(w, c) for w in (None, "fp32") for c in (None, "fp32")}:
+        raise UsageError(None, "backend", "numpy has fp32 weights and an fp32 cache only")

@@ -1,0 +1,1 @@
+from tests.support.checkpoints import random_folder, scripted  # noqa: F401

@@ -1,0 +1,40 @@
+"""`qwq info`: costs by arithmetic, and what a checkpoint or a packed folder holds."""
+
+import json
+
+import numpy as np
+
+from qwq_ref.cli import main
+from tests.support.checkpoints import write_checkpoint
+
+
+def test_info_of_the_real_model(capsys):
+    assert main(["info", "qwq-32b"]) == 0
+    out = capsys.readouterr().out
+    assert "32,763,876,352 parameters in 771 tensors" in out
+    assert "512.0 KiB   256.0 KiB   132.0 KiB" in out
+    assert main(["info", "qwq-32b", "--json", "-c", "32768"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["weight_bytes"]["bf16"] == 65_527_752_704
+    assert report["contexts"][0]["kv_bytes"]["bf16"] == 8 << 30
+    assert report["contexts"][0]["memory_bytes"]["bf16+bf16"] == 65_527_752_704 + (8 << 30)
+
+
+def test_info_of_a_checkpoint(random_folder, capsys):
+    assert main(["info", str(random_folder), "--check"]) == 0
+    assert "of F32; every weight is finite" in capsys.readouterr().out
+    assert main(["info", str(random_folder / "config.json")]) == 0
+    assert "stored" not in capsys.readouterr().out
+
+
+def test_info_finds_a_nan(random_folder, tmp_path, capsys):
+    from safetensors.numpy import load_file
+
+    weights = load_file(random_folder / "model.safetensors")
+    weights["model.norm.weight"][3] = np.nan
+    values = json.loads((random_folder / "config.json").read_text())
+    folder = write_checkpoint(tmp_path, values, weights)
+    assert main(["info", str(folder)]) == 0
+    capsys.readouterr()
+    assert main(["info", str(folder), "--check"]) == 1
+    assert "model.norm.weight: holds NaN at [3]" in capsys.readouterr().err
