@@ -1,4 +1,4 @@
-"""From a checkpoint to a folder of packed weights, which `load` reads as fast as the disk gives them."""
+"""Convert a checkpoint to a folder of packed weights, which `load` reads at the speed of the disk."""
 
 from __future__ import annotations
 
@@ -9,21 +9,16 @@ from pathlib import Path
 
 from ..errors import UsageError
 from ..footprint import human
-from ..formats import Checkpoint, resolve
-from ..formats.checkpoint import CONFIG
+from ..formats import open_source, resolve
+from ..formats.names import CONFIG, GENERATION_CONFIG, packed_name
 from ..formats.packed import writing
+from ..formats.packed_folder import packed_files
 from ..host import memory
 from ..text import load_tokenizer
-from .weights import (
-    FORMS,
-    packed_forms,
-    packed_name,
-    packed_tensors,
-    plan,
-)
+from .weights import FORMS, packed_tensors, plan
 
-# What a folder holds beside its weights.
-_SMALL = (CONFIG, "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+# The files that a folder holds beside its weights.
+_SMALL = (CONFIG, GENERATION_CONFIG, "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 
 
 def convert(
@@ -35,44 +30,45 @@ def convert(
     offline: bool = False,
     progress: Callable[[float], object] | None = None,
 ) -> Path:
-    """A model, as `load` takes it -> the file of its packed weights in a folder, beside copies of its small files.
+    """Pack a model's weights into a file, and copy its small files beside it. Return the path of the file.
 
-    weights   of `FORMS`; the folder may hold other forms of the same model
+    model     as for `load`
+    folder    a new folder, or one that holds other forms of the same model
+    weights   one of `FORMS`
     progress  called with the number of weights read since its last call, of `footprint.parameters`
 
-    One weight is held in memory at a time. The file appears when it is whole; what is interrupted leaves none.
-    Raises a QwqError before anything is written: for a model that cannot be read or is packed already, a folder that
-    holds something else, a disk that is too small.
+    One matrix is held in memory at a time, or two of a model whose head is tied to its embedding. The file appears when
+    it is complete; an interrupted run leaves no file. Raises a QwqError before anything is written: for a model that
+    cannot be read or is packed already, a folder that holds something else, or a disk that is too small.
     """
     if weights not in FORMS:
         raise UsageError(None, "weights", f"must be one of {', '.join(FORMS)}, got {weights[:40]}")
     path, folder = resolve(model, offline=offline), Path(folder)
-    if packed_forms(path):
-        raise UsageError(path, None, "is packed already: convert the checkpoint that it was made from")
-    with Checkpoint.open(path) as checkpoint:
-        config = checkpoint.config
-        source = path if path.is_dir() else path.parent
-        load_tokenizer(source, config.vocab_size)
-        small = [name for name in _SMALL if (source / name).is_file()]
-        _check_folder(folder, source, small)
+    with open_source(path) as source:
+        if source.floats is None:
+            raise UsageError(path, None, "is packed already: convert the checkpoint that it was made from")
+        config = source.config
+        load_tokenizer(source.tokenizer, config.vocab_size)
+        small = [name for name in _SMALL if (source.tokenizer / name).is_file()]
+        _check_folder(folder, source.tokenizer, small)
         planned = plan(config, weights)
         _check_room(folder, sum(stored.nbytes for stored in planned.values()))
         folder.mkdir(parents=True, exist_ok=True)
         for name in small:
-            shutil.copyfile(source / name, folder / name)
+            shutil.copyfile(source.tokenizer / name, folder / name)
         with writing(folder / packed_name(weights), planned) as append:
-            for name, tensor in packed_tensors(config, checkpoint, weights, threads or memory.cpus(), progress):
+            for name, tensor in packed_tensors(config, source.floats, weights, threads or memory.cpus(), progress):
                 append(name, tensor)
     return folder / packed_name(weights)
 
 
 def _check_folder(folder: Path, source: Path, small: list[str]) -> None:
-    """It is new, empty, or holds packed weights beside the very same small files."""
+    """Check that a folder is new, is empty, or holds packed weights beside the same small files."""
     if not folder.is_dir():
         if os.path.lexists(folder):
             raise UsageError(folder, None, "is not a folder")
         return
-    if any(folder.iterdir()) and not packed_forms(folder):
+    if any(folder.iterdir()) and not packed_files(folder):
         raise UsageError(folder, None, "holds something else: take a new folder")
     for name in small:
         if (folder / name).exists() and (folder / name).read_bytes() != (source / name).read_bytes():

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import os
 from collections.abc import Callable
-from pathlib import Path
 
 from .. import core
 from ..config import Config, Rope
 from ..errors import UsageError
 from ..footprint import human
-from ..formats import Checkpoint, GenerationConfig, resolve
-from ..formats.checkpoint import CONFIG
+from ..formats import Tensors, open_source, resolve
 from ..host import memory
 from ..spec.ops import Array
 from ..text import load_tokenizer
@@ -23,7 +20,7 @@ from .backends.core import CoreBackend
 from .backends.numpy import NumpyBackend
 from .fit import Needs, candidates, core_needs, fitting_context, fitting_forms, numpy_needs
 from .model import Model
-from .weights import FORMS, pack_weights, packed_forms, read_weights
+from .weights import FORMS, read_model
 
 Announce = Callable[[str, int], object]
 
@@ -63,39 +60,32 @@ def load(
     backend = backend or ("core" if core.available() else "numpy")
     _check_choices(backend, weights, kv, threads)
     path = resolve(model, offline=offline)
-    folder = path if path.is_dir() else path.parent
-    packed = packed_forms(path)
-    with contextlib.ExitStack() as stack:
-        checkpoint = None if packed else stack.enter_context(Checkpoint.open(path))
-        config = Config.from_file(folder / CONFIG) if checkpoint is None else checkpoint.config
-        config = config if rope is None else dataclasses.replace(config, rope=rope)
-        tokenizer = load_tokenizer(folder, config.vocab_size)
-        template = load_chat_template(folder, chat_template)
-        defaults = GenerationConfig.from_folder(folder, config)
+    with open_source(path) as source:
+        config = source.config if rope is None else dataclasses.replace(source.config, rope=rope)
+        tokenizer = load_tokenizer(source.tokenizer, config.vocab_size)
+        template = load_chat_template(source.template, chat_template)
+        defaults = source.generation_config()
         made: Backend
         if backend == "numpy":
-            if checkpoint is None:
+            if source.floats is None:
                 raise UsageError(path, "backend", "numpy reads no packed weights, and there are no others here")
-            made = _numpy_backend(config, checkpoint, model, context, progress, announce)
+            made = _numpy_backend(config, source.floats, model, context, progress, announce)
         else:
+            packed = [form for form in FORMS if form in source.forms]
             if packed and weights and weights not in packed:
                 raise UsageError(path, "weights", f"{weights} are not here; {', '.join(packed)} are")
             isa = core.chosen_isa(isa)
             threads = threads or memory.cpus()
-            forms = list(packed) if checkpoint is None else candidates(checkpoint.dtypes)
-            form, kv, context = fitting_forms(config, [weights] if weights else forms, kv, context, model)
+            forms = [weights] if weights else packed or candidates(source.dtypes)
+            form, kv, context = fitting_forms(config, forms, kv, context, model)
             _announce(announce, f"weights {form}, KV cache {kv}", context, core_needs(config, form, kv))
-            if checkpoint is None:
-                read = read_weights(config, form, packed[form], threads, progress)
-            else:
-                read = pack_weights(config, checkpoint, form, threads, progress)
-            made = CoreBackend(config, read, context, kv, isa, threads)
-    return Model(Path(path), made, tokenizer, template, defaults)
+            made = CoreBackend(config, read_model(source, form, threads, progress), context, kv, isa, threads)
+    return Model(path, made, tokenizer, template, defaults)
 
 
 def _numpy_backend(
     config: Config,
-    checkpoint: Checkpoint,
+    floats: Tensors,
     model: str | os.PathLike[str],
     context: int | None,
     progress: Progress | None,
@@ -105,8 +95,8 @@ def _numpy_backend(
     context = fitting_context(config, context, model, needs)
     _announce(announce, "numpy, weights fp32, KV cache fp32", context, needs)
     tensors: dict[str, Array] = {}
-    for name in checkpoint:
-        tensors[name] = checkpoint[name]
+    for name in config.tensors():
+        tensors[name] = floats[name]
         if progress is not None:
             progress(tensors[name].size)
     return NumpyBackend(config, tensors, context)

@@ -1,32 +1,36 @@
-"""A model's weights as the core reads them: what they are called, how large they are, and how they are made.
+"""The weights of a model as the core reads them: their names, formats and sizes, and how they are read or packed.
 
-Large matrices are read, converted and packed some rows at a time, so that little more than the result is held.
+Large matrices are read and packed some rows at a time, in several threads, so that little more than the result is held.
+A bfloat16 checkpoint that is packed as bf16 is never widened: its bits are read once and copied into panels.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from .. import core
 from ..config import Config
 from ..core import Packed
 from ..core.layer import LayerWeights
-from ..errors import CheckpointError
 from ..footprint import parameters
-from ..formats.checkpoint import CONFIG, INDEX, SINGLE
-from ..formats.packed import PackedFile, Stored
-from ..spec.ops import Array, to_bf16
+from ..formats.packed import Stored
+from ..formats.source import Source, Tensors
+from ..spec.ops import Array
 
-# What --weights takes: the form of the layers' matrices, and that of the head, whose errors are seen most.
+# Weight form -> the formats of the layers' matrices and of the head. Errors of the head are seen most.
 FORMS = {"fp32": ("fp32", "fp32"), "bf16": ("bf16", "bf16"), "q8": ("q8", "q8"), "q4": ("q4", "q8")}
-SLICE = 1 << 23  # weights that are read and packed at a time: some 50 ms, after which Ctrl-C is heard
+SLICE = 1 << 23  # weights that all threads together read and pack at a time
+_PIECE = 1 << 20  # weights that one thread takes at most: its rows stay in the processor's cache until they are packed
 
 Progress = Callable[[float], object]
+Rows = Callable[[int, int], Array]  # (begin, end) -> rows of a matrix
 # Tensors of a layer in the order of LayerWeights: those of a checkpoint, or several of them joined.
 _LAYER = (
     "input_layernorm.weight",
@@ -38,6 +42,7 @@ _LAYER = (
     "mlp.down_proj.weight",
 )
 EMBEDDING, NORM, HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
+_BF16 = np.dtype(ml_dtypes.bfloat16)
 
 
 @dataclass(frozen=True)
@@ -52,13 +57,13 @@ class ModelWeights:
 
     @classmethod
     def of(cls, config: Config, form: str, tensors: Mapping[str, Any]) -> ModelWeights:
-        """From tensors by the names of `plan`."""
+        """Build the weights from tensors by the names of `plan`."""
         layers = [LayerWeights(*(tensors[name] for name in _names(i))) for i in range(config.L)]
         return cls(form, tensors[EMBEDDING], layers, tensors[NORM], tensors[HEAD])
 
 
 def plan(config: Config, form: str) -> dict[str, Stored]:
-    """What a model in this form consists of: name -> shape, and how it is stored. In the order of computing."""
+    """Return what a model in this form consists of: name -> shape and format, in the order of the computation."""
     layer, head = (core.FORMATS[name] for name in FORMS[form])
     D, q, k = config.D, config.H * config.E, config.K * config.E
     F = -(-config.F // 32) * 32
@@ -78,189 +83,246 @@ def plan(config: Config, form: str) -> dict[str, Stored]:
 
 
 def model_bytes(config: Config, form: str) -> int:
-    """What `pack_weights` makes, by arithmetic."""
+    """Return the bytes of all weights in this form."""
     return sum(stored.nbytes for stored in plan(config, form).values())
 
 
 def step_bytes(config: Config, form: str) -> int:
-    """Of these, what decoding a token reads: all, but of the embedding one row."""
+    """Return the bytes that decoding one token reads: all weights, but only one row of the embedding."""
     return model_bytes(config, form) - (config.V - 1) * _row_bytes(config, form)
 
 
 def _row_bytes(config: Config, form: str) -> int:
-    """Of the embedding."""
+    """Return the bytes of one row of the embedding."""
     return plan(config, form)[EMBEDDING].nbytes // config.V
 
 
+def read_model(source: Source, form: str, threads: int, progress: Progress | None = None) -> ModelWeights:
+    """Read a model's weights in one weight form: as they are if the source holds them packed, or else pack its floats.
+
+    progress  called with the number of weights read since its last call, of `footprint.parameters`
+
+    Raises CheckpointError; CoreError as `packed_tensors` does.
+    """
+    config = source.config
+    if form not in source.forms:
+        assert source.floats is not None
+        return pack_weights(config, source.floats, form, threads, progress)
+    share = parameters(config) / model_bytes(config, form)
+    told = progress and (lambda count: progress(count * share))
+    return ModelWeights.of(config, form, source.read_packed(form, plan(config, form), threads, told))
+
+
 def pack_weights(
-    config: Config, weights: Mapping[str, Array], form: str, threads: int, progress: Progress | None = None
+    config: Config, weights: Tensors | Mapping[str, Array], form: str, threads: int, progress: Progress | None = None
 ) -> ModelWeights:
-    """All of `packed_tensors`."""
+    """Pack all tensors of a model: see `packed_tensors`."""
     return ModelWeights.of(config, form, dict(packed_tensors(config, weights, form, threads, progress)))
 
 
-def packed_name(form: str) -> str:
-    """Of a file with packed weights, in a model's folder."""
-    return f"packed-{form}.safetensors"
-
-
-def packed_forms(path: Path) -> dict[str, Path]:
-    """Packed weights that a folder consists of, or that a file is: form -> file, the most exact first.
-
-    Beside a checkpoint they would be one more copy, perhaps an old one: none are looked for there.
-    """
-    if path.is_dir():
-        files = {form: path / packed_name(form) for form in FORMS}
-        own = any((path / name).exists() for name in (SINGLE, INDEX))
-        return {} if own else {form: file for form, file in files.items() if file.exists()}
-    return {form: path for form in FORMS if path.name == packed_name(form)}
-
-
-def read_weights(config: Config, form: str, path: Path, threads: int, progress: Progress | None = None) -> ModelWeights:
-    """A packed file -> its weights. Raises CheckpointError for one that is not what the config and the form imply."""
-    with PackedFile(path) as file:
-        wanted = plan(config, form)
-        for name in {**wanted, **file.weights}:
-            if file.weights.get(name) != wanted.get(name):
-                ours, theirs = wanted.get(name, "nothing"), file.weights.get(name, "nothing")
-                raise CheckpointError(path, name, f"must be {ours} by {CONFIG}, but is {theirs}")
-        share = parameters(config) / file.nbytes
-        return ModelWeights.of(
-            config, form, file.read(threads, progress=progress and (lambda count: progress(count * share)))
-        )
-
-
 def packed_tensors(
-    config: Config, weights: Mapping[str, Array], form: str, threads: int, progress: Progress | None = None
+    config: Config, weights: Tensors | Mapping[str, Array], form: str, threads: int, progress: Progress | None = None
 ) -> Iterator[tuple[str, Packed | Array]]:
-    """A checkpoint's float32 arrays -> what `plan` says, one after another. `progress` hears of weights read.
+    """Yield the tensors of `plan`, one after another, packed from floats. The head follows the embedding.
 
-    bf16 takes the upper half of each float32, which is all of it for a bfloat16 checkpoint; of others it cuts nothing
-    silently: CoreError.
+    weights   a source's tensors, or name -> array
+    progress  called with the number of weights read since its last call
+
+    The form bf16 keeps the upper half of each float32. Raises CoreError if the lower half of a matrix's weight is not
+    zero: no precision is lost silently.
     """
-    source = _Source(weights, progress)
+    source = _Reader(weights if isinstance(weights, Tensors) else _Arrays(weights))
     planned = plan(config, form)
 
     def vector(name: str) -> Array:
-        return source.rows(name, 0, source.size(name))
+        (size,) = source.shape(name)
+        return np.array(source.read(name, 0, size), np.float32)
 
-    def pack(name: str, rows: Callable[[int, int], Array]) -> Packed:
-        """rows(begin, end) -> float32, of a matrix that is packed so many at a time."""
-        stored = planned[name]
-        assert stored.format is not None
-        (N, K), codes = stored.shape, stored.format.codes
-        whole = core.empty(stored.format, (N, K))
-        step = max(64, SLICE // K // 64 * 64)
-        for begin in range(0, N, step):
-            end = min(begin + step, N)
-            w = rows(begin, end)
-            if codes == "bf16":
-                if np.any(w.view(np.uint32) & 0xFFFF):
-                    problem = "are not bfloat16 in this checkpoint: take fp32, q8 or q4"
-                    raise core.CoreError(None, "weights", problem)
-                w = _bf16_bits(w)
-            core.quantise(w, codes, threads=threads, out=whole.rows(begin, end))
+    def pack(name: str, rows: Rows) -> Packed:
+        whole = _empty(planned[name])
+        work.run(whole.shape, lambda begin, end: _pack(rows(begin, end), whole.rows(begin, end)))
         return whole
 
-    def embedding() -> Array:
+    def embedding(head: Packed | None) -> Array:
+        """Read the embedding. If the head is tied to it, pack the head from the same rows."""
         stored = planned[EMBEDDING]
-        bits = stored.dtype == "BF16"
-        array = core.aligned(stored.nbytes).view(np.uint16 if bits else np.float32).reshape(stored.shape)
-        step = max(1, SLICE // config.D)
-        for begin in range(0, config.V, step):
-            rows = source.rows(EMBEDDING, begin, min(begin + step, config.V))
-            array[begin : begin + step] = _bf16_bits(rows) if bits else rows
-        return array
+        dtype = np.dtype(np.float32) if stored.dtype == "F32" else _BF16
+        array = core.aligned(stored.nbytes).view(dtype).reshape(stored.shape)
+        in_place = source.dtype(EMBEDDING) == dtype
 
-    yield EMBEDDING, embedding()
-    for i in range(config.L):
-        path = f"model.layers.{i}."
-        names = _names(i)
-        qkv = [f"{path}self_attn.{name}_proj" for name in "qkv"]
-        yield names[0], vector(names[0])
-        yield names[1], pack(names[1], source.joined([f"{name}.weight" for name in qkv]))
-        yield names[2], np.concatenate([vector(f"{name}.bias") for name in qkv])
-        yield names[3], pack(names[3], source.matrix(names[3]))
-        yield names[4], vector(names[4])
-        yield names[5], pack(names[5], source.gate_up(path, config.swiglu_beta))
-        yield names[6], pack(names[6], source.matrix(names[6], planned[names[6]].shape[1]))
-    yield NORM, vector(NORM)
-    yield HEAD, pack(HEAD, source.matrix(EMBEDDING if config.tie_word_embeddings else config.head_name))
+        def piece(begin: int, end: int) -> None:
+            rows = source.read(EMBEDDING, begin, end, array[begin:end] if in_place else None)
+            if not in_place:
+                array[begin:end] = rows
+            if head is not None:
+                _pack(rows, head.rows(begin, end))
+
+        work.run(stored.shape, piece)
+        return array if dtype == np.float32 else array.view(np.uint16)
+
+    with _Work(source, threads, progress) as work:
+        if config.tie_word_embeddings:
+            head = _empty(planned[HEAD])
+            yield EMBEDDING, embedding(head)
+        else:
+            yield EMBEDDING, embedding(None)
+            head = pack(HEAD, source.matrix(HEAD))
+        yield HEAD, head
+        del head
+        for i in range(config.L):
+            path = f"model.layers.{i}."
+            names = _names(i)
+            qkv = [f"{path}self_attn.{name}_proj" for name in "qkv"]
+            yield names[0], vector(names[0])
+            yield names[1], pack(names[1], source.joined([f"{name}.weight" for name in qkv]))
+            yield names[2], np.concatenate([vector(f"{name}.bias") for name in qkv])
+            yield names[3], pack(names[3], source.matrix(names[3]))
+            yield names[4], vector(names[4])
+            yield names[5], pack(names[5], source.gate_up(path, config.swiglu_beta))
+            yield names[6], pack(names[6], source.matrix(names[6], planned[names[6]].shape[1]))
+        yield NORM, vector(NORM)
 
 
 def embed(ids: Any, embedding: Array) -> Array:
     """ids [T], embedding [V, D] -> float32 [T, D]"""
     rows: Array = embedding[ids]
-    return rows if rows.dtype == np.float32 else np.left_shift(rows, 16, dtype=np.uint32).view(np.float32)
+    return rows if rows.dtype == np.float32 else rows.view(_BF16).astype(np.float32)
 
 
-class _Source:
-    """Rows of a checkpoint's tensors, in float32."""
+class _Arrays:
+    """A dictionary of arrays as `Tensors`."""
 
-    def __init__(self, weights: Mapping[str, Array], progress: Progress | None) -> None:
-        self._weights, self._progress = weights, progress
-        # What a Checkpoint has, and a dictionary has not.
-        self._rows: Callable[[str, int, int], Array] | None = getattr(weights, "rows", None)
-        self._forget: Callable[[str, int, int], None] = getattr(weights, "forget", lambda *rows: None)
+    def __init__(self, arrays: Mapping[str, Array]) -> None:
+        self._arrays = arrays
 
-    def size(self, name: str) -> int:
-        """How many rows there are."""
-        tensors = getattr(self._weights, "tensors", None)  # of a Checkpoint, which reads a tensor when it is taken
-        return int((self._weights[name] if tensors is None else tensors[name]).shape[0])
+    def __getitem__(self, name: str) -> Array:
+        return np.asarray(self._arrays[name], np.float32)
 
-    def rows(self, name: str, begin: int, end: int) -> Array:
-        w = self._weights[name][begin:end] if self._rows is None else self._rows(name, begin, end)
-        self._forget(name, begin, end)
-        if self._progress is not None:
-            self._progress(w.size)
-        return np.ascontiguousarray(w, np.float32)
+    def shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self._arrays[name].shape)
 
-    def matrix(self, name: str, columns: int | None = None) -> Callable[[int, int], Array]:
-        """One tensor; with zeros up to so many columns."""
+    def dtype(self, name: str) -> np.dtype[Any]:
+        return np.dtype(self._arrays[name].dtype)
+
+    def rows(self, name: str, begin: int, end: int, out: Array | None = None) -> Array:
+        rows: Array = self._arrays[name][begin:end]
+        if out is None:
+            return rows
+        out[:] = rows
+        return out
+
+    def forget(self, name: str, begin: int, end: int) -> None:
+        pass
+
+
+class _Reader:
+    """The rows of a model's matrices, in the dtype in which they are stored."""
+
+    def __init__(self, tensors: Tensors) -> None:
+        self._tensors = tensors
+        self.shape, self.dtype = tensors.shape, tensors.dtype
+        self._thread = threading.local()
+
+    def read(self, name: str, begin: int, end: int, out: Array | None = None) -> Array:
+        """Return rows [begin, end) of a tensor, in `out` if given."""
+        rows = self._tensors.rows(name, begin, end, out)
+        self._tensors.forget(name, begin, end)
+        self._thread.count = self.count() + rows.size
+        return rows
+
+    def count(self) -> int:
+        """Return the number of weights that this thread has read."""
+        return getattr(self._thread, "count", 0)
+
+    def matrix(self, name: str, columns: int | None = None) -> Rows:
+        """Return the rows of one tensor, with zeros up to so many columns."""
 
         def rows(begin: int, end: int) -> Array:
-            w = self.rows(name, begin, end)
+            w = self.read(name, begin, end)
             return w if columns in (None, w.shape[1]) else np.pad(w, ((0, 0), (0, columns - w.shape[1])))
 
         return rows
 
-    def joined(self, names: list[str]) -> Callable[[int, int], Array]:
-        """The rows of several tensors after one another."""
-        sizes = [self.size(name) for name in names]
-        starts = np.cumsum([0, *sizes])
+    def joined(self, names: list[str]) -> Rows:
+        """Return the rows of several tensors, one tensor after another."""
+        sizes = [self.shape(name)[0] for name in names]
+        starts = [sum(sizes[:i]) for i in range(len(sizes))]
 
         def rows(begin: int, end: int) -> Array:
             parts = []
-            for name, start, size in zip(names, starts, sizes, strict=False):
+            for name, start, size in zip(names, starts, sizes, strict=True):
                 first, last = max(begin - start, 0), min(end - start, size)
                 if first < last:
-                    parts.append(self.rows(name, int(first), int(last)))
+                    parts.append(self.read(name, first, last))
             return np.concatenate(parts)
 
         return rows
 
-    def gate_up(self, path: str, beta: float) -> Callable[[int, int], Array]:
-        """gate_proj and up_proj as `core.interleave` has them: `begin` is a multiple of 64.
+    def gate_up(self, path: str, beta: float) -> Rows:
+        """Return the rows of gate_proj and up_proj in the order of `core.interleave`; `begin` is a multiple of 64.
 
-        silu(beta g) u / beta is what a beta means: it is folded into the weights.
+        A beta means silu(beta g) u / beta, and is folded into the weights.
         """
         gate, up = f"{path}mlp.gate_proj.weight", f"{path}mlp.up_proj.weight"
-        F = self.size(gate)
+        (F, _) = self.shape(gate)
 
         def rows(begin: int, end: int) -> Array:
-            g, u = (self.rows(name, begin // 2, min(end // 2, F)) for name in (gate, up))
+            g, u = (self.read(name, begin // 2, min(end // 2, F)) for name in (gate, up))
             if beta != 1:
-                g, u = g * np.float32(beta), u / np.float32(beta)
+                g, u = g.astype(np.float32) * np.float32(beta), u.astype(np.float32) / np.float32(beta)
             return core.interleave(g, u)
 
         return rows
 
 
+class _Work:
+    """A pool of threads that pack matrices, some rows at a time. The calling thread hears of the progress."""
+
+    def __init__(self, reader: _Reader, threads: int, progress: Progress | None) -> None:
+        self._reader, self._threads, self._progress = reader, threads, progress
+        self._pool = ThreadPoolExecutor(threads)
+
+    def __enter__(self) -> _Work:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown(cancel_futures=True)  # an error or Ctrl-C waits only for the pieces that have begun
+
+    def run(self, shape: tuple[int, ...], piece: Callable[[int, int], None]) -> None:
+        """Call piece(begin, end) for all rows of a matrix, a multiple of 64 rows at a time."""
+        N, K = shape
+        step = max(64, min(_PIECE, SLICE // self._threads) // K // 64 * 64)
+
+        def call(begin: int) -> int:
+            before = self._reader.count()
+            with np.errstate(all="ignore"):  # NaN and infinity pass, as they do in a product
+                piece(begin, min(begin + step, N))
+            return self._reader.count() - before
+
+        starts = range(0, N, step)
+        alone = len(starts) == 1 or self._threads == 1
+        for count in map(call, starts) if alone else self._pool.map(call, starts):
+            if self._progress is not None:
+                self._progress(count)
+
+
+def _empty(stored: Stored) -> Packed:
+    assert stored.format is not None
+    return core.empty(stored.format, (stored.shape[0], stored.shape[1]))
+
+
+def _pack(rows: Array, out: Packed) -> None:
+    """Pack rows of floats (float32, float16 or bfloat16) into `out`."""
+    codes = out.format.codes
+    if codes == "bf16" and rows.dtype != _BF16:
+        whole = np.ascontiguousarray(rows, np.float32)
+        if np.any(whole.view(np.uint32) & 0xFFFF):
+            raise core.CoreError(None, "weights", "are not bfloat16 in this checkpoint: take fp32, q8 or q4")
+        rows = whole.astype(_BF16)
+    if rows.dtype == _BF16:
+        rows = rows.astype(np.float32) if codes == "fp32" else rows.view(np.uint16)
+    core.quantise(rows, codes, out=out)
+
+
 def _names(layer: int) -> list[str]:
     return [f"model.layers.{layer}.{name}" for name in _LAYER]
-
-
-def _bf16_bits(w: Array) -> Array:
-    """float32 -> bfloat16 as uint16, rounded to nearest"""
-    upper: Array = np.right_shift(to_bf16(w).view(np.uint32), 16).astype(np.uint16)
-    return upper

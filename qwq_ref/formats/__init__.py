@@ -1,7 +1,8 @@
-"""Files -> named arrays: safetensors, sharded checkpoints, and the Hugging Face cache."""
+"""Read and write a model's files: checkpoints, packed weights, and the Hugging Face cache."""
 
 from .checkpoint import Checkpoint
 from .generation_config import GenerationConfig
 from .hub import resolve
+from .source import Source, Tensors, open_source
 
-__all__ = ["Checkpoint", "GenerationConfig", "resolve"]
+__all__ = ["Checkpoint", "GenerationConfig", "Source", "Tensors", "open_source", "resolve"]

@@ -1,4 +1,4 @@
-"""A checkpoint: config.json and its safetensors files, held against each other, then read tensor by tensor."""
+"""A checkpoint: config.json and its safetensors files, checked against each other and read tensor by tensor."""
 
 from __future__ import annotations
 
@@ -7,40 +7,48 @@ import os
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..config import Config
-from ..errors import CheckpointError
+from ..errors import CheckpointError, UsageError
 from ..files import StrPath, read_json
+from .generation_config import GenerationConfig
+from .names import CONFIG, INDEX, SINGLE
 from .safetensors import (
     DROP_FROM,
+    DTYPES,
     SafetensorsFile,
     Tensor,
     first_non_finite,
 )
 
-CONFIG = "config.json"
-SINGLE = "model.safetensors"
-INDEX = "model.safetensors.index.json"
 _INDEX_BYTES = 1 << 20  # as for a header: QwQ-32B's is 0.06 MB
 _HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 
 
 class Checkpoint(Mapping[str, NDArray[np.float32]]):
-    """Name -> float32 array, read from disk at each access; in the order of `Config.tensors()`.
+    """A `Source` of floats, and a mapping: name -> float32 array, read from disk at each access.
 
-    config  the model's Config
-    path    the folder or file that was opened
+    path       the folder or file that was opened
+    config     the model's Config
+    tokenizer  the folder of the tokenizer, and `template` that of the chat template
+    floats     the checkpoint itself
+    forms      empty: nothing is packed
 
-    Opening reads headers only, and checks all that they say. The files stay open: one that is truncated meanwhile
-    gives a CheckpointError, one that is replaced is not noticed. Close it, or use it in a `with`.
+    Names come in the order of `Config.tensors()`. Opening reads headers only and checks them. The files stay open: a
+    file that is truncated meanwhile gives a CheckpointError, and a file that is replaced goes unnoticed. Close the
+    checkpoint, or use it in a `with`.
     """
+
+    forms: tuple[str, ...] = ()
 
     def __init__(self, path: Path, config: Config, homes: Mapping[str, SafetensorsFile], files: ExitStack) -> None:
         self.path = path
         self.config = config
+        self.tokenizer = self.template = path if path.is_dir() else path.parent
         self._homes = {name: homes[name] for name in config.tensors()}
         self._files = files
         self._is_large = sum(self.dtypes.values()) >= DROP_FROM
@@ -49,7 +57,7 @@ class Checkpoint(Mapping[str, NDArray[np.float32]]):
     def open(cls, path: StrPath) -> Checkpoint:
         """Open a folder, or one .safetensors file beside its config.json. Raises ConfigError, CheckpointError.
 
-        Of a single file and an index in one folder the single file is read, as in Hugging Face.
+        If a folder holds a single file and an index, the single file is read, as in Hugging Face.
         """
         path = Path(path)
         if not os.path.lexists(path):
@@ -77,17 +85,37 @@ class Checkpoint(Mapping[str, NDArray[np.float32]]):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def __getitem__(self, name: str) -> NDArray[np.float32]:
-        return self._homes[name].read(name)
+    @property
+    def floats(self) -> Checkpoint:
+        return self
 
-    def rows(self, name: str, begin: int, end: int) -> NDArray[np.float32]:
-        """Rows [begin, end) of a tensor: what of a large matrix fits in little memory."""
-        return self._homes[name].read(name, begin, end)
+    def generation_config(self) -> GenerationConfig:
+        """Return the sampling defaults and end tokens. Raises ConfigError."""
+        return GenerationConfig.from_folder(self.tokenizer, self.config)
+
+    def read_packed(self, form: str, *_: object) -> NoReturn:
+        """Raise UsageError: the tensors are floats."""
+        raise UsageError(self.path, "weights", f"{form} are not here packed: the tensors are floats")
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return the shape of a tensor."""
+        return self._homes[name].tensors[name].shape
+
+    def dtype(self, name: str) -> np.dtype[Any]:
+        """Return the dtype in which a tensor is stored: float32, float16 or bfloat16."""
+        return DTYPES[self._homes[name].tensors[name].dtype]
+
+    def rows(self, name: str, begin: int, end: int, out: NDArray[Any] | None = None) -> NDArray[Any]:
+        """Return rows [begin, end) of a tensor in its stored dtype, in `out` if given. Threads may call it together."""
+        return self._homes[name].rows(name, begin, end, out)
 
     def forget(self, name: str, begin: int, end: int) -> None:
-        """Have the system drop its copy of rows that were read, if the checkpoint is large: see `DROP_FROM`."""
+        """Tell the system to drop its copy of these rows, if the checkpoint is large: see `DROP_FROM`."""
         if self._is_large:
             self._homes[name].forget(name, begin, end)
+
+    def __getitem__(self, name: str) -> NDArray[np.float32]:
+        return self._homes[name].read(name)
 
     def __contains__(self, name: object) -> bool:  # Mapping's own would read the tensor
         return name in self._homes
@@ -100,26 +128,26 @@ class Checkpoint(Mapping[str, NDArray[np.float32]]):
 
     @property
     def tensors(self) -> dict[str, Tensor]:
-        """Name -> dtype, shape and place in its file."""
+        """Return name -> dtype, shape and place in its file."""
         return {name: file.tensors[name] for name, file in self._homes.items()}
 
     @property
     def parameters(self) -> int:
-        """How many numbers the model has; a tied head is not counted again."""
+        """Return the number of parameters. A tied head is counted once."""
         return sum(math.prod(tensor.shape) for tensor in self.tensors.values())
 
     @property
     def dtypes(self) -> dict[str, int]:
-        """Stored dtype -> bytes of it."""
+        """Return the number of bytes of each stored dtype."""
         totals: dict[str, int] = {}
         for tensor in self.tensors.values():
             totals[tensor.dtype] = totals.get(tensor.dtype, 0) + tensor.nbytes
         return totals
 
     def check_finite(self, progress: Callable[[int], object] | None = None) -> None:
-        """Read everything once; raise CheckpointError at the first NaN or infinity.
+        """Read everything once. Raises CheckpointError at the first NaN or infinity.
 
-        `progress` is called with the number of bytes read since its last call, as tqdm's `update` wants it.
+        progress  called with the number of bytes read since its last call, as for tqdm's `update`
         """
         for name, file in self._homes.items():
             for start, block in file.blocks(name):
@@ -132,12 +160,12 @@ class Checkpoint(Mapping[str, NDArray[np.float32]]):
 
 
 def read_config(path: Path) -> Config:
-    """Of a folder, or of the folder that a file of weights is in. Raises ConfigError."""
+    """Read the config of a folder, or of the folder that a file of weights is in. Raises ConfigError."""
     return Config.from_file((path if path.is_dir() else path.parent) / CONFIG)
 
 
 def read_index(path: Path) -> dict[str, str]:
-    """A shard index -> tensor name -> base name of the file that holds it. Raises CheckpointError."""
+    """Read a shard index -> tensor name -> base name of the file that holds it. Raises CheckpointError."""
     weight_map = read_json(path, _INDEX_BYTES, CheckpointError).get("weight_map")
     if not isinstance(weight_map, dict):
         raise CheckpointError(path, "weight_map", "must be an object that maps tensors to files")
@@ -154,7 +182,7 @@ def _open_file(path: Path, files: ExitStack) -> SafetensorsFile:
 
 
 def _open_shards(index: Path, config: Config, files: ExitStack) -> dict[str, SafetensorsFile]:
-    """Open every shard; index and headers must agree both ways, so no tensor can be in two files."""
+    """Open every shard. Index and headers must agree both ways, so that no tensor can be in two files."""
     weight_map = read_index(index)
     _check_names(weight_map, config, index)
     homes: dict[str, SafetensorsFile] = {}
@@ -186,7 +214,7 @@ def _check_names(found: Collection[str], config: Config, path: StrPath) -> None:
 
 
 def _tolerated(name: str, config: Config) -> bool:
-    """Old files carry RoPE's frequencies, which the config implies; a tied head is compared by `_check_tied_head`."""
+    """Accept the RoPE frequencies of old files, which the config implies, and a head that is tied to the embedding."""
     return name.endswith("rotary_emb.inv_freq") or (name == _HEAD and config.tie_word_embeddings)
 
 
@@ -200,7 +228,7 @@ def _check_shapes(homes: Mapping[str, SafetensorsFile], config: Config) -> None:
 
 
 def _check_tied_head(homes: Mapping[str, SafetensorsFile], config: Config) -> None:
-    """A head that is saved although the config ties it must be the embedding, to the bit: else one of them is wrong."""
+    """Check that the saved head of a tied model equals the embedding to the bit: else one of them is wrong."""
     if not config.tie_word_embeddings or _HEAD not in homes:
         return
     head, embedding = homes[_HEAD], homes[_EMBEDDING]

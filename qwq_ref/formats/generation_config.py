@@ -1,4 +1,4 @@
-"""generation_config.json: how the model's makers want it sampled, and which tokens end a text."""
+"""generation_config.json: the sampling parameters that a model's authors recommend, and its end tokens."""
 
 from __future__ import annotations
 
@@ -9,15 +9,14 @@ from pathlib import Path
 from ..config import Config, FieldReader
 from ..errors import ConfigError
 from ..files import StrPath, read_json
-from .checkpoint import CONFIG
+from .names import CONFIG, GENERATION_CONFIG
 
-_NAME = "generation_config.json"
 _BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
 class GenerationConfig:
-    """Sampling parameters, with Hugging Face's names and defaults. Any token of `eos_token_ids` ends a text."""
+    """Sampling parameters with Hugging Face's names and defaults. Any token of `eos_token_ids` ends a text."""
 
     eos_token_ids: tuple[int, ...] = ()
     do_sample: bool = False
@@ -29,17 +28,17 @@ class GenerationConfig:
 
     @property
     def effective_temperature(self) -> float:
-        """0 where the most likely token is to be taken; `temperature` counts only with `do_sample`."""
+        """Return the temperature; 0, which means the most likely token, without `do_sample`."""
         return self.temperature if self.do_sample else 0.0
 
     @classmethod
     def from_folder(cls, folder: StrPath, config: Config) -> GenerationConfig:
-        """Read generation_config.json where there is one, with eos_token_id from config.json where it has none.
+        """Read generation_config.json, if there is one. Without eos_token_id, that of config.json counts.
 
         Unknown keys are ignored, and null means absent, as in config.json. Temperature 0 is accepted and means
-        greedy; Hugging Face refuses it with do_sample. Raises ConfigError.
+        greedy sampling; Hugging Face refuses it with do_sample. Raises ConfigError.
         """
-        path, fallback = Path(folder, _NAME), Path(folder, CONFIG)
+        path, fallback = Path(folder, GENERATION_CONFIG), Path(folder, CONFIG)
         read = FieldReader(read_json(path, _BYTES, ConfigError) if os.path.lexists(path) else {}, path)
         has_eos = read.values.get("eos_token_id") is not None
         eos = _eos(read if has_eos else FieldReader(read_json(fallback, _BYTES, ConfigError), fallback), config.V)
@@ -58,7 +57,7 @@ class GenerationConfig:
 
 
 def _eos(read: FieldReader, vocabulary: int) -> tuple[int, ...]:
-    """`eos_token_id`: absent, one id, or a list of them."""
+    """Read `eos_token_id`: absent, one id, or a list of ids."""
     value = read.values.get("eos_token_id")
     ids = value if isinstance(value, list) else [] if value is None else [value]
     if not all(type(token) is int and 0 <= token < vocabulary for token in ids):

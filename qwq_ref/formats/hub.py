@@ -1,4 +1,4 @@
-"""What a user calls a model: a folder, a .safetensors file, a shipped name, or an id in the Hugging Face hub."""
+"""Find a model by the name that a user gives: a folder, a file, a shipped model, or an id in the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -8,25 +8,21 @@ from pathlib import Path
 
 from ..errors import CheckpointError
 from ..files import StrPath
-from .checkpoint import (
-    CONFIG,
-    INDEX,
-    SINGLE,
-    read_index,
-)
+from .checkpoint import read_index
+from .names import CONFIG, INDEX, SINGLE
 
-# Narrower than the hub's own rules: what passes can't leave the cache folder, whatever version joins the paths.
+# Narrower than the hub's own rules: an id that passes cannot leave the cache folder in any version of the hub's code.
 _HUB_ID = re.compile(r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(?:@(?P<revision>\w[\w./-]*))?", re.ASCII)
 _SHIPPED = Path(__file__).parents[1] / "models"
 _PATTERNS = ["*.json", "*.safetensors", "*.jinja", "merges.txt", "vocab.txt"]
 
 
 def resolve(model: StrPath, *, offline: bool = False, cache_dir: StrPath | None = None) -> Path:
-    """A folder, a .safetensors file, a shipped name or `owner/name[@revision]` -> the folder or file it names.
+    """Return the folder or file of a folder, a .safetensors file, a shipped name, or `owner/name[@revision]`.
 
-    A local path wins over a name, and a shipped name (`qwq-32b`, of which only the config is shipped) over the hub.
-    A complete snapshot in the cache is used as it is; else it is downloaded, unless `offline` or HF_HUB_OFFLINE is
-    set. `cache_dir` replaces the place that HF_HUB_CACHE or HF_HOME give.
+    A local path takes precedence over a shipped name, and a shipped name over the hub. Of the shipped `qwq-32b` only
+    the config is there. A complete snapshot in the cache is used as it is. Otherwise it is downloaded, unless
+    `offline` or HF_HUB_OFFLINE is set. `cache_dir` replaces the folder of HF_HUB_CACHE or HF_HOME.
     Raises CheckpointError.
     """
     name = os.fspath(model)
@@ -49,10 +45,10 @@ def resolve(model: StrPath, *, offline: bool = False, cache_dir: StrPath | None 
 
 
 def _snapshot(name: str, repo: str, revision: str | None, offline: bool, cache_dir: StrPath | None) -> Path:
-    from huggingface_hub import constants, snapshot_download  # 0.3 s, which nobody with a local folder should wait for
+    from huggingface_hub import constants, snapshot_download  # takes 0.3 s, and a local folder does not need it
 
     def fetch(local: bool) -> Path:
-        # The hub's * also matches "/": subfolders hold other formats of the same weights.
+        # The hub's * matches "/" as well, and subfolders hold other formats of the same weights.
         return Path(
             snapshot_download(
                 repo,
@@ -71,13 +67,13 @@ def _snapshot(name: str, repo: str, revision: str | None, offline: bool, cache_d
         if absent is None:
             return folder
         problem = f"is in {cache}, but without its {absent}"
-    except (OSError, ValueError):  # the hub's "not in the cache", and its own idea of an id
+    except (OSError, ValueError):  # not in the cache, or no id by the hub's own rules
         problem = f"is not a folder, not a file, and not complete in {cache}"
     if offline or constants.HF_HUB_OFFLINE:
         raise CheckpointError(name, None, f"{problem}; offline, so it was not downloaded")
     try:
         return fetch(local=False)
-    except Exception as failure:  # the HTTP library and its errors differ between versions of the hub's
+    except Exception as failure:  # the errors differ between versions of the hub's library
         reason = next(iter(str(failure).strip().splitlines()), "")
         raise CheckpointError(
             name, None, f"{problem}; the download failed ({type(failure).__name__}: {reason})"
@@ -85,7 +81,7 @@ def _snapshot(name: str, repo: str, revision: str | None, offline: bool, cache_d
 
 
 def _absent(folder: Path) -> str | None:
-    """A file that a snapshot lacks, if any: whoever loaded only a tokenizer has a snapshot without weights."""
+    """Return a file that a snapshot lacks, or None. A program that loads only a tokenizer leaves such a snapshot."""
     whole = (folder / SINGLE).exists() or not (folder / INDEX).exists()
     names = [SINGLE] if whole else sorted(set(read_index(folder / INDEX).values()))
     return next((name for name in (CONFIG, *names) if not (folder / name).exists()), None)

@@ -114,7 +114,7 @@ class Weights:
 
     def _rows(self, name: str, begin: int, end: int) -> Array:
         if isinstance(self._source, Checkpoint):
-            return self._source.rows(name, begin, end)
+            return np.asarray(self._source.rows(name, begin, end), np.float32)
         return np.asarray(self._source[name][begin:end], np.float32)
 
 

@@ -18,8 +18,10 @@ from statistics import median
 from qwq_ref import core
 from qwq_ref.bench.model import random_tensors
 from qwq_ref.config import Config
-from qwq_ref.engine.weights import packed_name, plan, read_weights
+from qwq_ref.engine.weights import plan
+from qwq_ref.formats.names import packed_name
 from qwq_ref.formats.packed import writing
+from qwq_ref.formats.packed_folder import PackedFolder
 from qwq_ref.host.memory import cpus
 from tests.support.paths import QWQ_CONFIG
 
@@ -56,7 +58,7 @@ def main():
                 append(name, tensor)
     ways = {
         "pread": lambda: bare(path, cpus()),
-        "load": lambda: read_weights(config, "q4", path, cpus()),
+        "load": lambda: PackedFolder(path, config, {"q4": path}).read_packed("q4", plan(config, "q4"), cpus()),
     }
     times = {name: [] for name in ways}
     for turn in range(8):

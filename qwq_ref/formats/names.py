@@ -1,0 +1,23 @@
+"""The names of the files that a model's folder holds."""
+
+from __future__ import annotations
+
+import re
+
+CONFIG = "config.json"
+GENERATION_CONFIG = "generation_config.json"
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+
+_PACKED = re.compile(r"packed-([a-z0-9]+)\.safetensors")
+
+
+def packed_name(form: str) -> str:
+    """The name of the file that holds packed weights of one weight form."""
+    return f"packed-{form}.safetensors"
+
+
+def packed_form(name: str) -> str | None:
+    """The weight form that a file's name tells; None for a file of another kind."""
+    match = _PACKED.fullmatch(name)
+    return match and match[1]

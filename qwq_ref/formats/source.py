@@ -1,0 +1,102 @@
+"""A source: the files of one model, in any format that the project reads.
+
+Every format is one module with one class that has the attributes and methods of `Source`. `open_source` chooses the
+class by looking at the files. A new format needs such a module, a line in `open_source`, and its names in `hub.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol, Self, runtime_checkable
+
+import numpy as np
+
+from ..config import Config
+from ..core import Array, Packed
+from ..files import StrPath
+from .checkpoint import Checkpoint
+from .generation_config import GenerationConfig
+from .packed import Stored
+from .packed_folder import PackedFolder, packed_files
+
+Progress = Callable[[float], object]
+
+
+@runtime_checkable
+class Tensors(Protocol):
+    """Tensors of floats by the names of `Config.tensors`, read some rows at a time. Threads may read together."""
+
+    def __getitem__(self, name: str, /) -> Array:
+        """Return a whole tensor, widened to float32."""
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return the shape of a tensor."""
+
+    def dtype(self, name: str) -> np.dtype[Any]:
+        """Return the dtype in which a tensor is stored: float32, float16, or bfloat16 of `ml_dtypes`."""
+
+    def rows(self, name: str, begin: int, end: int, out: Array | None = None) -> Array:
+        """Return rows [begin, end) of a tensor in its stored dtype, in `out` if given."""
+
+    def forget(self, name: str, begin: int, end: int) -> None:
+        """Tell the system that these rows will not be read again."""
+
+
+class Source(Protocol):
+    """One model's files, open for reading. Opening reads and checks headers only.
+
+    path       the folder or the file that was opened
+    config     the model's Config
+    tokenizer  the folder or the file that `text.load_tokenizer` reads
+    template   the folder that `text.load_chat_template` reads
+    floats     the tensors as floats; None if the source holds packed weights only
+    dtypes     bytes of each dtype in which `floats` are stored
+    forms      the weight forms that the source holds packed, ready for the core: those that `read_packed` takes
+    """
+
+    path: Path
+    config: Config
+    tokenizer: Path
+    template: Path
+
+    @property
+    def floats(self) -> Tensors | None: ...
+
+    @property
+    def dtypes(self) -> Mapping[str, int]: ...
+
+    @property
+    def forms(self) -> tuple[str, ...]: ...
+
+    def generation_config(self) -> GenerationConfig:
+        """Return the sampling defaults and end tokens. Raises ConfigError."""
+
+    def read_packed(
+        self, form: str, planned: Mapping[str, Stored], threads: int, progress: Progress | None = None
+    ) -> dict[str, Packed | Array]:
+        """Return all weights of one of `forms`: name -> packed weight or array.
+
+        planned   the names, shapes and formats that the model consists of
+        progress  called with the number of bytes read since its last call
+
+        Raises CheckpointError for a file that holds something else, or that shrank.
+        """
+
+    def close(self) -> None:
+        """Close the files."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+def open_source(path: StrPath) -> Source:
+    """Open a model's folder or file, as `hub.resolve` returns it. Raises ConfigError, CheckpointError.
+
+    A folder that holds a checkpoint is read as one. Packed weights beside it could be older, and are ignored.
+    """
+    return PackedFolder.open(path) if packed_files(Path(path)) else Checkpoint.open(path)
