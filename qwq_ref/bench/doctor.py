@@ -10,7 +10,7 @@ import math
 import os
 import platform
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,10 @@ from .. import __version__, core, footprint
 from ..config import Config
 from ..core import ceilings
 from ..engine import fit
-from ..engine.weights import FORMS, step_bytes
+from ..engine.plan import step_bytes
 from ..errors import MemoryLimitError, UsageError
 from ..footprint import human
+from ..forms import FORMS, KV_FORMS
 from ..host import cpu as machine
 from ..host import memory
 from . import measure
@@ -50,13 +51,15 @@ class Asked:
     """A model to reckon with.
 
     name, run_as  what it was called, and what `qwq generate -m` would take
-    stored        dtype -> bytes of its weights on disk, as far as is known
+    stored        dtype -> bytes of its checkpoint, as far as is known
+    packed        the weight forms that it holds packed; it has no others then
     """
 
     name: str
     run_as: str
     config: Config
     stored: Mapping[str, int]
+    packed: Sequence[str] = ()
 
 
 def examine(
@@ -100,8 +103,8 @@ def facts_of_model(asked: Asked, available: int, speed: Speed | None, caches: in
 
     given  options that the command ends with
     """
-    table = choices(asked.config, asked.stored, available)
-    best = best_choice(asked.config, asked.stored, table, available)
+    table = choices(asked.config, asked.stored, available, asked.packed)
+    best = best_choice(asked.config, asked.stored, table, available, asked.packed)
     forms = list(dict.fromkeys(choice.weights for choice in table)) if core.available() else []
     command = None
     if best is not None:
@@ -221,7 +224,7 @@ def measure_speed(threads: int, isa: str, progress: Callable[[int], object] = la
     memory.require({"data": measure.rotation()}, "measuring")
     best = measure.Ceilings()
     share = measure.huge_pages(best.data)
-    kinds = [peak_of(core.FORMATS[layers]) for layers, _ in FORMS.values()]
+    kinds = [peak_of(core.FORMATS[form.matrix]) for form in FORMS.values()]
     named = {ceilings.instructions(kind, isa): kind for kind in kinds if ceilings.products(kind, isa)}
     reads: dict[int, float] = {}
     peaks: dict[str, float] = {}
@@ -250,15 +253,14 @@ class Choice:
     missing_bytes: int
 
 
-def choices(config: Config, stored: Mapping[str, int], available: int) -> list[Choice]:
+def choices(config: Config, stored: Mapping[str, int], available: int, packed: Sequence[str] = ()) -> list[Choice]:
     """All that `engine.model.load` can be asked for; the most exact weights first, then the most exact cache.
 
     `stored` as in `fit.candidates`: bf16 is for a checkpoint of nothing else.
     """
-    pairs = [("fp32", "fp32")]
+    pairs = [] if packed else [("fp32", "fp32")]
     if core.available():
-        forms = [form for form in FORMS if form != "bf16" or set(stored) == {"BF16"}]
-        pairs = [(form, kv) for form in forms for kv in ("fp32", "int8")]
+        pairs = [(form, kv) for form in fit.available_forms(stored, packed) for kv in KV_FORMS]
     table = []
     for form, kv in pairs:
         needs = _needs(config, form, kv)
@@ -270,7 +272,7 @@ def choices(config: Config, stored: Mapping[str, int], available: int) -> list[C
 
 
 def best_choice(
-    config: Config, stored: Mapping[str, int], table: list[Choice], available: int
+    config: Config, stored: Mapping[str, int], table: list[Choice], available: int, packed: Sequence[str] = ()
 ) -> tuple[Choice, int] | None:
     """Of `choices`, the most exact that leaves room to reason, with a context; else the one with the most room.
 
@@ -278,8 +280,9 @@ def best_choice(
     """
     sensible = [("fp32", "fp32")]
     if core.available():
-        own, *smaller = fit.candidates(stored)
-        sensible = [(own, "fp32"), (own, "int8"), *((form, "int8") for form in smaller)]
+        sensible = []
+        for form in fit.candidates(stored, packed):
+            sensible += [(form, kv) for kv in KV_FORMS if kv == FORMS[form].kv or FORMS[form].floats]
     ordered = sorted(
         (choice for choice in table if (choice.weights, choice.kv) in sensible and not choice.missing_bytes),
         key=lambda choice: sensible.index((choice.weights, choice.kv)),
@@ -325,7 +328,7 @@ def limits(config: Config, form: str, speed: Speed | None, caches: int) -> Limit
     cached = read < 2 * caches  # what is read once more may partly be there still
     if speed is None:
         return Limits(read, step_macs, prompt_macs, cached, None, None)
-    instructions = ceilings.instructions(peak_of(core.FORMATS[FORMS[form][0]]), speed.isa) if speed.peaks else ""
+    instructions = ceilings.instructions(peak_of(core.FORMATS[FORMS[form].matrix]), speed.isa) if speed.peaks else ""
     peak = speed.peaks.get(instructions)
     seconds = [] if cached else [read / speed.reads[speed.threads]]
     seconds += [step_macs / peak] if peak else []
@@ -364,7 +367,7 @@ def _memory_problems(
     groups = facts["group_available"] is not None and facts["group_available"] <= facts["available"]
     more = "raise the control group's memory limit" if groups else "free memory, or take a smaller model"
     for model in models:
-        missing = min(choice["missing_bytes"] for choice in model["choices"])
+        missing = min((choice["missing_bytes"] for choice in model["choices"]), default=0)
         if missing:
             found.append((f"{model['model']} does not fit in any form: {human(missing)} are missing", more))
     share = None if speed is None else speed["huge_pages"]

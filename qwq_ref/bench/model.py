@@ -21,13 +21,10 @@ from ..config import Config
 from ..core import Array, Packed
 from ..core import attention as kv_cache
 from ..engine.backends import LAST, Backend
-from ..engine.weights import (
-    EMBEDDING,
-    HEAD,
-    ModelWeights,
-    plan,
-)
+from ..engine.plan import EMBEDDING, HEAD, plan
+from ..engine.weights import ModelWeights
 from ..formats.packed import Stored
+from ..forms import FORMS
 from .measure import Ceilings
 from .ops import weight
 
@@ -222,7 +219,7 @@ def _row(
     for runner in runners:
         _seconds(runner, dataclasses.replace(test, tokens=min(test.tokens, backend.chunk if test.kind == "pp" else 2)))
     # What AVX2 must do for a weight's bytes, and for keys and values of 8 bits with probabilities of up to 16.
-    peaks: dict[str, list[float]] = {"floats" if backend.form in ("fp32", "bf16") else "dots-127": []}
+    peaks: dict[str, list[float]] = {"floats" if FORMS[backend.form].floats else "dots-127": []}
     peaks.setdefault("dots-words" if backend.kv == "int8" else "floats", [])
     linear, attention = next(iter(peaks)), "dots-words" if backend.kv == "int8" else "floats"
     reads: list[float] = []

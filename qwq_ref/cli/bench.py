@@ -8,7 +8,7 @@ import dataclasses
 import itertools
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -142,17 +142,20 @@ def _tests(options: argparse.Namespace) -> list[Trial]:
 
 def _forms(options: argparse.Namespace) -> list[tuple[str, str]]:
     """Of weights and cache."""
-    from ..engine.fit import own_kv
-    from ..engine.weights import FORMS
+    from ..forms import FORMS, KV_FORMS
 
     pairs = []
     for weights in options.weights.split(","):
-        for kv in options.kv.split(",") if options.kv else [own_kv(weights)]:
-            for name, value, known in (("weights", weights, FORMS), ("kv", kv, ("fp32", "int8"))):
-                if value not in known:
-                    raise UsageError(None, name, f"must be some of {', '.join(known)}, got {value[:40]}")
+        _check_form("weights", weights, FORMS)
+        for kv in options.kv.split(",") if options.kv else [FORMS[weights].kv]:
+            _check_form("kv", kv, KV_FORMS)
             pairs.append((weights, kv))
     return pairs
+
+
+def _check_form(option: str, value: str, known: Iterable[str]) -> None:
+    if value not in known:
+        raise UsageError(None, option, f"must be some of {', '.join(known)}, got {value[:40]}")
 
 
 def _config(options: argparse.Namespace) -> tuple[str, Config]:
@@ -181,7 +184,7 @@ def _backend(options: argparse.Namespace, config: Config, weights: str, kv: str,
     from ..engine.backends.core import CoreBackend
     from ..engine.cache import cache_bytes
     from ..engine.loader import load
-    from ..engine.weights import model_bytes
+    from ..engine.plan import model_bytes
     from ..footprint import parameters
 
     context = max(test.depth + test.tokens for test in tests)

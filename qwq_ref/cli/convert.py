@@ -6,6 +6,7 @@ import argparse
 import sys
 
 from ..errors import UsageError
+from ..forms import FORMS
 from .options import (
     add_model_argument,
     progress_bar,
@@ -17,7 +18,7 @@ from .options import (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", help="where to write: a new folder, or one that holds other forms of this model")
     add_model_argument(parser)
-    parser.add_argument("--weights", choices=["fp32", "bf16", "q8", "q4"], default="q4", help="default: q4")
+    parser.add_argument("--weights", choices=[*FORMS], default="q4", help="default: q4")
     parser.add_argument("-t", "--threads", type=int, metavar="N", help="threads; default: one per core")
     parser.add_argument("--offline", action="store_true", help="download nothing")
 

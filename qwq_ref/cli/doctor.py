@@ -7,14 +7,12 @@ import json
 import sys
 from typing import TYPE_CHECKING, Any
 
-from ..config import Config
 from ..errors import UsageError
 from ..footprint import human
 from ..host.memory import cpus
 from .options import (
     DEFAULT_MODEL,
     MODELS,
-    find_model,
     progress_bar,
     set_threads,
 )
@@ -53,14 +51,13 @@ def run(options: argparse.Namespace) -> int:
 
 def _read(name: str) -> Asked:
     from ..bench.doctor import Asked
-    from ..formats import Checkpoint
+    from .models import find
 
-    path, has_weights = find_model(name, offline=True)
-    if not has_weights:  # bfloat16 is what Qwen2's models are published in
+    found = find(name, offline=True)
+    if not found.dtypes and not found.packed:  # Qwen2 models are published in bfloat16
         run_as = _REAL[1] if name == _REAL[0] else "FOLDER_OR_HUB_ID"
-        return Asked(name, run_as, Config.from_file(path), {"BF16": 0})
-    with Checkpoint.open(path) as checkpoint:
-        return Asked(name, name, checkpoint.config, checkpoint.dtypes)
+        return Asked(name, run_as, found.config, {"BF16": 0})
+    return Asked(name, name, found.config, found.dtypes, tuple(found.packed))
 
 
 def screen(facts: dict[str, Any]) -> str:

@@ -1,24 +1,21 @@
-"""`qwq info`: what a model costs, from its config.json alone; with its weights, what is stored."""
+"""`qwq info`: the costs of a model, from its config.json alone; and the weights that are stored beside it."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .. import footprint
 from ..config import Config
 from ..errors import UsageError
 from ..footprint import human
-from .options import (
-    DEFAULT_MODEL,
-    MODELS,
-    add_rope_arguments,
-    chosen_rope,
-    find_model,
-    progress_bar,
-)
+from ..forms import FORMS, KV_FORMS
+from .options import DEFAULT_MODEL, MODELS, add_rope_arguments, chosen_rope, progress_bar
+
+if TYPE_CHECKING:
+    from .models import Found
 
 _CONTEXTS = (4_096, 8_192, 32_768, 131_072)
 
@@ -30,10 +27,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=DEFAULT_MODEL,
         help=f"a config.json, {MODELS}, qwq-32b (its config alone)",
     )
-    parser.add_argument("-c", "--ctx-size", type=int, action="append", metavar="N", help="a context to reckon with")
-    parser.add_argument("--check", action="store_true", help="read every weight and look for NaN and infinity")
+    parser.add_argument(
+        "-c", "--ctx-size", type=int, action="append", metavar="N", help="show this context; may be repeated"
+    )
+    parser.add_argument("--check", action="store_true", help="read every weight of a checkpoint; find NaN and infinity")
     parser.add_argument("--offline", action="store_true", help="download nothing")
-    parser.add_argument("--json", action="store_true", help="as JSON, with exact numbers")
+    parser.add_argument("--json", action="store_true", help="print JSON, with exact numbers")
     add_rope_arguments(parser)
 
 
@@ -41,62 +40,81 @@ def run(options: argparse.Namespace) -> int:
     contexts = tuple(options.ctx_size or _CONTEXTS)
     if min(contexts) < 1:
         raise UsageError(None, "ctx-size", f"must be at least 1, got {min(contexts)}")
-    config, stored = _read(options)
-    rope = chosen_rope(options, config)
-    if rope is not None:
-        config = dataclasses.replace(config, rope=rope)
-    facts = describe(config, contexts) | stored
+    from .models import find
+
+    found = find(options.model, options.offline)
+    if options.check:
+        _check(options.model, found)
+    rope = chosen_rope(options, found.config)
+    config = found.config if rope is None else dataclasses.replace(found.config, rope=rope)
+    facts = describe(config, contexts)
+    if found.dtypes:
+        facts |= {"stored_bytes": dict(found.dtypes), "checked": bool(options.check)}
+    if found.packed:
+        facts["packed_bytes"] = dict(found.packed)
     print(json.dumps(facts, indent=2) if options.json else _table(options.model, config, facts))
     return 0
 
 
 def describe(config: Config, contexts: tuple[int, ...]) -> dict[str, Any]:
-    """All that follows from the config, in exact numbers."""
-    weights = {name: footprint.weight_bytes(config, name) for name in footprint.WEIGHT_BITS}
-    kv = {name: footprint.kv_bytes_per_token(config, name) for name in footprint.KV_PRECISIONS}
-    return {
-        "tensors": len(config.tensors()),
-        "parameters": footprint.parameters(config),
-        "weight_bytes": weights,
-        "kv_bytes_per_token": kv,
-        "read_bytes_per_token": {name: footprint.bytes_read_per_token(config, name) for name in footprint.WEIGHT_BITS},
-        "contexts": [
+    """Return the costs that follow from a config, in exact numbers.
+
+    checkpoint_bytes      all parameters in one dtype
+    weight_bytes          of each weight form, as `qwq convert` writes it and the engine holds it
+    read_bytes_per_token  of those, for one decoded token
+    contexts              kv_bytes and memory_bytes are the engine's; bf16 is a cache of other implementations
+    """
+    from ..engine.cache import cache_bytes
+    from ..engine.plan import model_bytes, step_bytes
+
+    weights = {form: model_bytes(config, form) for form in FORMS}
+    per_token = {name: footprint.kv_bytes_per_token(config, name) for name in footprint.KV_PRECISIONS}
+    rows = []
+    for context in contexts:
+        kv = {name: size * context for name, size in per_token.items()}
+        kv |= {form: cache_bytes(config, form, context) for form in KV_FORMS}
+        saved = footprint.gqa_saving(config, context)
+        rows.append(
             {
                 "context": context,
                 "flops_per_token": footprint.flops_per_token(config, context),
-                "kv_bytes": {name: size * context for name, size in kv.items()},
-                "memory_bytes": {f"{w}+{k}": weights[w] + kv[k] * context for w in weights for k in kv},
-                "gqa_saves_kv": footprint.gqa_saving(config, context)[0],
-                "gqa_saves_step": footprint.gqa_saving(config, context)[1],
+                "kv_bytes": kv,
+                "memory_bytes": {f"{form}+{k}": weights[form] + kv[k] for form in FORMS for k in KV_FORMS},
+                "gqa_saves_kv": saved[0],
+                "gqa_saves_step": saved[1],
             }
-            for context in contexts
-        ],
+        )
+    return {
+        "tensors": len(config.tensors()),
+        "parameters": footprint.parameters(config),
+        "checkpoint_bytes": {dtype: footprint.weight_bytes(config, dtype) for dtype in footprint.DTYPE_BYTES},
+        "weight_bytes": weights,
+        "read_bytes_per_token": {form: step_bytes(config, form) for form in FORMS},
+        "kv_bytes_per_token": per_token,
+        "contexts": rows,
     }
 
 
-def _read(options: argparse.Namespace) -> tuple[Config, dict[str, Any]]:
-    """The config, and what the checkpoint holds if there are weights beside it."""
+def _check(model: str, found: Found) -> None:
+    """Look at every weight of a checkpoint. Raises CheckpointError for one that is not finite."""
+    if found.packed:
+        raise UsageError(model, "check", "packed weights cannot be checked: check the checkpoint that they came from")
+    if not found.dtypes:
+        raise UsageError(model, "check", "there are no weights here")
     from ..formats import Checkpoint
 
-    path, has_weights = find_model(options.model, options.offline)
-    if not has_weights:
-        if options.check:
-            raise UsageError(options.model, "check", "there are no weights here")
-        return Config.from_file(path), {}
-    with Checkpoint.open(path) as checkpoint:
-        if options.check:
-            with progress_bar("checking", sum(checkpoint.dtypes.values()), "B") as progress:
-                checkpoint.check_finite(progress)
-        return checkpoint.config, {"stored_bytes": checkpoint.dtypes, "checked": bool(options.check)}
+    total = sum(found.dtypes.values())
+    with Checkpoint.open(found.path) as checkpoint, progress_bar("checking", total, "B") as progress:
+        checkpoint.check_finite(progress)
 
 
 def _table(name: str, config: Config, facts: dict[str, Any]) -> str:
-    """For people: binary units, one fact a line, then a table of contexts."""
-
+    """Return the facts for people: binary units, one fact a line, then a table of contexts."""
     rope = f"RoPE theta {config.rope.theta:g}"
     if config.rope.type == "yarn":
         rope += f", YaRN x {config.rope.factor:g} from {config.rope.original_max_position_embeddings:,}"
     window = "full attention" if config.sliding_window is None else f"window {config.sliding_window:,}"
+    modes = [f"{name}+{form.kv}" for name, form in FORMS.items()]
     lines = [
         f"{name}: {facts['parameters']:,} parameters in {facts['tensors']} tensors",
         f"layers {config.L}, hidden {config.D}, MLP {config.F}, heads {config.H} query / {config.K} key-value "
@@ -110,15 +128,14 @@ def _table(name: str, config: Config, facts: dict[str, Any]) -> str:
         "KV cache        " + "".join(f"{key:>12}" for key in facts["kv_bytes_per_token"]),
         "  per token     " + "".join(f"{size / 1024:>8.1f} KiB" for size in facts["kv_bytes_per_token"].values()),
         "",
-        "weights + KV, GiB, and per decoded token the operations and what grouped-query attention saves in reading",
-        "context  " + "".join(f"{key:>10}" for key in ("fp32+fp32", "bf16+bf16", "q8+int8", "q4+int8"))
-        + f"{'GFLOP':>9}{'KV saved':>10}{'step saved':>12}",
+        "GiB of weights + KV cache; for one decoded token: operations, and reading that GQA saves (in bf16)",
+        "context  " + "".join(f"{mode:>10}" for mode in modes) + f"{'GFLOP':>9}{'KV saved':>10}{'step saved':>12}",
     ]  # fmt: skip
     for row in facts["contexts"]:
         memory = row["memory_bytes"]
         lines.append(
             f"{row['context']:>7,}{'*' if row['context'] > config.positions else ' '} "
-            + "".join(f"{memory[key] / 2**30:>10.2f}" for key in ("fp32+fp32", "bf16+bf16", "q8+int8", "q4+int8"))
+            + "".join(f"{memory[mode] / 2**30:>10.2f}" for mode in modes)
             + f"{row['flops_per_token'] / 1e9:>9.2f}{row['gqa_saves_kv']:>10.1%}{row['gqa_saves_step']:>12.1%}"
         )
     if any(row["context"] > config.positions for row in facts["contexts"]):
@@ -126,4 +143,7 @@ def _table(name: str, config: Config, facts: dict[str, Any]) -> str:
     if "stored_bytes" in facts:
         stored = ", ".join(f"{human(size)} of {dtype}" for dtype, size in facts["stored_bytes"].items())
         lines += ["", f"stored: {stored}" + ("; every weight is finite" if facts["checked"] else "")]
+    if "packed_bytes" in facts:
+        stored = ", ".join(f"{form} {human(size)}" for form, size in facts["packed_bytes"].items())
+        lines += ["", f"stored: packed {stored}"]
     return "\n".join(lines)

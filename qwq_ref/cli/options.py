@@ -12,6 +12,7 @@ from typing import Any
 
 from ..config import Config, Rope
 from ..errors import UsageError
+from ..forms import FORMS, KV_FORMS
 
 DEFAULT_MODEL = "qwq-nano"
 MODELS = "a folder, a .safetensors file, a hub id, or a shipped model: qwq-nano (the default), qwq-nano-base"
@@ -27,34 +28,12 @@ def add_model_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-m", "--model", default=DEFAULT_MODEL, help=MODELS)
 
 
-def find_model(model: str, offline: bool) -> tuple[Path, bool]:
-    """A config.json, or what `checkpoint.resolve` takes -> a checkpoint and True, or a config.json and False.
-
-    Packed weights are no checkpoint: their folder counts as its config.json.
-    Raises CheckpointError.
-    """
-    from ..formats import resolve
-
-    if model.endswith(".json"):
-        return Path(model), False
-    path = resolve(model, offline=offline)
-    if path.is_dir() and not any(_is_of_checkpoint(name) for name in os.listdir(path)):
-        return path / "config.json", False
-    if not path.is_dir() and not _is_of_checkpoint(path.name):
-        return path.parent / "config.json", False
-    return path, True
-
-
 def require_core() -> None:
     """Raise CoreError, for a command that is nothing without it."""
     from .. import core
 
     if not core.available():
         raise core.CoreError(None, "core", "is not built: install a C compiler, then qwq_ref again")
-
-
-def _is_of_checkpoint(name: str) -> bool:
-    return name.endswith(".safetensors") and not name.startswith("packed-")
 
 
 def add_prompt_arguments(parser: argparse.ArgumentParser) -> None:
@@ -68,8 +47,8 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     """What `engine_choices` takes."""
     group = parser.add_argument_group("engine")
     group.add_argument("--backend", choices=["core", "numpy"], help="default: the C core where it is built")
-    group.add_argument("--weights", choices=["fp32", "bf16", "q8", "q4"], help="default: the most exact that fits")
-    group.add_argument("--kv", choices=["fp32", "int8"], help="of the cache; default: int8 with q8 and q4")
+    group.add_argument("--weights", choices=[*FORMS], help="default: the most exact that fits")
+    group.add_argument("--kv", choices=KV_FORMS, help="of the cache; default: int8 with q8 and q4")
     group.add_argument("--isa", choices=["scalar", "avx2", "avx512"], help="default: the best; no result depends on it")
     group.add_argument("-t", "--threads", type=int, metavar="N", help="threads; default: one per core")
 

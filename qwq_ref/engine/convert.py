@@ -13,9 +13,11 @@ from ..formats import open_source, resolve
 from ..formats.names import CONFIG, GENERATION_CONFIG, packed_name
 from ..formats.packed import writing
 from ..formats.packed_folder import packed_files
+from ..forms import FORMS
 from ..host import memory
 from ..text import load_tokenizer
-from .weights import FORMS, packed_tensors, plan
+from .plan import plan
+from .weights import packed_tensors
 
 # The files that a folder holds beside its weights.
 _SMALL = (CONFIG, GENERATION_CONFIG, "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")

@@ -10,11 +10,13 @@ import numpy as np
 from .. import footprint
 from ..config import Config
 from ..errors import MemoryLimitError, UsageError
+from ..forms import FORMS
 from ..host import memory
 from .backends.core import CHUNK
 from .backends.numpy import CHUNK as NUMPY_CHUNK
 from .cache import cache_bytes
-from .weights import SLICE, model_bytes
+from .plan import model_bytes
+from .weights import SLICE
 
 # What a model needs in memory, with so many positions: what for -> bytes.
 Needs = Callable[[int], dict[str, int]]
@@ -48,14 +50,22 @@ def core_needs(config: Config, form: str, kv: str) -> Needs:
     return needs
 
 
-def candidates(stored: Mapping[str, int]) -> list[str]:
-    """Forms of weights to choose from, the most exact first. `stored`: dtype -> bytes in the checkpoint."""
-    return ["bf16" if set(stored) == {"BF16"} else "fp32", "q8", "q4"]
+def available_forms(stored: Mapping[str, int], packed: Sequence[str] = ()) -> list[str]:
+    """Return the weight forms that a model can be loaded in, the most exact first.
+
+    stored  dtype -> bytes of its checkpoint
+    packed  the forms that it holds packed; it has no others then
+    """
+    if packed:
+        return [form for form in FORMS if form in packed]
+    return [name for name, form in FORMS.items() if form.only_from is None or set(stored) == {form.only_from}]
 
 
-def own_kv(form: str) -> str:
-    """The cache that goes with weights of a form, unless another is asked for."""
-    return "fp32" if form in ("fp32", "bf16") else "int8"
+def candidates(stored: Mapping[str, int], packed: Sequence[str] = ()) -> list[str]:
+    """Return those of `available_forms` from which `load` chooses: not fp32, where bf16 keeps a checkpoint exactly."""
+    forms = available_forms(stored, packed)
+    exact = any(FORMS[form].only_from for form in forms)
+    return [form for form in forms if packed or not exact or form != "fp32"]
 
 
 def fitting_forms(
@@ -66,7 +76,7 @@ def fitting_forms(
     Raises MemoryLimitError, UsageError.
     """
     for form in forms:
-        cache = kv or own_kv(form)
+        cache = kv or FORMS[form].kv
         try:
             return form, cache, fitting_context(config, context, model, core_needs(config, form, cache))
         except MemoryLimitError:

@@ -11,6 +11,7 @@ from ..config import Config, Rope
 from ..errors import UsageError
 from ..footprint import human
 from ..formats import Tensors, open_source, resolve
+from ..forms import FORMS, KV_FORMS
 from ..host import memory
 from ..spec.ops import Array
 from ..text import load_tokenizer
@@ -20,7 +21,7 @@ from .backends.core import CoreBackend
 from .backends.numpy import NumpyBackend
 from .fit import Needs, candidates, core_needs, fitting_context, fitting_forms, numpy_needs
 from .model import Model
-from .weights import FORMS, read_model
+from .weights import read_model
 
 Announce = Callable[[str, int], object]
 
@@ -71,13 +72,12 @@ def load(
                 raise UsageError(path, "backend", "numpy reads no packed weights, and there are no others here")
             made = _numpy_backend(config, source.floats, model, context, progress, announce)
         else:
-            packed = [form for form in FORMS if form in source.forms]
-            if packed and weights and weights not in packed:
-                raise UsageError(path, "weights", f"{weights} are not here; {', '.join(packed)} are")
+            forms = candidates(source.dtypes, source.forms)
+            if source.forms and weights and weights not in forms:
+                raise UsageError(path, "weights", f"{weights} are not here; {', '.join(forms)} are")
             isa = core.chosen_isa(isa)
             threads = threads or memory.cpus()
-            forms = [weights] if weights else packed or candidates(source.dtypes)
-            form, kv, context = fitting_forms(config, forms, kv, context, model)
+            form, kv, context = fitting_forms(config, [weights] if weights else forms, kv, context, model)
             _announce(announce, f"weights {form}, KV cache {kv}", context, core_needs(config, form, kv))
             made = CoreBackend(config, read_model(source, form, threads, progress), context, kv, isa, threads)
     return Model(path, made, tokenizer, template, defaults)
@@ -110,7 +110,7 @@ def _announce(announce: Announce | None, what: str, context: int, needs: Needs) 
 
 
 def _check_choices(backend: str, weights: str | None, kv: str | None, threads: int | None) -> None:
-    choices = {"backend": (backend, ("core", "numpy")), "weights": (weights, (*FORMS,)), "kv": (kv, ("fp32", "int8"))}
+    choices = {"backend": (backend, ("core", "numpy")), "weights": (weights, (*FORMS,)), "kv": (kv, KV_FORMS)}
     for name, (value, known) in choices.items():
         if value is not None and value not in known:
             raise UsageError(None, name, f"must be one of {', '.join(known)}, got {value[:40]}")

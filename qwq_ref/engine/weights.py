@@ -23,25 +23,13 @@ from ..footprint import parameters
 from ..formats.packed import Stored
 from ..formats.source import Source, Tensors
 from ..spec.ops import Array
+from .plan import EMBEDDING, HEAD, NORM, layer_names, model_bytes, plan
 
-# Weight form -> the formats of the layers' matrices and of the head. Errors of the head are seen most.
-FORMS = {"fp32": ("fp32", "fp32"), "bf16": ("bf16", "bf16"), "q8": ("q8", "q8"), "q4": ("q4", "q8")}
 SLICE = 1 << 23  # weights that all threads together read and pack at a time
 _PIECE = 1 << 20  # weights that one thread takes at most: its rows stay in the processor's cache until they are packed
 
 Progress = Callable[[float], object]
 Rows = Callable[[int, int], Array]  # (begin, end) -> rows of a matrix
-# Tensors of a layer in the order of LayerWeights: those of a checkpoint, or several of them joined.
-_LAYER = (
-    "input_layernorm.weight",
-    "self_attn.qkv_proj.weight",
-    "self_attn.qkv_proj.bias",
-    "self_attn.o_proj.weight",
-    "post_attention_layernorm.weight",
-    "mlp.gate_up_proj.weight",
-    "mlp.down_proj.weight",
-)
-EMBEDDING, NORM, HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
 _BF16 = np.dtype(ml_dtypes.bfloat16)
 
 
@@ -58,43 +46,8 @@ class ModelWeights:
     @classmethod
     def of(cls, config: Config, form: str, tensors: Mapping[str, Any]) -> ModelWeights:
         """Build the weights from tensors by the names of `plan`."""
-        layers = [LayerWeights(*(tensors[name] for name in _names(i))) for i in range(config.L)]
+        layers = [LayerWeights(*(tensors[name] for name in layer_names(i))) for i in range(config.L)]
         return cls(form, tensors[EMBEDDING], layers, tensors[NORM], tensors[HEAD])
-
-
-def plan(config: Config, form: str) -> dict[str, Stored]:
-    """Return what a model in this form consists of: name -> shape and format, in the order of the computation."""
-    layer, head = (core.FORMATS[name] for name in FORMS[form])
-    D, q, k = config.D, config.H * config.E, config.K * config.E
-    F = -(-config.F // 32) * 32
-    stored = {EMBEDDING: Stored((config.V, D), dtype="F32" if form == "fp32" else "BF16")}
-    of_layer = (
-        Stored((D,)),
-        Stored((q + 2 * k, D), layer),
-        Stored((q + 2 * k,)),
-        Stored((D, q), layer),
-        Stored((D,)),
-        Stored((2 * F, D), layer),
-        Stored((D, F), layer),
-    )
-    for i in range(config.L):
-        stored |= zip(_names(i), of_layer, strict=True)
-    return stored | {NORM: Stored((D,)), HEAD: Stored((config.V, D), head)}
-
-
-def model_bytes(config: Config, form: str) -> int:
-    """Return the bytes of all weights in this form."""
-    return sum(stored.nbytes for stored in plan(config, form).values())
-
-
-def step_bytes(config: Config, form: str) -> int:
-    """Return the bytes that decoding one token reads: all weights, but only one row of the embedding."""
-    return model_bytes(config, form) - (config.V - 1) * _row_bytes(config, form)
-
-
-def _row_bytes(config: Config, form: str) -> int:
-    """Return the bytes of one row of the embedding."""
-    return plan(config, form)[EMBEDDING].nbytes // config.V
 
 
 def read_model(source: Source, form: str, threads: int, progress: Progress | None = None) -> ModelWeights:
@@ -171,7 +124,7 @@ def packed_tensors(
         del head
         for i in range(config.L):
             path = f"model.layers.{i}."
-            names = _names(i)
+            names = layer_names(i)
             qkv = [f"{path}self_attn.{name}_proj" for name in "qkv"]
             yield names[0], vector(names[0])
             yield names[1], pack(names[1], source.joined([f"{name}.weight" for name in qkv]))
@@ -322,7 +275,3 @@ def _pack(rows: Array, out: Packed) -> None:
     if rows.dtype == _BF16:
         rows = rows.astype(np.float32) if codes == "fp32" else rows.view(np.uint16)
     core.quantise(rows, codes, out=out)
-
-
-def _names(layer: int) -> list[str]:
-    return [f"model.layers.{layer}.{name}" for name in _LAYER]

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..config import Config
+from ..forms import FORMS
 from ..spec.ops import (
     Array,
     Tap,
@@ -44,7 +45,6 @@ Linear = Callable[[Array], Array]
 Kept = tuple[Array, ...]  # of one layer: keys, values [S, K, E]; in int8 each with its scales [S, K] behind it
 Cache = tuple[Kept, ...]
 
-HEAD = {"fp32": "fp32", "bf16": "bf16", "q8": "q8", "q4": "q8"}  # errors of the head are seen most
 CENTER_POSITIONS = 4096  # that the mean of a key's bias is taken over, where the model has so many
 
 
@@ -76,14 +76,14 @@ def prepare(config: Config, weights: Mapping[str, Array], form: str) -> Prepared
         if w.ndim == 1:
             vectors[name] = w
         elif name == "model.embed_tokens.weight":
-            vectors[name] = w if form == "fp32" else to_bf16(w)
+            vectors[name] = w if FORMS[form].embedding == "F32" else to_bf16(w)
         elif name.endswith("mlp.gate_proj.weight"):
-            linears[name] = matrix(w * beta, form)
+            linears[name] = matrix(w * beta, FORMS[form].matrix)
         elif name.endswith("mlp.up_proj.weight"):
-            linears[name] = matrix(w / beta, form)
+            linears[name] = matrix(w / beta, FORMS[form].matrix)
         elif name != config.head_name:
-            linears[name] = matrix(w, form)
-    linears[config.head_name] = matrix(np.asarray(weights[config.head_name], np.float32), HEAD[form])
+            linears[name] = matrix(w, FORMS[form].matrix)
+    linears[config.head_name] = matrix(np.asarray(weights[config.head_name], np.float32), FORMS[form].head)
     inv_freq = rope_frequencies(config.rope, config.E)
     positions = np.arange(min(config.positions, CENTER_POSITIONS))
     cos, sin = rope_tables(inv_freq, config.rope.attention_scaling, positions)

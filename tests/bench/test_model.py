@@ -23,7 +23,8 @@ from qwq_ref.config import Config
 from qwq_ref.core import attention
 from qwq_ref.engine import backends
 from qwq_ref.engine.backends.core import CoreBackend
-from qwq_ref.engine.weights import FORMS, model_bytes
+from qwq_ref.engine.plan import model_bytes
+from qwq_ref.forms import FORMS
 from tests.support.models import config_values
 from tests.support.paths import QWQ_CONFIG
 

@@ -15,9 +15,9 @@ def test_info_of_the_real_model(capsys):
     assert "512.0 KiB   256.0 KiB   132.0 KiB" in out
     assert main(["info", "qwq-32b", "--json", "-c", "32768"]) == 0
     report = json.loads(capsys.readouterr().out)
-    assert report["weight_bytes"]["bf16"] == 65_527_752_704
+    assert report["checkpoint_bytes"]["bf16"] == 65_527_752_704
     assert report["contexts"][0]["kv_bytes"]["bf16"] == 8 << 30
-    assert report["contexts"][0]["memory_bytes"]["bf16+bf16"] == 65_527_752_704 + (8 << 30)
+    assert report["contexts"][0]["memory_bytes"]["bf16+fp32"] == report["weight_bytes"]["bf16"] + (16 << 30)
 
 
 def test_info_of_a_checkpoint(random_folder, capsys):

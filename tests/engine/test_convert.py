@@ -13,10 +13,11 @@ from qwq_ref import cli, core
 from qwq_ref.engine import convert as converting
 from qwq_ref.engine import weights as engine_weights
 from qwq_ref.engine.convert import convert
-from qwq_ref.engine.weights import FORMS, plan
+from qwq_ref.engine.plan import plan
 from qwq_ref.errors import CheckpointError, MemoryLimitError, UsageError
 from qwq_ref.formats import packed, resolve
 from qwq_ref.formats.names import packed_name
+from qwq_ref.forms import FORMS
 
 if not core.available():
     pytest.skip("the C core is not built: there was no compiler", allow_module_level=True)

@@ -21,14 +21,11 @@ from qwq_ref.bench import doctor, measure
 from qwq_ref.cli import main
 from qwq_ref.config import Config
 from qwq_ref.engine import fit
-from qwq_ref.engine.weights import (
-    FORMS,
-    model_bytes,
-    pack_weights,
-    step_bytes,
-)
+from qwq_ref.engine.plan import model_bytes, step_bytes
+from qwq_ref.engine.weights import pack_weights
 from qwq_ref.errors import MemoryLimitError, UsageError
 from qwq_ref.formats import Checkpoint, resolve
+from qwq_ref.forms import FORMS
 from qwq_ref.host import cpu as machine
 from qwq_ref.host import memory
 from tests.support.models import config_values, configs
@@ -199,6 +196,13 @@ def test_an_instruction_set_runs_where_there_is_all_that_it_needs():
 ALL = list(core.FEATURES)
 
 
+def pretend(monkeypatch, have):
+    """The processor has these features, and no others."""
+    for module in (core, core.isa):
+        monkeypatch.setattr(module, "features", lambda: have)
+        monkeypatch.setattr(module, "isas", lambda: [isa for isa in core.ISAS if set(core.needs(isa)) <= set(have)])
+
+
 @needs_core
 @pytest.mark.parametrize(
     ("lacks", "chosen", "why"),
@@ -215,8 +219,7 @@ ALL = list(core.FEATURES)
 )
 def test_why_an_instruction_set_was_chosen(monkeypatch, lacks, chosen, why):
     have = [name for name in ALL if name not in lacks]
-    monkeypatch.setattr(core, "features", lambda: have)
-    monkeypatch.setattr(core, "isas", lambda: [isa for isa in core.ISAS if set(core.needs(isa)) <= set(have)])
+    pretend(monkeypatch, have)
     facts = doctor.facts_of_isa(None)
     assert (facts["chosen"], facts["why"], facts["forced_by"]) == (chosen, why, None)
     assert facts["can_run"][-1] == chosen
@@ -231,8 +234,7 @@ def test_why_an_instruction_set_was_chosen(monkeypatch, lacks, chosen, why):
 
 @needs_core
 def test_another_processor(monkeypatch):
-    monkeypatch.setattr(core, "features", list)
-    monkeypatch.setattr(core, "isas", lambda: ["scalar"])
+    pretend(monkeypatch, [])
     monkeypatch.setattr("platform.machine", lambda: "riscv64")
     assert doctor.facts_of_isa(None)["why"] == "there is no other for riscv64"
 
@@ -539,7 +541,7 @@ def test_wrong_uses_are_one_line(capsys, arguments, status, message):
 
 
 def test_without_the_core(capsys, monkeypatch):
-    monkeypatch.setattr(core, "lib", None)
+    monkeypatch.setattr("qwq_ref.core._ffi.lib", None)
     monkeypatch.setattr(memory, "available_bytes", lambda root=None: 4 << 30)
     facts = report(capsys)
     assert facts["program"]["core"] is False
@@ -564,7 +566,7 @@ def test_without_the_core(capsys, monkeypatch):
 
 
 def test_a_core_that_cannot_be_loaded_says_why(monkeypatch):
-    monkeypatch.setattr(core, "lib", None)
+    monkeypatch.setattr("qwq_ref.core._ffi.lib", None)
     for error, said in (
         (ImportError("libgomp.so.1: no such file"), "cannot be loaded (libgomp.so.1: no such file)"),
         (ModuleNotFoundError("No module named 'qwq_ref.core._core'"), "is not built"),

@@ -18,7 +18,7 @@ from tests.support.paths import PACKAGE
 
 # Imports go from a line to lines above it.
 ORDER = [
-    {"errors"},
+    {"errors", "forms"},
     {"files", "tables"},
     {"config"},
     {"footprint", "spec", "core"},

@@ -17,6 +17,7 @@ from qwq_ref.engine.backends.core import CoreBackend
 from qwq_ref.engine.weights import pack_weights
 from qwq_ref.errors import GoldenError, UsageError
 from qwq_ref.formats import Checkpoint, resolve
+from qwq_ref.forms import FORMS, KV_FORMS
 from qwq_ref.numerics import engine
 from qwq_ref.oracle.graph import phases_of, tap_names
 from qwq_ref.oracle.judge import engine as adapter
@@ -26,7 +27,7 @@ from tests.support.models import configs, random_weights
 
 if not core.available():
     pytest.skip("the C core is not built: there was no compiler", allow_module_level=True)
-MODES = [adapter.Mode(weights, kv) for weights in adapter.WEIGHTS for kv in adapter.KV]
+MODES = [adapter.Mode(weights, kv) for weights in FORMS for kv in KV_FORMS]
 PACKS = oracle.conformance()
 
 

@@ -18,7 +18,7 @@ from statistics import median
 from qwq_ref import core
 from qwq_ref.bench.model import random_tensors
 from qwq_ref.config import Config
-from qwq_ref.engine.weights import plan
+from qwq_ref.engine.plan import plan
 from qwq_ref.formats.names import packed_name
 from qwq_ref.formats.packed import writing
 from qwq_ref.formats.packed_folder import PackedFolder

@@ -14,9 +14,9 @@ import numpy as np
 from ...config import Config
 from ...engine.backends import ALL, LAST, Backend
 from ...engine.backends.core import CoreBackend
-from ...engine.fit import own_kv
-from ...engine.weights import FORMS, pack_weights
+from ...engine.weights import pack_weights
 from ...errors import UsageError
+from ...forms import FORMS, KV_FORMS
 from ...spec.ops import Array
 from ..adapters.candidate import Candidate
 from ..graph import (
@@ -26,7 +26,6 @@ from ..graph import (
     absolute,
 )
 
-WEIGHTS, KV = tuple(FORMS), ("fp32", "int8")
 PREFIX = "qwq:"  # what stands before a mode in the place of somebody's files
 
 
@@ -43,21 +42,21 @@ class Mode:
     @property
     def precision(self) -> str:
         """What a candidate in this mode declares: floats are judged as float32, which they are computed in."""
-        return "fp32" if self.weights in ("fp32", "bf16") and self.kv == "fp32" else str(self)
+        return "fp32" if FORMS[self.weights].floats and self.kv == "fp32" else str(self)
 
 
 def is_mode(precision: str) -> bool:
     """Whether a declared precision is a mode, in which bits are judged, and none in which errors are."""
-    return "+" in precision or precision in ("q8", "q4")
+    return "+" in precision or (precision in FORMS and not FORMS[precision].floats)
 
 
 def read_mode(text: str) -> Mode:
     """ "q4", which has the engine's own cache for it, or "q4+fp32". Raises UsageError."""
     weights, plus, kv = text.partition("+")
-    if not plus:
-        kv = own_kv(weights)
-    if weights not in WEIGHTS or kv not in KV:
-        forms = f"{', '.join(WEIGHTS)}, and + {' or '.join(KV)} for the cache"
+    if not plus and weights in FORMS:
+        kv = FORMS[weights].kv
+    if weights not in FORMS or kv not in KV_FORMS:
+        forms = f"{', '.join(FORMS)}, and + {' or '.join(KV_FORMS)} for the cache"
         raise UsageError(None, "mode", f"must be one of {forms}; got {text[:40]}")
     return Mode(weights, kv)
 

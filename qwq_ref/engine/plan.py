@@ -1,0 +1,65 @@
+"""The tensors that a model consists of in one weight form, and their sizes to the byte.
+
+`qwq info`, `qwq doctor`, the loader and `qwq convert` take their numbers from here. They equal the packed file's
+bytes and the memory that the loader allocates. No compiled core is needed.
+"""
+
+from __future__ import annotations
+
+from ..config import Config
+from ..core import FORMATS
+from ..formats.packed import Stored
+from ..forms import FORMS
+
+# Tensors of a layer in the order of `core.layer.LayerWeights`: those of a checkpoint, or several of them joined.
+_LAYER = (
+    "input_layernorm.weight",
+    "self_attn.qkv_proj.weight",
+    "self_attn.qkv_proj.bias",
+    "self_attn.o_proj.weight",
+    "post_attention_layernorm.weight",
+    "mlp.gate_up_proj.weight",
+    "mlp.down_proj.weight",
+)
+EMBEDDING, NORM, HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
+
+
+def plan(config: Config, form: str) -> dict[str, Stored]:
+    """Return the tensors of a model in one weight form: name -> shape and format, in the order of the computation.
+
+    The MLP is padded to a multiple of 32. A tied head is a tensor of its own: its format differs from the embedding's.
+    """
+    kept = FORMS[form]
+    matrix, head = FORMATS[kept.matrix], FORMATS[kept.head]
+    D, q, k = config.D, config.H * config.E, config.K * config.E
+    F = -(-config.F // 32) * 32
+    stored = {EMBEDDING: Stored((config.V, D), dtype=kept.embedding)}
+    of_layer = (
+        Stored((D,)),
+        Stored((q + 2 * k, D), matrix),
+        Stored((q + 2 * k,)),
+        Stored((D, q), matrix),
+        Stored((D,)),
+        Stored((2 * F, D), matrix),
+        Stored((D, F), matrix),
+    )
+    for i in range(config.L):
+        stored |= zip(layer_names(i), of_layer, strict=True)
+    return stored | {NORM: Stored((D,)), HEAD: Stored((config.V, D), head)}
+
+
+def layer_names(layer: int) -> list[str]:
+    """Return the names of one layer's tensors in a plan."""
+    return [f"model.layers.{layer}.{name}" for name in _LAYER]
+
+
+def model_bytes(config: Config, form: str) -> int:
+    """Return the bytes of all weights in one form."""
+    return sum(stored.nbytes for stored in plan(config, form).values())
+
+
+def step_bytes(config: Config, form: str) -> int:
+    """Return the bytes of weights that decoding one token reads: all, but of the embedding one row."""
+    planned = plan(config, form)
+    embedding = planned.pop(EMBEDDING)
+    return sum(stored.nbytes for stored in planned.values()) + embedding.nbytes // config.V

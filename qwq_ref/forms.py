@@ -1,0 +1,38 @@
+"""The table of weight forms: how a whole model's weights are kept, and the KV cache that goes with each.
+
+Loader, converter, commands, benchmarks and oracle all read this table. `engine.plan` turns a line of it into sizes.
+The module imports no other one, so that `qwq --help` stays fast.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Form:
+    """One weight form.
+
+    matrix     format of the layers' matrices, a name of `core.FORMATS`
+    head       format of the output head, whose errors matter most
+    embedding  dtype of the embedding, "F32" or "BF16"; norms and biases are F32 in every form
+    kv         the cache form that goes with it, a name of `KV_FORMS`
+    floats     whether products are computed in floats, and not on int8 activations
+    only_from  the checkpoint's dtype that this form keeps exactly and requires; None: any
+    """
+
+    matrix: str
+    head: str
+    embedding: str
+    kv: str
+    floats: bool
+    only_from: str | None = None
+
+
+FORMS = {
+    "fp32": Form("fp32", "fp32", "F32", "fp32", floats=True),
+    "bf16": Form("bf16", "bf16", "BF16", "fp32", floats=True, only_from="BF16"),
+    "q8": Form("q8", "q8", "BF16", "int8", floats=False),
+    "q4": Form("q4", "q8", "BF16", "int8", floats=False),
+}  # the most exact first
+KV_FORMS = ("fp32", "int8")  # forms of the KV cache, the most exact first
