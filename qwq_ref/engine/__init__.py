@@ -1,0 +1,1 @@
+"""Load a model and generate text: weight forms, backends, caches, sessions and samplers."""

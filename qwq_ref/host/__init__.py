@@ -1,0 +1,1 @@
+"""Facts about this machine: its processor and its memory."""

@@ -1,0 +1,1 @@
+"""Other engines, called from Python."""

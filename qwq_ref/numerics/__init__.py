@@ -1,0 +1,1 @@
+"""The arithmetic of the C core in NumPy, exact to the bit."""

@@ -1,0 +1,1 @@
+"""llama.cpp: bindings, captured tensors, and files of weights for it."""

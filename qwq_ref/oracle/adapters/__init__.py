@@ -1,0 +1,1 @@
+"""Candidates: the tensors under test, from files, from a torch model, or from llama.cpp."""

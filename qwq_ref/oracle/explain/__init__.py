@@ -1,0 +1,1 @@
+"""The cause: which known mistake makes the wrong taps."""

@@ -1,0 +1,1 @@
+"""Golden packs and test vectors: written, read, and shipped."""

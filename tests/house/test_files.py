@@ -1,0 +1,76 @@
+"""The files of the repository: their length, the job of each package, one version, and the metadata."""
+
+import ast
+import re
+import subprocess
+import tomllib
+
+import pytest
+import yaml
+
+import qwq_ref
+from tests.support import checkout
+from tests.support.paths import PACKAGE, ROOT
+
+MOST_LINES = 500
+# File -> the reason for its length. The list may only shrink.
+LONG = {
+    "tests/oracle/test_pack.py": "not split yet",
+    "tests/oracle/test_adapters.py": "not split yet",
+    "tests/oracle/test_html.py": "not split yet",
+    "tests/support/planted.py": "not split yet",
+    "tests/host/test_doctor.py": "not split yet",
+    "tests/text/test_template.py": "not split yet",
+    "tests/formats/test_hostile_checkpoints.py": "not split yet",
+    "tests/formats/test_packed.py": "not split yet",
+    "tests/tasks/test_tasks.py": "not split yet",
+    "tests/train/test_gradients.py": "not split yet",
+    "qwq_ref/oracle/explain/mistakes.py": "not split yet",
+    "qwq_ref/oracle/render/html.py": "not split yet",
+    "qwq_ref/oracle/adapters/namemap.py": "not split yet",
+    "csrc/avx512.c": "not split yet",
+    "csrc/avx2.c": "not split yet",
+    "csrc/matmul.c": "not split yet",
+    "csrc/attention_avx512.c": "not split yet",
+}
+
+
+@pytest.fixture(scope="module")
+def files():
+    try:
+        return checkout.files()
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("needs git and a repository")
+
+
+def test_no_file_is_long(files):
+    lines = {name: len((ROOT / name).read_text().splitlines()) for name in files if re.search(r"\.(py|c|h|md)$", name)}
+    long = {name: count for name, count in lines.items() if count > MOST_LINES and name not in LONG}
+    assert not long, f"split these files, each with one job: {long}"
+
+
+PACKAGES = [
+    path for path in sorted(PACKAGE.rglob("__init__.py")) if path.parent.name != "tasks"
+]  # it comes with its API
+
+
+@pytest.mark.parametrize("path", PACKAGES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_a_package_has_a_line_that_says_its_job(path):
+    text = ast.get_docstring(ast.parse(path.read_text())) or ""
+    assert len(text.splitlines()[:1]) == 1, f"{path} has no docstring"
+
+
+def test_there_is_one_version():
+    """The source has it; pyproject.toml reads it; CITATION.cff and CHANGELOG.md repeat it."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert "version" in project["project"]["dynamic"]
+    assert project["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "qwq_ref.__version__"}
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == qwq_ref.__version__
+    assert f"## {qwq_ref.__version__}\n" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_hooks_run_the_checks_of_style():
+    """Local hooks only: an outside repository would be fetched."""
+    (repository,) = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    assert repository["repo"] == "local"
+    assert {hook["id"] for hook in repository["hooks"]} == {"ruff", "ruff-format", "mypy", "clang-format"}
