@@ -19,8 +19,9 @@ from .options import (
 
 if TYPE_CHECKING:
     from ..engine.model import Model
-    from ..eval.evaluate import Answerer, Pairs, Score
-    from ..tasks.tasks import Problem
+    from ..eval.accuracy import Answerer, Score
+    from ..eval.pairs import Pairs
+    from ..tasks import Problem
 
 _PROMPT = 512  # tokens that a prompt may have: qwq-nano's take some 30
 
@@ -50,7 +51,7 @@ def run(options: argparse.Namespace) -> int:
     for name in ("n", "max_tokens"):
         if getattr(options, name) < 1:
             raise UsageError(None, name.replace("_", "-"), f"must be at least 1, got {getattr(options, name)}")
-    from ..tasks.tasks import CATEGORIES, HARDER
+    from ..tasks import CATEGORIES, HARDER
 
     named = {None: [*CATEGORIES, *HARDER], "trained": list(CATEGORIES)}
     chosen = named[options.categories] if options.categories in named else options.categories.split(",")
@@ -65,8 +66,8 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _scores(options: argparse.Namespace, model: Model, chosen: Sequence[str]) -> int:
-    from ..eval.evaluate import evaluate
-    from ..tasks.tasks import CATEGORIES
+    from ..eval.accuracy import evaluate
+    from ..tasks import CATEGORIES
 
     answerer = _answerer(model, options)
     scores: list[Score] = []
@@ -89,7 +90,7 @@ def _scores(options: argparse.Namespace, model: Model, chosen: Sequence[str]) ->
 
 
 def _pairs(options: argparse.Namespace, model: Model, other: Model, chosen: Sequence[str]) -> int:
-    from ..eval.evaluate import compare, together
+    from ..eval.pairs import compare, pooled
 
     first, second = _answerer(model, options), _answerer(other, options)
     pairs: list[Pairs] = []
@@ -102,10 +103,10 @@ def _pairs(options: argparse.Namespace, model: Model, other: Model, chosen: Sequ
         pairs,
     )
     if options.json:
-        whole = together(pairs, "all").row() if pairs else None
+        whole = pooled(pairs, "all").row() if pairs else None
         _print_json(options, model, {"against": other.backend.description, "all": whole}, pairs)
     elif pairs:
-        print(_pairs_row(together(pairs, "all")))
+        print(_pairs_row(pooled(pairs, "all")))
     return 0 if finished else 130
 
 

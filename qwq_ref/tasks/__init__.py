@@ -1,0 +1,27 @@
+"""Problems with reasoning to learn from, and exact checkers: 23 categories, and 8 harder ones kept apart.
+
+    problem = sample("add3", np.random.default_rng(0), "train")
+    problem.prompt            the question
+    completion(problem)       the reasoning and the answer that a model should write after it
+    check(problem, text)      whether the text after </think> answers the problem
+
+A model's text is compared, or read by the bounded readers of `programs`. It is never run as Python.
+"""
+
+from .author import Language
+from .problems import CATEGORIES, HARDER, Problem, Split, completion, generate, sample, split
+from .verifiers import boxed, check
+
+__all__ = [
+    "CATEGORIES",
+    "HARDER",
+    "Language",
+    "Problem",
+    "Split",
+    "boxed",
+    "check",
+    "completion",
+    "generate",
+    "sample",
+    "split",
+]

@@ -1,449 +1,70 @@
-"""The exercises behind the categories: what is asked, in two languages, and reasoning that a tiny model can follow.
+"""Problems: an exercise with its category, its language and its key.
 
-Each reasoning obeys the same rules, because four layers must be able to write it token by token:
-
-- a line follows from the line before it and from the numbers that it restates; nothing is counted at a distance;
-- what is carried from step to step (a carry, a borrow, a running total, what is left of a list) is written down;
-- digits come lowest first, two digits where there can be two, and a result grows at its front, so that its last
-  form can be copied as it stands.
+A hash of the key divides problems into training and test. The key names the problem itself, whatever its language and
+wording.
 """
 
 from __future__ import annotations
 
-import itertools
-import operator
-from collections.abc import Callable, Sequence
-from functools import partial
+import hashlib
+from dataclasses import dataclass
+from typing import Literal
 
-from .author import Author, Exercise
-
-Maker = Callable[[Author], Exercise]
-
-
-# --- Column arithmetic: operands reversed, then one line a digit: the sum of the column, and the result so far. ---
-
-
-def add_columns(a: int, b: int) -> list[str]:
-    """`x+y+carry=cd,result`: c is the next carry, and d the digit put before the result."""
-    first, second = reversed_pair(a, b)
-    lines, carry, result = [f"{first}+{second}"], 0, ""
-    for x, y in zip(first, second, strict=True):
-        total = int(x) + int(y) + carry
-        result = f"{total % 10}{result}"
-        lines.append(f"{x}+{y}+{carry}={total:02d},{result}")
-        carry = total // 10
-    return lines
-
-
-def subtract_columns(a: int, b: int) -> list[str]:
-    """`1x-y-borrow=cd,result`: every column gets a ten in advance; if it is gone (c = 0), the next one has lent it."""
-    first, second = reversed_pair(a, b)
-    lines, borrow, result = [f"{first}-{second}"], 0, ""
-    for x, y in zip(first, second, strict=True):
-        left = 10 + int(x) - int(y) - borrow
-        result = f"{left % 10}{result}"
-        lines.append(f"1{x}-{y}-{borrow}={left:02d},{result}")
-        borrow = 1 - left // 10
-    return lines
-
-
-def reversed_pair(a: int, b: int) -> tuple[str, str]:
-    width = len(str(max(a, b)))
-    return f"{a:0{width}d}"[::-1], f"{b:0{width}d}"[::-1]
-
-
-def addition(author: Author, digits: int) -> Exercise:
-    a, b = author.number(digits), author.number(digits)
-    prompt = author.ask_value(f"{a}+{b}")
-    low, high = sorted((a, b))  # b+a is the same problem
-    return Exercise(f"{low}+{high}", prompt, author.say("Reverse:", "倒序："), add_columns(a, b), str(a + b))
-
-
-def subtraction(author: Author, digits: int) -> Exercise:
-    b, a = sorted((author.number(digits), author.number(digits)))
-    expression = f"{a}-{b}"
-    prompt = author.ask_value(expression)
-    return Exercise(expression, prompt, author.say("Reverse:", "倒序："), subtract_columns(a, b), str(a - b))
-
-
-def addition_or_subtraction(author: Author, digits: int) -> Exercise:
-    return (addition, subtraction)[author.integer(0, 1)](author, digits)
-
-
-def product(author: Author, shortest: int, longest: int) -> Exercise:
-    """`x*b=pq,pq+carry=cd,result`."""
-    a, b = author.number(author.integer(shortest, longest)), author.integer(2, 9)
-    lines, carry, result = [f"{str(a)[::-1]}*{b}"], 0, ""
-    for x in reversed(str(a)):
-        times = int(x) * b
-        total = times + carry
-        result = f"{total % 10}{result}"
-        lines.append(f"{x}*{b}={times:02d},{times:02d}+{carry}={total:02d},{result}")
-        carry = total // 10
-    return Exercise(f"{a}*{b}", author.ask_value(f"{a}*{b}"), author.say("Reverse:", "倒序："), lines, str(a * b))
-
-
-def missing_operand(author: Author) -> Exercise:
-    """One of three numbers hides; it is named by a sum or a difference of the two others, which is then worked out."""
-    small, other = author.integers(2, 10, 49)
-    total = small + other
-    equation, isolated, lines, answer = (
-        (f"x+{small}={total}", f"x={total}-{small}", subtract_columns(total, small), other),
-        (f"{small}+x={total}", f"x={total}-{small}", subtract_columns(total, small), other),
-        (f"{total}-x={small}", f"x={total}-{small}", subtract_columns(total, small), other),
-        (f"x-{small}={other}", f"x={other}+{small}", add_columns(other, small), total),
-    )[author.integer(0, 3)]
-    prompt = author.ask(
-        (f"{equation}. What is x?", f"{equation}。x等于多少？"), (f"Find x: {equation}.", f"求x：{equation}。")
-    )
-    return Exercise(equation, prompt, isolated, [author.say("Reverse:", "倒序："), *lines], str(answer))
-
-
-# --- Reduction: each line is the line before with its first two items made one, or with its first item used up. ---
-
-
-def chain_sum(author: Author, shortest: int, longest: int) -> Exercise:
-    terms = author.integers(author.integer(shortest, longest), 1, 9)
-    expression = "+".join(map(str, terms))
-    lines, left = [expression], terms
-    while len(left) > 2:
-        left = [left[0] + left[1], *left[2:]]
-        lines.append("+".join(map(str, left)))
-    prompt = author.ask_value(expression)
-    return Exercise(expression, prompt, author.say("Step by step:", "一步一步："), lines, str(sum(terms)))
-
-
-def boolean(author: Author) -> Exercise:
-    """0, 1 and the signs & | ^, strictly from left to right."""
-    operators = {"&": operator.and_, "|": operator.or_, "^": operator.xor}
-    count = author.integer(5, 6)
-    signs = [author.pick("&|^") for _ in range(count - 1)]
-    bits = author.integers(count, 0, 1)
-    value, lines = bits[0], []
-    for place, sign in enumerate(signs):
-        rest = (f"{s}{bit}" for s, bit in zip(signs[place:], bits[place + 1 :], strict=True))
-        lines.append(f"{value}{''.join(rest)}")
-        value = operators[sign](value, bits[place + 1])
-    prompt = author.ask(
-        (f"From left to right, what is {lines[0]}?", f"从左到右，{lines[0]}等于多少？"),
-        (f"Compute {lines[0]} from left to right.", f"从左到右计算{lines[0]}。"),
-    )
-    return Exercise(lines[0], prompt, author.say("Step by step:", "一步一步："), lines, str(value))
-
-
-def minmax(author: Author) -> Exercise:
-    """Of the first two, the loser leaves the list."""
-    largest = bool(author.integer(0, 1))
-    choose = max if largest else min
-    left = author.distinct(author.integer(4, 5), 10, 99)
-    listed = joined(left)
-    lines = [listed]
-    while len(left) > 2:
-        left = [choose(left[:2]), *left[2:]]
-        lines.append(joined(left))
-    en, zh = ("largest", "最大") if largest else ("smallest", "最小")
-    prompt = author.ask(
-        (f"Which is the {en}: {listed}?", f"{listed}中哪个{zh}？"),
-        (f"Find the {en} of {listed}.", f"求{listed}中{zh}的数。"),
-    )
-    lead = author.say(f"Keep the {en}:", f"留下{zh}的：")
-    return Exercise(f"{'max' if largest else 'min'} {listed}", prompt, lead, lines, str(choose(left)))
-
-
-def sort(author: Author, count: int) -> Exercise:
-    """`sorted:left`: the first of what is left goes to its place."""
-    numbers = author.distinct(count, 10, 99)
-    listed = joined(numbers)
-    lines = [f"{joined(sorted(numbers[:place]))}:{joined(numbers[place:])}" for place in range(1, count)]
-    prompt = author.ask(
-        (f"Sort {listed}.", f"排序{listed}。"), (f"Put {listed} in order.", f"把{listed}从小到大排列。")
-    )
-    return Exercise(listed, prompt, author.say("Insert one by one:", "逐个插入："), lines, joined(sorted(numbers)))
-
-
-def reverse(author: Author, shortest: int, longest: int) -> Exercise:
-    """`left:reversed`: the first digit of what is left goes before the reversed part."""
-    text = author.digit_string(shortest, longest)
-    lines = [f"{text[place:]}:{text[:place][::-1]}" for place in range(1, len(text))]
-    prompt = author.ask((f"Reverse {text}.", f"反转{text}。"), (f"Write {text} backwards.", f"把{text}倒过来写。"))
-    return Exercise(text, prompt, author.say("One by one:", "逐个："), lines, text[::-1])
-
-
-def count(author: Author) -> Exercise:
-    """`left:count so far`."""
-    wanted = author.integer(0, 9)
-    length = author.integer(5, 7)
-    hits = author.integer(0, 4)
-    others = [(wanted + shift) % 10 for shift in author.integers(length - hits, 1, 9)]
-    text = "".join(map(str, author.shuffled([wanted] * hits + others)))
-    lines = [f"{text[place:]}:{text[:place].count(str(wanted))}" for place in range(length)]
-    prompt = author.ask(
-        (f"How many {wanted} are in {text}?", f"{text}中有几个{wanted}？"),
-        (f"Count the {wanted} in {text}.", f"数一数{text}中的{wanted}。"),
-    )
-    return Exercise(f"{wanted} in {text}", prompt, author.say(f"Count {wanted}:", f"数{wanted}："), lines, str(hits))
-
-
-def parity(author: Author) -> Exercise:
-    """`left:parity so far`, 1 for odd, of the sum of digits."""
-    text = author.digit_string(5, 7)
-    bits = [sum(map(int, text[:place])) % 2 for place in range(len(text) + 1)]
-    lines = [f"{text[place:]}:{bits[place]}" for place in range(len(text))]
-    prompt = author.ask(
-        (f"Is the digit sum of {text} even or odd?", f"{text}的数字和是奇数还是偶数？"),
-        (f"Digit sum of {text}: even or odd?", f"{text}的数字和：奇数还是偶数？"),
-    )
-    answer = author.say("odd", "奇数") if bits[-1] else author.say("even", "偶数")
-    return Exercise(text, prompt, author.say("Even 0, odd 1:", "偶0奇1："), lines, answer)
-
-
-def joined(numbers: Sequence[int]) -> str:
-    return ",".join(map(str, numbers))
-
-
-# --- Number theory and order ---
-
-
-def modulus(author: Author) -> Exercise:
-    """Long division, a digit at a time: `rd-b*q=rd-bq=r`, where r goes before the next digit."""
-    a, b = author.number(3), author.integer(2, 9)
-    lines, rest = [], 0
-    for digit in str(a):
-        part = 10 * rest + int(digit)
-        times = part // b
-        rest = part - b * times
-        lines.append(f"{part:02d}-{b}*{times}={part:02d}-{b * times:02d}={rest}")
-    prompt = author.ask(
-        (f"What is {a} mod {b}?", f"{a}除以{b}余多少？"), (f"Compute {a} mod {b}.", f"计算{a}除以{b}的余数。")
-    )
-    return Exercise(f"{a} mod {b}", prompt, author.say("Digit by digit:", "逐位："), lines, str(rest))
-
-
-def gcd(author: Author) -> Exercise:
-    """Euclid: the remainder of a division takes part in the next one, until it is 0."""
-    while True:
-        a, b = author.distinct(2, 2, 99)
-        lines, divisor = divisions(max(a, b), min(a, b))
-        # Short ones only; and half of the many coprime pairs are passed over, lest 1 be a good guess.
-        if 2 <= len(lines) <= 4 and a < 10 * b and b < 10 * a and (divisor > 1 or author.integer(0, 1)):
-            break
-    prompt = author.ask(
-        (f"What is gcd({a},{b})?", f"{a}和{b}的最大公约数是多少？"),
-        (f"Find gcd({a},{b}).", f"求{a}和{b}的最大公约数。"),
-    )
-    lead = author.say("Divide until 0:", "除到0：")
-    return Exercise(joined(sorted((a, b))), prompt, lead, lines, str(divisor))
-
-
-def divisions(high: int, low: int) -> tuple[list[str], int]:
-    """Euclid's lines for two numbers, `a-b*q=a-bq=r`, and their greatest common divisor."""
-    lines = []
-    while low:
-        times = high // low
-        rest = high - low * times
-        lines.append(f"{high:02d}-{low:02d}*{times}={high:02d}-{low * times:02d}={rest:02d}")
-        high, low = low, rest
-    return lines, high
-
-
-def compare(author: Author) -> Exercise:
-    """From the highest digit to the first difference."""
-    digits = author.integer(3, 4)
-    a = author.number(digits)
-    shared = author.integer(0, digits - 1)
-    scale = 10 ** (digits - shared)
-    # b begins as a does; of a shared leading digit of none, the first must not be 0.
-    b = a
-    while b == a:
-        b = a // scale * scale + author.integer(0 if shared else scale // 10, scale - 1)
-    pairs = list(zip(str(a), str(b), strict=True))
-    first = next(place for place, (x, y) in enumerate(pairs) if x != y)
-    signs = [f"{x}{'=<>'[(x < y) + 2 * (x > y)]}{y}" for x, y in pairs[: first + 1]]
-    prompt = author.ask(
-        (f"Which is larger, {a} or {b}?", f"{a}和{b}哪个大？"),
-        (f"Find the larger of {a} and {b}.", f"求{a}和{b}中较大的数。"),
-    )
-    return Exercise(joined(sorted((a, b))), prompt, author.say("Digit by digit:", "逐位："), signs, str(max(a, b)))
-
-
-def sequence(author: Author) -> Exercise:
-    """Two increments take turns; the next one is that of two lines before."""
-    start = author.integer(1, 60)
-    increments = author.integers(2, 1, 9)
-    terms = [start]
-    for place in range(5):
-        terms.append(terms[-1] + increments[place % 2])
-    *shown, answer = terms
-    lines = [f"{after}-{before}={after - before}" for before, after in itertools.pairwise(shown)]
-    lines.append(f"{shown[-1]}+{increments[0]}={answer}")
-    listed = joined(shown)
-    prompt = author.ask(
-        (f"What comes next: {listed}?", f"下一个数是多少：{listed}？"),
-        (f"Find the next of {listed}.", f"求{listed}的下一个数。"),
-    )
-    return Exercise(listed, prompt, author.say("Step by step:", "一步一步："), lines, str(answer))
-
-
-def units(author: Author) -> Exercise:
-    factor, en_big, en_small, zh_big, zh_small = (
-        (60, "h", "min", "小时", "分钟"),
-        (60, "min", "s", "分钟", "秒"),
-        (100, "m", "cm", "米", "厘米"),
-        (1000, "kg", "g", "千克", "克"),
-    )[author.integer(0, 3)]
-    big, small = author.integer(1, 9), author.integer(1, factor - 1)
-    en, zh = f"{big} {en_big} {small} {en_small}", f"{big}{zh_big}{small}{zh_small}"
-    prompt = author.ask(
-        (f"How many {en_small} are {en}?", f"{zh}等于多少{zh_small}？"),
-        (f"Write {en} in {en_small}.", f"把{zh}写成{zh_small}。"),
-    )
-    lead = author.say(f"1 {en_big}={factor} {en_small}", f"1{zh_big}={factor}{zh_small}")
-    whole = big * factor
-    lines = [f"{big}*{factor}={whole}", f"{whole}+{small}={whole + small}"]
-    return Exercise(en, prompt, lead, lines, str(whole + small))
-
-
-def recall(author: Author) -> Exercise:
-    """A string of digits to copy, or two values to be found among four."""
-    if author.integer(0, 1):
-        text = author.digit_string(5, 8)
-        prompt = author.ask((f"Copy {text}.", f"照抄{text}。"), (f"Write {text} again.", f"再写一次{text}。"))
-        return Exercise(f"copy {text}", prompt, author.say("Look back:", "回看："), (), text)
-    names = ["abcdkmnt"[place] for place in author.distinct(4, 0, 7)]
-    values = author.integers(4, 10, 99)
-    table = ",".join(f"{name}={value}" for name, value in zip(names, values, strict=True))
-    first, second = author.distinct(2, 0, 3)
-    wanted = f"{names[first]},{names[second]}"
-    prompt = author.ask(
-        (f"Given {table}. Find {wanted}.", f"已知：{table}。求：{wanted}。"),
-        (f"If {table}, what is {wanted}?", f"如果：{table}，求：{wanted}。"),
-    )
-    lines = [f"{names[place]}={values[place]}" for place in (first, second)]
-    answer = f"{values[first]},{values[second]}"
-    return Exercise(f"{table} {wanted}", prompt, author.say("Look back:", "回看："), lines, answer)
-
-
-# --- Search and programs: any answer that works is right. ---
-
-SIGNS: dict[str, Callable[[int, int], int]] = {"+": operator.add, "-": operator.sub, "*": operator.mul}
-
-
-def ask_countdown(author: Author, numbers: Sequence[int], target: int) -> str:
-    listed = joined(numbers)
-    return author.ask(
-        (f"Use {listed} to make {target}.", f"用{listed}算出{target}。"),
-        (f"Make {target} from {listed}.", f"由{listed}得到{target}。"),
-    )
-
-
-def countdown2(author: Author) -> Exercise:
-    """Try +, -, * in this order, the larger number first, until one gives the target."""
-    a, b = author.integer(10, 60), author.integer(2, 20)
-    high, low = max(a, b), min(a, b)
-    target = SIGNS[author.pick("+-*")](high, low)
-    lines = []
-    for sign, apply in SIGNS.items():
-        value = apply(high, low)
-        lines.append(f"{high}{sign}{low}={value}")
-        if value == target:
-            break
-    prompt = ask_countdown(author, (a, b), target)
-    lead = author.say("Try each:", "逐个试：")
-    return Exercise(f"{joined(sorted((a, b)))} {target}", prompt, lead, lines, f"{high}{sign}{low}")
-
-
-def countdown3(author: Author) -> Exercise:
-    """What the first two can make, then what the third needs of them: target-c, target+c, target/c, until they meet."""
-    while True:
-        b, a = sorted(author.distinct(2, 1, 12))
-        c = author.integer(1, 12)
-        target = SIGNS[author.pick("+-*")](SIGNS[author.pick("+-*")](a, b), c)
-        if 1 <= target <= 99:
-            break
-    made = {sign: apply(a, b) for sign, apply in SIGNS.items()}
-    # The last is reached only if the target is a product, and then it divides.
-    needed = {"+": target - c, "-": target + c, "*": target // c}
-    inverse = {"+": "-", "-": "+", "*": "/"}
-    tried = list(itertools.takewhile(lambda sign: needed[sign] not in made.values(), SIGNS))
-    last = next(sign for sign in SIGNS if sign not in tried)
-    first = next(sign for sign, value in made.items() if value == needed[last])
-    lines = [f"{a}{sign}{b}={value}" for sign, value in made.items()]
-    lines += [f"{target}{inverse[sign]}{c}={needed[sign]}" for sign in (*tried, last)]
-    prompt = ask_countdown(author, (a, b, c), target)
-    key = f"{joined(sorted((a, b, c)))} {target}"
-    return Exercise(key, prompt, author.say("Try each:", "逐个试："), lines, f"({a}{first}{b}){last}{c}")
-
-
-def countdown4(author: Author) -> Exercise:
-    """The way to one solution; how to find it is left to the reader."""
-    while True:
-        numbers = author.distinct(4, 1, 10)
-        value, expression, lines = numbers[0], str(numbers[0]), []
-        for number in numbers[1:]:
-            sign = author.pick("+-*")
-            result = SIGNS[sign](value, number)
-            lines.append(f"{value}{sign}{number}={result}")
-            value, expression = result, f"({expression}{sign}{number})"
-        if 1 <= value <= 99 and not any("=-" in line for line in lines):
-            break
-    prompt = ask_countdown(author, author.shuffled(numbers), value)
-    key = f"{joined(sorted(numbers))} {value}"
-    return Exercise(key, prompt, author.say("Try each:", "逐个试："), lines, expression[1:-1])
-
-
-def rpn(author: Author, shortest: int, longest: int) -> Exercise:
-    """Steps in words -> a program for them."""
-    words = {"+": ("add", "加"), "-": ("subtract", "减"), "*": ("multiply by", "乘")}
-    # x is never subtracted: x - x would make whatever follows it meaningless.
-    operands = {"+": "123456789x", "-": "123456789", "*": "123456789x"}
-    signs = [author.pick("+-*") for _ in range(author.integer(shortest, longest))]
-    steps = [(sign, author.pick(operands[sign])) for sign in signs]
-    told = [author.say(f"{words[sign][0]} {number}", f"{words[sign][1]}{number}") for sign, number in steps]
-    listed = author.say(", ", "，").join(told)
-    prompt = author.ask(
-        (f"Write RPN for x: {listed}.", f"写出x的逆波兰式：{listed}。"),
-        (f"RPN for x: {listed}.", f"x的逆波兰式：{listed}。"),
-    )
-    lines = [f"{step}: {number} {sign}" for step, (sign, number) in zip(told, steps, strict=True)]
-    program = " ".join(("x", *(f"{number} {sign}" for sign, number in steps)))
-    key = " ".join(f"{sign}{number}" for sign, number in steps)
-    return Exercise(key, prompt, author.say("Start with x", "从x开始"), lines, program)
-
-
-MAKERS: dict[str, Maker] = {
-    "addsub2": partial(addition_or_subtraction, digits=2),
-    "add3": partial(addition, digits=3),
-    "add4": partial(addition, digits=4),
-    "sub3": partial(subtraction, digits=3),
-    "sub4": partial(subtraction, digits=4),
-    "product": partial(product, shortest=2, longest=3),
-    "chain_sum": partial(chain_sum, shortest=4, longest=6),
-    "mod": modulus,
-    "gcd": gcd,
-    "compare": compare,
-    "minmax": minmax,
-    "sort": partial(sort, count=4),
-    "reverse": partial(reverse, shortest=5, longest=6),
-    "count": count,
-    "parity": parity,
-    "missing_operand": missing_operand,
-    "sequence": sequence,
-    "boolean": boolean,
-    "units": units,
-    "recall": recall,
-    "countdown2": countdown2,
-    "countdown3": countdown3,
-    "rpn": partial(rpn, shortest=2, longest=3),
-}
-
-# Out of the range of their namesakes: longer numbers, longer chains, one more number to combine.
-HARDER_MAKERS: dict[str, Maker] = {
-    "add5": partial(addition, digits=5),
-    "sub5": partial(subtraction, digits=5),
-    "product4": partial(product, shortest=4, longest=4),
-    "chain_sum9": partial(chain_sum, shortest=7, longest=9),
-    "sort6": partial(sort, count=6),
-    "reverse9": partial(reverse, shortest=8, longest=9),
-    "countdown4": countdown4,
-    "rpn5": partial(rpn, shortest=4, longest=5),
-}
+import numpy as np
+
+from .author import Author, Language
+from .exercises import HARDER_MAKERS, MAKERS
+
+CATEGORIES: tuple[str, ...] = tuple(MAKERS)
+HARDER: tuple[str, ...] = tuple(HARDER_MAKERS)
+Split = Literal["train", "test"]
+
+_LANGUAGES: tuple[Language, Language] = ("en", "zh")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One problem.
+
+    answer  the reference answer; `check` takes from it the value, the numbers or the function that an answer must have
+    key     the identity of the problem, independent of language and wording; `split` hashes it
+    trace   the reasoning, without its markers
+    """
+
+    category: str
+    language: Language
+    prompt: str
+    answer: str
+    trace: str
+    key: str
+
+
+def generate(category: str, rng: np.random.Generator, language: Language | None = None) -> Problem:
+    """Draw a problem, and its language unless one is given. The language does not change the problem."""
+    drawn = _LANGUAGES[int(rng.integers(2))]
+    language = language or drawn
+    author = Author(rng, language)
+    exercise = (MAKERS | HARDER_MAKERS)[category](author)
+    conclusion = author.say("So ", "所以") + exercise.answer
+    trace = "\n".join((exercise.lead, *exercise.lines, conclusion))
+    return Problem(category, language, exercise.prompt, exercise.answer, trace, f"{category}: {exercise.key}")
+
+
+def split(problem: Problem) -> Split:
+    """Return the part that a problem belongs to. A tenth of all problems is for tests, the same on every machine."""
+    digest = hashlib.blake2b(problem.key.encode(), digest_size=8).digest()
+    return "test" if int.from_bytes(digest, "big") % 10 == 0 else "train"
+
+
+def sample(category: str, rng: np.random.Generator, part: Split, language: Language | None = None) -> Problem:
+    """Draw problems until one belongs to this part of the split. The language does not change the problem."""
+    while split(problem := generate(category, rng, language)) != part:
+        pass
+    return problem
+
+
+def completion(problem: Problem) -> str:
+    """Return the text after the prompt, which has opened the reasoning: the trace, its end, and the boxed answer."""
+    box = f"\\boxed{{{problem.answer}}}"
+    sentence = f"The answer is {box}." if problem.language == "en" else f"答案是{box}。"
+    return f"{problem.trace}\n</think>\n\n{sentence}"

@@ -14,9 +14,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..tasks import tasks
-from ..tasks.author import Language
-from ..tasks.tasks import Problem
+from .. import tasks
+from ..tasks import Language, Problem
 from ..text import Tokenizer
 from .model import Batch
 

@@ -7,11 +7,10 @@ import numpy as np
 import pytest
 
 import qwq_ref
-from qwq_ref import core
+from qwq_ref import core, tasks
 from qwq_ref.cli import main
-from qwq_ref.eval import evaluate
+from qwq_ref.eval import accuracy, pairs
 from qwq_ref.spec import Sampling
-from qwq_ref.tasks import tasks
 from qwq_ref.train import rollout
 from tests.tools import quality
 
@@ -49,7 +48,7 @@ def within(measured, mode):
 def test_the_documents_were_never_trained_on(nano, documents):
     assert sum(len(document.ids) for document in documents) > 5000
     for category in tasks.CATEGORIES:
-        for problem in evaluate.problems(category, quality.EACH, quality.SEED):
+        for problem in accuracy.problems(category, quality.EACH, quality.SEED):
             assert tasks.split(problem) == "test"
             assert tasks.check(problem, tasks.completion(problem))
 
@@ -114,7 +113,7 @@ def greedy():
     @functools.cache
     def answers(form):
         model = qwq_ref.load("qwq-nano", weights=form, threads=1)
-        asked = [problem for name in tasks.CATEGORIES for problem in evaluate.problems(name, 6, quality.SEED)]
+        asked = [problem for name in tasks.CATEGORIES for problem in accuracy.problems(name, 6, quality.SEED)]
         said = rollout.answers_each(
             model.backend,
             [model.prompt_ids(problem.prompt) for problem in asked],
@@ -125,7 +124,7 @@ def greedy():
             seed=0,
         )
         texts = [(model.tokenizer.decode(answer.ids), answer.ended) for answer in said]
-        return [evaluate.is_right(problem, *text) for problem, text in zip(asked, texts, strict=True)]
+        return [accuracy.is_right(problem, *text) for problem, text in zip(asked, texts, strict=True)]
 
     return answers
 
@@ -133,9 +132,9 @@ def greedy():
 @pytest.mark.parametrize(("form", "most"), [("q8", 0.05), ("q4", 0.06)])
 def test_answers_are_hardly_worse(greedy, form, most):
     """The upper end of the loss, which would be 2.7 points if no answer differed: the long tier asks 10,005."""
-    pairs = evaluate.pairs("all", greedy(form), greedy("fp32"))
-    assert pairs.against > 0.8
-    assert pairs.high <= most, pairs
+    found = pairs.pairs("all", greedy(form), greedy("fp32"))
+    assert found.against > 0.8
+    assert found.high <= most, found
 
 
 @pytest.mark.long
@@ -153,7 +152,7 @@ def test_answers_to_ten_thousand_problems(capsys, form, kv, most):
 def test_one_by_one_or_in_a_batch_the_answers_are_the_same(temperature):
     """The engine draws what the batched sampler draws; float32's last bits turn no token here."""
     engine, batched = (qwq_ref.load("qwq-nano", backend=name, weights="fp32", threads=1) for name in ("core", "numpy"))
-    asked = [evaluate.problems(category, 3, 5) for category in ("add3", "countdown3", "recall")]
+    asked = [accuracy.problems(category, 3, 5) for category in ("add3", "countdown3", "recall")]
     prompts = [engine.prompt_ids(problem.prompt) for several in asked for problem in several]
     how = {"end_ids": engine.defaults.eos_token_ids, "vocabulary": engine.tokenizer.size, "max_tokens": 60, "seed": 3}
     sampling = Sampling(temperature=temperature, top_p=0.95, top_k=40)
@@ -165,10 +164,10 @@ def test_one_by_one_or_in_a_batch_the_answers_are_the_same(temperature):
 
 def test_pairs_are_counted_problem_by_problem():
     first, second = [True, True, False, False, True], [True, False, True, True, True]
-    pairs = evaluate.pairs("mod", first, second)
-    assert (pairs.n, pairs.accuracy, pairs.against, pairs.lost, pairs.gained) == (5, 0.6, 0.8, 2, 1)
-    assert pairs.low < 0.2 < pairs.high
-    both = evaluate.together([pairs, evaluate.pairs("gcd", [True], [True])], "all")
+    found = pairs.pairs("mod", first, second)
+    assert (found.n, found.accuracy, found.against, found.lost, found.gained) == (5, 0.6, 0.8, 2, 1)
+    assert found.low < 0.2 < found.high
+    both = pairs.pooled([found, pairs.pairs("gcd", [True], [True])], "all")
     assert (both.n, both.lost, both.gained) == (6, 2, 1)
     assert (both.accuracy, both.against) == pytest.approx((4 / 6, 5 / 6))
 
@@ -204,14 +203,14 @@ def test_wrong_use(capsys, arguments, message):
 
 @pytest.mark.parametrize("as_json", [False, True])
 def test_ctrl_c_keeps_what_is_done(capsys, monkeypatch, as_json):
-    asked = evaluate.problems
+    asked = accuracy.problems
 
     def interrupted(category, n, seed):
         if category == "sub3":
             raise KeyboardInterrupt
         return asked(category, n, seed)
 
-    monkeypatch.setattr(evaluate, "problems", interrupted)
+    monkeypatch.setattr(accuracy, "problems", interrupted)
     arguments = ["eval", "-n", "2", "--categories", "add3,sub3,gcd", "-t", "1", *["--json"] * as_json]
     for more in ([], ["--against", "q8"]):
         assert main([*arguments, *more]) == 130

@@ -10,15 +10,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from qwq_ref import core
+from qwq_ref import core, tasks
 from qwq_ref.engine.backends import logits
 from qwq_ref.engine.backends.core import CoreBackend
 from qwq_ref.engine.weights import pack_weights
-from qwq_ref.eval import evaluate
+from qwq_ref.eval import accuracy
+from qwq_ref.eval.kld import kl_divergence, same_top
+from qwq_ref.eval.perplexity import perplexity, surprise
 from qwq_ref.formats import Checkpoint, resolve
 from qwq_ref.numerics import quant
 from qwq_ref.spec import forward
-from qwq_ref.tasks import tasks
 from qwq_ref.text import load_tokenizer
 from qwq_ref.train import corpus
 
@@ -66,7 +67,7 @@ def held_out(config, weights, each=EACH, seed=SEED):
     formatter = corpus.Formatter(load_tokenizer(resolve("qwq-nano"), config.V))
     documents = []
     for category in tasks.CATEGORIES:
-        for problem in evaluate.problems(category, each, seed):
+        for problem in accuracy.problems(category, each, seed):
             prompt = formatter.prompt(problem.prompt)
             ids = (*prompt, *formatter.completion(tasks.completion(problem)))
             documents.append(Document(ids, len(prompt), forward(config, weights, ids, dtype=np.float64)[0]))
@@ -81,32 +82,26 @@ def engine(config, weights, form, kv="fp32"):
 def measure(documents, logits):
     """`logits(ids)` -> [T, V]"""
     off = size = 0.0
-    klds, tops, surprise, of_answer, next_of_answer = [], [], [], [], []
+    klds, tops, surprises, of_answer, next_of_answer = [], [], [], [], []
     for document in documents:
         ours = logits(document.ids).astype(np.float64)
         off, size = off + np.sum((ours - document.true) ** 2), size + np.sum(document.true**2)
-        p, q = log_softmax(document.true), log_softmax(ours)
-        klds.append(np.sum(np.exp(p) * (p - q), axis=-1))
-        tops.append(ours.argmax(-1) == document.true.argmax(-1))
-        surprise.append(-q[np.arange(len(q) - 1), document.ids[1:]])
-        answers = np.arange(len(q)) >= document.prompt - 1
+        klds.append(kl_divergence(document.true, ours))
+        tops.append(same_top(document.true, ours))
+        surprises.append(surprise(ours, document.ids))
+        answers = np.arange(len(ours)) >= document.prompt - 1
         of_answer.append(answers)
         next_of_answer.append(answers[:-1])
-    kld, top, nll, answer, after = map(np.concatenate, (klds, tops, surprise, of_answer, next_of_answer))
+    kld, top, nats, answer, after = map(np.concatenate, (klds, tops, surprises, of_answer, next_of_answer))
     return Quality(
         off / size,
         kld.mean(),
         top.mean(),
-        np.exp(nll.mean()),
+        perplexity(nats),
         kld[answer].mean(),
         top[answer].mean(),
-        np.exp(nll[after].mean()),
+        perplexity(nats[after]),
     )
-
-
-def log_softmax(x):
-    x = x - x.max(axis=-1, keepdims=True)
-    return x - np.log(np.sum(np.exp(x), axis=-1, keepdims=True))
 
 
 def rtn(w, group=32):

@@ -11,10 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import qwq_ref
+from qwq_ref import tasks
 from qwq_ref.cli import main
 from qwq_ref.config import Config
 from qwq_ref.errors import UsageError
-from qwq_ref.eval import evaluate
+from qwq_ref.eval import accuracy, outputs
 from qwq_ref.formats import Checkpoint
 from qwq_ref.formats.write import write_atomically, write_safetensors
 from qwq_ref.spec import (
@@ -24,7 +25,6 @@ from qwq_ref.spec import (
     forward,
 )
 from qwq_ref.spec.ops import to_bf16
-from qwq_ref.tasks import tasks
 from qwq_ref.text import load_chat_template, load_tokenizer
 from qwq_ref.train import corpus, rollout
 from qwq_ref.train import sft as stages
@@ -85,7 +85,7 @@ def test_faults_are_planted_as_said(formatter):
         assert (clean.ids[-1], clean.ids.count(think_end)) == (end, 1)
         loop = formatter.document("add3", Mixture(loops=1), rng)
         assert end not in loop.ids[loop.prompt :]
-        assert evaluate.metrics.is_loop(loop.ids[loop.prompt :], ended=False) or len(loop.ids) < 60
+        assert outputs.is_loop(loop.ids[loop.prompt :], ended=False) or len(loop.ids) < 60
         switch = formatter.document("add3", Mixture(switches=1), rng)
         text = formatter.tokenizer.decode(switch.ids[switch.prompt :])
         english_first = "Reverse" in text
@@ -350,15 +350,15 @@ def test_scores_of_answers_that_are_known(formatter):
             else:
                 yield encode("7+1=8\n" * 40, ends=False), False
 
-    score = evaluate.evaluate(answerer, formatter.tokenizer, "add3", 40, seed=0)
+    score = accuracy.evaluate(answerer, formatter.tokenizer, "add3", 40, seed=0)
     assert (score.accuracy, score.format, score.loops, score.switches) == (0.5, 0.75, 0.25, 0.25)
     assert score.low < 0.5 < score.high
     assert score.tokens > 10
 
 
 def test_evaluation_asks_unseen_problems_and_the_same_each_time():
-    asked = evaluate.problems("add3", 300, seed=0)
+    asked = accuracy.problems("add3", 300, seed=0)
     assert len({problem.key for problem in asked}) == 300
     assert {tasks.split(problem) for problem in asked} == {"test"}
-    assert asked == evaluate.problems("add3", 300, seed=0)
-    assert asked != evaluate.problems("add3", 300, seed=1)
+    assert asked == accuracy.problems("add3", 300, seed=0)
+    assert asked != accuracy.problems("add3", 300, seed=1)
