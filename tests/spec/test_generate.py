@@ -7,7 +7,7 @@ import torch
 import qwq_ref
 from qwq_ref import spec
 from qwq_ref.config import Config
-from qwq_ref.engine.model import NumpyBackend
+from qwq_ref.formats import Checkpoint, resolve
 from qwq_ref.spec import Sampling
 from tests.support import hf
 from tests.support.models import config_values, random_weights
@@ -60,14 +60,14 @@ def test_a_limit_ends_the_output(small, count):
 
 def test_the_spec_alone_answers_a_question():
     model = qwq_ref.load("qwq-nano", backend="numpy")
-    assert isinstance(model.backend, NumpyBackend)
-    ids = spec.generate(
-        model.config,
-        model.backend.weights,
-        model.prompt_ids("What is 123+456?"),
-        GREEDY,
-        np.random.default_rng(0),
-        max_tokens=100,
-        end_ids=model.defaults.eos_token_ids,
-    )
+    with Checkpoint.open(resolve("qwq-nano")) as weights:
+        ids = spec.generate(
+            weights.config,
+            weights,
+            model.prompt_ids("What is 123+456?"),
+            GREEDY,
+            np.random.default_rng(0),
+            max_tokens=100,
+            end_ids=model.defaults.eos_token_ids,
+        )
     assert model.tokenizer.decode(ids).endswith(r"\boxed{579}.")
