@@ -1,7 +1,7 @@
-"""The command line: `qwq COMMAND`. One module per command; each is imported only when it is the one that runs.
+"""The command line: `qwq COMMAND`, one module a command. Only the module of the given command is imported.
 
-stdout carries the result and nothing else. An error is one line on stderr: exit status 2 for a wrong use, 1 for the
-rest, 130 after Ctrl-C. A reader that goes away ends the program in silence.
+stdout carries the result and nothing else. An error is one line on stderr: exit status 2 for a wrong use, 1 for other
+errors, 130 after Ctrl-C. If the reader of a pipe goes away, the program ends without a message.
 """
 
 from __future__ import annotations
@@ -12,31 +12,35 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from .. import __version__
 from ..errors import QwqError, UsageError
 
 COMMANDS = {
     "generate": "answer a prompt",
-    "info": "what a model costs: parameters, bytes, memory, traffic",
-    "convert": "pack the weights of a model once, so that loading is reading",
-    "eval": "how good a model is at the recipe's 23 categories",
-    "golden": "right values of every intermediate result, and whether somebody's are",
-    "train": "run a stage of the recipe",
-    "doctor": "what this machine can do with a model, and what to change",
-    "bench": "how fast a model is here, or an operation, and how near to what the processor can do",
+    "info": "show the costs of a model: parameters, bytes, memory, traffic",
+    "convert": "pack the weights of a model, so that it loads faster",
+    "eval": "measure the accuracy of a model on the 23 categories of the recipe",
+    "golden": "record reference activations; compare an implementation with them",
+    "train": "run one stage of the training recipe",
+    "doctor": "show what this machine can run, and how to improve it",
+    "bench": "measure the speed of a model or an operation, beside the limits of the processor",
 }
 
 
 class _Parser(argparse.ArgumentParser):
+    """A parser that raises its errors: argparse itself prints the usage and exits."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options | {"exit_on_error": False})
+
     def error(self, message: str) -> NoReturn:
-        """One line; argparse prints the usage too."""
-        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+        raise UsageError(None, None, f"{message} (see {self.prog} --help)")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command -> its exit status."""
+    """Run a command; return its exit status."""
     given = sys.argv[1:] if arguments is None else list(arguments)
     parser = _Parser(prog="qwq", description="QwQ-32B and other Qwen2 models, on a CPU.")
     parser.add_argument("--version", action="version", version=f"qwq {__version__}")
@@ -45,18 +49,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command = commands.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
         if name in given[:1]:
             importlib.import_module(f"{__name__}.{name}").add_arguments(command)
-        command.add_argument("-v", "--verbose", action="store_true", help="details on stderr, tracebacks of errors")
-    options = parser.parse_args(given)
+        command.add_argument("-v", "--verbose", action="store_true", help="print details, and tracebacks of errors")
+    options = argparse.Namespace(verbose=False)
     try:
+        parser.parse_args(given, options)
         status: int = importlib.import_module(f"{__name__}.{options.command}").run(options)
         sys.stdout.flush()
         return status
     except BrokenPipeError:
-        # Python flushes stdout once more at exit: give it something that takes it.
+        # Python flushes stdout once more at exit, which must not fail.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
+    except argparse.ArgumentError as error:
+        option = error.argument_name and error.argument_name.split("/")[-1].lstrip("-")
+        print(f"qwq: {UsageError(None, option, error.message)}", file=sys.stderr)
+        return 2
     except QwqError as error:
         if options.verbose:
             raise

@@ -1,4 +1,4 @@
-"""`qwq eval`: how good a model is at the recipe's 23 categories, on problems that no training has seen."""
+"""`qwq eval`: measure the accuracy of a model on the recipe's 23 categories, with problems that no training saw."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from .options import (
     progress_bar,
     set_threads,
 )
+from .values import count, number, seed
 
 if TYPE_CHECKING:
     from ..engine.model import Model
@@ -23,34 +24,41 @@ if TYPE_CHECKING:
     from ..eval.pairs import Pairs
     from ..tasks import Problem
 
-_PROMPT = 512  # tokens that a prompt may have: qwq-nano's take some 30
+_PROMPT = 512  # tokens that a prompt may have; qwq-nano's have about 30
 
 Row = TypeVar("Row")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_argument(parser)
-    parser.add_argument("-n", type=int, default=2000, metavar="N", help="problems a category (default 2000)")
-    parser.add_argument("--categories", metavar="A,B,...", help="or trained: the 23; default: harder variants, too")
+    parser.add_argument(
+        "-n", type=count, default=2000, metavar="N", help="number of problems in each category (default 2000)"
+    )
+    parser.add_argument(
+        "--categories", metavar="NAME,...", help="trained: the 23 of the recipe; default: these and harder ones"
+    )
     parser.add_argument(
         "--against",
         metavar="WEIGHTS[+KV]",
-        help="what is lost in accuracy against other --weights and --kv, such as fp32, on the same problems",
+        help="measure the accuracy lost against another mode, such as fp32, on the same problems",
     )
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the problems and of the answers")
-    parser.add_argument("--temp", type=float, metavar="X", help="default: the model's own; 0 takes the likeliest token")
-    parser.add_argument("--max-tokens", type=int, default=400, metavar="N", help="longest answer (default 400)")
+    parser.add_argument(
+        "--seed", type=seed, default=0, metavar="N", help="seed of the problems and the answers (default 0)"
+    )
+    parser.add_argument(
+        "--temp", type=number(0), metavar="X", help="temperature; 0 takes the likeliest token; default: the model's"
+    )
+    parser.add_argument(
+        "--max-tokens", type=count, default=400, metavar="N", help="most tokens of an answer (default 400)"
+    )
     parser.add_argument("--offline", action="store_true", help="download nothing")
     parser.add_argument("--json", action="store_true", help="as JSON")
     add_engine_arguments(parser)
 
 
 def run(options: argparse.Namespace) -> int:
+    set_threads(1)  # the worker threads use the cores
     choices = engine_choices(options)
-    set_threads(1)  # the workers own the cores
-    for name in ("n", "max_tokens"):
-        if getattr(options, name) < 1:
-            raise UsageError(None, name.replace("_", "-"), f"must be at least 1, got {getattr(options, name)}")
     from ..tasks import CATEGORIES, HARDER
 
     named = {None: [*CATEGORIES, *HARDER], "trained": list(CATEGORIES)}
@@ -118,7 +126,7 @@ def _each(
     line: Callable[[Row], str],
     rows: list[Row],
 ) -> bool:
-    """Measure each category into `rows`, and print its line unless JSON is wanted. False where Ctrl-C ended it."""
+    """Measure each category into `rows`, and print its line unless JSON is wanted; return False after Ctrl-C."""
     with progress_bar("categories", len(chosen), "category") as bar:
         try:
             for name in chosen:
@@ -202,7 +210,10 @@ def _load(options: argparse.Namespace, choices: dict[str, Any]) -> Model:
 
 
 def _answerer(model: Model, options: argparse.Namespace) -> Answerer:
-    """NumPy answers all problems of a category at once, the core one a thread. The draws are the same."""
+    """Return a function that answers problems: NumPy all of a category at once, the core one a thread.
+
+    The random draws are the same.
+    """
     from ..host.memory import cpus
     from ..train.rollout import answers, answers_each
 

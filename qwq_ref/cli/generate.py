@@ -1,4 +1,4 @@
-"""`qwq generate`: answer one prompt, streaming. The answer goes to stdout, the reasoning to stderr."""
+"""`qwq generate`: answer one prompt as a stream. The answer goes to stdout, the reasoning to stderr."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ from .options import (
     engine_choices,
     progress_bar,
     read_prompt,
+    set_threads,
 )
+from .values import count, fraction, integer, number, one_of, seed
 
 if TYPE_CHECKING:
     from ..engine.decode.plain import Run
@@ -33,29 +35,45 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_prompt_arguments(parser)
     add_model_argument(parser)
     parser.add_argument("-s", "--system", help="a system prompt")
-    parser.add_argument("-n", "--max-tokens", type=int, metavar="N", help="default: to the end of the answer")
-    parser.add_argument("-c", "--ctx-size", type=int, metavar="N", help="context in tokens; default: what fits")
+    parser.add_argument(
+        "-n", "--max-tokens", type=count, metavar="N", help="most output tokens; default: to the end of the answer"
+    )
+    parser.add_argument(
+        "-c", "--ctx-size", type=count, metavar="N", help="context in tokens; default: the largest that fits"
+    )
     parser.add_argument("--raw", action="store_true", help="continue the text as it is, without the chat template")
     parser.add_argument("--chat-template-file", metavar="FILE", help="a Jinja template instead of the model's own")
     parser.add_argument("--offline", action="store_true", help="download nothing")
     parser.add_argument("--json", action="store_true", help="one JSON object at the end instead of a stream")
     sampling = parser.add_argument_group("sampling", "defaults come from the model's generation_config.json")
-    sampling.add_argument("--temp", type=float, metavar="X", help="temperature; 0 takes the likeliest token")
-    sampling.add_argument("--top-k", type=int, metavar="N", help="keep the N likeliest tokens; 0 keeps all")
-    sampling.add_argument("--top-p", type=float, metavar="X", help="keep the likeliest tokens that sum to X")
-    sampling.add_argument("--min-p", type=float, metavar="X", help="keep tokens X times as likely as the likeliest")
-    sampling.add_argument("--presence-penalty", type=float, metavar="X", help="against loops, 0 to 2")
-    sampling.add_argument("--repeat-penalty", type=float, metavar="X", help="above 1 against repetition")
+    sampling.add_argument("--temp", type=number(0), metavar="X", help="temperature; 0 takes the likeliest token")
+    sampling.add_argument("--top-k", type=integer(0), metavar="N", help="keep the N likeliest tokens; 0 keeps all")
+    sampling.add_argument(
+        "--top-p", type=fraction, metavar="X", help="keep the likeliest tokens whose probabilities sum to X"
+    )
+    sampling.add_argument("--min-p", type=fraction, metavar="X", help="keep tokens X times as likely as the likeliest")
+    sampling.add_argument(
+        "--presence-penalty", type=number(), metavar="X", help="make repeated tokens less likely: 0 to 2"
+    )
+    sampling.add_argument(
+        "--repeat-penalty", type=number(0), metavar="X", help="make repeated tokens less likely: above 1"
+    )
     sampling.add_argument("--samplers", metavar="A;B;...", help="the order of: penalties;temperature;top_k;top_p;min_p")
-    sampling.add_argument("--seed", type=int, metavar="N", help="the same seed gives the same answer")
+    sampling.add_argument("--seed", type=seed, metavar="N", help="the same seed gives the same answer")
     thinking = parser.add_argument_group("reasoning")
-    thinking.add_argument("--think", choices=["show", "hide", "only"], default="show", help="default: show, on stderr")
-    thinking.add_argument("--think-budget", type=int, metavar="N", help="close the reasoning after N tokens; 0: none")
+    thinking.add_argument(
+        "--think", **one_of(["show", "hide", "only"]), default="show", help="the reasoning; default: show, on stderr"
+    )
+    thinking.add_argument(
+        "--think-budget", type=integer(0), metavar="N", help="end the reasoning after N tokens; 0: no reasoning"
+    )
     add_engine_arguments(parser)
     add_rope_arguments(parser)
 
 
 def run(options: argparse.Namespace) -> int:
+    if options.backend == "numpy" and options.threads is not None:  # the core has threads of its own
+        set_threads(options.threads)
     choices = engine_choices(options)
     prompt = read_prompt(options)
 

@@ -1,17 +1,17 @@
-"""`qwq golden`: record the right values of a model, and hold somebody's numbers against them."""
+"""`qwq golden`: record reference values of a model, and compare an implementation with them."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
 import json
-import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
 from ..errors import UsageError
+from ..forms import FORMS, KV_FORMS
 from ..host.memory import cpus
 from .options import (
     add_model_argument,
@@ -22,80 +22,82 @@ from .options import (
     read_prompt,
     set_threads,
 )
+from .values import count, integer, many, size
 
-DIFFERS = 3  # the exit status of a comparison that found a divergence; 1 and 2 are errors, as everywhere
+DIFFERS = 3  # exit status of a comparison that finds a divergence; 1 and 2 are errors, as for every command
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     commands = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     record = commands.add_parser("record", help="write a golden pack of a model", description=_record.__doc__)
-    record.add_argument("-o", "--out", required=True, metavar="DIR", help="where the pack goes: a new folder")
+    record.add_argument("-o", "--out", required=True, metavar="DIR", help="a new folder for the pack")
     add_model_argument(record)
     add_prompt_arguments(record)
-    record.add_argument("--ids", metavar="N,N,...", help="token ids, instead of a text")
-    record.add_argument("--chat", action="store_true", help="put the text into the model's chat template")
-    record.add_argument("--decode", type=int, default=0, metavar="N", help="feed the last N tokens one at a time")
-    record.add_argument("--taps", action="append", metavar="PATTERN", help="keep these taps only, such as *.q_rope")
-    record.add_argument("--layers", metavar="N,N,...", help="keep taps of these layers only; -1 is the last")
+    record.add_argument("--ids", type=many(integer()), metavar="N,...", help="token ids instead of a text")
+    record.add_argument("--chat", action="store_true", help="format the text with the model's chat template")
+    record.add_argument(
+        "--decode", type=integer(0), default=0, metavar="N", help="decode the last N tokens one at a time"
+    )
+    record.add_argument("--taps", action="append", metavar="PATTERN", help="keep only these taps, such as *.q_rope")
+    record.add_argument(
+        "--layers", type=many(integer()), metavar="N,...", help="keep only taps of these layers; -1 is the last"
+    )
     record.add_argument(
         "--size",
         action="append",
         default=[],
         metavar="[PATTERN=]SIZE",
-        help="what to keep of a tap: full (the default), last, stats or sketch; the first pattern that fits counts",
+        help="part of a tap to keep: full (the default), last, stats or sketch; the first matching pattern decides",
     )
     record.add_argument(
-        "--max-memory", metavar="SIZE", help="memory that may be used, such as 8G; default: what is free"
+        "--max-memory", type=size, metavar="SIZE", help="most memory to use, such as 8G; default: all that is free"
     )
-    record.add_argument("--include-weights", action="store_true", help="put the model into the pack: for small ones")
+    record.add_argument("--include-weights", action="store_true", help="put the model into the pack; for small models")
     record.add_argument("--offline", action="store_true", help="download nothing")
     add_rope_arguments(record)
 
-    compare = commands.add_parser("compare", help="hold tensors against a pack", description=_compare.__doc__)
-    compare.add_argument("golden", help="a pack's folder, or the name of one that ships inside (qwq golden list)")
+    compare = commands.add_parser("compare", help="compare tensors with a pack", description=_compare.__doc__)
+    compare.add_argument("golden", help="the folder of a pack, or the name of a shipped one (qwq golden list)")
     compare.add_argument(
         "theirs",
-        help="a folder of .npy, a .safetensors or .npz file, a pack, a llama.cpp capture; or this package's engine: "
-        "qwq:fp32, qwq:bf16, qwq:q8 or qwq:q4, with +fp32 or +int8 for its cache",
+        help="a folder of .npy files, a .safetensors or .npz file, a pack, or a llama.cpp capture. "
+        "Or a mode of this engine, qwq:WEIGHTS[+KV], with the weight forms "
+        f"{', '.join(FORMS)} and the cache forms {', '.join(KV_FORMS)}",
     )
-    compare.add_argument("-m", "--model", help="the model's weights, if they are not in the pack: names more causes")
-    compare.add_argument("--map", metavar="FILE", help="a YAML or JSON map of names (docs/adapters.md)")
+    compare.add_argument(
+        "-m", "--model", help="the model, if it is not in the pack; with weights, more causes can be named"
+    )
+    compare.add_argument("--map", metavar="FILE", help="a YAML or JSON file that maps names (docs/adapters.md)")
     compare.add_argument(
         "--precision",
         action="append",
         default=[],
         metavar="[TAP=]PRECISION",
-        help="fp32, bf16 or fp16; default: told from the values. Or a mode of the engine, such as q4+int8, by its bits",
+        help="fp32, bf16 or fp16; default: derived from the values. A mode such as q4+int8 demands its bits",
     )
     compare.add_argument("--html", metavar="FILE", help="write a report with plots")
-    compare.add_argument("--json", metavar="FILE", help="write everything as JSON; - is standard output")
+    compare.add_argument("--json", metavar="FILE", help="write all results as JSON; - is standard output")
     compare.add_argument("--junit", metavar="FILE", help="write a test report")
-    compare.add_argument("--no-explain", action="store_true", help="locate only; do not look for the mistake")
-    compare.add_argument("--coverage", action="store_true", help="say which mistakes these tensors could not show")
+    compare.add_argument("--no-explain", action="store_true", help="find the divergence, but not the mistake")
+    compare.add_argument("--coverage", action="store_true", help="list the mistakes that these tensors cannot show")
 
-    vectors = commands.add_parser("vectors", help="write test vectors of every operation", description=_vectors.__doc__)
-    vectors.add_argument("-o", "--out", required=True, metavar="DIR", help="where they go: a new folder")
+    vectors = commands.add_parser(
+        "vectors", help="write test vectors for every operation", description=_vectors.__doc__
+    )
+    vectors.add_argument("-o", "--out", required=True, metavar="DIR", help="a new folder for the vectors")
     export = commands.add_parser("export", help="write a pack as one .npz", description=_export.__doc__)
-    export.add_argument("golden", help="a pack's folder, or the name of one that ships inside")
+    export.add_argument("golden", help="the folder of a pack, or the name of a shipped one")
     export.add_argument("-o", "--out", required=True, metavar="FILE", help="the .npz file")
-    commands.add_parser("list", help="the packs that ship inside", description=_list.__doc__)
-    commands.add_parser("mistakes", help="the mistakes that can be named", description=_mistakes.__doc__)
+    commands.add_parser("list", help="list the shipped packs", description=_list.__doc__)
+    commands.add_parser("mistakes", help="list the known mistakes", description=_mistakes.__doc__)
     for command in (record, compare):
         command.add_argument(
-            "-t",
-            "--threads",
-            type=int,
-            default=cpus(),
-            metavar="N",
-            help="threads that share the work; default: all cores",
+            "-t", "--threads", type=count, default=cpus(), metavar="N", help="threads; default: one for each CPU"
         )
 
 
 def run(options: argparse.Namespace) -> int:
-    threads = getattr(options, "threads", 1)
-    if threads < 1:
-        raise UsageError(None, "threads", f"must be at least 1, got {threads}")
-    set_threads(1)  # the oracle's own threads have the cores
+    set_threads(1)  # the oracle's own threads use the cores
     actions = {
         "record": _record,
         "compare": _compare,
@@ -108,7 +110,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _record(options: argparse.Namespace) -> int:
-    """Record a golden pack: one pass over the weights, a block at a time, so that the model need not fit in memory."""
+    """Record a golden pack in one pass over the weights. The model need not fit in memory."""
     from .. import footprint
     from ..formats import Checkpoint, resolve
     from ..oracle import record
@@ -131,23 +133,23 @@ def _record(options: argparse.Namespace) -> int:
                 taps=options.taps or ["*"],
                 layers=_layers(options.layers, config.L),
                 sizes=_pairs(options.size, "*") or "full",
-                max_memory=_bytes(options.max_memory),
+                max_memory=options.max_memory,
                 include_weights=options.include_weights,
                 threads=options.threads,
                 progress=progress,
             )
-    size = sum(file.stat().st_size for file in Path(options.out).rglob("*") if file.is_file())
+    stored = sum(file.stat().st_size for file in Path(options.out).rglob("*") if file.is_file())
     print(
         f"{options.out}: {len(ids) - options.decode} tokens and {options.decode} steps of decoding, "
-        f"{footprint.human(size)}",
+        f"{footprint.human(stored)}",
         file=sys.stderr,
     )
     return 0
 
 
 def _compare(options: argparse.Namespace) -> int:
-    """Compare a candidate's tensors with a golden pack: where it first diverges, and which known mistake does that.
-    Exit status: 0 all right, 3 it diverges, 1 broken input, 2 wrong use."""
+    """Compare the tensors of a candidate with a golden pack: report the first divergence and the mistake that causes
+    it. Exit status: 0 no divergence, 3 a divergence, 1 broken input, 2 wrong use."""
     from ..oracle import compare
     from ..oracle.packs.vectors import is_vectors
 
@@ -192,7 +194,7 @@ def _compare_vectors(options: argparse.Namespace) -> int:
 
 
 def _vectors(options: argparse.Namespace) -> int:
-    """Write inputs and outputs of each operation over hard cases, for somebody who tests one kernel."""
+    """Write inputs and outputs of each operation for hard cases, to test a single kernel."""
     from ..oracle.packs.vectors import write_vectors
 
     print(f"{options.out}: {write_vectors(options.out)} cases", file=sys.stderr)
@@ -200,7 +202,7 @@ def _vectors(options: argparse.Namespace) -> int:
 
 
 def _export(options: argparse.Namespace) -> int:
-    """Write all tensors of a pack as one .npz, under PHASE/TAP."""
+    """Write all tensors of a pack into one .npz file, under PHASE/TAP."""
     import numpy as np
 
     from ..oracle import open_golden
@@ -216,7 +218,7 @@ def _export(options: argparse.Namespace) -> int:
 
 
 def _list(options: argparse.Namespace) -> int:
-    """The packs that ship inside: small models with their weights, for an implementer to start with."""
+    """List the shipped packs: small models with their weights, to begin with."""
     from ..oracle import conformance, open_golden
 
     for name in conformance():
@@ -228,7 +230,7 @@ def _list(options: argparse.Namespace) -> int:
 
 
 def _mistakes(options: argparse.Namespace) -> int:
-    """The catalogue: what a divergence can be explained by."""
+    """List the known mistakes, which can explain a divergence."""
     from ..oracle.explain.mistakes import MISTAKES
 
     for mistake in MISTAKES:
@@ -238,7 +240,7 @@ def _mistakes(options: argparse.Namespace) -> int:
 
 def _ids(options: argparse.Namespace, folder: Path, vocabulary: int) -> list[int]:
     if options.ids is not None:
-        return _integers(options.ids, "ids")
+        return list(options.ids)
     from ..text import load_tokenizer
     from ..text.template import load_chat_template
 
@@ -252,25 +254,16 @@ def _ids(options: argparse.Namespace, folder: Path, vocabulary: int) -> list[int
     return template.encode(tokenizer, [{"role": "user", "content": text}])
 
 
-def _integers(text: str, option: str) -> list[int]:
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise UsageError(None, option, f"must be integers with commas between them, got {text[:60]}") from None
-
-
-def _layers(text: str | None, L: int) -> list[int] | None:
-    if text is None:
-        return None
-    layers = _integers(text, "layers")
-    for layer in layers:
+def _layers(layers: list[int] | None, L: int) -> list[int] | None:
+    """Return layer numbers from 0 to L - 1; negative ones count from the end."""
+    for layer in layers or ():
         if not -L <= layer < L:
             raise UsageError(None, "layers", f"must be {-L} to {L - 1}, got {layer}")
-    return [layer % L for layer in layers]
+    return None if layers is None else [layer % L for layer in layers]
 
 
 def _pairs(given: list[str], default: str) -> dict[str, str]:
-    """["a=b", "c"] -> {"a": "b", default: "c"}, in this order but for the default, which comes last."""
+    """Return ["a=b", "c"] as {"a": "b", default: "c"}, with the default last."""
     pairs = dict(_pair(part, default) for part in given)
     if default in pairs:
         pairs[default] = pairs.pop(default)
@@ -280,16 +273,6 @@ def _pairs(given: list[str], default: str) -> dict[str, str]:
 def _pair(part: str, default: str) -> tuple[str, str]:
     key, _, value = part.rpartition("=")
     return key or default, value
-
-
-def _bytes(text: str | None) -> int | None:
-    """8G -> bytes, in powers of 1024."""
-    if text is None:
-        return None
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)([KMGT]?)(?:i?B)?", text, re.IGNORECASE)
-    if match is None:
-        raise UsageError(None, "max-memory", f"must be a size such as 800M or 8G, got {text[:60]}")
-    return int(float(match[1]) * 1024 ** ("KMGT".index(match[2].upper()) + 1 if match[2] else 0))
 
 
 def _write_text(path: str, text: str) -> None:

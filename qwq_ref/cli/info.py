@@ -13,6 +13,7 @@ from ..errors import UsageError
 from ..footprint import human
 from ..forms import FORMS, KV_FORMS
 from .options import DEFAULT_MODEL, MODELS, add_rope_arguments, chosen_rope, progress_bar
+from .values import count
 
 if TYPE_CHECKING:
     from .models import Found
@@ -28,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"a config.json, {MODELS}, qwq-32b (its config alone)",
     )
     parser.add_argument(
-        "-c", "--ctx-size", type=int, action="append", metavar="N", help="show this context; may be repeated"
+        "-c", "--ctx-size", type=count, action="append", metavar="N", help="show this context; may be repeated"
     )
     parser.add_argument("--check", action="store_true", help="read every weight of a checkpoint; find NaN and infinity")
     parser.add_argument("--offline", action="store_true", help="download nothing")
@@ -38,8 +39,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     contexts = tuple(options.ctx_size or _CONTEXTS)
-    if min(contexts) < 1:
-        raise UsageError(None, "ctx-size", f"must be at least 1, got {min(contexts)}")
     from .models import find
 
     found = find(options.model, options.offline)

@@ -1,4 +1,4 @@
-"""Options that commands share, and what they mean."""
+"""Options that several commands share, and their meaning."""
 
 from __future__ import annotations
 
@@ -6,30 +6,32 @@ import argparse
 import contextlib
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..config import Config, Rope
 from ..errors import UsageError
 from ..forms import FORMS, KV_FORMS
+from .values import count, number, one_of
 
 DEFAULT_MODEL = "qwq-nano"
 MODELS = "a folder, a .safetensors file, a hub id, or a shipped model: qwq-nano (the default), qwq-nano-base"
 
 
 def set_threads(threads: int) -> None:
-    """Give BLAS so many threads. It reads this once, when NumPy is first imported."""
+    """Set the number of BLAS threads. BLAS reads it once, when NumPy is imported."""
     for library in ("OMP", "OPENBLAS", "MKL", "VECLIB_MAXIMUM"):
         os.environ[f"{library}_NUM_THREADS"] = str(threads)
 
 
 def add_model_argument(parser: argparse.ArgumentParser) -> None:
+    """Add `--model`."""
     parser.add_argument("-m", "--model", default=DEFAULT_MODEL, help=MODELS)
 
 
 def require_core() -> None:
-    """Raise CoreError, for a command that is nothing without it."""
+    """Raise CoreError if the C core is not built."""
     from .. import core
 
     if not core.available():
@@ -37,42 +39,62 @@ def require_core() -> None:
 
 
 def add_prompt_arguments(parser: argparse.ArgumentParser) -> None:
-    """What `read_prompt` reads."""
-    parser.add_argument("positional", nargs="?", metavar="PROMPT", help="the prompt; else -p, -f, or standard input")
+    """Add the options that `read_prompt` reads."""
+    parser.add_argument("positional", nargs="?", metavar="PROMPT", help="the prompt; default: -p, -f or standard input")
     parser.add_argument("-p", "--prompt", help="the prompt")
-    parser.add_argument("-f", "--file", help="read the prompt from a file (after PROMPT, if both are given)")
+    parser.add_argument("-f", "--file", help="read the prompt from a file; it follows PROMPT if both are given")
 
 
 def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
-    """What `engine_choices` takes."""
+    """Add the options that `engine_choices` reads."""
     group = parser.add_argument_group("engine")
-    group.add_argument("--backend", choices=["core", "numpy"], help="default: the C core where it is built")
-    group.add_argument("--weights", choices=[*FORMS], help="default: the most exact that fits")
-    group.add_argument("--kv", choices=KV_FORMS, help="of the cache; default: int8 with q8 and q4")
-    group.add_argument("--isa", choices=["scalar", "avx2", "avx512"], help="default: the best; no result depends on it")
-    group.add_argument("-t", "--threads", type=int, metavar="N", help="threads; default: one per core")
+    group.add_argument("--backend", **one_of(["core", "numpy"]), help="default: the C core where it is built")
+    group.add_argument("--weights", **one_of(FORMS), help="weight form; default: the most exact that fits")
+    group.add_argument("--kv", **one_of(KV_FORMS), help="cache form; default: int8 with q8 and q4, else fp32")
+    group.add_argument("--isa", metavar="NAME", help="instruction set; default: the best. The results are identical")
+    add_threads_argument(group)
 
 
 def engine_choices(options: argparse.Namespace) -> dict[str, Any]:
-    """The arguments of `load` that say how to compute. NumPy's own threads would only wait for the core's."""
-    if options.threads is not None and options.threads < 1:
-        raise UsageError(None, "threads", f"must be at least 1, got {options.threads}")
-    if options.backend == "numpy" and options.threads is not None:
-        set_threads(options.threads)
+    """Return the arguments of `load` that choose how to compute. Raises UsageError for an unknown instruction set.
+
+    Call `set_threads` first: this imports NumPy if an instruction set is given.
+    """
+    if options.isa is not None:
+        check_isas([options.isa])
     return {name: getattr(options, name) for name in ("backend", "weights", "kv", "isa", "threads")}
 
 
+def add_threads_argument(parser: Any, what: str = "threads") -> None:
+    """Add `--threads` to a parser or a group of options."""
+    parser.add_argument("-t", "--threads", type=count, metavar="N", help=f"{what}; default: one for each CPU")
+
+
+def check_isas(names: Sequence[str]) -> None:
+    """Raise UsageError for an instruction set that this machine cannot run."""
+    from .. import core
+
+    have = core.isas() if core.available() else names
+    for name in names:
+        if name not in have:
+            raise UsageError(None, "isa", f"{name[:40]} cannot run here; {', '.join(have)} can")
+
+
 def add_rope_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options that `chosen_rope` reads."""
     group = parser.add_argument_group("long context")
-    group.add_argument("--rope-scaling", choices=["none", "yarn"], help="position scaling; default: the config's own")
-    group.add_argument("--rope-scale", type=float, default=4.0, metavar="X", help="YaRN's factor (default 4)")
+    group.add_argument("--rope-scaling", **one_of(["none", "yarn"]), help="default: as the config says")
+    group.add_argument("--rope-scale", type=number(0), default=4.0, metavar="X", help="factor of YaRN (default 4)")
     group.add_argument(
-        "--yarn-orig-ctx", type=int, metavar="N", help="length trained on, 32768 for QwQ-32B; default: the config's"
+        "--yarn-orig-ctx",
+        type=count,
+        metavar="N",
+        help="context length of the training, 32768 for QwQ-32B; default: as the config says",
     )
 
 
 def chosen_rope(options: argparse.Namespace, config: Config) -> Rope | None:
-    """The position embedding that the options ask for; None is the config's own. Raises ConfigError."""
+    """Return the position embedding that the options ask for, or None for the config's own. Raises ConfigError."""
     if options.rope_scaling is None:
         return None
     scaling: dict[str, Any] = {"rope_type": "default"}
@@ -83,7 +105,7 @@ def chosen_rope(options: argparse.Namespace, config: Config) -> Rope | None:
 
 
 def read_prompt(options: argparse.Namespace) -> str:
-    """The prompt: an argument, a file, or what is piped in; of two, first the argument. Raises UsageError."""
+    """Return the prompt: the argument and the file, or standard input without either. Raises UsageError."""
     parts = [text for text in (options.prompt, options.positional) if text is not None]
     if len(parts) == 2:
         raise UsageError(None, "prompt", "is given twice, with -p and without")
@@ -108,7 +130,7 @@ def read_prompt(options: argparse.Namespace) -> str:
 
 @contextlib.contextmanager
 def progress_bar(what: str, total: int, unit: str, at_least: int = 0) -> Iterator[Callable[[float], object]]:
-    """A progress bar on stderr, if that is a terminal and there is enough to wait for."""
+    """Show a progress bar on stderr, if that is a terminal and `total` is at least `at_least`."""
     if not sys.stderr.isatty() or total < at_least:
         yield lambda count: None
         return
@@ -118,7 +140,7 @@ def progress_bar(what: str, total: int, unit: str, at_least: int = 0) -> Iterato
 
         def update(count: float) -> None:
             bar.update(count)
-            if bar.n >= total * (1 - 1e-9):  # gone before anything else is written
+            if bar.n >= total * (1 - 1e-9):  # remove the bar before other output
                 bar.close()
 
         yield update

@@ -1,4 +1,4 @@
-"""`qwq train`: a stage of the recipe, from a seed; stops and resumes to the same bits."""
+"""`qwq train`: run one stage of the recipe from a seed. An interrupted run resumes to the same bits."""
 
 from __future__ import annotations
 
@@ -10,27 +10,35 @@ from pathlib import Path
 
 from ..errors import UsageError
 from .options import progress_bar, set_threads
+from .values import count, one_of, seed
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("stage", choices=["base", "cold-start"], help="a new model, or one from a base model")
-    parser.add_argument("-o", "--out", required=True, metavar="DIR", help="where the run lives; resumes what is there")
-    parser.add_argument("-m", "--model", metavar="DIR", help="the base model to start from (cold-start)")
-    parser.add_argument("--seed", type=int, default=0, metavar="N")
-    parser.add_argument("--steps", type=int, metavar="N", help="instead of the recipe's own number")
-    parser.add_argument("--chat-template-file", metavar="FILE", help="a template to store with a new model (base)")
-    parser.add_argument("-t", "--threads", type=int, default=2, metavar="N", help="threads that share a batch")
     parser.add_argument(
-        "--checkpointing", choices=["none", "selective", "full"], default="none", help="what a backward pass keeps"
+        "stage", choices=["base", "cold-start"], help="train a new model, or continue from a base model"
+    )
+    parser.add_argument(
+        "-o", "--out", required=True, metavar="DIR", help="the folder of the run; a run that is there resumes"
+    )
+    parser.add_argument("-m", "--model", metavar="DIR", help="the base model to start from (cold-start)")
+    parser.add_argument("--seed", type=seed, default=0, metavar="N", help="default: 0")
+    parser.add_argument("--steps", type=count, metavar="N", help="number of steps; default: the recipe's")
+    parser.add_argument("--chat-template-file", metavar="FILE", help="a template to store with a new model (base)")
+    parser.add_argument(
+        "-t", "--threads", type=count, default=2, metavar="N", help="threads that share a batch (default 2)"
+    )
+    parser.add_argument(
+        "--checkpointing",
+        **one_of(["none", "selective", "full"]),
+        default="none",
+        help="activations that a backward pass recomputes (default none)",
     )
 
 
 def run(options: argparse.Namespace) -> int:
     if (options.stage == "cold-start") != (options.model is not None):
-        raise UsageError(None, "model", "is what cold-start starts from, and base does without")
-    if options.threads < 1 or (options.steps is not None and options.steps < 1):
-        raise UsageError(None, "threads and steps", "must be at least 1")
-    set_threads(1)  # the workers own the cores
+        raise UsageError(None, "model", "is required for cold-start, and not allowed for base")
+    set_threads(1)  # the worker threads use the cores
     from ..text.template import load_chat_template
     from ..train.sft import STAGES, train
 

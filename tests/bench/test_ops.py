@@ -234,7 +234,7 @@ def test_wrong_uses_are_one_line(arguments, message, capsys):
 
 
 def test_without_the_core_one_line_says_so(capsys, monkeypatch):
-    monkeypatch.setattr(core, "lib", None)
+    monkeypatch.setattr(core._ffi, "lib", None)
     status, out, err = bench(capsys, "--op", "argmax")
     assert (status, out) == (1, "")
     assert err == "qwq: core: is not built: install a C compiler, then qwq_ref again\n"
