@@ -1,1 +1,1 @@
-"""Benchmarks of the core's operations, each beside what the processor can do at best at the same moment."""
+"""Benchmarks of the core's operations and of whole models, beside the limits of the machine at the same moment."""

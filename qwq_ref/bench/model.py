@@ -1,14 +1,15 @@
-"""Whole models: prompt and decoding speed, in turns with the ceilings, and with a peer where there is one.
+"""Measure whole models: prompt and decoding speed, in turns with the ceilings, and with a peer if there is one.
 
-The words are llama-bench's. `pp512` reads a prompt of 512 tokens and computes the logits of the last; `tg128` decodes
-128 tokens, one after another; `@ d4096` behind 4096 others. Tokens are random, and nothing is sampled.
+The names are those of llama-bench. `pp512` computes a prompt of 512 tokens and the logits of the last one. `tg128`
+decodes 128 tokens, one after another. `@ d4096` means behind 4096 other tokens. Tokens are random; nothing is sampled.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from statistics import median, stdev
 from time import perf_counter
@@ -16,24 +17,20 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from .. import core
 from ..config import Config
-from ..core import Array, Packed
+from ..core import Array
 from ..core import attention as kv_cache
 from ..engine.backends import LAST, Backend
 from ..engine.plan import EMBEDDING, HEAD, plan
-from ..engine.weights import ModelWeights
-from ..formats.packed import Stored
 from ..forms import FORMS
-from .measure import Ceilings
-from .ops import weight
+from .measure import Ceilings, in_turns
 
 SHORTEST = 0.2  # seconds over which a ceiling is measured
 
 
 @dataclass(frozen=True)
 class Trial:
-    """tokens  read at once ("pp"), or decoded one after another ("tg"), behind `depth` others"""
+    """One test: a prompt of `tokens` ("pp"), or `tokens` decoded one after another ("tg"), behind `depth` others."""
 
     kind: str
     tokens: int
@@ -45,11 +42,11 @@ class Trial:
 
 @dataclass(frozen=True)
 class Work:
-    """Of a whole test.
+    """The work of a whole test.
 
     products  multiply-accumulates of the weights' matrices
-    scores    of attention: queries with keys, and probabilities with values
-    bytes     that must come from memory: matrices, one row of the embedding a token, the cache
+    scores    multiply-accumulates of attention: queries with keys, and probabilities with values
+    bytes     bytes that must come from memory: matrices, one row of the embedding a token, the cache
     """
 
     products: int
@@ -58,11 +55,11 @@ class Work:
 
 
 def work(config: Config, weights: str, kv: str, test: Trial) -> Work:
-    """By arithmetic: each packed weight is read once a step, and the cache once for the step's tokens."""
+    """Return the work of a test: each packed weight is read once a step, the cache once for the step's tokens."""
     planned = plan(config, weights)
     head, row = planned.pop(HEAD), planned[EMBEDDING].nbytes // config.V
     matrices = {name: math.prod(stored.shape) for name, stored in planned.items() if stored.format is not None}
-    # Of a prompt's last layer only one row goes on behind keys and values, and through the head.
+    # In the last layer of a prompt only one row continues after keys and values, and through the head.
     last = sum(size for name, size in matrices.items() if name.startswith(f"model.layers.{config.L - 1}."))
     last -= matrices[f"model.layers.{config.L - 1}.self_attn.qkv_proj.weight"]
     steps, unasked = (1, test.tokens - 1) if test.kind == "pp" else (test.tokens, 0)
@@ -79,45 +76,14 @@ def work(config: Config, weights: str, kv: str, test: Trial) -> Work:
     )
 
 
-def random_weights(config: Config, form: str, progress: Callable[[int], object] = lambda count: None) -> ModelWeights:
-    """All of `random_tensors`; `progress` hears of their bytes."""
-    tensors = {}
-    for name, tensor in random_tensors(config, form):
-        tensors[name] = tensor
-        progress(Stored.of(tensor).nbytes)
-    return ModelWeights.of(config, form, tensors)
-
-
-def random_tensors(config: Config, form: str) -> Iterator[tuple[str, Packed | Array]]:
-    """What `plan` says, one after another. Outputs are about as large as inputs, as in a trained model."""
-    for name, stored in plan(config, form).items():
-        if stored.format is not None:
-            yield name, weight(stored.format, (stored.shape[0], stored.shape[1]), stored.shape[1] ** -0.5)
-        elif len(stored.shape) == 2:
-            yield name, _random_rows(stored)
-        else:
-            yield name, np.full(stored.shape, name.endswith("norm.weight"), np.float32)
-
-
-def _random_rows(stored: Stored) -> Array:
-    """An embedding: some random rows, again and again."""
-    bits = stored.dtype == "BF16"
-    array: Array = core.aligned(stored.nbytes).view(np.uint16 if bits else np.float32).reshape(stored.shape)
-    some = np.random.default_rng(1).standard_normal((256, stored.shape[1]), np.float32)
-    rows = (some.view(np.uint32) >> 16).astype(np.uint16) if bits else some
-    for start in range(0, len(array), len(rows)):
-        array[start : start + len(rows)] = rows[: len(array) - start]
-    return array
-
-
 class Runner(Protocol):
-    """What can be timed: the engine, or a peer."""
+    """Something that can be timed: the engine, or a peer."""
 
     def prompt(self, tokens: int, depth: int) -> float:
-        """Seconds that the prompt takes."""
+        """Return the seconds of a prompt."""
 
     def decode(self, tokens: int, depth: int) -> float:
-        """Seconds that so many tokens take."""
+        """Return the seconds of so many decode steps."""
 
 
 class Engine:
@@ -152,14 +118,14 @@ class Engine:
 class Row:
     """One test. Speeds are tokens per second; nothing is rounded.
 
-    tokens          of the test; products, scores, bytes: of all of them, see `Work`
-    tok_s           the median of the repeats; tok_s_stddev their standard deviation
+    tokens          the number of tokens; products, scores and bytes are the work of all of them, see `Work`
+    tok_s           the median of the repeats; tok_s_stddev is their standard deviation
     peak            multiply-accumulates per second of the processor, None where there is no such ceiling
-    attention_peak  the same, for attention's
-    read            bytes per second from memory, the median of read_samples, each measured before that repeat
-    ceiling_tok_s   what these allow; share: of it
-    bound           "compute" or "memory", whichever takes longer
-    ratio           the median of tok_s / peer_tok_s, run by run in turns
+    attention_peak  the same for attention
+    read            bytes per second from memory, the median of read_samples, one measured before each repeat
+    ceiling_tok_s   the speed that these allow; share is the part of it that is reached
+    bound           the longer of the two: "compute" or "memory"
+    ratio           the median of tok_s / peer_tok_s, repeat by repeat
     """
 
     test: str
@@ -200,7 +166,7 @@ def rows(
     best: Ceilings,
     peer: tuple[str, Runner] | None = None,
 ) -> Iterator[Row]:
-    """Each test: once to warm up, then in each repeat the ceilings, the engine, the peer."""
+    """Run each test once to warm up, then in each repeat the ceilings, the engine and the peer."""
     engine = Engine(backend)
     for test in tests:
         yield _row(model, backend, engine, test, repeats, best, peer)
@@ -218,27 +184,26 @@ def _row(
     runners: list[Runner] = [engine, *([peer[1]] if peer else [])]
     for runner in runners:
         _seconds(runner, dataclasses.replace(test, tokens=min(test.tokens, backend.chunk if test.kind == "pp" else 2)))
-    # What AVX2 must do for a weight's bytes, and for keys and values of 8 bits with probabilities of up to 16.
-    peaks: dict[str, list[float]] = {"floats" if FORMS[backend.form].floats else "dots-127": []}
-    peaks.setdefault("dots-words" if backend.kv == "int8" else "floats", [])
-    linear, attention = next(iter(peaks)), "dots-words" if backend.kv == "int8" else "floats"
-    reads: list[float] = []
-    times: list[list[float]] = [[] for _ in runners]
-    for _ in range(repeats):
-        for which, rates in peaks.items():
-            rate = best.peak(which, backend.isa, backend.threads, SHORTEST)
-            rates.extend([] if rate is None else [rate])
-        reads.append(best.read(backend.threads, SHORTEST))
-        for runner, seconds in zip(runners, times, strict=True):
-            seconds.append(_seconds(runner, test))
-    todo, read = work(backend.config, backend.form, backend.kv, test), median(reads)
-    peak, attention_peak = (median(peaks[name]) if peaks[name] else None for name in (linear, attention))
+    # The instructions for the codes of weights, and for keys and values of 8 bits with probabilities of up to 16.
+    linear = "floats" if FORMS[backend.form].floats else "dots-127"
+    attention = "dots-words" if backend.kv == "int8" else "floats"
+    turns = in_turns(
+        [functools.partial(_seconds, runner, test) for runner in runners],
+        best,
+        list(dict.fromkeys((linear, attention))),
+        backend.isa,
+        backend.threads,
+        repeats,
+        SHORTEST,
+    )
+    todo, read = work(backend.config, backend.form, backend.kv, test), median(turns.reads)
+    peak, attention_peak = (median(turns.peaks[name]) if turns.peaks[name] else None for name in (linear, attention))
     bound = ceiling = None
     if peak is not None and attention_peak is not None:
         limits = {"compute": todo.products / peak + todo.scores / attention_peak, "memory": todo.bytes / read}
         bound = max(limits, key=lambda name: limits[name])
         ceiling = test.tokens / limits[bound]
-    speeds, *theirs = ([test.tokens / s for s in seconds] for seconds in times)
+    speeds, *theirs = ([test.tokens / s for s in seconds] for seconds in turns.times)
     ratios = [ours / other for ours, other in zip(speeds, theirs[0], strict=True)] if theirs else []
     return Row(
         test=str(test),
@@ -258,7 +223,7 @@ def _row(
         peak=peak,
         attention_peak=attention_peak,
         read=read,
-        read_samples=reads,
+        read_samples=turns.reads,
         bound=bound,
         ceiling_tok_s=ceiling,
         share=median(speeds) / ceiling if ceiling is not None else None,

@@ -1,6 +1,6 @@
-"""The operations that can be measured: how their arguments are made, what they compute and move, what limits them.
+"""The operations that can be measured: their arguments, their work and their limits.
 
-Shapes are QwQ-32B's. Weights are made of random codes straight in their packed form: 256 rows are packed, and repeated.
+Shapes are QwQ-32B's. Weights are random, see `weights`.
 """
 
 from __future__ import annotations
@@ -15,27 +15,23 @@ import numpy as np
 
 from .. import core
 from ..config import Config
-from ..core import (
-    Array,
-    Format,
-    Packed,
-    attention,
-)
+from ..core import Array, Format, Packed, attention
 from ..core import ops as small
 from ..host.memory import available_bytes, require
+from .weights import ROWS, random_array, weight
 
-MANY = 64  # copies at most: of data so small, that all of them fit a cache, the figure says so
+MANY = 64  # most copies. If all of them fit a cache, the row says so
 Shape = tuple[int, ...]
 Call = Callable[[int, str, int], object]  # copy, isa, threads
 
 
 @dataclass(frozen=True)
 class Work:
-    """What a call does.
+    """The work of one call.
 
-    operations  in the operation's unit
-    bytes       read and written, each array once
-    held        of these, what other calls may have in other copies
+    operations  number of operations, in the operation's unit
+    bytes       bytes read and written, each array once
+    held        bytes of the data that calls take from different copies
     """
 
     operations: int
@@ -47,15 +43,15 @@ class Work:
 class Op:
     """An operation of the core.
 
-    says      in a few words
-    unit      what is counted: MAC, weight, element
-    letters   of a shape
-    shapes    QwQ-32B's, by name
-    prepare   (shape, copies) -> what calls share, for each copy; its bytes come from memory if there are enough copies
-    bind      (what prepare gave, shape, T) -> a call
+    says      a description in a few words
+    unit      the unit of its work: MAC, weight, element
+    letters   the letters of a shape, such as NxK
+    shapes    QwQ-32B's shapes by name
+    prepare   (shape, copies) -> the data of each copy; with enough copies, it comes from memory in each call
+    bind      (data, shape, T) -> a call
     work      (shape, T) -> Work
-    peak      of core.ceilings.PEAKS, if the operation's count is of these
-    tokens    whether there is a T
+    peak      a name of core.ceilings.PEAKS that limits the operation, or None
+    tokens    whether the operation has a T
     threaded  whether threads can share it
     """
 
@@ -73,7 +69,7 @@ class Op:
 
 
 def copies_for(held: int, rotation: int, what: str) -> int:
-    """How many copies of data make `rotation` bytes, which no cache holds, in half of the memory that is free."""
+    """Return the number of copies that take `rotation` bytes, which no cache holds, in half of the free memory."""
     if not held:
         return 1
     free = available_bytes()
@@ -83,7 +79,7 @@ def copies_for(held: int, rotation: int, what: str) -> int:
 
 @functools.cache
 def registry() -> dict[str, Op]:
-    """All operations, by name."""
+    """Return all operations by name."""
     c = Config.from_file(Path(__file__).parents[1] / "models" / "qwq-32b" / "config.json")
     layers: dict[str, Shape] = {
         "qkv": ((c.H + 2 * c.K) * c.E, c.D),
@@ -106,12 +102,8 @@ def registry() -> dict[str, Op]:
     return {op.name: op for op in ops}
 
 
-def _random(seed: int, shape: Shape) -> Array:
-    return np.random.default_rng(seed).standard_normal(shape, np.float32)
-
-
 def _copy(array: Array) -> Array:
-    """An array of bytes once more, elsewhere, on huge pages."""
+    """Return a copy of an array of bytes, on huge pages."""
     copy = core.aligned(array.nbytes)
     copy[:] = array
     return copy
@@ -132,57 +124,11 @@ _FORMATS = [
     ("fp16", "float16 weights, exact", Format("fp16", 0), "floats"),
     ("fp32", "float32 weights, exact", Format("fp32", 0), "floats"),
 ]
-_ROWS = 256  # that are random; others are the same, which changes no instruction
 
 
 def peak_of(form: Format) -> str:
-    """The ceiling of `core.ceilings.PEAKS` that products of such weights have."""
+    """Return the name in `core.ceilings.PEAKS` of the peak that limits products of such weights."""
     return next(peak for _, _, known, peak in _FORMATS if known == form)
-
-
-def weight(form: Format, shape: Shape, size: float = 0.3) -> Packed:
-    """A packed weight of random codes; of about this size (root mean square), where one scale decides that."""
-    N, K = shape
-    rows = min(N, _ROWS)
-    part = _pack_random(form, rows, K, size)
-    panels, panels_of_part = -(-N // 32), -(-rows // 32)
-    bytes_of_panel = len(part.packed) // panels_of_part
-    packed = core.aligned(panels * bytes_of_panel)
-    for start in range(0, len(packed), len(part.packed)):
-        span = packed[start : start + len(part.packed)]
-        span[:] = part.packed[: len(span)]
-    return Packed(form, packed, (N, K))
-
-
-def _pack_random(form: Format, n: int, k: int, size: float) -> Packed:
-    rng = np.random.default_rng(0)
-    if not form.group:
-        w = _random(0, (n, k)) * np.float32(size)
-        if form.codes == "bf16":
-            return core.pack(form, (w.view(np.uint32) >> 16).astype(np.uint16))
-        return core.pack(form, w)
-    if form.codes == "q8":
-        code: Array = rng.integers(-127, 128, (n, k), np.int8)
-    else:
-        code = rng.integers(0, 1 << int(form.codes[1]), (n, k), np.uint8)
-    m, blocks = -(-k // form.group), -(-k // 256)
-    super_ = form.scales.startswith("super")
-    levels = {"q4": 30, "u4": 4.6, "u5": 9.2, "u6": 18, "q8": 73}[form.codes]  # the root mean square of such codes
-    parts: dict[str, Any] = {"scale": np.full((n, blocks if super_ else m), size / levels, np.float16)}
-    if form.scales == "zero":
-        parts["zero_point"] = rng.integers(0, 16, (n, m), np.uint8)
-    if super_:
-        parts["sub_scale"] = rng.integers(1, 64, (n, m), np.uint8)
-    if form.scales == "super_min":
-        parts["offset"] = parts["scale"]
-        parts["sub_min"] = rng.integers(0, 64, (n, m), np.uint8)
-    return core.pack(form, code, **parts)
-
-
-def weight_bytes(form: Format, shape: Shape) -> int:
-    """What a packed weight takes, its padding included."""
-    N, K = shape
-    return core.packed_bytes(form, (N, K))
 
 
 def _matmul(name: str, says: str, form: Format, peak: str, shapes: dict[str, Shape]) -> Op:
@@ -191,27 +137,27 @@ def _matmul(name: str, says: str, form: Format, peak: str, shapes: dict[str, Sha
         return [first, *(replace(first, packed=_copy(first.packed)) for _ in range(copies - 1))]
 
     def bind(weights: Sequence[Packed], shape: Shape, T: int) -> Call:
-        x, y = _random(1, (T, shape[1])), np.empty((T, shape[0]), np.float32)
+        x, y = random_array(1, (T, shape[1])), np.empty((T, shape[0]), np.float32)
         return lambda copy, isa, threads: core.matmul(x, weights[copy], out=y, isa=isa, threads=threads)
 
     def work(shape: Shape, T: int) -> Work:
         N, K = shape
-        held = weight_bytes(form, shape)
+        held = core.packed_bytes(form, (N, K))
         return Work(T * N * K, held + 4 * T * (N + K), held)
 
     return Op(f"matmul-{name}", says, "MAC", "NxK", shapes, prepare, bind, work, peak)
 
 
 def _quantise(form: str, shapes: dict[str, Shape]) -> Op:
-    """From bfloat16, as checkpoints are."""
+    """Quantise from bfloat16, the type of checkpoints."""
     function = {"q4": core.quantise_q4, "q8": core.quantise_q8}[form]
 
     def prepare(shape: Shape, copies: int) -> list[Array]:
         N, K = shape
-        part = (_random(0, (min(N, _ROWS), K)).view(np.uint32) >> 16).astype(np.uint16)
+        part = (random_array(0, (min(N, ROWS), K)).view(np.uint32) >> 16).astype(np.uint16)
         w = core.aligned(2 * N * K).view(np.uint16).reshape(N, K)
-        for start in range(0, N, _ROWS):
-            w[start : start + _ROWS] = part[: N - start]
+        for start in range(0, N, ROWS):
+            w[start : start + ROWS] = part[: N - start]
         return [w]
 
     def bind(w: Sequence[Array], shape: Shape, T: int) -> Call:
@@ -229,7 +175,7 @@ def _quantise(form: str, shapes: dict[str, Shape]) -> Op:
 
 
 def _attention(form: str, c: Config) -> Op:
-    """T new tokens, the last of a context of S."""
+    """Attention of T new tokens, the last of a context of S."""
     bytes_of_token = c.K * (2 * c.E + 8 if form == "int8" else 8 * c.E)
     function: Callable[..., Array] = attention.attention_int8 if form == "int8" else attention.attention_fp32
     at_a_time = 1024
@@ -237,13 +183,13 @@ def _attention(form: str, c: Config) -> Op:
     def prepare(shape: Shape, copies: int) -> list[attention.KV]:
         (S,) = shape
         first = attention.empty_kv(form, S, c.K, c.E)
-        k, v = (_random(seed, (min(S, at_a_time), c.K, c.E)) for seed in (2, 3))
+        k, v = (random_array(seed, (min(S, at_a_time), c.K, c.E)) for seed in (2, 3))
         for pos in range(0, S, at_a_time):
             attention.append(first, k[: S - pos], v[: S - pos], pos)
         return [first, *(replace(first, buffer=_copy(first.buffer)) for _ in range(copies - 1))]
 
     def bind(caches: Sequence[attention.KV], shape: Shape, T: int) -> Call:
-        q, pos = _random(4, (T, c.H, c.E)), shape[0] - T
+        q, pos = random_array(4, (T, c.H, c.E)), shape[0] - T
         return lambda copy, isa, threads: function(q, caches[copy], pos, isa=isa, threads=threads)
 
     def work(shape: Shape, T: int) -> Work:
@@ -258,11 +204,11 @@ def _attention(form: str, c: Config) -> Op:
               bind, work, peak)  # fmt: skip
 
 
-# --- Rows: their data is small, and in a cache, as between the operations of a block ----------------------------------
+# --- Operations on rows: their data is small and in a cache, as within a block ---------------------------------------
 
 
 def _rows(name: str, says: str, shapes: dict[str, Shape], bind: Callable[[Shape, int], Call]) -> Op:
-    """x [T, n] -> as much."""
+    """An operation from x [T, n] to as many numbers."""
 
     def work(shape: Shape, T: int) -> Work:
         written = {"quantise-activations": 1}.get(name, 4)
@@ -277,23 +223,23 @@ def _nothing(shape: Shape, copies: int) -> list[None]:
 
 
 def _activations(shape: Shape, T: int) -> Call:
-    x = _random(1, (T, *shape))
+    x = random_array(1, (T, *shape))
     return lambda copy, isa, threads: core.quantise_activations(x, isa)
 
 
 def _rmsnorm(c: Config, shape: Shape, T: int) -> Call:
-    x, w = _random(1, (T, *shape)), _random(2, shape)
+    x, w = random_array(1, (T, *shape)), random_array(2, shape)
     return lambda copy, isa, threads: small.rmsnorm(x, w, c.rms_norm_eps, isa, threads)
 
 
 def _softmax(shape: Shape, T: int) -> Call:
-    x = _random(1, (T, *shape))
+    x = random_array(1, (T, *shape))
     return lambda copy, isa, threads: small.softmax(x, isa, threads)
 
 
 def _swiglu(c: Config) -> Op:
     def bind(_: Sequence[Any], shape: Shape, T: int) -> Call:
-        gate, up = _random(1, (T, *shape)), _random(2, (T, *shape))
+        gate, up = random_array(1, (T, *shape)), random_array(2, (T, *shape))
         return lambda copy, isa, threads: small.swiglu(gate, up, 1.0, isa, threads)
 
     def work(shape: Shape, T: int) -> Work:
@@ -306,7 +252,7 @@ def _rope(c: Config) -> Op:
     def bind(_: Sequence[Any], shape: Shape, T: int) -> Call:
         heads, E = shape
         x, (cos, sin) = (
-            _random(1, (T, heads, E)),
+            random_array(1, (T, heads, E)),
             small.rope_tables(small.rope_frequencies(c.rope, E), 1.0, np.arange(T, dtype=np.int32)),
         )
         return lambda copy, isa, threads: small.rope(x, cos, sin, isa, threads)
@@ -316,12 +262,12 @@ def _rope(c: Config) -> Op:
         return Work(T * heads * E, 8 * T * heads * E + 4 * T * E, 0)
 
     shapes: dict[str, Shape] = {"heads": (c.H + c.K, c.E)}
-    return Op("rope", "queries and keys turned by their position", "element", "HxE", shapes, _nothing, bind, work)
+    return Op("rope", "queries and keys rotated by their position", "element", "HxE", shapes, _nothing, bind, work)
 
 
 def _choice(name: str, says: str, c: Config, function: Callable[[Array, str], object]) -> Op:
     def bind(_: Sequence[Any], shape: Shape, T: int) -> Call:
-        x = _random(1, shape)
+        x = random_array(1, shape)
         return lambda copy, isa, threads: function(x, isa)
 
     def work(shape: Shape, T: int) -> Work:

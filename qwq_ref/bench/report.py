@@ -1,4 +1,4 @@
-"""A run's figures for people, as a table or in Markdown, and for programs, as JSON or CSV with nothing rounded."""
+"""The figures of a run: as a table or Markdown for people, as JSON or CSV for programs, with nothing rounded."""
 
 from __future__ import annotations
 
@@ -17,7 +17,11 @@ _UNITS = {"MAC": "GMAC/s", "weight": "Gweight/s", "element": "Gelement/s"}
 
 
 def render(facts: dict[str, Any], form: str, cells: Callable[[dict[str, Any]], Cells]) -> str:
-    """{"machine", "ceilings", "rows"} as "table", "md", "json" or "csv"; `cells` says what people see of a row."""
+    """Return {"machine", "ceilings", "rows"} as text.
+
+    form   "table", "md", "json" or "csv"
+    cells  row -> the cells of a table; a column of dashes alone is left out
+    """
     if form == "json":
         return json.dumps(facts, indent=1, allow_nan=False)
     if form == "csv":
@@ -32,6 +36,7 @@ def render(facts: dict[str, Any], form: str, cells: Callable[[dict[str, Any]], C
 
 
 def of_operation(row: dict[str, Any]) -> Cells:
+    """Return the cells of a row of `op_rows`."""
     return {
         "op": row["op"],
         "shape": row["shape"],
@@ -48,6 +53,7 @@ def of_operation(row: dict[str, Any]) -> Cells:
 
 
 def of_model(row: dict[str, Any]) -> Cells:
+    """Return the cells of a row of `model`."""
     return {
         "model": row["model"],
         "weights": row["weights"],
@@ -68,7 +74,7 @@ def of_model(row: dict[str, Any]) -> Cells:
 
 
 def _csv(rows: list[dict[str, Any]]) -> str:
-    """A line for each row; samples are left to JSON."""
+    """Return a line for each row, without the samples."""
     text = io.StringIO()
     columns = [name for name, value in (rows[0] if rows else {}).items() if not isinstance(value, list)]
     writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
@@ -82,7 +88,7 @@ def _share(share: float | None) -> str:
 
 
 def _number(value: float) -> str:
-    """Three digits or more."""
+    """Return a number with three digits or more."""
     return f"{value:.{0 if value >= 1000 else 1 if value >= 10 else 3}f}"
 
 

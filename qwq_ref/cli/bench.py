@@ -1,78 +1,98 @@
-"""`qwq bench`: how fast a model is here, or an operation, and how near that is to what the processor can do."""
+"""`qwq bench`: measure the speed of a model or an operation, beside the limits of the processor."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
 import dataclasses
+import functools
 import itertools
 import sys
-import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..config import Config
 from ..errors import QwqError, UsageError
+from ..forms import FORMS, KV_FORMS
 from ..host.memory import cpus, require
+from ..tables import Table
 from .options import (
     DEFAULT_MODEL,
     add_rope_arguments,
+    check_isas,
     chosen_rope,
     progress_bar,
     require_core,
     set_threads,
 )
+from .values import count, integer, many, one_of, some_of, threads
 
 if TYPE_CHECKING:
-    from ..bench.model import Runner, Trial
+    from ..bench.model import Trial
     from ..bench.ops import Op, Shape
+    from ..bench.peers import Peers
     from ..engine.backends import Backend
+
+_OUTPUTS = ("table", "md", "json", "csv")
+_MOST = (1 << 24) - 1  # tokens of a test
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("-t", "--threads", metavar="N,...", help="default: all CPUs; for operations 1, too")
+    numbers = many(integer(0, _MOST))
+    counts = many(integer(1, _MOST))
+    parser.add_argument(
+        "-t", "--threads", type=many(threads), metavar="N,...", help="default: all CPUs; for operations also 1"
+    )
     parser.add_argument("--isa", metavar="NAME,...", help="instruction sets, or all; default: QWQ_ISA, or the best")
-    parser.add_argument("-r", "--repeats", type=int, default=5, metavar="N", help="medians are of so many (default 5)")
-    forms = ["table", "md", "json", "csv"]
-    parser.add_argument("-o", "--output", choices=forms, default="table", help="default: table")
-    parser.add_argument("--shape", metavar="NAME,...", help="a model's, for random weights: qwq-32b, or a config.json; "
-                        "an operation's, such as qkv or 7168x5120; default: all of QwQ-32B's")  # fmt: skip
+    parser.add_argument("-r", "--repeats", type=count, default=5, metavar="N", help="repeats of a median (default 5)")
+    parser.add_argument("-o", "--output", **one_of(_OUTPUTS), default="table", help="default: table")
+    parser.add_argument(
+        "--shape",
+        metavar="NAME,...",
+        help="of a model with random weights: qwq-32b, or a config.json. Of an operation: such as qkv or 7168x5120; "
+        "default: all of QwQ-32B's",
+    )
     models = parser.add_argument_group("models")
-    models.add_argument("-m", "--model", help="a model on disk (default, without --shape: qwq-nano)")
-    models.add_argument("--layers", type=int, metavar="N", help="of --shape; default: all")
-    models.add_argument("-p", default="512", metavar="N,...", help="tokens of a prompt (default 512; 0: none)")
-    models.add_argument("-n", default="128", metavar="N,...", help="tokens to decode (default 128; 0: none)")
-    models.add_argument("-d", default="0", metavar="N,...", help="tokens in the context before them (default 0)")
-    models.add_argument("--weights", default="q4", metavar="FORM,...", help="fp32, bf16, q8, q4 (default)")
-    models.add_argument("--kv", metavar="FORM,...", help="of the cache: fp32, int8; default: int8 with q8 and q4")
-    models.add_argument("--peer", choices=["llama.cpp"], help="run the same shape there, in turns (--shape; [bench])")
+    models.add_argument("-m", "--model", help="a model on disk; default, without --shape: qwq-nano")
+    models.add_argument("--layers", type=count, metavar="N", help="number of layers of --shape; default: all")
+    models.add_argument("-p", type=numbers, default="512", metavar="N,...", help="prompt tokens (default 512; 0: none)")
+    models.add_argument("-n", type=numbers, default="128", metavar="N,...", help="decode steps (default 128; 0: none)")
+    models.add_argument("-d", type=numbers, default="0", metavar="N,...", help="context in front (default 0)")
+    models.add_argument(
+        "--weights", **some_of(FORMS), default="q4", help=f"weight forms: {', '.join(FORMS)} (default q4)"
+    )
+    models.add_argument(
+        "--kv", **some_of(KV_FORMS), help=f"cache forms: {', '.join(KV_FORMS)}; default: int8 with q8 and q4, else fp32"
+    )
+    models.add_argument(
+        "--peer", **one_of(["llama.cpp"]), help="measure llama.cpp in turns, with --shape; needs qwq_ref[bench]"
+    )
     add_rope_arguments(parser)
     operations = parser.add_argument_group("operations")
-    operations.add_argument("--op", nargs="?", const="", metavar="NAME,...", help="operations, or families such as "
-                            "matmul, instead of models; alone: lists them")  # fmt: skip
-    operations.add_argument("-T", "--tokens", default="1,4,8,512", metavar="N,...", help="default: 1,4,8,512")
+    operations.add_argument(
+        "--op",
+        nargs="?",
+        const="",
+        metavar="NAME,...",
+        help="measure operations, or families such as matmul, instead of models; without a name: list them",
+    )
+    operations.add_argument(
+        "-T", "--tokens", type=counts, default="1,4,8,512", metavar="N,...", help="default: 1,4,8,512"
+    )
 
 
 def run(options: argparse.Namespace) -> int:
-    set_threads(1)  # BLAS has no part in this, and its threads must not wait for work meanwhile
-    from .. import core
-
-    if options.repeats < 1:
-        raise UsageError(None, "repeats", f"must be at least 1, got {options.repeats}")
-    threads = _numbers(options.threads, "threads") if options.threads else [cpus()]
-    if max(threads) > core.MOST_THREADS:
-        raise UsageError(None, "threads", f"must be at most {core.MOST_THREADS}, got {max(threads)}")
+    set_threads(1)  # BLAS is not used, and its threads must not compete
+    numbers: list[int] = options.threads or [cpus()]
     require_core()
     if options.op is None:
-        return _models(options, threads)
-    if not options.threads:
-        threads = sorted({1, *threads})
-    return _operations(options, threads)
+        return _models(options, numbers)
+    return _operations(options, numbers if options.threads else sorted({1, *numbers}))
 
 
 def _measure(options: argparse.Namespace, count: int, rows: Callable[[Any], Iterator[Any]], cells: Any) -> int:
-    """Measure rows(ceilings) and print them; after Ctrl-C, or where memory does not suffice, what there is."""
+    """Measure rows(ceilings) and print them. After Ctrl-C, or if memory does not suffice, print the finished rows."""
     from ..bench.measure import Ceilings, machine
     from ..bench.report import render
 
@@ -98,7 +118,7 @@ def _measure(options: argparse.Namespace, count: int, rows: Callable[[Any], Iter
 # --- Models --------------------------------------------------------------------------------------------------------
 
 
-def _models(options: argparse.Namespace, threads: list[int]) -> int:
+def _models(options: argparse.Namespace, numbers: list[int]) -> int:
     from ..bench.report import of_model
 
     tests, isas = _tests(options), _isas(options.isa)
@@ -108,58 +128,44 @@ def _models(options: argparse.Namespace, threads: list[int]) -> int:
     if options.peer and not options.shape:
         raise UsageError(None, "peer", "needs --shape: it runs random weights of the same shape")
     name, config = _config(options)
-    peers = _peers(options, config, threads, max(test.depth + test.tokens for test in tests))
-
-    def rows(ceilings: Any) -> Iterator[Any]:
-        from ..bench.model import rows
-
-        for weights, kv in forms:
-            backend = _backend(options, config, weights, kv, tests)
-            for isa, n in itertools.product(isas, threads):
-                backend.isa, backend.threads = isa, n
-                for peer in peers:
-                    with peer(n) if peer else contextlib.nullcontext() as running:
-                        yield from rows(name, backend, tests, options.repeats, ceilings, running)
-            del backend
-
-    count = len(forms) * len(isas) * len(threads) * len(tests) * len(peers)
     with contextlib.ExitStack() as stack:
-        if options.peer:
-            stack.enter_context(_gguf_folder(options))
-        return _measure(options, count, rows, of_model)
+        peers = stack.enter_context(_peers(options, config, tests))
+        starts: list[Callable[[int], Any]] = [lambda number: contextlib.nullcontext()]
+        if peers is not None:
+            starts = [functools.partial(peers.start, number) for number in range(len(peers))]
+
+        def rows(ceilings: Any) -> Iterator[Any]:
+            from ..bench.model import rows
+
+            for weights, kv in forms:
+                backend = _backend(options, config, weights, kv, tests)
+                for isa, n, start in itertools.product(isas, numbers, starts):
+                    backend.isa, backend.threads = isa, n
+                    with start(n) as peer:
+                        yield from rows(name, backend, tests, options.repeats, ceilings, peer)
+                del backend
+
+        total = len(forms) * len(isas) * len(numbers) * len(tests) * len(starts)
+        return _measure(options, total, rows, of_model)
 
 
 def _tests(options: argparse.Namespace) -> list[Trial]:
     from ..bench.model import Trial
 
-    depths = _numbers(options.d, "d", least=0)
-    sizes = {"pp": _numbers(options.p, "p", least=0), "tg": _numbers(options.n, "n", least=0)}
-    tests = [Trial(kind, n, depth) for depth in depths for kind, many in sizes.items() for n in many if n]
+    sizes = {"pp": options.p, "tg": options.n}
+    tests = [Trial(kind, n, depth) for depth in options.d for kind, many in sizes.items() for n in many if n]
     if not tests:
         raise UsageError(None, "p", "and n are both 0: there is nothing to do")
     return tests
 
 
 def _forms(options: argparse.Namespace) -> list[tuple[str, str]]:
-    """Of weights and cache."""
-    from ..forms import FORMS, KV_FORMS
-
-    pairs = []
-    for weights in options.weights.split(","):
-        _check_form("weights", weights, FORMS)
-        for kv in options.kv.split(",") if options.kv else [FORMS[weights].kv]:
-            _check_form("kv", kv, KV_FORMS)
-            pairs.append((weights, kv))
-    return pairs
-
-
-def _check_form(option: str, value: str, known: Iterable[str]) -> None:
-    if value not in known:
-        raise UsageError(None, option, f"must be some of {', '.join(known)}, got {value[:40]}")
+    """Return the pairs of weight form and cache form."""
+    return [(weights, kv) for weights in options.weights for kv in options.kv or [FORMS[weights].kv]]
 
 
 def _config(options: argparse.Namespace) -> tuple[str, Config]:
-    """The name in the table, and the config with what the options change."""
+    """Return the name for the table, and the config with the changes that the options ask for."""
     from ..formats import resolve
     from ..formats.checkpoint import read_config
 
@@ -180,7 +186,7 @@ def _config(options: argparse.Namespace) -> tuple[str, Config]:
 
 
 def _backend(options: argparse.Namespace, config: Config, weights: str, kv: str, tests: list[Trial]) -> Backend:
-    from ..bench.model import random_weights
+    from ..bench.weights import random_weights
     from ..engine.backends.core import CoreBackend
     from ..engine.cache import cache_bytes
     from ..engine.loader import load
@@ -201,70 +207,34 @@ def _backend(options: argparse.Namespace, config: Config, weights: str, kv: str,
         return CoreBackend(config, random_weights(config, weights, progress), context, kv)
 
 
-def _peers(options: argparse.Namespace, config: Config, threads: list[int], context: int) -> list[Any]:
-    """What runs beside the engine: for each of its configurations, threads -> a context manager of (name, Runner)."""
+def _peers(options: argparse.Namespace, config: Config, tests: list[Trial]) -> Peers | contextlib.nullcontext[None]:
     if options.peer is None:
-        return [None]
-    from ..interop.llama_cpp.bindings import require_packages
-    from ..interop.llama_cpp.gguf import gguf_bytes
-    from ..interop.llama_cpp.peer import Configuration
-    from ..interop.llama_cpp.peer import configurations as own
+        return contextlib.nullcontext()
+    from ..bench.peers import Peers
 
-    require_packages()
-
-    def configurations(n: int) -> list[Configuration]:
-        """Behind a context, also without flash attention: there, that is the faster one."""
-        deep = any(depth != "0" for depth in options.d.split(","))
-        return own(n, context) + (own(n, context, flash_attention=False) if deep else [])
-
-    for quant in {c.quant for c in configurations(1)}:
-        require({"the peer's weights": gguf_bytes(config, quant)}, options.shape)
-
-    @contextlib.contextmanager
-    def start(number: int, n: int) -> Iterator[tuple[str, Runner]]:
-        configuration = configurations(n)[number]
-        with configuration.start(_gguf(options, config, configuration.quant)) as peer:
-            yield configuration.name, peer
-
-    return [lambda n, number=number: start(number, n) for number in range(len(configurations(1)))]
-
-
-@contextlib.contextmanager
-def _gguf_folder(options: argparse.Namespace) -> Iterator[None]:
-    """Where the peer's files are, until the end."""
-    with tempfile.TemporaryDirectory(prefix="qwq-bench-") as folder:
-        options.gguf_folder = Path(folder)
-        yield
-
-
-def _gguf(options: argparse.Namespace, config: Config, quant: str) -> Path:
-    from ..interop.llama_cpp.gguf import gguf_bytes, write_gguf
-
-    path: Path = options.gguf_folder / f"{quant}.gguf"
-    if not path.exists():
-        with progress_bar(f"writing {quant}", gguf_bytes(config, quant), "B") as progress:
-            write_gguf(path, config, quant, progress=progress)
-    return path
+    context = max(test.depth + test.tokens for test in tests)
+    return Peers(config, context, any(test.depth for test in tests), options.shape, progress_bar)
 
 
 # --- Operations ----------------------------------------------------------------------------------------------------
 
 
-def _operations(options: argparse.Namespace, threads: list[int]) -> int:
-    from ..bench.measure import count, rows
+def _operations(options: argparse.Namespace, numbers: list[int]) -> int:
+    from ..bench.op_rows import row_count, rows
     from ..bench.ops import registry
     from ..bench.report import of_operation
 
-    tokens = _numbers(options.tokens, "tokens")
+    tokens: list[int] = options.tokens
     ops = registry()
     if not options.op:
-        print("\n".join(f"{op.name:<24}{op.says}" for op in ops.values()))
+        table = Table(["operation", "description"], "<<", [22, 0])
+        print("\n".join(table.line([op.name, op.says]) for op in ops.values()))
         return 0
     isas = _isas(options.isa)
     plan = _plan(_chosen(options.op, ops), options.shape)
-    number = count(plan, tokens, isas, threads)
+    number = row_count(plan, tokens, isas, numbers)
     return _measure(
-        options, number, lambda best: rows(plan, tokens, isas, threads, options.repeats, best), of_operation
+        options, number, lambda best: rows(plan, tokens, isas, numbers, options.repeats, best), of_operation
     )
 
 
@@ -279,7 +249,7 @@ def _chosen(names: str, ops: dict[str, Op]) -> list[Op]:
 
 
 def _plan(ops: list[Op], shapes: str | None) -> list[tuple[Op, str, Shape]]:
-    """Each operation with its shapes; of those given, with the ones that it can have."""
+    """Return each operation with its shapes, or with those of the given shapes that it can have."""
     if shapes is None:
         return [(op, name, shape) for op in ops for name, shape in op.shapes.items()]
     plan = []
@@ -293,7 +263,10 @@ def _plan(ops: list[Op], shapes: str | None) -> list[tuple[Op, str, Shape]]:
 
 
 def _shape(op: Op, name: str) -> Shape | None:
-    """A name, or numbers with x between them. Weights have whole groups of the coarsest scales; heads are even."""
+    """Return the shape of an operation: a name, or numbers with x between them; None if the operation has no such.
+
+    Rows of weights are a multiple of the largest group; heads are even.
+    """
     if name in op.shapes:
         return op.shapes[name]
     parts = name.split("x")
@@ -307,18 +280,8 @@ def _shape(op: Op, name: str) -> Shape | None:
 def _isas(names: str | None) -> list[str]:
     from .. import core
 
-    have = core.isas()
     if names is None:
         return [core.chosen_isa()]
-    wanted = have if names == "all" else names.split(",")
-    for isa in wanted:
-        if isa not in have:
-            raise UsageError(None, "isa", f"{isa[:40]} cannot run here; {', '.join(have)} can")
+    wanted = core.isas() if names == "all" else names.split(",")
+    check_isas(wanted)
     return wanted
-
-
-def _numbers(text: str, option: str, least: int = 1) -> list[int]:
-    parts = text.split(",")
-    if not all(part.isascii() and part.isdigit() and least <= int(part) < 1 << 24 for part in parts):
-        raise UsageError(None, option, f"must be numbers from {least} on, with commas between them, got {text[:60]}")
-    return [int(part) for part in parts]

@@ -7,7 +7,6 @@ import json
 import sys
 from typing import TYPE_CHECKING, Any
 
-from ..errors import UsageError
 from ..footprint import human
 from ..host.memory import cpus
 from .options import (
@@ -16,6 +15,7 @@ from .options import (
     progress_bar,
     set_threads,
 )
+from .values import threads
 
 if TYPE_CHECKING:
     from ..bench.doctor import Asked
@@ -26,22 +26,19 @@ _REAL = ("qwq-32b", "Qwen/QwQ-32B")  # whose config is shipped, and where its we
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     what = f"a config.json, {MODELS}, qwq-32b; default: qwq-32b and {DEFAULT_MODEL}"
     parser.add_argument("-m", "--model", action="append", help=what.replace(" (the default)", ""))
-    parser.add_argument("-t", "--threads", type=int, metavar="N", help="threads; default: one for each CPU")
-    parser.add_argument("--isa", choices=["scalar", "avx2", "avx512"], help="default: QWQ_ISA, or the best")
+    parser.add_argument("-t", "--threads", type=threads, metavar="N", help="threads; default: one for each CPU")
+    parser.add_argument("--isa", metavar="NAME", help="instruction set; default: QWQ_ISA, or the best")
     parser.add_argument("--json", action="store_true", help="as JSON, with exact numbers")
 
 
 def run(options: argparse.Namespace) -> int:
-    threads = cpus() if options.threads is None else options.threads
-    if not 1 <= threads <= 1024:
-        raise UsageError(None, "threads", f"must be 1 to 1024, got {threads}")
     set_threads(1)  # BLAS has no part in this
     models = [_read(name) for name in options.model or (_REAL[0], DEFAULT_MODEL)]
 
     from ..bench.doctor import SAMPLES, examine
 
     with progress_bar("measuring", SAMPLES, "round") as progress:
-        facts = examine(models, threads, options.isa, progress)
+        facts = examine(models, options.threads or cpus(), options.isa, progress)
     print(json.dumps(facts, indent=1, allow_nan=False) if options.json else screen(facts))
     sys.stdout.flush()
     if facts["interrupted"]:

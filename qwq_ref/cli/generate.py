@@ -194,7 +194,7 @@ def _report(model: Model, run: Run, texts: dict[str, str], interrupted: bool) ->
 
 
 def _summarise(options: argparse.Namespace, generation: Generation, interrupted: bool) -> None:
-    """What a user must know, then how fast it was: on stderr."""
+    """Print on stderr why the answer is incomplete, if it is, and then the speed."""
     from ..host.memory import peak_bytes
 
     run = generation.run

@@ -22,7 +22,7 @@ from .options import (
     read_prompt,
     set_threads,
 )
-from .values import count, integer, many, size
+from .values import integer, many, size, threads
 
 DIFFERS = 3  # exit status of a comparison that finds a divergence; 1 and 2 are errors, as for every command
 
@@ -92,7 +92,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     commands.add_parser("mistakes", help="list the known mistakes", description=_mistakes.__doc__)
     for command in (record, compare):
         command.add_argument(
-            "-t", "--threads", type=count, default=cpus(), metavar="N", help="threads; default: one for each CPU"
+            "-t", "--threads", type=threads, default=cpus(), metavar="N", help="threads; default: one for each CPU"
         )
 
 

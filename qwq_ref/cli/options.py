@@ -13,7 +13,7 @@ from typing import Any
 from ..config import Config, Rope
 from ..errors import UsageError
 from ..forms import FORMS, KV_FORMS
-from .values import count, number, one_of
+from .values import count, number, one_of, threads
 
 DEFAULT_MODEL = "qwq-nano"
 MODELS = "a folder, a .safetensors file, a hub id, or a shipped model: qwq-nano (the default), qwq-nano-base"
@@ -67,7 +67,7 @@ def engine_choices(options: argparse.Namespace) -> dict[str, Any]:
 
 def add_threads_argument(parser: Any, what: str = "threads") -> None:
     """Add `--threads` to a parser or a group of options."""
-    parser.add_argument("-t", "--threads", type=count, metavar="N", help=f"{what}; default: one for each CPU")
+    parser.add_argument("-t", "--threads", type=threads, metavar="N", help=f"{what}; default: one for each CPU")
 
 
 def check_isas(names: Sequence[str]) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ..errors import UsageError
 from .options import progress_bar, set_threads
-from .values import count, one_of, seed
+from .values import count, one_of, seed, threads
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=count, metavar="N", help="number of steps; default: the recipe's")
     parser.add_argument("--chat-template-file", metavar="FILE", help="a template to store with a new model (base)")
     parser.add_argument(
-        "-t", "--threads", type=count, default=2, metavar="N", help="threads that share a batch (default 2)"
+        "-t", "--threads", type=threads, default=2, metavar="N", help="threads that share a batch (default 2)"
     )
     parser.add_argument(
         "--checkpointing",

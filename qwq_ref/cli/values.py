@@ -43,6 +43,7 @@ def number(least: float | None = None, most: float | None = None) -> Callable[[s
 
 
 count = integer(1)
+threads = integer(1, 1024)  # core.MOST_THREADS, which takes an import of NumPy
 fraction = number(0, 1)
 seed = integer(0, (1 << 64) - 1)
 
@@ -81,10 +82,11 @@ def _name(known: list[str]) -> Callable[[str], str]:
 
 
 def _within(value: Number, least: float | None, most: float | None) -> Number:
-    if (least is None or value >= least) and (most is None or value <= most):
-        return value
-    limits = f"at least {least}" if most is None else f"at most {most}" if least is None else f"{least} to {most}"
-    raise ArgumentTypeError(f"must be {limits}, got {value}")
+    if least is not None and value < least:
+        raise ArgumentTypeError(f"must be at least {least}, got {value}")
+    if most is not None and value > most:
+        raise ArgumentTypeError(f"must be at most {most}, got {value}")
+    return value
 
 
 def _shown(text: str) -> str:

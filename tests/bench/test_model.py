@@ -13,12 +13,8 @@ from qwq_ref import cli, core
 from qwq_ref.bench import measure
 from qwq_ref.bench import model as bench_model
 from qwq_ref.bench.measure import Ceilings
-from qwq_ref.bench.model import (
-    Engine,
-    Trial,
-    random_weights,
-    work,
-)
+from qwq_ref.bench.model import Engine, Trial, work
+from qwq_ref.bench.weights import random_weights
 from qwq_ref.config import Config
 from qwq_ref.core import attention
 from qwq_ref.engine import backends
@@ -201,11 +197,11 @@ def test_forms_for_people_and_programs(shape, capsys):
     ("arguments", "message"),
     [
         (["-p", "0", "-n", "0"], "qwq: p: and n are both 0"),
-        (["-p", "-1"], "qwq: p: must be numbers from 0 on"),
-        (["-d", "x"], "qwq: d: must be numbers from 0 on"),
+        (["-p", "-1"], "qwq: p: must be at least 0, got -1"),
+        (["-d", "x"], "qwq: d: must be an integer, got x"),
         (["-r", "0"], "qwq: repeats: must be at least 1"),
-        (["--weights", "q3"], "qwq: weights: must be some of fp32, bf16, q8, q4, got q3"),
-        (["--kv", "q8"], "qwq: kv: must be some of fp32, int8, got q8"),
+        (["--weights", "q3"], "qwq: weights: must be one of fp32, bf16, q8, q4, got q3"),
+        (["--kv", "q8"], "qwq: kv: must be one of fp32, int8, got q8"),
         (["--shape", "qwq-32b", "--layers", "65"], "qwq: layers: must be 1 to 64"),
         (["--layers", "1"], "qwq: layers: must be 1 to"),
         (["-m", "qwq-nano", "--shape", "qwq-32b"], "qwq: shape: is for random weights"),
@@ -223,7 +219,7 @@ def test_wrong_uses_are_one_line(arguments, message, capsys):
 
 def test_what_does_not_fit_is_refused_with_the_sum(capsys, monkeypatch):
     monkeypatch.setattr("qwq_ref.host.memory.available_bytes", lambda: 8 << 30)
-    monkeypatch.setattr(bench_model, "random_weights", lambda *a: pytest.fail("memory was taken"))
+    monkeypatch.setattr("qwq_ref.bench.weights.random_weights", lambda *a: pytest.fail("memory was taken"))
     status, out, err = bench(capsys, "--shape", "qwq-32b")
     assert (status, out) == (1, "")
     assert err.startswith("qwq: qwq-32b: needs 17.7")

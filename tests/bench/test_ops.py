@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from qwq_ref import cli, core
-from qwq_ref.bench import measure
-from qwq_ref.bench.ops import copies_for, registry, weight
+from qwq_ref.bench import measure, op_rows
+from qwq_ref.bench.ops import copies_for, registry
+from qwq_ref.bench.weights import weight
 from qwq_ref.core import ceilings
 from qwq_ref.errors import MemoryLimitError
 
@@ -29,7 +30,7 @@ def small(monkeypatch):
     """Small buffers and short samples, and a cache that holds next to nothing."""
     monkeypatch.setattr(measure, "rotation", lambda: 1 << 20)
     monkeypatch.setattr(measure, "last_cache_bytes", lambda: 1 << 12)
-    monkeypatch.setattr(measure, "SHORTEST", 1e-4)
+    monkeypatch.setattr(op_rows, "SHORTEST", 1e-4)
 
 
 def bench(capsys, *arguments):
@@ -130,7 +131,7 @@ def test_the_best_instruction_set_unless_another_is_set(capsys, monkeypatch):
 def test_calls_take_copies_in_turns_until_no_cache_holds_them(capsys, monkeypatch):
     seen, matmul = [], core.matmul
     monkeypatch.setattr(core, "matmul", lambda x, w, **o: (seen.append(w.packed.ctypes.data), matmul(x, w, **o))[1])
-    monkeypatch.setattr(measure, "SHORTEST", 1e-2)
+    monkeypatch.setattr(op_rows, "SHORTEST", 1e-2)
     (row,) = rows_of(capsys, "--op", "matmul-q4", "--shape", "256x512", "-T", "1", "-t", "1", "-r", "2")["rows"]
     assert row["copies"] == -(-(1 << 20) // (256 * 512 * 17 // 32)) == len(set(seen))
     assert len(seen) > 2 * row["copies"]
@@ -219,8 +220,8 @@ def test_without_an_operation_it_lists_them(capsys):
         (["--op", "argmax", "--isa", "altivec"], "qwq: isa: altivec cannot run here; scalar"),
         (["--op", "argmax", "--shape", "qkv"], "qwq: shape: qkv fits no operation; there are vocabulary, V"),
         (["--op", "matmul-q4", "--shape", "64x65"], "qwq: shape: 64x65 fits no operation"),
-        (["--op", "argmax", "-T", "0"], "qwq: tokens: must be numbers from 1 on"),
-        (["--op", "argmax", "-t", "1,x"], "qwq: threads: must be numbers from 1 on"),
+        (["--op", "argmax", "-T", "0"], "qwq: tokens: must be at least 1, got 0"),
+        (["--op", "argmax", "-t", "1,x"], "qwq: threads: must be an integer, got x"),
         (["--op", "argmax", "-t", "9999"], "qwq: threads: must be at most 1024, got 9999"),
         (["--op", "argmax", "-r", "0"], "qwq: repeats: must be at least 1, got 0"),
         (["--op", "attention-int8", "--shape", "8", "-T", "9"], "qwq: tokens: 9 do not fit a context of 8"),
@@ -260,8 +261,8 @@ def test_what_is_measured_is_printed_whatever_stops_it(problem, status, capsys, 
 
 
 def test_a_slow_call_is_not_warmed_up(capsys, monkeypatch):
-    monkeypatch.setattr(measure, "SLOW", 0)
-    monkeypatch.setattr(measure, "LONGEST", 0)
+    monkeypatch.setattr(op_rows, "SLOW", 0)
+    monkeypatch.setattr(op_rows, "LONGEST", 0)
     (row,) = rows_of(capsys, "--op", "argmax", "--shape", "100")["rows"]
     assert len(row["samples"]) == len(row["read_samples"]) == 1
 

@@ -6,6 +6,7 @@ from argparse import ArgumentTypeError
 import pytest
 
 from qwq_ref.cli import COMMANDS, main, values
+from qwq_ref.core import MOST_THREADS
 
 
 @pytest.mark.parametrize(
@@ -37,10 +38,10 @@ def test_what_a_text_becomes(convert, text, value):
         (values.integer(), "1_000", "must be an integer, got 1_000"),
         (values.count, "0", "must be at least 1, got 0"),
         (values.integer(most=5), "6", "must be at most 5, got 6"),
-        (values.seed, "-1", f"must be 0 to {2**64 - 1}, got -1"),
+        (values.seed, "-1", "must be at least 0, got -1"),
         (values.number(), "nan", "must be a number, got nan"),
         (values.number(), "inf", "must be a number, got inf"),
-        (values.fraction, "1.1", "must be 0 to 1, got 1.1"),
+        (values.fraction, "1.1", "must be at most 1, got 1.1"),
         (values.size, "much", "must be a size such as 800M or 8G, got much"),
         (values.many(values.count), "1,,2", "must be an integer, got nothing"),
         (values.one_of(["a", "b"])["type"], "c", "must be one of a, b, got c"),
@@ -58,10 +59,11 @@ def test_what_is_refused(convert, text, problem):
     ("arguments", "problem"),
     [
         ("generate x -t 0", "threads: must be at least 1, got 0"),
+        ("generate x -t 1025", "threads: must be at most 1024, got 1025"),
         ("generate x -c 0", "ctx-size: must be at least 1, got 0"),
         ("generate x --temp -1", "temp: must be at least 0, got -1.0"),
         ("generate x --top-k x", "top-k: must be an integer, got x"),
-        ("generate x --top-p 2", "top-p: must be 0 to 1, got 2.0"),
+        ("generate x --top-p 2", "top-p: must be at most 1, got 2.0"),
         ("generate x --weights q3", "weights: must be one of fp32, bf16, q8, q4, got q3"),
         ("generate x --kv q8", "kv: must be one of fp32, int8, got q8"),
         ("generate x --think-budget -1", "think-budget: must be at least 0, got -1"),
@@ -76,6 +78,9 @@ def test_what_is_refused(convert, text, problem):
         ("info -c 0", "ctx-size: must be at least 1, got 0"),
         ("generate --nothing", "unrecognized arguments: --nothing (see qwq --help)"),
         ("golden", "the following arguments are required: ACTION (see qwq golden --help)"),
+        ("doctor -t 0", "threads: must be at least 1, got 0"),
+        ("bench -t 1,0", "threads: must be at least 1, got 0"),
+        ("bench --op argmax -T 1,x", "tokens: must be an integer, got x"),
         ("nothing", "COMMAND: invalid choice: 'nothing' (choose from"),
     ],
 )
@@ -85,6 +90,12 @@ def test_a_bad_value_is_one_line_that_names_the_option(arguments, problem, capsy
     assert out == ""
     assert err.startswith(f"qwq: {problem}")
     assert err.count("\n") == 1
+
+
+def test_the_limit_of_threads_is_the_cores():
+    assert values.threads(str(MOST_THREADS)) == MOST_THREADS
+    with pytest.raises(ArgumentTypeError):
+        values.threads(str(MOST_THREADS + 1))
 
 
 @pytest.mark.parametrize("command", COMMANDS)

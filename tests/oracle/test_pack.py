@@ -1893,7 +1893,7 @@ BAD = {
     "all steps": (["record", "--ids", "1,2", "--decode", "2", "-o", "OUT"], 2, ["decode: must leave a prompt"]),
     "an unknown tap": (["record", "--ids", "1", "--taps", "*.x", "-o", "OUT"], 2, ["taps: *.x matches no tap"]),
     "an unknown size": (["record", "--ids", "1", "--size", "lm_head=all", "-o", "OUT"], 2, ["size: must be one of"]),
-    "a layer of text": (["record", "--ids", "1", "--layers", "one", "-o", "OUT"], 2, ["layers: must be an integer, got one"]),
+    "a layer of text": (["record", "--ids", "1", "--layers", "one", "-o", "OUT"], 2, ["layers: must be an integer"]),
     "a layer too many": (["record", "--ids", "1", "--layers", "99", "-o", "OUT"], 2, ["layers: must be -"]),
     "memory of text": (
         ["record", "--ids", "1", "--max-memory", "much", "-o", "OUT"],

@@ -16,7 +16,7 @@ from pathlib import Path
 from statistics import median
 
 from qwq_ref import core
-from qwq_ref.bench.model import random_tensors
+from qwq_ref.bench.weights import random_tensors
 from qwq_ref.config import Config
 from qwq_ref.engine.plan import plan
 from qwq_ref.formats.names import packed_name
