@@ -1,4 +1,4 @@
-"""A model that a user names, for the commands that reckon with its config and never load its weights."""
+"""Find the model that a user names, for commands that read its config and never load its weights."""
 
 from __future__ import annotations
 
