@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 from ..config import Config
 from ..errors import QwqError, UsageError
 from ..forms import FORMS, KV_FORMS
-from ..host.memory import cpus, require
+from ..host.limits import cpus
+from ..host.memory import require
 from ..tables import Table
 from .options import (
     DEFAULT_MODEL,

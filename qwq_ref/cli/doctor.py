@@ -1,41 +1,55 @@
-"""`qwq doctor`: on one screen, what this machine can do with a model, and what to change. It downloads nothing."""
+"""`qwq doctor`: what this machine can run of a model, how fast, and what to change. It downloads nothing."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from ..config import Config
+from ..errors import MemoryLimitError
 from ..footprint import human
-from ..host.memory import cpus
-from .options import (
-    DEFAULT_MODEL,
-    MODELS,
-    progress_bar,
-    set_threads,
-)
+from ..host.limits import cpus
+from .options import DEFAULT_MODEL, MODELS, progress_bar, set_threads
 from .values import threads
 
 if TYPE_CHECKING:
-    from ..bench.doctor import Asked
+    from ..bench.speed import Speed
 
-_REAL = ("qwq-32b", "Qwen/QwQ-32B")  # whose config is shipped, and where its weights are
+_REAL = ("qwq-32b", "Qwen/QwQ-32B")  # the shipped config, and the hub id of its weights
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A model to examine.
+
+    name, run_as    as the user called it, and as `qwq generate -m` takes it
+    stored, packed  as for `engine.fit.available_forms`
+    """
+
+    name: str
+    run_as: str
+    config: Config
+    stored: Mapping[str, int]
+    packed: Sequence[str] = ()
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     what = f"a config.json, {MODELS}, qwq-32b; default: qwq-32b and {DEFAULT_MODEL}"
     parser.add_argument("-m", "--model", action="append", help=what.replace(" (the default)", ""))
     parser.add_argument("-t", "--threads", type=threads, metavar="N", help="threads; default: one for each CPU")
-    parser.add_argument("--isa", metavar="NAME", help="instruction set; default: QWQ_ISA, or the best")
-    parser.add_argument("--json", action="store_true", help="as JSON, with exact numbers")
+    parser.add_argument("--isa", metavar="NAME", help="instruction set, such as avx2; default: QWQ_ISA, or the best")
+    parser.add_argument("--json", action="store_true", help="print JSON, with exact numbers")
 
 
 def run(options: argparse.Namespace) -> int:
     set_threads(1)  # BLAS has no part in this
     models = [_read(name) for name in options.model or (_REAL[0], DEFAULT_MODEL)]
-
-    from ..bench.doctor import SAMPLES, examine
+    from ..bench.speed import SAMPLES
 
     with progress_bar("measuring", SAMPLES, "round") as progress:
         facts = examine(models, options.threads or cpus(), options.isa, progress)
@@ -47,7 +61,6 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _read(name: str) -> Asked:
-    from ..bench.doctor import Asked
     from .models import find
 
     found = find(name, offline=True)
@@ -57,8 +70,83 @@ def _read(name: str) -> Asked:
     return Asked(name, name, found.config, found.dtypes, tuple(found.packed))
 
 
+# --- The facts: of the machine, its speed, and each model ------------------------------------------------------------
+
+
+def examine(
+    models: list[Asked], threads: int, isa: str | None, progress: Callable[[int], object] = lambda count: None
+) -> dict[str, Any]:
+    """Return all facts, as JSON has them. Speeds are measured meanwhile, unless Ctrl-C ends that.
+
+    isa       as for `core.chosen_isa`
+    progress  as for `bench.speed.measure_speed`
+
+    Raises UsageError for an instruction set that cannot run.
+    """
+    from ..bench.measure import last_cache_bytes
+    from ..bench.speed import measure_speed
+    from ..host import doctor
+
+    instructions = doctor.isa_facts(isa)
+    facts: dict[str, Any] = {
+        "program": doctor.program_facts(),
+        "cpu": doctor.cpu_facts(threads),
+        "isa": instructions,
+        "memory": doctor.memory_facts(),
+        "speed": None,
+        "interrupted": False,
+    }
+    speed = None
+    if instructions is not None:
+        try:
+            speed = measure_speed(threads, instructions["chosen"], progress)
+        except MemoryLimitError:
+            pass
+        except KeyboardInterrupt:
+            facts["interrupted"] = True
+    if speed is not None:
+        facts["speed"] = asdict(speed) | {"reads": {str(n): rate for n, rate in speed.reads.items()}}
+    available, caches = facts["memory"]["available"], facts["cpu"]["last_caches"] or last_cache_bytes()
+    given = (f" -t {threads}" if threads != cpus() else "") + (f" --isa {isa}" if isa else "")
+    facts["models"] = [model_facts(asked, available, speed, caches, given) for asked in models]
+    facts["problems"] = doctor.problems(facts)
+    return facts
+
+
+def model_facts(asked: Asked, available: int, speed: Speed | None, caches: int, given: str = "") -> dict[str, Any]:
+    """Return the forms that fit, the bounds on their speed, and the command for the best; None where nothing fits.
+
+    available  bytes of memory
+    caches     bytes of all last caches
+    given      options that the command ends with
+    """
+    from .. import core
+    from ..bench.speed import limits
+    from ..engine.choices import best_choice, choices
+
+    table = choices(asked.config, asked.stored, available, asked.packed)
+    best = best_choice(asked.config, asked.stored, table, available, asked.packed)
+    forms = list(dict.fromkeys(choice.weights for choice in table)) if core.available() else []
+    command = None
+    if best is not None:
+        choice, context = best
+        how = f"--weights {choice.weights} --kv {choice.kv} -c {context}"
+        command = f"qwq generate -m {shlex.quote(asked.run_as)} {how}{given}"
+    return {
+        "model": asked.name,
+        "positions": asked.config.positions,
+        "choices": [asdict(choice) for choice in table],
+        "limits": {form: asdict(limits(asked.config, form, speed, caches)) for form in forms},
+        "best": None if best is None else {"weights": best[0].weights, "kv": best[0].kv, "context": best[1]},
+        "command": command,
+    }
+
+
+# --- The screen ------------------------------------------------------------------------------------------------------
+
+
 def screen(facts: dict[str, Any]) -> str:
-    """The facts for people."""
+    """Return the facts for people."""
     isa = facts["isa"]
     rows = [
         ("program", _program(facts["program"])),
@@ -74,9 +162,9 @@ def screen(facts: dict[str, Any]) -> str:
         lines += ["", *_model(model)]
     limits = [limit for model in facts["models"] for limit in model["limits"].values()]
     if any(limit["output"] for limit in limits):
-        lines += ["", "Tokens/s are ceilings at an empty context, not promises: what memory and instructions allow."]
+        lines += ["", "Tokens/s are ceilings at an empty context: memory and instructions allow no more."]
         if any(limit["cached"] for limit in limits):
-            lines.append("* The caches hold these weights, so that memory is no limit.")
+            lines.append("* The caches hold these weights, so memory is no limit.")
     found = facts["problems"]
     lines += ["", "Problems:" if found else "No problems were found."]
     return "\n".join([*lines, *(f"- {each['problem']} -> {each['advice']}" for each in found)])
@@ -100,7 +188,7 @@ def _cpu(facts: dict[str, Any]) -> str:
 
 
 def _features(facts: dict[str, bool] | None) -> str:
-    from ..bench.doctor import NAMES
+    from ..host.doctor import NAMES
 
     if facts is None:
         return "unknown"
@@ -144,7 +232,7 @@ def _speed(facts: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _model(facts: dict[str, Any]) -> list[str]:
-    """Forms of weights as rows, of the cache as columns."""
+    """Return a table: weight forms are its rows, cache forms its columns."""
     kvs = list(dict.fromkeys(choice["kv"] for choice in facts["choices"]))
     lines = [
         f"{facts['model']}: context that fits now, of {facts['positions']:,} positions; tokens/s at most",
@@ -179,6 +267,6 @@ def _plural(count: int, what: str) -> str:
 
 
 def _short(size: int) -> str:
-    """As `human`, with about three digits."""
+    """Return bytes for people, with about three digits."""
     value, unit = (size / 2**30, "GiB") if size >= 2**30 / 10 else (size / 2**20, "MiB")
     return f"{value:,.{0 if value >= 100 or value == int(value) else 1}f} {unit}"

@@ -214,7 +214,7 @@ def _answerer(model: Model, options: argparse.Namespace) -> Answerer:
 
     The random draws are the same.
     """
-    from ..host.memory import cpus
+    from ..host.limits import cpus
     from ..train.rollout import answers, answers_each
 
     sampling = model.sampling(temperature=options.temp)

@@ -12,7 +12,7 @@ from typing import BinaryIO
 
 from ..errors import UsageError
 from ..forms import FORMS, KV_FORMS
-from ..host.memory import cpus
+from ..host.limits import cpus
 from .options import (
     add_model_argument,
     add_prompt_arguments,

@@ -14,7 +14,7 @@ from ..formats.names import CONFIG, GENERATION_CONFIG, packed_name
 from ..formats.packed import writing
 from ..formats.packed_folder import packed_files
 from ..forms import FORMS
-from ..host import memory
+from ..host.limits import cpus
 from ..text import load_tokenizer
 from .plan import plan
 from .weights import packed_tensors
@@ -59,7 +59,7 @@ def convert(
         for name in small:
             shutil.copyfile(source.tokenizer / name, folder / name)
         with writing(folder / packed_name(weights), planned) as append:
-            for name, tensor in packed_tensors(config, source.floats, weights, threads or memory.cpus(), progress):
+            for name, tensor in packed_tensors(config, source.floats, weights, threads or cpus(), progress):
                 append(name, tensor)
     return folder / packed_name(weights)
 

@@ -13,6 +13,7 @@ from ..footprint import human
 from ..formats import Tensors, open_source, resolve
 from ..forms import FORMS, KV_FORMS
 from ..host import memory
+from ..host.limits import cpus
 from ..spec.ops import Array
 from ..text import load_tokenizer
 from ..text.template import load_chat_template
@@ -76,7 +77,7 @@ def load(
             if source.forms and weights and weights not in forms:
                 raise UsageError(path, "weights", f"{weights} are not here; {', '.join(forms)} are")
             isa = core.chosen_isa(isa)
-            threads = threads or memory.cpus()
+            threads = threads or cpus()
             form, kv, context = fitting_forms(config, [weights] if weights else forms, kv, context, model)
             _announce(announce, f"weights {form}, KV cache {kv}", context, core_needs(config, form, kv))
             made = CoreBackend(config, read_model(source, form, threads, progress), context, kv, isa, threads)

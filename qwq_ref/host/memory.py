@@ -1,4 +1,4 @@
-"""What this process may use of the machine, and the refusal of a model that needs more memory."""
+"""The memory of this machine, and the refusal of a model that needs more than is available."""
 
 from __future__ import annotations
 
@@ -9,46 +9,40 @@ from pathlib import Path
 
 from ..errors import MemoryLimitError
 from ..footprint import human
-from .cpu import (
-    ROOT,
-    control_groups,
-    memory_fields,
-    usable_cpus,
-)
+from .limits import memory_left
+from .system import ROOT, read
 
 
 def available_bytes(root: Path = ROOT) -> int:
-    """The smallest of: memory the system can give without swapping, and what the control groups leave."""
-    return min([system_available(root), *group_limits(root)])
+    """Return the memory that this process may take: the least of what the system and its control groups have left."""
+    return min([system_available(root), *memory_left(root)])
 
 
 def system_available(root: Path = ROOT) -> int:
-    """What the system can give without swapping; all there is where it does not say."""
-    return memory_fields(root).get("MemAvailable", os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    """Return the memory that the system can give without swapping; all of it where the system does not tell."""
+    return fields(root).get("MemAvailable", os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
 
 
-def group_limits(root: Path = ROOT) -> list[int]:
-    """What each control group around this process, and with a limit, leaves of it."""
-    limits = []
-    for used, limit in (("memory.current", "memory.max"), ("memory.usage_in_bytes", "memory.limit_in_bytes")):
-        for group in control_groups("memory", root):
-            try:
-                maximum = (group / limit).read_text().strip()
-                if maximum != "max":
-                    limits.append(max(0, int(maximum) - int((group / used).read_text())))
-            except (OSError, ValueError):
-                continue
-    return limits
+def fields(root: Path = ROOT) -> dict[str, int]:
+    """Return the fields of /proc/meminfo: name -> bytes."""
+    found = {}
+    for line in (read(root / "proc" / "meminfo") or "").splitlines():
+        name, _, value = line.partition(":")
+        words = value.split()
+        if words and words[0].isdecimal():
+            found[name] = int(words[0]) << (10 if words[1:] == ["kB"] else 0)
+    return found
 
 
-def cpus() -> int:
-    """How many processors this process may use."""
-    return len(usable_cpus())
+def huge_page_mode(root: Path = ROOT) -> str | None:
+    """Return when the system gives huge pages: "always", "madvise" (on request) or "never"."""
+    text = read(root / "sys" / "kernel" / "mm" / "transparent_hugepage" / "enabled") or ""
+    return next((word[1:-1] for word in text.split() if word.startswith("[") and word.endswith("]")), None)
 
 
 def peak_bytes() -> int:
-    """The most memory that this process has held so far (its peak resident set)."""
-    try:  # what getrusage says includes the process that started this one, until it ran another program
+    """Return the most memory that this process has held so far: its peak resident set."""
+    try:  # getrusage includes the parent process, until this one ran another program
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024
@@ -59,7 +53,11 @@ def peak_bytes() -> int:
 
 
 def require(parts: dict[str, int], model: str | os.PathLike[str], available: int | None = None) -> None:
-    """Raise MemoryLimitError, with the sum, if what a model needs does not fit. `parts`: what for -> bytes."""
+    """Raise MemoryLimitError, with the sum, if a model does not fit in memory.
+
+    parts      purpose -> bytes
+    available  None: `available_bytes`
+    """
     available = available_bytes() if available is None else available
     needed = sum(parts.values())
     if needed > available:
@@ -68,5 +66,5 @@ def require(parts: dict[str, int], model: str | os.PathLike[str], available: int
 
 
 def terms(parts: dict[str, int]) -> str:
-    """A sum for people."""
+    """Return a sum for people: "weights 1.00 GiB + scratch 2.00 MiB"."""
     return " + ".join(f"{name} {human(size)}" for name, size in parts.items())

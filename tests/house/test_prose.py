@@ -57,7 +57,6 @@ UNCHECKED = [
     # eval
     "qwq_ref/eval/",
     # bench
-    "qwq_ref/bench/doctor.py",
     # train
     "qwq_ref/train/",
 ]

@@ -22,7 +22,7 @@ from qwq_ref.engine.plan import plan
 from qwq_ref.formats.names import packed_name
 from qwq_ref.formats.packed import writing
 from qwq_ref.formats.packed_folder import PackedFolder
-from qwq_ref.host.memory import cpus
+from qwq_ref.host.limits import cpus
 from tests.support.paths import QWQ_CONFIG
 
 PIECE = 16 << 20
