@@ -11,6 +11,7 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 import pytest
 from hypothesis import HealthCheck, settings
 
+from qwq_ref import core
 from tests.support import contracts
 from tests.support.shared_data import shared_data  # noqa: F401
 from tests.support.small_tokenizer import (  # noqa: F401
@@ -23,6 +24,9 @@ from tests.support.small_tokenizer import (  # noqa: F401
     small_hf,
     small_plain_hf,
 )
+
+if not core.available():  # each process that a test starts would say so
+    os.environ.setdefault("PYTHONWARNINGS", "ignore::UserWarning")
 
 _common = {"deadline": None, "print_blob": True, "suppress_health_check": [HealthCheck.too_slow]}
 settings.register_profile("fast", max_examples=60, derandomize=True, database=None, **_common)

@@ -39,11 +39,21 @@ class _Parser(argparse.ArgumentParser):
         raise UsageError(None, None, f"{message} (see {self.prog} --help)")
 
 
+class _Version(argparse.Action):
+    """Prints the version and what computes, then exits. Only this option imports the core."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
+        from ..host.doctor import engine_summary
+
+        print(f"qwq {__version__} ({engine_summary()})")
+        parser.exit()
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; return its exit status."""
     given = sys.argv[1:] if arguments is None else list(arguments)
     parser = _Parser(prog="qwq", description="QwQ-32B and other Qwen2 models, on a CPU.")
-    parser.add_argument("--version", action="version", version=f"qwq {__version__}")
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version, the core and its threads")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, summary in COMMANDS.items():
         command = commands.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.")

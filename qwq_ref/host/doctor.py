@@ -53,6 +53,15 @@ def core_problem() -> str | None:
     return "is not built"
 
 
+def engine_summary() -> str:
+    """Return what computes, in a few words: "core avx512, 2 threads". Raises CoreError for an impossible QWQ_ISA."""
+    problem = core_problem()
+    if problem is not None:
+        return "no core: NumPy" if problem == "is not built" else f"the core {problem}: NumPy"
+    threads = limits.cpus()
+    return f"core {core.chosen_isa()}, {threads} thread{'s' * (threads > 1)}"
+
+
 def cpu_facts(threads: int, root: Path = ROOT, usable: set[int] | None = None) -> dict[str, Any]:
     """Return the processors, and which of `NAMES` they have: by the core, or by the system where it is not built."""
     have = core.features() if core.available() else cpu.cpu_flags(root)

@@ -18,7 +18,7 @@ from tests.support.paths import PACKAGE
 
 # Imports go from a line to lines above it.
 ORDER = [
-    {"errors", "forms"},
+    {"errors", "forms", "startup"},
     {"files", "tables"},
     {"config"},
     {"footprint", "spec", "core"},
