@@ -77,6 +77,11 @@ def run(options: argparse.Namespace) -> int:
     choices = engine_choices(options)
     prompt = read_prompt(options)
 
+    from ..text import start_templates
+
+    if not options.raw:
+        start_templates()
+
     from ..engine.loader import load
     from ..footprint import parameters
     from ..formats import resolve

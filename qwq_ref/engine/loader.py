@@ -64,9 +64,11 @@ def load(
     path = resolve(model, offline=offline)
     with open_source(path) as source:
         config = source.config if rope is None else dataclasses.replace(source.config, rope=rope)
+        template = load_chat_template(source.template, chat_template)  # its process starts while the rest is read
         tokenizer = load_tokenizer(source.tokenizer, config.vocab_size)
-        template = load_chat_template(source.template, chat_template)
         defaults = source.generation_config()
+        if template is not None:
+            template.check()
         made: Backend
         if backend == "numpy":
             if source.floats is None:

@@ -1,14 +1,9 @@
-"""Text -> token ids and back: tokenizer and chat template."""
+"""From text to token ids and back: tokenizer, chat template, reasoning."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
-
+from .template import ChatTemplate, load_chat_template
+from .template_process import start_templates
 from .thinking import ThinkingSplitter, prompt_is_thinking, split_thinking
 from .tokenizer import StreamDecoder, Tokenizer, load_tokenizer
-
-if TYPE_CHECKING:
-    from .template import ChatTemplate, load_chat_template
 
 __all__ = [
     "ChatTemplate",
@@ -19,13 +14,5 @@ __all__ = [
     "load_tokenizer",
     "prompt_is_thinking",
     "split_thinking",
+    "start_templates",
 ]
-
-
-def __getattr__(name: str) -> Any:
-    """Importing `chat` imports Jinja: only for those who ask for a template."""
-    if name in ("ChatTemplate", "load_chat_template"):
-        from . import template as chat
-
-        return getattr(chat, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,77 @@
+"""Keep untrusted text from becoming control tokens on its way through a chat template."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from ..errors import TemplateError
+from .tokenizer import Tokenizer
+
+
+class Mask:
+    """A substitution that no added token survives: `hide` before a template runs, `show` afterwards.
+
+    An added token of Qwen's begins with `<` and ends with `>`. In untrusted text, `hide` replaces such characters:
+    each becomes a private-use character that occurs nowhere else. No token can then begin or end there, however the
+    template cuts, strips or joins the text. One character replaces one, so all lengths stay. Two things follow:
+
+    - A template that looks for `<` in a user's text does not find it.
+    - A template that itself writes `<` + text + `>` can still make a token. The template is then its author.
+
+    Programs and keys consist of letters, digits, `_` and white space. These characters are replaced only within
+    whole tokens. Otherwise a tokenizer with an added token "name" would hide `tool.name` from the template.
+
+    texts   the template and all strings that it can see: what they contain is no substitute
+
+    Raises TemplateError where no private-use character is free.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, texts: list[str]) -> None:
+        ends = sorted({char for token in tokenizer.added for char in (token[0], token[-1])})
+        present = "".join([*texts, *tokenizer.added])
+        used = set(present)
+        # A template may write a character as JSON or Python escapes it. The escape must be unmistakable as well.
+        used.update(chr(int(digits, 16)) for digits in re.findall(r"\\u([0-9a-fA-F]{4})", present))
+        free = (char for char in map(chr, range(0xE000, 0xF900)) if char not in used)
+        self._hide = dict(zip(ends, free, strict=False))
+        if len(self._hide) < len(ends):
+            raise TemplateError(None, "messages", "use every private-use character there is")
+        self._show = {ord(mask): char for char, mask in self._hide.items()}
+        self._escapes = {f"\\u{code:04x}": char for code, char in self._show.items()}
+        self._live = {token for token, identity in tokenizer.added.items() if identity not in tokenizer.special}
+        anywhere = "".join(char for char in ends if not (char.isalnum() or char.isspace() or char == "_"))
+        tokens = sorted(tokenizer.added, key=len, reverse=True)
+        choices = [*map(re.escape, tokens), *([f"[{re.escape(anywhere)}]"] if anywhere else [])]
+        self._pattern = re.compile("|".join(choices) or "(?!)")
+        self._table = str.maketrans(self._hide)
+
+    def hide(self, value: Any, *, assistant: bool = False) -> Any:
+        """Mask all strings of plain data, keys too. `assistant` keeps the added tokens that are not special."""
+        if isinstance(value, str):
+            keep = self._live if assistant else frozenset()
+            return self._pattern.sub(lambda m: m[0] if m[0] in keep else m[0].translate(self._table), value)
+        if isinstance(value, list):
+            return [self.hide(item) for item in value]
+        if isinstance(value, dict):
+            return {self.hide(key): self.hide(item) for key, item in value.items()}
+        return value
+
+    def show(self, text: str) -> str:
+        """Put the masked characters back."""
+        for escape, char in self._escapes.items():
+            text = text.replace(escape, char)
+        return text.translate(self._show)
+
+
+def strings_of(value: Any) -> Iterator[str]:
+    """All strings of plain data, keys too."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list):
+        yield from itertools.chain.from_iterable(map(strings_of, value))
+    elif isinstance(value, dict):
+        yield from value
+        yield from itertools.chain.from_iterable(map(strings_of, value.values()))

@@ -1,0 +1,251 @@
+"""The child process that renders one chat template. `template_process.py` starts this file as a script.
+
+A chat template is a program that came with the weights, so nobody vouches for it. Jinja's sandbox keeps it away from
+Python's insides, but lets it use all time and memory, and has been escaped from, mostly by way of `str.format` and
+`attr` (CVE-2024-34359, CVE-2026-5760). The operating system sets the limits here:
+
+memory      RLIMIT_AS; macOS ignores it, so the parent watches there
+time        the parent kills the child; RLIMIT_CPU ends a child whose parent is gone
+files etc.  no file or socket can be opened, no file can grow, no process can be started (unless by root)
+
+Lists of filters and attributes narrow the sandbox further. Only Jinja's documented hooks are used.
+
+Messages are 8 bytes of length, big-endian, then JSON. The first message holds the template and its limits, each later
+one the variables of a rendering. Each is answered with {"text": ...}, or {"error": ..., "line": ...}.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import resource
+import sys
+import time
+from datetime import datetime
+from typing import Any, NoReturn
+
+if __name__ == "__main__":
+    sys.path += sys.argv[1:]  # the folders of Jinja: Python runs without site-packages here
+
+import jinja2
+from jinja2 import nodes
+from jinja2.exceptions import SecurityError
+from jinja2.ext import Extension
+from jinja2.parser import Parser
+from jinja2.runtime import BlockReference, LoopContext, Macro, TemplateReference
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.utils import Namespace
+
+NO_MEMORY = 3  # the exit status of a child that has no memory left to answer with
+_ERROR_CHARS = 2000
+_NAME = "<chat template>"  # the file name of the template's code
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+_METHODS = {
+    str: _words(
+        "capitalize count endswith find index isalpha isdigit isspace join lower lstrip removeprefix removesuffix "
+        "replace rsplit rstrip split splitlines startswith strip title upper"
+    ),
+    dict: _words("get items keys values"),
+    list: _words("count index"),
+    tuple: _words("count index"),
+}
+# The public attributes of Jinja's own objects lead nowhere.
+_RUNTIME = (BlockReference, LoopContext, Macro, Namespace, TemplateReference)
+# Left out: filters that reach for attributes (attr), format texts, lay out text, or concern HTML.
+_FILTERS = _words(
+    "abs capitalize count d default dictsort first float indent int items join last length list lower map max min "
+    "reject rejectattr replace reverse safe select selectattr sort string title trim unique upper"
+)
+_LOADING = (nodes.Include, nodes.Import, nodes.FromImport, nodes.Extends)
+
+
+class _Generation(Extension):
+    """{% generation %}, with which some templates mark the assistant's text. It prints its contents."""
+
+    tags = {"generation"}  # noqa: RUF012  # Jinja's own declaration
+
+    def parse(self, parser: Parser) -> nodes.Node:
+        line = next(parser.stream).lineno
+        return nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True), lineno=line)
+
+
+class Sandbox(ImmutableSandboxedEnvironment):
+    """Jinja's sandbox with the settings of Hugging Face's templates, and with lists of what a template may use."""
+
+    def __init__(self) -> None:
+        # Without the optimizer, constant expressions wait for the rendering, which has the time limit.
+        extensions = ["jinja2.ext.loopcontrols", _Generation]
+        super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=extensions, optimized=False)
+        self.filters = {name: self.filters[name] for name in _FILTERS} | {"tojson": _tojson}
+        self.globals = {
+            "range": self.globals["range"],  # at most 100,000 long
+            "dict": dict,
+            "namespace": Namespace,
+            "raise_exception": _raise_exception,
+            "strftime_now": _strftime_now,
+        }
+
+    def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
+        for kind, allowed in _METHODS.items():
+            if isinstance(obj, kind):
+                return attr in allowed
+        return isinstance(obj, _RUNTIME) and not attr.startswith("_")
+
+    def wrap_str_format(self, value: Any) -> None:
+        """Leave `format` to `is_safe_attribute`, which refuses it. Jinja would allow it first."""
+
+    def prepared(self, source: str) -> jinja2.Template:
+        """Compile a template. Raises what Jinja and Python's compiler raise."""
+        tree = self.parse(source)
+        for node in tree.find_all(_LOADING):
+            raise jinja2.TemplateSyntaxError("other templates cannot be loaded", node.lineno)
+        for node in tree.find_all(nodes.EvalContextModifier):  # {% autoescape %}
+            raise jinja2.TemplateSyntaxError("a prompt is not HTML; there is no autoescape", node.lineno)
+        code = self.compile(tree, filename=_NAME)
+        return jinja2.Template.from_code(self, code, self.globals)
+
+
+def _tojson(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | str | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """JSON as Hugging Face's templates expect it: not escaped for HTML, and in the order of the value."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def _raise_exception(message: Any) -> NoReturn:
+    raise jinja2.TemplateError(str(message))
+
+
+def _strftime_now(form: str) -> str:
+    if len(form) > 100:
+        raise SecurityError("the template uses an enormous date format")
+    return datetime.now().strftime(form)
+
+
+def rendered(template: jinja2.Template, values: dict[str, Any], max_chars: int) -> str:
+    """Render a template into at most `max_chars` characters. Raises whatever the template's code raises."""
+    pieces, size = [], 0
+    for piece in template.root_render_func(template.new_context(values)):
+        size += len(piece)
+        if size > max_chars:
+            raise SecurityError(f"the template makes a text of more than {max_chars:,} characters")
+        pieces.append(piece)
+    return "".join(pieces)
+
+
+def explained(problem: Exception, template: jinja2.Template | None, max_bytes: int) -> dict[str, Any]:
+    """The answer that reports a problem, with the line of the template where it arose."""
+    line = problem.lineno if isinstance(problem, jinja2.TemplateSyntaxError) else None
+    trace = problem.__traceback__
+    while template and trace is not None:
+        if trace.tb_frame.f_code.co_filename == _NAME:
+            line = template.get_corresponding_lineno(trace.tb_lineno)
+        trace = trace.tb_next
+    if isinstance(problem, RecursionError):
+        reason = "recurses too deeply"
+    elif isinstance(problem, MemoryError):
+        reason = f"the template needs more than {max_bytes:,} bytes of memory"
+    elif isinstance(problem, jinja2.TemplateError):
+        reason = problem.message or "fails"
+    elif isinstance(problem, SyntaxError):  # from Python's compiler, whose line is one of the generated code
+        reason = problem.msg
+    else:
+        reason = f"{type(problem).__name__}: {problem}"
+    return {"error": reason[:_ERROR_CHARS], "line": line}
+
+
+# --- The process ------------------------------------------------------------------------------------------------------
+
+
+def _limit_memory(max_bytes: int) -> None:
+    """Let this process use `max_bytes` more than it does now."""
+    try:
+        with open("/proc/self/statm") as file:
+            now = int(file.read().split()[0]) * resource.getpagesize()
+    except OSError:
+        now = 1 << 28  # no /proc: more than Python and Jinja need
+    try:
+        _give_up("STACK", 1 << 23)  # the usual size; more would let a template recurse in C for longer
+        _give_up("AS", now + max_bytes)
+    except (OSError, ValueError):
+        if sys.platform != "darwin":
+            raise
+
+
+def _confine() -> None:
+    """Give up files, sockets and processes. Python can import nothing any more."""
+    for name in ("NOFILE", "FSIZE", "NPROC", "CORE"):
+        _give_up(name, 0)
+
+
+def _give_up(name: str, limit: int) -> None:
+    which = getattr(resource, f"RLIMIT_{name}")
+    hard = resource.getrlimit(which)[1]
+    limit = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
+    resource.setrlimit(which, (limit, limit))
+
+
+def _allow_time(seconds: float) -> None:
+    """Let the system end this process once it has computed for `seconds` more, rounded up to a whole second."""
+    hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
+    soft = math.ceil(time.process_time() + min(seconds, 1e9))
+    resource.setrlimit(resource.RLIMIT_CPU, (soft if hard == resource.RLIM_INFINITY else min(soft, hard), hard))
+
+
+def _receive() -> Any:
+    """The next message; the process ends where there is none, because its parent has gone."""
+    size = sys.stdin.buffer.read(8)
+    data = sys.stdin.buffer.read(int.from_bytes(size, "big"))
+    if len(size) < 8 or len(data) < int.from_bytes(size, "big"):
+        os._exit(0)
+    return json.loads(data.decode("utf-8", "surrogatepass"))
+
+
+def _packed(message: dict[str, Any]) -> bytes:
+    data = json.dumps(message, ensure_ascii=False).encode("utf-8", "surrogatepass")
+    return len(data).to_bytes(8, "big") + data
+
+
+def _send(data: bytes) -> None:
+    sys.stdout.buffer.write(data)
+    sys.stdout.buffer.flush()
+
+
+def main() -> None:
+    start = _receive()
+    seconds, max_chars, max_bytes = start["seconds"], start["max_chars"], start["max_bytes"]
+    _limit_memory(max_bytes)
+    _allow_time(seconds)
+    template = None
+    try:
+        template = Sandbox().prepared(start["source"])
+        _confine()
+        answer = _packed({"text": ""})
+    except Exception as problem:
+        answer = _packed(explained(problem, None, max_bytes))
+    _send(answer)
+    while template:
+        values = _receive()
+        _allow_time(seconds)
+        try:
+            answer = _packed({"text": rendered(template, values, max_chars)})
+        except Exception as problem:  # a program that we did not write may raise anything
+            answer = _packed(explained(problem, template, max_bytes))
+        _send(answer)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except MemoryError:
+        os._exit(NO_MEMORY)
