@@ -49,3 +49,10 @@ class Table:
 
     def _least(self) -> Sequence[int]:
         return self.widths or [0] * len(self.headings)
+
+
+def definitions(rows: Iterable[tuple[str, str]]) -> str:
+    """Return names and their meanings in two columns, without headings."""
+    pairs = list(rows)
+    table = Table(("name", "meaning"), "<<", (max((len(name) for name, _ in pairs), default=0), 0))
+    return "\n".join(table.line(pair) for pair in pairs)

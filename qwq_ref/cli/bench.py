@@ -17,7 +17,7 @@ from ..errors import QwqError, UsageError
 from ..forms import FORMS, KV_FORMS
 from ..host.limits import cpus
 from ..host.memory import require
-from ..tables import Table
+from ..tables import definitions
 from .options import (
     DEFAULT_MODEL,
     add_rope_arguments,
@@ -228,8 +228,7 @@ def _operations(options: argparse.Namespace, numbers: list[int]) -> int:
     tokens: list[int] = options.tokens
     ops = registry()
     if not options.op:
-        table = Table(["operation", "description"], "<<", [22, 0])
-        print("\n".join(table.line([op.name, op.says]) for op in ops.values()))
+        print(definitions((op.name, op.says) for op in ops.values()))
         return 0
     isas = _isas(options.isa)
     plan = _plan(_chosen(options.op, ops), options.shape)

@@ -14,6 +14,7 @@ from ..config import Config
 from ..errors import MemoryLimitError
 from ..footprint import human
 from ..host.limits import cpus
+from ..tables import Table, definitions
 from .options import DEFAULT_MODEL, MODELS, progress_bar, set_threads
 from .values import threads
 
@@ -157,7 +158,7 @@ def screen(facts: dict[str, Any]) -> str:
         ("huge pages", _huge_pages(facts["memory"], facts["speed"])),
         *_speed(facts),
     ]
-    lines = [f"{name:<12}{text}" for name, text in rows]
+    lines = [definitions(rows)]
     for model in facts["models"]:
         lines += ["", *_model(model)]
     limits = [limit for model in facts["models"] for limit in model["limits"].values()]
@@ -234,10 +235,9 @@ def _speed(facts: dict[str, Any]) -> list[tuple[str, str]]:
 def _model(facts: dict[str, Any]) -> list[str]:
     """Return a table: weight forms are its rows, cache forms its columns."""
     kvs = list(dict.fromkeys(choice["kv"] for choice in facts["choices"]))
-    lines = [
-        f"{facts['model']}: context that fits now, of {facts['positions']:,} positions; tokens/s at most",
-        f"{'weights':<7}{'memory':>12}" + "".join(f"{f'KV {kv}':>20}" for kv in kvs) + f"{'output':>10}{'prompt':>10}",
-    ]
+    headings = ["weights", "memory", *(f"KV {kv}" for kv in kvs), "output", "prompt"]
+    table = Table(headings, "<" + ">" * (len(headings) - 1))
+    lines = []
     for weights in dict.fromkeys(choice["weights"] for choice in facts["choices"]):
         row = [choice for choice in facts["choices"] if choice["weights"] == weights]
         cells = [
@@ -250,12 +250,12 @@ def _model(facts: dict[str, Any]) -> list[str]:
         speeds = ["-", "-"] if limit is None else [_rate(limit["output"]), _rate(limit["prompt"])]
         if limit and limit["cached"] and limit["output"]:
             speeds[0] += "*"
-        lines.append(
-            f"{weights:<7}{human(row[0]['weight_bytes']):>12}"
-            + "".join(f"{cell:>20}" for cell in cells)
-            + "".join(f"{speed:>10}" for speed in speeds)
-        )
-    return [*lines, f"to run: {facts['command']}" if facts["command"] else "nothing fits"]
+        lines.append([weights, human(row[0]["weight_bytes"]), *cells, *speeds])
+    return [
+        f"{facts['model']}: context that fits now, of {facts['positions']:,} positions; tokens/s at most",
+        table.text(lines),
+        f"to run: {facts['command']}" if facts["command"] else "nothing fits",
+    ]
 
 
 def _rate(value: float | None) -> str:

@@ -13,6 +13,7 @@ from typing import BinaryIO
 from ..errors import UsageError
 from ..forms import FORMS, KV_FORMS
 from ..host.limits import cpus
+from ..tables import definitions
 from .options import (
     add_model_argument,
     add_prompt_arguments,
@@ -221,11 +222,13 @@ def _list(options: argparse.Namespace) -> int:
     """List the shipped packs: small models with their weights, to begin with."""
     from ..oracle import conformance, open_golden
 
+    rows = []
     for name in conformance():
         with open_golden(name) as golden:
             m = golden.manifest
-            print(f"{name:<10} {m.phases[0].T} + {len(m.phases) - 1} tokens, {m.model}")
-            print(f"{'':<10} {golden.path}")
+            rows.append((name, f"{m.phases[0].T} + {len(m.phases) - 1} tokens, {m.model}"))
+            rows.append(("", str(golden.path)))
+    print(definitions(rows))
     return 0
 
 
@@ -233,8 +236,7 @@ def _mistakes(options: argparse.Namespace) -> int:
     """List the known mistakes, which can explain a divergence."""
     from ..oracle.explain.mistakes import MISTAKES
 
-    for mistake in MISTAKES:
-        print(f"{mistake.name:<27} {mistake.says}")
+    print(definitions((mistake.name, mistake.says) for mistake in MISTAKES))
     return 0
 
 

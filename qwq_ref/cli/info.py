@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from .. import footprint
@@ -12,6 +13,7 @@ from ..config import Config
 from ..errors import UsageError
 from ..footprint import human
 from ..forms import FORMS, KV_FORMS
+from ..tables import Table
 from .options import DEFAULT_MODEL, MODELS, add_rope_arguments, chosen_rope, progress_bar
 from .values import count
 
@@ -120,23 +122,29 @@ def _table(name: str, config: Config, facts: dict[str, Any]) -> str:
         f"of {config.E}, vocabulary {config.V}, {'tied' if config.tie_word_embeddings else 'untied'} head",
         f"{rope}, {config.positions:,} positions, {window}, RMSNorm eps {config.rms_norm_eps:g}",
         "",
-        "weights         " + "".join(f"{key:>12}" for key in facts["weight_bytes"]),
-        "  all           " + "".join(f"{human(size):>12}" for size in facts["weight_bytes"].values()),
-        "  read per token" + "".join(f"{human(size):>12}" for size in facts["read_bytes_per_token"].values()),
+        _sizes("weights", facts["weight_bytes"]).text(
+            [
+                ["  all", *map(human, facts["weight_bytes"].values())],
+                ["  read per token", *map(human, facts["read_bytes_per_token"].values())],
+            ]
+        ),
         "",
-        "KV cache        " + "".join(f"{key:>12}" for key in facts["kv_bytes_per_token"]),
-        "  per token     " + "".join(f"{size / 1024:>8.1f} KiB" for size in facts["kv_bytes_per_token"].values()),
+        _sizes("KV cache", facts["kv_bytes_per_token"]).text(
+            [["  per token", *(f"{size / 1024:.1f} KiB" for size in facts["kv_bytes_per_token"].values())]]
+        ),
         "",
         "GiB of weights + KV cache; for one decoded token: operations, and reading that GQA saves (in bf16)",
-        "context  " + "".join(f"{mode:>10}" for mode in modes) + f"{'GFLOP':>9}{'KV saved':>10}{'step saved':>12}",
-    ]  # fmt: skip
-    for row in facts["contexts"]:
-        memory = row["memory_bytes"]
-        lines.append(
-            f"{row['context']:>7,}{'*' if row['context'] > config.positions else ' '} "
-            + "".join(f"{memory[mode] / 2**30:>10.2f}" for mode in modes)
-            + f"{row['flops_per_token'] / 1e9:>9.2f}{row['gqa_saves_kv']:>10.1%}{row['gqa_saves_step']:>12.1%}"
-        )
+        Table(["context ", *modes, "GFLOP", "KV saved", "step saved"], ">" * (len(modes) + 4)).text(
+            [
+                f"{row['context']:,}" + ("*" if row["context"] > config.positions else " "),
+                *(f"{row['memory_bytes'][mode] / 2**30:.2f}" for mode in modes),
+                f"{row['flops_per_token'] / 1e9:.2f}",
+                f"{row['gqa_saves_kv']:.1%}",
+                f"{row['gqa_saves_step']:.1%}",
+            ]
+            for row in facts["contexts"]
+        ),
+    ]
     if any(row["context"] > config.positions for row in facts["contexts"]):
         lines.append(f"* beyond the model's {config.positions:,} positions: see --rope-scaling")
     if "stored_bytes" in facts:
@@ -146,3 +154,9 @@ def _table(name: str, config: Config, facts: dict[str, Any]) -> str:
         stored = ", ".join(f"{form} {human(size)}" for form, size in facts["packed_bytes"].items())
         lines += ["", f"stored: packed {stored}"]
     return "\n".join(lines)
+
+
+def _sizes(name: str, columns: Iterable[str]) -> Table:
+    """Return a table of sizes: one column a form, as wide in each table."""
+    headings = [name, *columns]
+    return Table(headings, "<" + ">" * (len(headings) - 1), [16] + [10] * (len(headings) - 1))

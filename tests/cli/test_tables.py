@@ -2,7 +2,7 @@
 
 import pytest
 
-from qwq_ref.tables import Table
+from qwq_ref.tables import Table, definitions
 
 ROWS = [["add3", "5", "100.0%"], ["a longer one", "10", "9%"]]
 
@@ -42,3 +42,10 @@ def test_an_alignment_that_does_not_fit_the_columns_is_refused(align):
 def test_a_row_with_another_number_of_cells_is_refused():
     with pytest.raises(ValueError, match="zip"):
         Table(["a", "b"], "<>").text([["x"]])
+
+
+def test_definitions_have_no_headings():
+    assert definitions([("gqa", "grouped"), ("", "a folder"), ("window", "sliding")]) == (
+        "gqa     grouped\n        a folder\nwindow  sliding"
+    )
+    assert definitions([]) == ""
