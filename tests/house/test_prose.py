@@ -19,7 +19,6 @@ UNCHECKED = [
     "docs/packed.md",
     # -
     "docs/generate.md",
-    "docs/performance.md",
     # -
     "docs/doctor.md",
     # -
