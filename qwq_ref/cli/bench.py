@@ -43,15 +43,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     numbers = many(integer(0, _MOST))
     counts = many(integer(1, _MOST))
     parser.add_argument(
-        "-t", "--threads", type=many(threads), metavar="N,...", help="default: all CPUs; for operations also 1"
+        "-t",
+        "--threads",
+        type=many(threads),
+        metavar="N,...",
+        help="numbers of threads; default: all CPUs, for operations also 1",
     )
     parser.add_argument("--isa", metavar="NAME,...", help="instruction sets, or all; default: QWQ_ISA, or the best")
-    parser.add_argument("-r", "--repeats", type=count, default=5, metavar="N", help="repeats of a median (default 5)")
-    parser.add_argument("-o", "--output", **one_of(_OUTPUTS), default="table", help="default: table")
+    parser.add_argument(
+        "-r", "--repeats", type=count, default=5, metavar="N", help="repeats; figures are their medians (default 5)"
+    )
+    parser.add_argument("-o", "--output", **one_of(_OUTPUTS), default="table", help="output format; default: table")
     parser.add_argument(
         "--shape",
         metavar="NAME,...",
-        help="of a model with random weights: qwq-32b, or a config.json. Of an operation: such as qkv or 7168x5120; "
+        help="a model with random weights: qwq-32b, or a config.json. With --op: shapes, such as qkv or 7168x5120; "
         "default: all of QwQ-32B's",
     )
     models = parser.add_argument_group("models")
@@ -59,7 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     models.add_argument("--layers", type=count, metavar="N", help="number of layers of --shape; default: all")
     models.add_argument("-p", type=numbers, default="512", metavar="N,...", help="prompt tokens (default 512; 0: none)")
     models.add_argument("-n", type=numbers, default="128", metavar="N,...", help="decode steps (default 128; 0: none)")
-    models.add_argument("-d", type=numbers, default="0", metavar="N,...", help="context in front (default 0)")
+    models.add_argument("-d", type=numbers, default="0", metavar="N,...", help="tokens before these (default 0)")
     models.add_argument(
         "--weights", **some_of(FORMS), default="q4", help=f"weight forms: {', '.join(FORMS)} (default q4)"
     )
@@ -79,7 +85,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="measure operations, or families such as matmul, instead of models; without a name: list them",
     )
     operations.add_argument(
-        "-T", "--tokens", type=counts, default="1,4,8,512", metavar="N,...", help="default: 1,4,8,512"
+        "-T", "--tokens", type=counts, default="1,4,8,512", metavar="N,...", help="tokens of a call; default: 1,4,8,512"
     )
 
 

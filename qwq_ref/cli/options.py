@@ -48,7 +48,7 @@ def add_prompt_arguments(parser: argparse.ArgumentParser) -> None:
 def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options that `engine_choices` reads."""
     group = parser.add_argument_group("engine")
-    group.add_argument("--backend", **one_of(["core", "numpy"]), help="default: the C core where it is built")
+    group.add_argument("--backend", **one_of(["core", "numpy"]), help="default: core, where the C core is built")
     group.add_argument("--weights", **one_of(FORMS), help="weight form; default: the most exact that fits")
     group.add_argument("--kv", **one_of(KV_FORMS), help="cache form; default: int8 with q8 and q4, else fp32")
     group.add_argument("--isa", metavar="NAME", help="instruction set; default: the best. The results are identical")
@@ -83,13 +83,13 @@ def check_isas(names: Sequence[str]) -> None:
 def add_rope_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options that `chosen_rope` reads."""
     group = parser.add_argument_group("long context")
-    group.add_argument("--rope-scaling", **one_of(["none", "yarn"]), help="default: as the config says")
+    group.add_argument("--rope-scaling", **one_of(["none", "yarn"]), help="position scaling; default: the config's")
     group.add_argument("--rope-scale", type=number(0), default=4.0, metavar="X", help="factor of YaRN (default 4)")
     group.add_argument(
         "--yarn-orig-ctx",
         type=count,
         metavar="N",
-        help="context length of the training, 32768 for QwQ-32B; default: as the config says",
+        help="context length in training, 32768 for QwQ-32B; default: the config's",
     )
 
 

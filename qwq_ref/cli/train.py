@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "-o", "--out", required=True, metavar="DIR", help="the folder of the run; a run that is there resumes"
     )
     parser.add_argument("-m", "--model", metavar="DIR", help="the base model to start from (cold-start)")
-    parser.add_argument("--seed", type=seed, default=0, metavar="N", help="default: 0")
+    parser.add_argument("--seed", type=seed, default=0, metavar="N", help="seed of weights and problems (default 0)")
     parser.add_argument("--steps", type=count, metavar="N", help="number of steps; default: the recipe's")
     parser.add_argument("--chat-template-file", metavar="FILE", help="a template to store with a new model (base)")
     parser.add_argument(
