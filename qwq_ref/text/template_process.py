@@ -28,6 +28,7 @@ _WORKER = Path(__file__).with_name("template_worker.py")
 _NO_MEMORY = 3  # the worker's exit status when it has no memory left to answer with
 _VARIABLES = ("TZ", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")  # for the right time, and for Python to start at all
 _START_SECONDS = 60.0  # the usual start takes a tenth of a second
+_DAY = 86400.0  # sockets refuse a timeout of a century
 _PYTHON_BYTES = 1 << 26  # more than Python and Jinja use
 _NO_SIGNAL: int = getattr(socket, "MSG_NOSIGNAL", 0)  # an error instead of SIGPIPE
 _WATCH = sys.platform == "darwin"  # the system limits no memory there, so the parent looks at it
@@ -35,7 +36,7 @@ _WATCH_SECONDS = 0.05
 
 
 class Limits(NamedTuple):
-    """What one rendering may use.
+    """The time, text and memory that one rendering may use.
 
     seconds    time, on the wall clock
     max_chars  length of the text
@@ -57,7 +58,7 @@ class TemplateProcess:
 
     def __init__(self, source: str, file: StrPath | None, limits: Limits) -> None:
         self._file = file
-        self._limits = limits
+        self._limits = limits = limits._replace(seconds=min(limits.seconds, _DAY))
         self._first = _packed({"source": source, **limits._asdict()})
         self._lock = threading.Lock()
         self._child: _Child | None = None
@@ -162,13 +163,13 @@ class _Child:
         return self.end.alive and self._process.poll() is None
 
     def abandon(self) -> None:
-        """In a forked process: drop what belongs to the parent, and leave the child alone."""
+        """Drop the child in a forked process, where it belongs to the parent."""
         self.end.detach()
         self._socket.close()
         self._process.returncode = 0  # or Popen would warn that the process still runs
 
     def exchange(self, request: bytes, seconds: float) -> str | tuple[int | None, str]:
-        """Send a request -> the text, or the line and the reason why there is none.
+        """Send a request, and return the text, or the line and the reason why there is none.
 
         The child has ended after any exception. Raises _ChildError.
         """
@@ -251,7 +252,7 @@ def _end(process: subprocess.Popen[bytes], connection: socket.socket) -> None:
 
 def _resident_bytes(pid: int) -> int:
     shown = subprocess.run(["ps", "-o", "rss=", "-p", str(pid)], capture_output=True, text=True).stdout
-    return 1024 * int(shown or 0)
+    return 1024 * int(shown.strip() or 0)
 
 
 def _packed(message: dict[str, Any]) -> bytes:
@@ -260,7 +261,7 @@ def _packed(message: dict[str, Any]) -> bytes:
 
 
 def _checked(answer: Any) -> str | tuple[int | None, str]:
-    """The parts of an answer. Raises ValueError for what the worker would not send."""
+    """Return the parts of an answer. Raises ValueError for an answer that the worker would not give."""
     match answer:
         case {"text": str(text)}:
             return text
@@ -278,8 +279,8 @@ _spare: list[_Child] = []  # at most one
 def start_templates() -> None:
     """Start a child process for the next `ChatTemplate`, and do not wait for it.
 
-    A command calls this before it imports NumPy and loads a model, which takes longer than the start. Does nothing
-    where no process can be started; the template's constructor reports that.
+    A command calls this before it imports NumPy and loads a model, which takes longer than the start. If no process
+    can be started, the template's constructor reports that.
     """
     if not _spare:
         with contextlib.suppress(OSError):

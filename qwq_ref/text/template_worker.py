@@ -1,17 +1,18 @@
 """The child process that renders one chat template. `template_process.py` starts this file as a script.
 
 A chat template is a program that came with the weights, so nobody vouches for it. Jinja's sandbox keeps it away from
-Python's insides, but lets it use all time and memory, and has been escaped from, mostly by way of `str.format` and
-`attr` (CVE-2024-34359, CVE-2026-5760). The operating system sets the limits here:
+Python's insides, but lets it use all time and memory. Templates have also escaped from that sandbox, mostly by way of
+`str.format` and `attr` (CVE-2024-34359, CVE-2026-5760). So the operating system limits this process:
 
-memory      RLIMIT_AS; macOS ignores it, so the parent watches there
-time        the parent kills the child; RLIMIT_CPU ends a child whose parent is gone
-files etc.  no file or socket can be opened, no file can grow, no process can be started (unless by root)
+- Memory: RLIMIT_AS. macOS ignores it, so the parent watches the memory there.
+- Time: the parent kills this process. RLIMIT_CPU ends it if the parent is gone.
+- Files, sockets, processes: none can be opened or started (root can still start processes).
 
-Lists of filters and attributes narrow the sandbox further. Only Jinja's documented hooks are used.
+A template that escapes can still read what this process holds: the conversation, and Python. Lists of filters and
+attributes make an escape harder. Only public names of Jinja are used.
 
-Messages are 8 bytes of length, big-endian, then JSON. The first message holds the template and its limits, each later
-one the variables of a rendering. Each is answered with {"text": ...}, or {"error": ..., "line": ...}.
+A message is 8 bytes of length, big-endian, and then JSON. The first message holds the template and its limits, and
+each later one the variables of a rendering. Each is answered with {"text": ...}, or {"error": ..., "line": ...}.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ if __name__ == "__main__":
     sys.path += sys.argv[1:]  # the folders of Jinja: Python runs without site-packages here
 
 import jinja2
+import jinja2.debug  # Jinja would import it at the first error, when no file can be opened
 from jinja2 import nodes
 from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension
@@ -118,7 +120,7 @@ def _tojson(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    """JSON as Hugging Face's templates expect it: not escaped for HTML, and in the order of the value."""
+    """Return JSON as Hugging Face's templates expect it: not escaped for HTML, and in the order of the value."""
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
@@ -144,7 +146,7 @@ def rendered(template: jinja2.Template, values: dict[str, Any], max_chars: int) 
 
 
 def explained(problem: Exception, template: jinja2.Template | None, max_bytes: int) -> dict[str, Any]:
-    """The answer that reports a problem, with the line of the template where it arose."""
+    """Return the answer that reports a problem, with the line of the template where it arose."""
     line = problem.lineno if isinstance(problem, jinja2.TemplateSyntaxError) else None
     trace = problem.__traceback__
     while template and trace is not None:
@@ -167,25 +169,22 @@ def explained(problem: Exception, template: jinja2.Template | None, max_bytes: i
 # --- The process ------------------------------------------------------------------------------------------------------
 
 
-def _limit_memory(max_bytes: int) -> None:
-    """Let this process use `max_bytes` more than it does now."""
+def _confine(max_bytes: int) -> None:
+    """Give up files, sockets and processes, and all memory but `max_bytes` more than now. Nothing can be imported."""
+    Sandbox().prepared("{{ 'a' }}")  # loads the codecs that Jinja's lexer needs
     try:
         with open("/proc/self/statm") as file:
             now = int(file.read().split()[0]) * resource.getpagesize()
     except OSError:
         now = 1 << 28  # no /proc: more than Python and Jinja need
+    for name in ("NOFILE", "FSIZE", "NPROC", "CORE"):
+        _give_up(name, 0)
     try:
         _give_up("STACK", 1 << 23)  # the usual size; more would let a template recurse in C for longer
         _give_up("AS", now + max_bytes)
     except (OSError, ValueError):
         if sys.platform != "darwin":
             raise
-
-
-def _confine() -> None:
-    """Give up files, sockets and processes. Python can import nothing any more."""
-    for name in ("NOFILE", "FSIZE", "NPROC", "CORE"):
-        _give_up(name, 0)
 
 
 def _give_up(name: str, limit: int) -> None:
@@ -198,12 +197,12 @@ def _give_up(name: str, limit: int) -> None:
 def _allow_time(seconds: float) -> None:
     """Let the system end this process once it has computed for `seconds` more, rounded up to a whole second."""
     hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
-    soft = math.ceil(time.process_time() + min(seconds, 1e9))
+    soft = math.ceil(time.process_time() + seconds)
     resource.setrlimit(resource.RLIMIT_CPU, (soft if hard == resource.RLIM_INFINITY else min(soft, hard), hard))
 
 
 def _receive() -> Any:
-    """The next message; the process ends where there is none, because its parent has gone."""
+    """Return the next message. End the process if there is none, because the parent is gone."""
     size = sys.stdin.buffer.read(8)
     data = sys.stdin.buffer.read(int.from_bytes(size, "big"))
     if len(size) < 8 or len(data) < int.from_bytes(size, "big"):
@@ -224,12 +223,11 @@ def _send(data: bytes) -> None:
 def main() -> None:
     start = _receive()
     seconds, max_chars, max_bytes = start["seconds"], start["max_chars"], start["max_bytes"]
-    _limit_memory(max_bytes)
+    _confine(max_bytes)
     _allow_time(seconds)
     template = None
     try:
         template = Sandbox().prepared(start["source"])
-        _confine()
         answer = _packed({"text": ""})
     except Exception as problem:
         answer = _packed(explained(problem, None, max_bytes))

@@ -1,7 +1,7 @@
-"""Where the reasoning ends and the answer begins, told by token id alone.
+"""Tell the reasoning from the answer, by token ids alone.
 
-QwQ's template opens the reasoning inside the prompt, so the output holds only `</think>`. Plain tokens that spell
-"</think>" are something the model wrote *about* the marker; they switch nothing.
+QwQ's template opens the reasoning inside the prompt, so the output holds only `</think>`. If plain tokens spell
+"</think>", the model writes *about* the marker; such tokens end nothing.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ Part = Literal["thinking", "answer", "marker"]
 
 
 def prompt_is_thinking(prompt_ids: Sequence[int], tokenizer: Tokenizer) -> bool:
-    """Whether a prompt ends inside reasoning: its last turn has a <think> that is not closed.
+    """Return whether a prompt ends inside reasoning: its last turn has a <think> without a </think>.
 
-    A special token, such as <|im_start|>, begins or ends a turn: reasoning left open before it is over.
+    A special token, such as <|im_start|>, begins or ends a turn. It also ends reasoning that was left open.
     """
     for identity in reversed(prompt_ids):
         if identity == tokenizer.think_start:
@@ -28,9 +28,9 @@ def prompt_is_thinking(prompt_ids: Sequence[int], tokenizer: Tokenizer) -> bool:
 
 
 class ThinkingSplitter:
-    """Says of each generated id whether it is reasoning, answer, or one of the two markers.
+    """Classify generated ids, one at a time: reasoning, answer, or one of the two markers.
 
-    thinking  the state before the first id, which is `prompt_is_thinking` of the prompt; afterwards the current one
+    thinking  the current state; before the first id, give `prompt_is_thinking` of the prompt
     """
 
     def __init__(self, tokenizer: Tokenizer, thinking: bool) -> None:
@@ -38,6 +38,7 @@ class ThinkingSplitter:
         self.thinking = thinking
 
     def feed(self, identity: int) -> Part:
+        """Return the part that an id belongs to."""
         if identity == self._tokenizer.think_start:
             self.thinking = True
             return "marker"
@@ -48,7 +49,7 @@ class ThinkingSplitter:
 
 
 def split_thinking(ids: Iterable[int], tokenizer: Tokenizer, thinking: bool) -> tuple[list[int], list[int]]:
-    """Generated ids -> (those of the reasoning, those of the answer), without the markers."""
+    """Split generated ids into those of the reasoning and those of the answer, without the markers."""
     splitter = ThinkingSplitter(tokenizer, thinking)
     parts: dict[Part, list[int]] = {"thinking": [], "answer": [], "marker": []}
     for identity in ids:

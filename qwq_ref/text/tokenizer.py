@@ -1,10 +1,11 @@
-"""tokenizer.json, read, checked and run: byte-level BPE as Qwen2 has it.
+"""Read, check and run a tokenizer.json: the byte-level BPE of Qwen2.
 
-The merging itself is the `tokenizers` library's. Everything that decides *what an id means* is checked or done here,
-because the library would accept it silently: the ids, the pre-tokenizer, and above all the added tokens. Only text
-that the caller vouches for may become one (`encode(..., special=True)`); in all other text, `<|im_end|>` is ten
-characters like any others. The library's own switch for that, `encode_special_tokens`, leaves out added tokens that
-are not marked special, `<think>` among them; so it is given none at all.
+The `tokenizers` library does the merging. This module checks or does everything that decides the meaning of an id:
+the ids, the pre-tokenizer, and above all the added tokens. The library would accept errors there silently.
+
+Only trusted text may become an added token (`encode(..., special=True)`). In all other text, `<|im_end|>` is ten
+characters like any others. The library has a switch for that, `encode_special_tokens`, but the switch ignores added
+tokens that are not marked special, such as `<think>`. So the library gets no added tokens at all.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ QWEN2_PATTERN = (
 )
 _SPLIT = {"type": "Split", "pattern": {"Regex": QWEN2_PATTERN}, "behavior": "Isolated", "invert": False}
 _BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}
-# What changes the meaning of a BPE, and the values that do not.
+# Fields that change the meaning of a BPE, and their neutral values.
 _PLAIN_BPE: dict[str, tuple[Any, ...]] = {
     "dropout": (None, 0),
     "unk_token": (None,),
@@ -39,7 +40,7 @@ _PLAIN_BPE: dict[str, tuple[Any, ...]] = {
 
 
 def _byte_alphabet() -> dict[str, int]:
-    """GPT-2's printable stand-in for each byte: itself where Latin-1 prints it, else the next free one from U+0100."""
+    """Return GPT-2's printable character -> byte: Latin-1 if it prints the byte, else the next free from U+0100."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     hidden = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {chr(0x100 + n): byte for n, byte in enumerate(hidden)}
@@ -49,12 +50,13 @@ _BYTE_OF = _byte_alphabet()
 
 
 class Tokenizer:
-    """Text <-> ids. Made by `load_tokenizer`; immutable, and safe to share between threads.
+    """A tokenizer, made by `load_tokenizer`. Immutable, and safe to share between threads.
 
-    size         ids that text can have, 0..size-1; rows of the logits from `size` on are padding, never sampled
+    size         the number of ids that text can have, 0..size-1; the logits from `size` on are padding, never sampled
     added        added token -> id, the special ones and those like <think>
     special      ids of the added tokens marked special, which `decode` leaves out
-    think_start  id of <think>, None where the model has none; think_end likewise
+    think_start  id of <think>, or None for a model without it
+    think_end    id of </think>, or None
     """
 
     def __init__(self, file: StrPath, bpe: Any, size: int, added: dict[str, int], special: frozenset[int]) -> None:
@@ -70,12 +72,12 @@ class Tokenizer:
         self._added_pattern = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
 
     def encode(self, text: str, *, special: bool = False) -> list[int]:
-        """Ids of a text. Nothing is put before or after it.
+        """Return the ids of a text. Nothing is put before or after it.
 
-        special=False  every character is plain text: for whatever a user, a tool or a model wrote
-        special=True   an added token in the text becomes its id, the leftmost and longest first: for trusted text
+        special=False  every character is plain text: use it for the words of a user, a tool or a model
+        special=True   an added token in the text becomes its id, the leftmost and longest first: for trusted text only
 
-        Raises TokenizerError for a lone surrogate, which is not text (it comes from undecodable command lines).
+        Raises TokenizerError for a lone surrogate, which is not text. Undecodable command lines contain them.
         """
         if not special:
             return self._encode_plain(text)
@@ -85,7 +87,7 @@ class Tokenizer:
         return ids
 
     def split_added(self, text: str) -> list[str | int]:
-        """The text cut at its added tokens: ids for those, non-empty strings for what lies between."""
+        """Cut a text at its added tokens: return their ids, and the non-empty strings between them."""
         parts: list[str | int] = []
         end = 0
         for match in self._added_pattern.finditer(text):
@@ -96,7 +98,7 @@ class Tokenizer:
     def _encode_plain(self, text: str) -> list[int]:
         try:
             ids: list[int] = self._bpe.encode(text, add_special_tokens=False).ids
-        except TypeError:  # what the library says to a str that is not Unicode text
+        except TypeError:  # the library's answer to a str that is not Unicode text
             if surrogate := re.search("[\ud800-\udfff]", text):
                 problem = f"character {surrogate.start()} is a lone surrogate, not text"
                 raise TokenizerError(None, "text", problem) from None
@@ -104,9 +106,9 @@ class Tokenizer:
         return ids
 
     def token_bytes(self, identity: SupportsIndex) -> bytes:
-        """The bytes that a token stands for; they need not be whole characters.
+        """Return the bytes of a token, which may be a part of a character.
 
-        Raises TokenizerError for an id that no text has: negative, or a padding row of the embedding.
+        Raises TokenizerError for an id that no text has: a negative one, or a padding row of the embedding.
         """
         identity = operator.index(identity)
         cached = self._bytes.get(identity)
@@ -117,15 +119,18 @@ class Tokenizer:
         return cached
 
     def decode(self, ids: Iterable[SupportsIndex], *, skip_special: bool = True) -> str:
-        """Text of some ids; bytes that are not UTF-8 become U+FFFD. Special tokens are left out by default;
-        <think> and its like are not special, and stay. Raises TokenizerError as `token_bytes` does.
+        """Return the text of ids. Bytes that are not UTF-8 become U+FFFD.
+
+        skip_special  leave out special tokens; <think> is not special, and stays
+
+        Raises TokenizerError as `token_bytes` does.
         """
         kept = (identity for identity in ids if not (skip_special and identity in self.special))
         return b"".join(map(self.token_bytes, kept)).decode("utf-8", errors="replace")
 
 
 class StreamDecoder:
-    """`Tokenizer.decode`, one id at a time: the pieces, joined, are what it makes of all the ids together."""
+    """Decode one id at a time. The joined pieces equal `Tokenizer.decode` of all ids."""
 
     def __init__(self, tokenizer: Tokenizer, *, skip_special: bool = True) -> None:
         self._tokenizer = tokenizer
@@ -133,22 +138,24 @@ class StreamDecoder:
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def feed(self, identity: SupportsIndex) -> str:
-        """The characters that this id completes; often one, sometimes none."""
+        """Return the characters that this id completes, which may be none."""
         if identity in self._hidden:
             return ""
         return self._utf8.decode(self._tokenizer.token_bytes(identity))
 
     def finish(self) -> str:
-        """U+FFFD for a character that was begun and never completed, else nothing. The decoder is then as new."""
+        """Return U+FFFD for an incomplete character at the end, or an empty string, and reset the decoder."""
         rest = self._utf8.decode(b"", final=True)
         self._utf8.reset()
         return rest
 
 
 def load_tokenizer(folder_or_file: StrPath, vocab_size: int | None = None) -> Tokenizer:
-    """Read a tokenizer.json, or the one in a folder. `vocab_size` is the model's: rows of its embedding.
+    """Read a tokenizer.json, or the one in a folder.
 
-    A post-processor, such as one that puts a BOS before every text, is not applied: chat templates write their own.
+    vocab_size  the model's vocabulary, that is the rows of its embedding; no id may reach it
+
+    A post-processor is not applied. Some put a BOS before every text, but chat templates write their own.
     Raises TokenizerError.
     """
     path = Path(folder_or_file)
@@ -163,13 +170,13 @@ def load_tokenizer(folder_or_file: StrPath, vocab_size: int | None = None) -> To
 
 
 def _build(vocab: dict[str, int], merges: list[tuple[str, str]], nfc: bool, path: Path) -> Any:
-    """The library's tokenizer, of checked parts and without added tokens."""
-    import tokenizers  # here, so that what needs no text need not wait for it
+    """Build the library's tokenizer of checked parts, without added tokens."""
+    import tokenizers  # here, because it takes long and not every command needs it
     from tokenizers import models, normalizers, pre_tokenizers
 
     try:
         bpe = tokenizers.Tokenizer(models.BPE(vocab, merges))
-    except Exception as problem:  # what the library raises is Exception itself; a merge of unknown parts is one reason
+    except Exception as problem:  # the library raises Exception itself, for one for a merge of unknown parts
         raise TokenizerError(path, "model.merges", f"cannot be used ({problem})") from None
     if nfc:
         bpe.normalizer = normalizers.NFC()
@@ -180,9 +187,9 @@ def _build(vocab: dict[str, int], merges: list[tuple[str, str]], nfc: bool, path
 
 
 def _check_pipeline(values: dict[str, Any], path: Path) -> bool:
-    """Normalizer, pre-tokenizer and decoder: any but these cut text elsewhere, and nothing would show it.
+    """Check normalizer, pre-tokenizer and decoder, and return whether text is put in NFC.
 
-    Returns whether text is put in NFC.
+    Any others would cut text at other places, and nothing would show it.
     """
     normalizer = values.get("normalizer")
     nothing, nfc = {"type": "Sequence", "normalizers": []}, {"type": "NFC"}
@@ -202,7 +209,7 @@ def _is_qwen2_pre_tokenizer(value: Any) -> bool:
     parts = value["pretokenizers"]
     if not isinstance(parts, list) or len(parts) != 2 or not isinstance(parts[1], dict):
         return False
-    # Files set trim_offsets both ways; it concerns positions in the text, never ids.
+    # trim_offsets concerns positions in the text, never ids; files set it both ways.
     byte_level = {key: item for key, item in parts[1].items() if key != "trim_offsets"}
     return bool(parts[0] == _SPLIT and byte_level == _BYTE_LEVEL)
 
@@ -217,7 +224,7 @@ def _read_model(model: Any, path: Path) -> tuple[dict[str, int], list[tuple[str,
     if not isinstance(vocab, dict):
         raise TokenizerError(path, "model.vocab", "must be an object of tokens and ids")
     _check_types(vocab, path, "model.vocab")
-    # A byte that no token stands for would be dropped from the text without a word.
+    # The library would silently drop a byte that has no token.
     if missing := _BYTE_OF.keys() - vocab.keys():
         raise TokenizerError(path, "model.vocab", f"has no token for byte {min(_BYTE_OF[char] for char in missing)}")
     if strange := set("".join(vocab)) - _BYTE_OF.keys():
@@ -232,11 +239,11 @@ def _read_model(model: Any, path: Path) -> tuple[dict[str, int], list[tuple[str,
     ]
     if len(pairs) != len(merges) or any(len(pair) != 2 for pair in pairs):
         raise TokenizerError(path, "model.merges", "must be a list of pairs of tokens")
-    return vocab, pairs  # that the parts are tokens, the library checks
+    return vocab, pairs  # the library checks that the parts are tokens
 
 
 def _read_added(entries: Any, path: Path) -> tuple[dict[str, int], frozenset[int]]:
-    """Added tokens -> their ids, and which of the ids are special."""
+    """Return added token -> id, and the ids of those that are special."""
     if not isinstance(entries, list):
         raise TokenizerError(path, "added_tokens", "must be a list")
     added: dict[str, int] = {}
@@ -268,7 +275,7 @@ def _check_types(ids: dict[str, Any], path: Path, field: str) -> None:
 
 
 def _check_ids(vocab: dict[str, int], added: dict[str, int], vocab_size: int | None, path: Path) -> int:
-    """One id, one token; the ids are 0..size-1, so that each of them can be decoded. Returns size."""
+    """Check that each id has one token, and that the ids are 0..size-1, so that all can be decoded. Return size."""
     for token, identity in added.items():
         if vocab.get(token, identity) != identity:
             raise TokenizerError(
@@ -292,8 +299,10 @@ def _check_ids(vocab: dict[str, int], added: dict[str, int], vocab_size: int | N
 
 
 def _token_bytes(token: str) -> bytes:
-    """Inverse of the byte alphabet. An added token with a character outside of it stands for its own UTF-8; one that
-    is wholly inside, but not ASCII, is read as bytes all the same. Both are what the library does.
+    """Return the bytes of a token, by the inverse of the byte alphabet.
+
+    An added token with a character outside the alphabet stands for its own UTF-8. One that is wholly inside, but not
+    ASCII, is still read as bytes. The library does the same.
     """
     try:
         return bytes(map(_BYTE_OF.__getitem__, token))

@@ -43,8 +43,6 @@ UNCHECKED = [
     "qwq_ref/core/",
     # formats
     "qwq_ref/formats/",
-    # text
-    "qwq_ref/text/",
     # engine
     "qwq_ref/engine/",
     # host

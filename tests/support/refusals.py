@@ -1,4 +1,4 @@
-"""What every refusal of a bad file looks like."""
+"""The form of every refusal of a bad file."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""QwQ-32B's own tokenizer, template and config, and GSM8K text, where this machine has them."""
+"""QwQ-32B's own tokenizer, template and config, and GSM8K text, if this machine has them."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A tokenizer and a chat template of QwQ's kind, small enough to make on the spot; the real ones; and HF's of both."""
+"""A small tokenizer and chat template of QwQ's kind, the real ones, and Hugging Face's classes around both."""
 
 import json
 
@@ -6,16 +6,9 @@ import pytest
 from hypothesis import strategies as st
 
 from qwq_ref.text import load_tokenizer
+from qwq_ref.train.tokenizer import NOT_SPECIAL, SPECIAL, train_tokenizer
 
-SPECIAL = (  # noqa: SIM905
-    "<|endoftext|> <|im_start|> <|im_end|> <|object_ref_start|> <|object_ref_end|> <|box_start|> <|box_end|> "
-    "<|quad_start|> <|quad_end|> <|vision_start|> <|vision_end|> <|vision_pad|> <|image_pad|> <|video_pad|>"
-).split()
-NOT_SPECIAL = (  # noqa: SIM905
-    "<tool_call> </tool_call> <|fim_prefix|> <|fim_middle|> <|fim_suffix|> <|fim_pad|> <|repo_name|> <|file_sep|> "
-    "<tool_response> </tool_response> <think> </think>"
-).split()
-ADDED = SPECIAL + NOT_SPECIAL
+ADDED = [*SPECIAL, *NOT_SPECIAL]
 SENTENCES = [
     "Okay, so I need to find how many eggs Janet's ducks lay. She sells 16 - 3 - 4 = 9 eggs, so it's $18 a day.",
     "Wait, let me check that again: we'll say they've 2/3 of it, don't they?\n\nYes, that's right.\n",
@@ -24,28 +17,7 @@ SENTENCES = [
 ]
 
 
-def small_tokenizer_json():
-    """Qwen2's pipeline and added tokens around a BPE of a few hundred entries, in the file's own form."""
-    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-
-    words = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    pattern = words + r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.normalizer = normalizers.NFC()
-    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    split = pre_tokenizers.Split(Regex(pattern), behavior="isolated", invert=False)
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, byte_level])
-    tokenizer.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    tokenizer.train_from_iterator(
-        SENTENCES * 3, trainers.BpeTrainer(vocab_size=400, initial_alphabet=alphabet, show_progress=False)
-    )
-    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
-    tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in NOT_SPECIAL])
-    return json.loads(tokenizer.to_str())
-
-
-VALUES = small_tokenizer_json()
+VALUES = train_tokenizer(SENTENCES * 3, 400 + len(ADDED))
 SIZE = len(VALUES["model"]["vocab"]) + len(ADDED)
 
 # QwQ's template in outline: the tools, the reasoning cut from earlier turns, tool calls, the opened <think>.
@@ -85,7 +57,7 @@ TEMPLATE = """\
 {%- endif %}
 """
 
-# Whatever has broken a tokenizer before: combining marks out of order, texts that NFC changes, joiners, digits of other
+# Text that has broken tokenizers before: combining marks out of order, texts that NFC changes, joiners, digits of other
 # scripts, line ends, NULs, long runs, private use, and what looks like an added token.
 PIECES = [
     *ADDED,

@@ -320,7 +320,7 @@ def test_a_confined_process_opens_nothing_and_starts_nothing():
     source = """
 import socket, subprocess, sys
 from qwq_ref.text import template_worker
-template_worker._confine()
+template_worker._confine(1 << 30)
 for forbidden in (lambda: open('/dev/null'), socket.socket, lambda: subprocess.run(['true'])):
     try:
         forbidden()
