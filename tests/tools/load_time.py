@@ -1,35 +1,83 @@
-"""How long loading packed weights takes, beside reading the same bytes into fresh memory and nothing else.
+"""Measure how long models take to load.
 
-python -m tests.tools.load_time FOLDER [LAYERS]
+python -m tests.tools.load_time checkpoint FOLDER [--base TREE] [--weights bf16] [--turns 5]
+python -m tests.tools.load_time packed FOLDER [--layers 8]
 
-FOLDER gets a file of QwQ-32B's shape (8 layers unless said otherwise: 4.2 GiB in q4), random, and keeps it. Before each
-measurement the system forgets the file and reads it again, so that it comes from memory; the two take turns, with the
-same threads, and each is as often the first: memory that was just given back costs less than memory that was not.
+`checkpoint` writes a bfloat16 checkpoint of Qwen2.5-0.5B's shape with random weights (0.99 GB) and loads it with this
+package, with transformers, and with the package of another source tree. Each load runs in a process of its own, which
+imports everything first and ends after it has touched all weights. The processes take turns.
+
+`packed` writes a file of QwQ-32B's shape in q4 (4.2 GiB with 8 layers) and compares reading it with `preadv` of the same
+bytes into fresh memory. FOLDER keeps the files. The system has every file in its cache before each measurement.
 """
 
+import argparse
 import dataclasses
+import json
 import os
+import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import median
 
+import numpy as np
+
 from qwq_ref import core
-from qwq_ref.bench.weights import random_tensors
+from qwq_ref.bench.model import random_tensors
 from qwq_ref.config import Config
-from qwq_ref.engine.plan import plan
-from qwq_ref.formats.names import packed_name
+from qwq_ref.engine.weights import plan
+from qwq_ref.formats.names import CONFIG, SINGLE, packed_name
 from qwq_ref.formats.packed import writing
 from qwq_ref.formats.packed_folder import PackedFolder
-from qwq_ref.host.limits import cpus
-from tests.support.paths import QWQ_CONFIG
+from qwq_ref.formats.write import SafetensorsStream, atomic_file, write_json
+from qwq_ref.host.memory import cpus
+from tests.support.paths import QWQ_CONFIG, ROOT
 
 PIECE = 16 << 20
+SHAPE = {
+    "model_type": "qwen2",
+    "architectures": ["Qwen2ForCausalLM"],
+    "hidden_act": "silu",
+    "vocab_size": 151936,
+    "hidden_size": 896,
+    "intermediate_size": 4864,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 14,
+    "num_key_value_heads": 2,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 1e6,
+    "max_position_embeddings": 32768,
+    "tie_word_embeddings": True,
+    "torch_dtype": "bfloat16",
+    "eos_token_id": 0,
+}
+OURS = """
+import sys, time, resource
+import qwq_ref, qwq_ref.engine.weights, qwq_ref.text
+from qwq_ref import core
+weights = None if sys.argv[2] == "default" else sys.argv[2]
+qwq_ref.load("qwq-nano", weights="q4")
+begun = time.perf_counter()
+model = qwq_ref.load(sys.argv[1], weights=weights, context=256)
+"""
+THEIRS = """
+import sys, time, resource
+import torch, transformers
+from transformers.models.qwen2 import modeling_qwen2
+begun = time.perf_counter()
+model = transformers.AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype=torch.bfloat16)
+for weight in model.parameters():
+    weight.data.view(torch.int16).flatten()[::2048].sum()
+"""
+REPORT = """
+print(time.perf_counter() - begun, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+"""
 
 
 def bare(path, threads):
-    """pread into memory on huge pages, nothing else."""
+    """Read a file into fresh memory on huge pages, with preadv and nothing else."""
     size = path.stat().st_size
     memory = core.aligned(size)
     with open(path, "rb", buffering=0) as file, ThreadPoolExecutor(threads) as pool:
@@ -38,30 +86,67 @@ def bare(path, threads):
     return memory
 
 
-def warm(path):
-    """The system's copy is new each time: what it did before must not matter."""
+def warm(path, fresh=True):
+    """Read a file into the system's cache; first drop it from there, so that its history does not matter."""
     with open(path, "rb", buffering=0) as file:
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        if fresh:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         while file.read(PIECE):
             pass
 
 
-def main():
-    folder, layers = Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 8
+def write_checkpoint(folder):
+    """Write a checkpoint with random weights, and a small tokenizer."""
+    from tests.support.small_tokenizer import TEMPLATE, VALUES
+
+    if (folder / SINGLE).exists():
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / CONFIG, SHAPE)
+    (folder / "tokenizer.json").write_text(json.dumps(VALUES))
+    (folder / "chat_template.jinja").write_text(TEMPLATE)
+    shapes, rng = Config.from_dict(SHAPE).tensors(), np.random.default_rng(0)
+    with atomic_file(folder / SINGLE) as file:
+        stream = SafetensorsStream(file, shapes, "BF16")
+        for name, shape in shapes.items():
+            stream.append(name, rng.standard_normal(shape, np.float32) * np.float32(0.02))
+
+
+def measure_checkpoint(folder, base, weights, turns):
+    write_checkpoint(folder)
+    ways = {"ours": (OURS, ROOT), "transformers": (THEIRS, ROOT)} | ({"base": (OURS, base)} if base else {})
+    results = {name: [] for name in ways}
+    for _ in range(turns):
+        for name, (script, tree) in ways.items():
+            warm(folder / SINGLE, fresh=False)
+            env = {key: value for key, value in os.environ.items() if not key.endswith("NUM_THREADS")}
+            env |= {"PYTHONPATH": str(tree), "HF_HUB_OFFLINE": "1"}
+            command = [sys.executable, "-c", script + REPORT, folder, weights]
+            done = subprocess.run(command, env=env, cwd=tree, capture_output=True, text=True, check=True)
+            results[name].append([float(value) for value in done.stdout.split()])
+    ours = median(seconds for seconds, _ in results["ours"])
+    for name, values in results.items():
+        seconds, peak = (median(column) for column in zip(*values, strict=True))
+        each = " ".join(f"{value:.2f}" for value, _ in values)
+        print(f"{name:<13}{seconds:7.3f} s, {seconds / ours:5.2f} x ours, peak {peak / 2**30:.2f} GiB; of {each}")
+
+
+def measure_packed(folder, layers):
     config = Config.from_file(QWQ_CONFIG)
     config = dataclasses.replace(config, num_hidden_layers=layers, layer_types=config.layer_types[:layers])
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / packed_name("q4")
+    planned = plan(config, "q4")
     if not path.exists():
-        with writing(path, plan(config, "q4")) as append:
+        with writing(path, planned) as append:
             for name, tensor in random_tensors(config, "q4"):
                 append(name, tensor)
     ways = {
         "pread": lambda: bare(path, cpus()),
-        "load": lambda: PackedFolder(path, config, {"q4": path}).read_packed("q4", plan(config, "q4"), cpus()),
+        "load": lambda: PackedFolder(path, config, {"q4": path}).read_packed("q4", planned, cpus()),
     }
     times = {name: [] for name in ways}
-    for turn in range(8):
+    for turn in range(8):  # each is as often the first: memory that was just given back costs less
         for name in list(ways)[:: -1 if turn % 2 else 1]:
             warm(path)
             begun = time.perf_counter()
@@ -70,12 +155,28 @@ def main():
             del held
     size = path.stat().st_size
     for name, seconds in times.items():
-        print(
-            f"{name:<6}{median(seconds):7.2f} s {size / median(seconds) / 1e9:6.1f} GB/s  of",
-            *(f"{s:.2f}" for s in seconds),
-        )
+        each = " ".join(f"{s:.2f}" for s in seconds)
+        print(f"{name:<6}{median(seconds):7.2f} s {size / median(seconds) / 1e9:6.1f} GB/s  of {each}")
     ratios = [load / pread for load, pread in zip(times["load"], times["pread"], strict=True)]
     print(f"{size / 2**30:.2f} GiB, {cpus()} threads, median ratio {median(ratios):.2f}")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    checkpoint = commands.add_parser("checkpoint", help="a bfloat16 checkpoint of Qwen2.5-0.5B's shape")
+    checkpoint.add_argument("folder", type=Path)
+    checkpoint.add_argument("--base", type=Path, metavar="TREE", help="a source tree with a built core, to compare")
+    checkpoint.add_argument("--weights", default="bf16", help="a weight form, or default")
+    checkpoint.add_argument("--turns", type=int, default=5)
+    packed = commands.add_parser("packed", help="a file of packed weights of QwQ-32B's shape")
+    packed.add_argument("folder", type=Path)
+    packed.add_argument("--layers", type=int, default=8)
+    options = parser.parse_args()
+    if options.command == "checkpoint":
+        measure_checkpoint(options.folder, options.base, options.weights, options.turns)
+    else:
+        measure_packed(options.folder, options.layers)
 
 
 if __name__ == "__main__":
