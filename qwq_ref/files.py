@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import stat
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from .errors import QwqError
 
 StrPath = str | os.PathLike[str]
+_MOST_BUFFERS = 1024  # of one preadv: IOV_MAX of Linux
 
 
 def open_regular(path: StrPath, error: type[QwqError]) -> int:
@@ -30,17 +32,29 @@ def open_regular(path: StrPath, error: type[QwqError]) -> int:
     return descriptor
 
 
-def pread_exactly(descriptor: int, buffer: memoryview, offset: int, path: StrPath, error: type[QwqError]) -> None:
-    """Fill `buffer` from the file at `offset`. A file that shrank is an error, where a map would be SIGBUS."""
-    done = 0
-    while done < len(buffer):
+def pread_exactly(
+    descriptor: int, buffers: Sequence[memoryview], offset: int, path: StrPath, error: type[QwqError]
+) -> None:
+    """Fill buffers of bytes, one after another, from the file at `offset`.
+
+    A file that shrank raises `error`. In a memory map it would end the process with SIGBUS.
+    """
+    waiting = [buffer for buffer in buffers if len(buffer)]
+    while waiting:
         try:
-            got = os.preadv(descriptor, [buffer[done : done + (1 << 30)]], offset + done)
-        except OSError as problem:  # a failing disk, a network file system that went away
+            got = os.preadv(descriptor, waiting[:_MOST_BUFFERS], offset)
+        except OSError as problem:  # a failing disk, or a network file system that went away
             raise error(path, None, f"cannot be read ({problem.strerror})") from None
         if got == 0:
-            raise error(path, None, f"ends at byte {offset + done}: it is shorter than it was when opened")
-        done += got
+            raise error(path, None, f"ends at byte {offset}: it is shorter than it was when opened")
+        offset += got
+        done = 0
+        while done < len(waiting) and got >= len(waiting[done]):
+            got -= len(waiting[done])
+            done += 1
+        waiting = waiting[done:]
+        if got:
+            waiting[0] = waiting[0][got:]
 
 
 def read_file(path: StrPath, limit: int, error: type[QwqError]) -> bytes:
@@ -51,7 +65,7 @@ def read_file(path: StrPath, limit: int, error: type[QwqError]) -> bytes:
         if size > limit:
             raise error(path, None, f"is {size:,} bytes long; at most {limit:,} are read")
         data = bytearray(size)
-        pread_exactly(descriptor, memoryview(data), 0, path, error)
+        pread_exactly(descriptor, [memoryview(data)], 0, path, error)
         return bytes(data)
     finally:
         os.close(descriptor)

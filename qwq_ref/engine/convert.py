@@ -16,8 +16,8 @@ from ..formats.packed_folder import packed_files
 from ..forms import FORMS
 from ..host.limits import cpus
 from ..text import load_tokenizer
+from .packing import packed_tensors
 from .plan import plan
-from .weights import packed_tensors
 
 # The files that a folder holds beside its weights.
 _SMALL = (CONFIG, GENERATION_CONFIG, "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")

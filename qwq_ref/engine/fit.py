@@ -15,8 +15,8 @@ from ..host import memory
 from .backends.core import CHUNK
 from .backends.numpy import CHUNK as NUMPY_CHUNK
 from .cache import cache_bytes
+from .packing import SLICE
 from .plan import model_bytes
-from .weights import SLICE
 
 # What a model needs in memory, with so many positions: what for -> bytes.
 Needs = Callable[[int], dict[str, int]]

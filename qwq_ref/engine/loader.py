@@ -22,7 +22,7 @@ from .backends.core import CoreBackend
 from .backends.numpy import NumpyBackend
 from .fit import Needs, candidates, core_needs, fitting_context, fitting_forms, numpy_needs
 from .model import Model
-from .weights import read_model
+from .packing import read_model
 
 Announce = Callable[[str, int], object]
 

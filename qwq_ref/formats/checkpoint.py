@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NoReturn
@@ -105,9 +105,15 @@ class Checkpoint(Mapping[str, NDArray[np.float32]]):
         """Return the dtype in which a tensor is stored: float32, float16 or bfloat16."""
         return DTYPES[self._homes[name].tensors[name].dtype]
 
-    def rows(self, name: str, begin: int, end: int, out: NDArray[Any] | None = None) -> NDArray[Any]:
-        """Return rows [begin, end) of a tensor in its stored dtype, in `out` if given. Threads may call it together."""
-        return self._homes[name].rows(name, begin, end, out)
+    def rows(self, name: str, begin: int, end: int) -> NDArray[Any]:
+        """Return rows [begin, end) of a tensor in its stored dtype."""
+        result = np.empty((end - begin, *self.shape(name)[1:]), self.dtype(name))
+        self.read_into(name, begin, [result])
+        return result
+
+    def read_into(self, name: str, begin: int, out: Sequence[NDArray[Any]]) -> None:
+        """Fill contiguous arrays of the stored dtype, one after another, with the rows of a tensor from `begin` on."""
+        self._homes[name].read_into(name, begin, out)
 
     def forget(self, name: str, begin: int, end: int) -> None:
         """Tell the system to drop its copy of these rows, if the checkpoint is large: see `DROP_FROM`."""

@@ -160,7 +160,7 @@ class PackedFile:
         def read(start: int) -> int:
             begin, end = max(start, self._begin), min(start + _PIECE_BYTES, self._end)
             piece = bytes_of_memory[begin - self._origin : end - self._origin]
-            pread_exactly(descriptor, piece, begin, self.path, CheckpointError)
+            pread_exactly(descriptor, [piece], begin, self.path, CheckpointError)
             if drop:  # by pieces, so that there are never two copies of everything
                 forget_range(descriptor, begin, end - begin)
             return end - begin

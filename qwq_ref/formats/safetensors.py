@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,19 +92,17 @@ class SafetensorsFile:
     def fileno(self) -> int:
         return self._file.fileno()
 
-    def rows(self, name: str, begin: int, end: int, out: NDArray[Any] | None = None) -> NDArray[Any]:
-        """Return rows [begin, end) of a tensor in its stored dtype, in `out` if given. Threads may call it together.
+    def read_into(self, name: str, begin: int, out: Sequence[NDArray[Any]]) -> None:
+        """Fill arrays, one after another, with the rows of a tensor from `begin` on. Threads may call it together.
 
-        out  contiguous, of the shape and the dtype of these rows. Raises CheckpointError if the file shrank.
+        out  contiguous arrays of the stored dtype, each a number of rows. Raises CheckpointError if the file shrank.
         """
         tensor = self.tensors[name]
-        shape, dtype = (end - begin, *tensor.shape[1:]), DTYPES[tensor.dtype]
-        if out is None:
-            out = np.empty(shape, dtype)
-        assert out.shape == shape
-        assert out.dtype == dtype
-        self._fill(out.reshape(-1), tensor.begin + begin * (tensor.nbytes // max(1, tensor.shape[0])))
-        return out
+        for part in out:
+            assert part.dtype == DTYPES[tensor.dtype]
+            assert part.shape[1:] == tensor.shape[1:]
+        assert begin + sum(map(len, out)) <= tensor.shape[0]
+        self._fill(out, tensor.begin + begin * (tensor.nbytes // max(1, tensor.shape[0])))
 
     def read(self, name: str) -> NDArray[np.float32]:
         """Return a tensor of floats, widened to float32 exactly. Holds the result and one block."""
@@ -113,7 +111,7 @@ class SafetensorsFile:
         result = np.empty(tensor.shape, np.float32)
         flat = result.reshape(-1)
         if tensor.dtype == "F32":
-            self._fill(flat, tensor.begin)
+            self._fill([flat], tensor.begin)
         else:
             for start, block in self.blocks(name):
                 flat[start : start + len(block)] = block.view(DTYPES[tensor.dtype])
@@ -130,7 +128,7 @@ class SafetensorsFile:
         buffer = np.empty(min(count, _BLOCK_BYTES // size), f"<u{size}")
         for start in range(0, count, max(1, len(buffer))):
             block = buffer[: count - start]
-            self._fill(block, tensor.begin + start * size)
+            self._fill([block], tensor.begin + start * size)
             yield start, block
 
     def forget(self, name: str, begin: int, end: int) -> None:
@@ -139,8 +137,10 @@ class SafetensorsFile:
         row = tensor.nbytes // tensor.shape[0]
         forget_range(self._file.fileno(), tensor.begin + begin * row, (end - begin) * row)
 
-    def _fill(self, flat: NDArray[Any], offset: int) -> None:
-        pread_exactly(self._file.fileno(), flat.view(np.uint8).data, offset, self.path, CheckpointError)
+    def _fill(self, arrays: Sequence[NDArray[Any]], offset: int) -> None:
+        # ml_dtypes arrays give no buffers, so that bytes are read.
+        buffers = [array.reshape(-1).view(np.uint8).data for array in arrays]
+        pread_exactly(self._file.fileno(), buffers, offset, self.path, CheckpointError)
 
 
 def forget_range(descriptor: int, begin: int, count: int) -> None:
@@ -232,5 +232,5 @@ def _tensor(entry: Any, data: int, path: StrPath, name: str, dtypes: Collection[
 
 def _read(descriptor: int, count: int, offset: int, path: StrPath) -> bytes:
     buffer = bytearray(count)
-    pread_exactly(descriptor, memoryview(buffer), offset, path, CheckpointError)
+    pread_exactly(descriptor, [memoryview(buffer)], offset, path, CheckpointError)
     return bytes(buffer)

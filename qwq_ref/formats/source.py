@@ -6,7 +6,7 @@ class by looking at the files. A new format needs such a module, a line in `open
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self, runtime_checkable
@@ -37,8 +37,11 @@ class Tensors(Protocol):
     def dtype(self, name: str) -> np.dtype[Any]:
         """Return the dtype in which a tensor is stored: float32, float16, or bfloat16 of `ml_dtypes`."""
 
-    def rows(self, name: str, begin: int, end: int, out: Array | None = None) -> Array:
-        """Return rows [begin, end) of a tensor in its stored dtype, in `out` if given."""
+    def rows(self, name: str, begin: int, end: int) -> Array:
+        """Return rows [begin, end) of a tensor in its stored dtype."""
+
+    def read_into(self, name: str, begin: int, out: Sequence[Array]) -> None:
+        """Fill contiguous arrays of the stored dtype, one after another, with the rows of a tensor from `begin` on."""
 
     def forget(self, name: str, begin: int, end: int) -> None:
         """Tell the system that these rows will not be read again."""

@@ -7,8 +7,8 @@ from qwq_ref.bench import measure
 from qwq_ref.bench import speed as speeds
 from qwq_ref.bench.ops import peak_of
 from qwq_ref.config import Config
+from qwq_ref.engine.packing import pack_weights
 from qwq_ref.engine.plan import model_bytes, step_bytes
-from qwq_ref.engine.weights import pack_weights
 from qwq_ref.formats import Checkpoint, resolve
 from qwq_ref.forms import FORMS
 from qwq_ref.host import cpu

@@ -14,7 +14,7 @@ from qwq_ref.config import Config
 from qwq_ref.engine.backends import ALL, LAST
 from qwq_ref.engine.backends import logits as logits_of
 from qwq_ref.engine.backends.core import CoreBackend
-from qwq_ref.engine.weights import pack_weights
+from qwq_ref.engine.packing import pack_weights
 from tests.support.models import config_values, yarn
 
 if not core.available():

@@ -11,7 +11,7 @@ import pytest
 import qwq_ref
 from qwq_ref import cli, core
 from qwq_ref.engine import convert as converting
-from qwq_ref.engine import weights as engine_weights
+from qwq_ref.engine import packing
 from qwq_ref.engine.convert import convert
 from qwq_ref.engine.plan import plan
 from qwq_ref.errors import CheckpointError, MemoryLimitError, UsageError
@@ -38,7 +38,7 @@ def test_a_converted_model_has_the_bits_of_a_loaded_one(folder, form, monkeypatc
     ids = np.random.default_rng(0).integers(0, 200, 40)
     wanted = qwq_ref.load("qwq-nano", weights=form).logits(ids)
     seen = []
-    monkeypatch.setattr(engine_weights, "packed_tensors", lambda *a: pytest.fail("it was packed again"))
+    monkeypatch.setattr(packing, "packed_tensors", lambda *a: pytest.fail("it was packed again"))
     model = qwq_ref.load(folder, weights=form, progress=seen.append)
     assert np.array_equal(model.logits(ids), wanted)
     assert np.array_equal(qwq_ref.load(folder / packed_name(form)).logits(ids), wanted)
@@ -50,7 +50,7 @@ def test_slices_change_no_bit(monkeypatch):
     """Rows are packed some at a time: as few as there can be, and all at once."""
     ids = np.arange(30)
     wanted = {form: qwq_ref.load("qwq-nano", weights=form).logits(ids) for form in FORMS}
-    monkeypatch.setattr(engine_weights, "SLICE", 1)
+    monkeypatch.setattr(packing, "SLICE", 1)
     for form in FORMS:
         assert np.array_equal(qwq_ref.load("qwq-nano", weights=form).logits(ids), wanted[form])
 

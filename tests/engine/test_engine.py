@@ -18,7 +18,7 @@ from qwq_ref.core.layer import Layer
 from qwq_ref.engine.backends import LAST, logits
 from qwq_ref.engine.backends import core as engine
 from qwq_ref.engine.backends.core import SHORT, CoreBackend
-from qwq_ref.engine.weights import pack_weights
+from qwq_ref.engine.packing import pack_weights
 from qwq_ref.formats import Checkpoint, resolve
 from qwq_ref.forms import FORMS
 from qwq_ref.spec import forward, ops

@@ -16,8 +16,8 @@ from qwq_ref.core.attention import empty_kv, kv_bytes
 from qwq_ref.engine.cache import cache_bytes
 from qwq_ref.engine.convert import convert
 from qwq_ref.engine.fit import available_forms, candidates, core_needs
+from qwq_ref.engine.packing import pack_weights
 from qwq_ref.engine.plan import model_bytes, plan, step_bytes
-from qwq_ref.engine.weights import pack_weights
 from qwq_ref.formats import Checkpoint, resolve
 from qwq_ref.formats.names import packed_name
 from qwq_ref.formats.packed import PackedFile, Stored

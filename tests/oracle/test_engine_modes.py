@@ -14,7 +14,7 @@ from qwq_ref.cli import main
 from qwq_ref.config import Config
 from qwq_ref.engine.backends import core as forward
 from qwq_ref.engine.backends.core import CoreBackend
-from qwq_ref.engine.weights import pack_weights
+from qwq_ref.engine.packing import pack_weights
 from qwq_ref.errors import GoldenError, UsageError
 from qwq_ref.formats import Checkpoint, resolve
 from qwq_ref.forms import FORMS, KV_FORMS

@@ -5,10 +5,11 @@ python -m tests.tools.load_time packed FOLDER [--layers 8]
 
 `checkpoint` writes a bfloat16 checkpoint of Qwen2.5-0.5B's shape with random weights (0.99 GB) and loads it with this
 package, with transformers, and with the package of another source tree. Each load runs in a process of its own, which
-imports everything first and ends after it has touched all weights. The processes take turns.
+imports everything first. It is timed until all pages of the weights have been touched, and until the logits of one
+token are there. The processes take turns.
 
-`packed` writes a file of QwQ-32B's shape in q4 (4.2 GiB with 8 layers) and compares reading it with `preadv` of the same
-bytes into fresh memory. FOLDER keeps the files. The system has every file in its cache before each measurement.
+`packed` writes a file of QwQ-32B's shape in q4 (4.2 GiB with 8 layers) and compares reading it with `preadv` of the
+same bytes into fresh memory. FOLDER keeps the files. The system has every file in its cache before each measurement.
 """
 
 import argparse
@@ -25,14 +26,14 @@ from statistics import median
 import numpy as np
 
 from qwq_ref import core
-from qwq_ref.bench.model import random_tensors
+from qwq_ref.bench.weights import random_tensors
 from qwq_ref.config import Config
-from qwq_ref.engine.weights import plan
+from qwq_ref.engine.plan import plan
 from qwq_ref.formats.names import CONFIG, SINGLE, packed_name
 from qwq_ref.formats.packed import writing
 from qwq_ref.formats.packed_folder import PackedFolder
 from qwq_ref.formats.write import SafetensorsStream, atomic_file, write_json
-from qwq_ref.host.memory import cpus
+from qwq_ref.host.limits import cpus
 from tests.support.paths import QWQ_CONFIG, ROOT
 
 PIECE = 16 << 20
@@ -54,25 +55,32 @@ SHAPE = {
     "eos_token_id": 0,
 }
 OURS = """
-import sys, time, resource
+import sys, time
 import qwq_ref, qwq_ref.engine.weights, qwq_ref.text
 from qwq_ref import core
 weights = None if sys.argv[2] == "default" else sys.argv[2]
-qwq_ref.load("qwq-nano", weights="q4")
+qwq_ref.load("qwq-nano", weights="q4").logits([1])
 begun = time.perf_counter()
 model = qwq_ref.load(sys.argv[1], weights=weights, context=256)
+loaded = time.perf_counter()
+model.logits([1])
 """
 THEIRS = """
-import sys, time, resource
+import sys, time
 import torch, transformers
 from transformers.models.qwen2 import modeling_qwen2
 begun = time.perf_counter()
 model = transformers.AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype=torch.bfloat16)
 for weight in model.parameters():
     weight.data.view(torch.int16).flatten()[::2048].sum()
+loaded = time.perf_counter()
+with torch.no_grad():
+    model(torch.tensor([[1]]))
 """
 REPORT = """
-print(time.perf_counter() - begun, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+used = time.perf_counter()
+peak = next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM"))
+print(loaded - begun, used - begun, int(peak) * 1024)
 """
 
 
@@ -93,6 +101,11 @@ def warm(path, fresh=True):
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         while file.read(PIECE):
             pass
+
+
+def touch_memory(size):
+    """Use memory and give it back. On a virtual machine, the first use of memory costs several times the second."""
+    np.ones(size, np.uint8)
 
 
 def write_checkpoint(folder):
@@ -119,16 +132,19 @@ def measure_checkpoint(folder, base, weights, turns):
     for _ in range(turns):
         for name, (script, tree) in ways.items():
             warm(folder / SINGLE, fresh=False)
+            touch_memory(2 << 30)
             env = {key: value for key, value in os.environ.items() if not key.endswith("NUM_THREADS")}
             env |= {"PYTHONPATH": str(tree), "HF_HUB_OFFLINE": "1"}
             command = [sys.executable, "-c", script + REPORT, folder, weights]
             done = subprocess.run(command, env=env, cwd=tree, capture_output=True, text=True, check=True)
             results[name].append([float(value) for value in done.stdout.split()])
-    ours = median(seconds for seconds, _ in results["ours"])
+    print("              loaded  x ours  first token  x ours  peak GiB  each load, s")
+    ours = [median(column) for column in zip(*results["ours"], strict=True)]
     for name, values in results.items():
-        seconds, peak = (median(column) for column in zip(*values, strict=True))
-        each = " ".join(f"{value:.2f}" for value, _ in values)
-        print(f"{name:<13}{seconds:7.3f} s, {seconds / ours:5.2f} x ours, peak {peak / 2**30:.2f} GiB; of {each}")
+        loaded, used, peak = (median(column) for column in zip(*values, strict=True))
+        each = " ".join(f"{value[0]:.2f}" for value in values)
+        row = f"{name:<13}{loaded:6.3f} s{loaded / ours[0]:8.2f}{used:11.3f} s{used / ours[1]:8.2f}{peak / 2**30:10.2f}"
+        print(f"{row}  {each}")
 
 
 def measure_packed(folder, layers):

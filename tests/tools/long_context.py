@@ -19,7 +19,7 @@ from qwq_ref import core
 from qwq_ref.config import Config
 from qwq_ref.engine.backends import ALL, LAST
 from qwq_ref.engine.backends.core import CHUNK, CoreBackend
-from qwq_ref.engine.weights import pack_weights
+from qwq_ref.engine.packing import pack_weights
 from qwq_ref.host.limits import cpus
 from qwq_ref.numerics import quant
 from qwq_ref.spec import Scope, block, norm, ops, projection

@@ -13,7 +13,7 @@ import numpy as np
 from qwq_ref import core, tasks
 from qwq_ref.engine.backends import logits
 from qwq_ref.engine.backends.core import CoreBackend
-from qwq_ref.engine.weights import pack_weights
+from qwq_ref.engine.packing import pack_weights
 from qwq_ref.eval import accuracy
 from qwq_ref.eval.kld import kl_divergence, same_top
 from qwq_ref.eval.perplexity import perplexity, surprise

@@ -14,7 +14,7 @@ import numpy as np
 from ...config import Config
 from ...engine.backends import ALL, LAST, Backend
 from ...engine.backends.core import CoreBackend
-from ...engine.weights import pack_weights
+from ...engine.packing import pack_weights
 from ...errors import UsageError
 from ...forms import FORMS, KV_FORMS
 from ...spec.ops import Array

@@ -214,7 +214,7 @@ def _sha256(path: Path, progress: Callable[[int], object]) -> str:
         buffer = bytearray(_HASHED_AT_ONCE)
         for offset in range(0, size, len(buffer)):
             part = memoryview(buffer)[: size - offset]
-            pread_exactly(descriptor, part, offset, path, GoldenError)
+            pread_exactly(descriptor, [part], offset, path, GoldenError)
             digest.update(part)
             progress(len(part))
         return digest.hexdigest()

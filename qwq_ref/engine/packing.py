@@ -1,0 +1,339 @@
+"""Read a model's weights, and pack them if the source holds them as floats.
+
+Threads read and pack some rows of a matrix at a time, so that little more than the result is held. A bfloat16
+checkpoint that is packed as bf16 is never widened: its bits are read into the processor's cache and copied into panels.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from .. import core
+from ..config import Config
+from ..core import PANEL, Packed
+from ..core.formats import ALIGN
+from ..errors import CheckpointError
+from ..footprint import parameters
+from ..formats.source import Source, Tensors
+from ..spec.ops import Array
+from .plan import EMBEDDING, HEAD, NORM, layer_names, model_bytes, plan
+from .weights import ModelWeights
+
+SLICE = 1 << 23  # weights that all threads together read and pack at a time
+_PIECE = 1 << 20  # weights that one thread takes at most: they stay in the processor's cache until they are packed
+_BF16 = np.dtype(ml_dtypes.bfloat16)
+
+Progress = Callable[[float], object]
+
+
+def read_model(source: Source, form: str, threads: int, progress: Progress | None = None) -> ModelWeights:
+    """Read a model's weights in one weight form: as they are if the source holds them packed, or else pack its floats.
+
+    progress  called with the number of weights read since its last call, of `footprint.parameters`
+
+    Raises CheckpointError; CoreError as `packed_tensors` does.
+    """
+    config = source.config
+    if form in source.forms:
+        share = parameters(config) / model_bytes(config, form)
+        told = progress and (lambda count: progress(count * share))
+        return ModelWeights.of(config, form, source.read_packed(form, plan(config, form), threads, told))
+    if source.floats is None:
+        raise CheckpointError(source.path, None, f"holds no weights in {form}, and no floats to pack")
+    return pack_weights(config, source.floats, form, threads, progress)
+
+
+def pack_weights(
+    config: Config, weights: Tensors | Mapping[str, Array], form: str, threads: int, progress: Progress | None = None
+) -> ModelWeights:
+    """Pack all tensors of a model, in one piece of memory: see `packed_tensors`."""
+    sizes = [stored.nbytes + ALIGN for stored in plan(config, form).values() if len(stored.shape) == 2]
+    # The system gives large pages to large pieces: they cost less to fill, and fewer look-ups when they are read.
+    memory, used = core.aligned(sum(sizes)), 0
+
+    def allocate(size: int) -> Array:
+        nonlocal used
+        begin, used = used, used - -size // ALIGN * ALIGN
+        return memory[begin : begin + size]
+
+    return ModelWeights.of(config, form, dict(packed_tensors(config, weights, form, threads, progress, allocate)))
+
+
+def packed_tensors(
+    config: Config,
+    weights: Tensors | Mapping[str, Array],
+    form: str,
+    threads: int,
+    progress: Progress | None = None,
+    allocate: Callable[[int], Array] = core.aligned,
+) -> Iterator[tuple[str, Packed | Array]]:
+    """Yield the tensors of `plan`, one after another, packed from floats. The head follows the embedding.
+
+    weights   a source's tensors, or name -> array
+    progress  called with the number of weights read since its last call
+    allocate  returns so many bytes of memory for a matrix
+
+    Two matrices are held at a time, besides small ones, to keep the threads busy. The form bf16 keeps the upper half of
+    each float32. Raises CoreError if the lower half of a matrix's weight is not zero: no precision is lost silently.
+    """
+    tensors = weights if isinstance(weights, Tensors) else _Arrays(weights)
+    with _Packer(config, tensors, form, threads, allocate) as packer:
+        waiting: deque[_Job] = deque()
+        for job in packer.jobs():
+            waiting.append(job)
+            # Enough pieces wait behind the first job to keep all threads busy until it is finished.
+            while sum(len(later.pieces) for later in waiting) - len(waiting[0].pieces) >= 2 * threads:
+                yield from waiting.popleft().finish(progress)
+        for job in waiting:
+            yield from job.finish(progress)
+
+
+@dataclass
+class _Job:
+    """Tensors that threads are filling, and the pieces of that work. Each piece returns the weights that it read."""
+
+    tensors: dict[str, Packed | Array]
+    pieces: list[Future[int]]
+
+    def finish(self, progress: Progress | None) -> Iterator[tuple[str, Packed | Array]]:
+        """Wait for the pieces, report them, and yield the tensors."""
+        for piece in self.pieces:
+            count = piece.result()
+            if progress is not None:
+                progress(count)
+        yield from self.tensors.items()
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """The rows of a matrix, or of several that are joined.
+
+    dtype  the stored dtype; float32 if the joined tensors differ
+    fill   (begin, end, out): write these rows to `out`, and return the number of weights that were read
+    """
+
+    dtype: np.dtype[Any]
+    fill: Callable[[int, int, Array], int]
+
+
+class _Packer:
+    """A pool of threads that read and pack the matrices of a model."""
+
+    def __init__(
+        self, config: Config, tensors: Tensors, form: str, threads: int, allocate: Callable[[int], Array]
+    ) -> None:
+        self._config, self._tensors, self._threads, self._allocate = config, tensors, threads, allocate
+        self._plan = plan(config, form)
+        self._pool = ThreadPoolExecutor(threads)
+        self._thread = threading.local()
+
+    def __enter__(self) -> _Packer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown(cancel_futures=True)  # an error or Ctrl-C waits only for the pieces that have begun
+
+    def jobs(self) -> Iterator[_Job]:
+        """Start the jobs of all tensors. Each begins when the caller asks for it."""
+        config = self._config
+        yield self._embedding()
+        if not config.tie_word_embeddings:
+            yield self._matrix(HEAD, self._joined([HEAD]))
+        for i in range(config.L):
+            path = f"model.layers.{i}."
+            norm, qkv, bias, o, post_norm, gate_up, down = layer_names(i)
+            names = [f"{path}self_attn.{name}_proj" for name in "qkv"]
+            yield self._vector(norm, [norm])
+            yield self._matrix(qkv, self._joined([f"{name}.weight" for name in names]))
+            yield self._vector(bias, [f"{name}.bias" for name in names])
+            yield self._matrix(o, self._joined([o]))
+            yield self._vector(post_norm, [post_norm])
+            yield self._matrix(gate_up, self._gate_up(f"{path}mlp.gate_proj.weight", f"{path}mlp.up_proj.weight"))
+            yield self._matrix(down, self._joined([down]))
+        yield self._vector(NORM, [NORM])
+
+    def _vector(self, result: str, names: Sequence[str]) -> _Job:
+        vector = np.empty(self._plan[result].shape, np.float32)
+        piece = Future[int]()
+        piece.set_result(self._joined(names).fill(0, len(vector), vector))
+        return _Job({result: vector}, [piece])
+
+    def _matrix(self, name: str, rows: _Rows) -> _Job:
+        whole = self._empty(name)
+
+        def piece(begin: int, end: int) -> int:
+            out = self._scratch((end - begin, whole.shape[1]), rows.dtype)
+            count = rows.fill(begin, end, out)
+            _pack(out, whole.rows(begin, end))
+            return count
+
+        return _Job({name: whole}, self._start(whole.shape, piece))
+
+    def _embedding(self) -> _Job:
+        """Read the embedding. If the head is tied to it, pack the head from the same rows."""
+        stored, rows = self._plan[EMBEDDING], self._joined([EMBEDDING])
+        dtype = np.dtype(np.float32) if stored.dtype == "F32" else _BF16
+        array = self._allocate(stored.nbytes).view(dtype).reshape(stored.shape)
+        head = self._empty(HEAD) if self._config.tie_word_embeddings else None
+
+        def piece(begin: int, end: int) -> int:
+            of_array = array[begin:end]
+            out = of_array if rows.dtype == dtype else self._scratch(of_array.shape, rows.dtype)
+            count = rows.fill(begin, end, out)
+            if out is not of_array:
+                _copy(of_array, out)
+            if head is not None:
+                _pack(out, head.rows(begin, end))
+            return count
+
+        tensors: dict[str, Packed | Array] = {EMBEDDING: array if stored.dtype == "F32" else array.view(np.uint16)}
+        return _Job(tensors if head is None else tensors | {HEAD: head}, self._start(stored.shape, piece))
+
+    def _empty(self, name: str) -> Packed:
+        """Return a packed weight whose rows are still to be written."""
+        stored = self._plan[name]
+        assert stored.format is not None
+        return Packed(stored.format, self._allocate(stored.nbytes), (stored.shape[0], stored.shape[1]))
+
+    def _start(self, shape: tuple[int, ...], piece: Callable[[int, int], int]) -> list[Future[int]]:
+        """Let threads call piece(begin, end) for all rows of a matrix, a multiple of 64 rows at a time.
+
+        A thread takes several pieces at once, because each hand-over between threads costs time.
+        """
+        N, K = shape
+
+        def rows_of(weights: int) -> int:
+            return max(2 * PANEL, weights // K // (2 * PANEL) * 2 * PANEL)
+
+        share = rows_of(SLICE // self._threads)
+        step = min(share, rows_of(_PIECE))
+
+        def pieces(begin: int, end: int) -> int:
+            return sum(piece(first, min(first + step, end)) for first in range(begin, end, step))
+
+        return [self._pool.submit(pieces, begin, min(begin + share, N)) for begin in range(0, N, share)]
+
+    def _scratch(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+        """Return memory of this thread: its next call overwrites it. Fresh pages would cost more than reading."""
+        size = int(np.prod(shape)) * dtype.itemsize
+        if len(getattr(self._thread, "memory", ())) < size:
+            self._thread.memory = core.aligned(size)
+        scratch: Array = self._thread.memory[:size].view(dtype).reshape(shape)
+        return scratch
+
+    def _joined(self, names: Sequence[str]) -> _Rows:
+        """Return the rows of tensors, one tensor after another."""
+        sizes = [self._tensors.shape(name)[0] for name in names]
+        starts = [sum(sizes[:i]) for i in range(len(sizes))]
+
+        def fill(begin: int, end: int, out: Array) -> int:
+            count = 0
+            for name, start, size in zip(names, starts, sizes, strict=True):
+                first, last = max(begin, start), min(end, start + size)
+                if first < last:
+                    count += self._read(name, first - start, [out[first - begin : last - begin]])
+            return count
+
+        return _Rows(self._dtype(names), fill)
+
+    def _gate_up(self, gate: str, up: str) -> _Rows:
+        """Return the rows of gate_proj and up_proj as `core.interleave` orders them; `begin` is a multiple of 64.
+
+        A beta means silu(beta g) u / beta. It is folded into the weights.
+        """
+        beta, (F, _) = np.float32(self._config.swiglu_beta), self._tensors.shape(gate)
+
+        def fill(begin: int, end: int, out: Array) -> int:
+            first, last = begin // 2, min(end // 2, F)
+            pairs = out.reshape(-1, 2, PANEL, out.shape[1])
+            rest = (last - first) % PANEL
+            if rest:
+                pairs[-1, :, rest:] = 0
+            count = 0
+            for i, name in enumerate((gate, up)):
+                panels = list(pairs[:, i])
+                if rest:
+                    panels[-1] = panels[-1][:rest]
+                count += self._read(name, first, panels)
+            if beta != 1:
+                pairs[:, 0] *= beta
+                pairs[:, 1] /= beta
+            return count
+
+        return _Rows(np.dtype(np.float32) if beta != 1 else self._dtype([gate, up]), fill)
+
+    def _dtype(self, names: Sequence[str]) -> np.dtype[Any]:
+        dtypes = {self._tensors.dtype(name) for name in names}
+        return dtypes.pop() if len(dtypes) == 1 else np.dtype(np.float32)
+
+    def _read(self, name: str, begin: int, out: Sequence[Array]) -> int:
+        """Fill arrays with the rows of a tensor from `begin` on, with zeros in columns that it has not."""
+        columns, end = self._tensors.shape(name)[1:], begin + sum(map(len, out))
+        if all(part.dtype == self._tensors.dtype(name) and part.shape[1:] == columns for part in out):
+            self._tensors.read_into(name, begin, out)
+        else:
+            rows = self._tensors.rows(name, begin, end)
+            start = 0
+            for part in out:
+                of_part = part if not columns else part[:, : columns[0]]
+                _copy(of_part, rows[start : start + len(part)])
+                if columns:
+                    part[:, columns[0] :] = 0
+                start += len(part)
+        self._tensors.forget(name, begin, end)
+        return int((end - begin) * np.prod(columns, dtype=int))
+
+
+def _copy(out: Array, rows: Array) -> None:
+    """Copy floats to another dtype. NaN and infinity pass silently, as they do in a product."""
+    with np.errstate(all="ignore"):
+        out[:] = rows
+
+
+def _pack(rows: Array, out: Packed) -> None:
+    """Pack rows of floats (float32, float16 or bfloat16) into `out`."""
+    codes = out.format.codes
+    if codes == "bf16" and rows.dtype != _BF16:
+        whole = np.ascontiguousarray(rows, np.float32)
+        if np.any(whole.view(np.uint32) & 0xFFFF):
+            raise core.CoreError(None, "weights", "are not bfloat16 in this checkpoint: take fp32, q8 or q4")
+        rows = (whole.view(np.uint32) >> 16).astype(np.uint16)
+    elif rows.dtype == _BF16:
+        rows = rows.astype(np.float32) if codes == "fp32" else rows.view(np.uint16)
+    core.quantise(rows, codes, out=out)
+
+
+class _Arrays:
+    """A dictionary of arrays as `Tensors`."""
+
+    def __init__(self, arrays: Mapping[str, Array]) -> None:
+        self._arrays = arrays
+
+    def __getitem__(self, name: str) -> Array:
+        return np.asarray(self._arrays[name], np.float32)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self._arrays[name].shape)
+
+    def dtype(self, name: str) -> np.dtype[Any]:
+        return np.dtype(self._arrays[name].dtype)
+
+    def rows(self, name: str, begin: int, end: int) -> Array:
+        rows: Array = self._arrays[name][begin:end]
+        return rows
+
+    def read_into(self, name: str, begin: int, out: Sequence[Array]) -> None:
+        for part in out:
+            part[:] = self._arrays[name][begin : begin + len(part)]
+            begin += len(part)
+
+    def forget(self, name: str, begin: int, end: int) -> None:
+        """Do nothing: the arrays are the caller's."""
