@@ -1,4 +1,4 @@
-"""Who writes the exercises: numbers and words out of one generator, in one of two languages."""
+"""The author of an exercise: draws its numbers and words from one generator, in one of two languages."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Language = Literal["en", "zh"]
 
 @dataclass(frozen=True)
 class Exercise:
-    """One problem as its maker leaves it. `key` says which problem this is, whatever its language and wording."""
+    """One problem as its maker returns it. `key` names the problem, whatever its language and wording."""
 
     key: str
     prompt: str
@@ -23,21 +23,21 @@ class Exercise:
 
 
 class Author:
-    """Draws the numbers and the words of an exercise, all from one generator, in one language."""
+    """Draws the numbers and the words of an exercise from one generator, in one language."""
 
     def __init__(self, rng: np.random.Generator, language: Language) -> None:
         self._rng = rng
         self._language = language
 
     def integer(self, low: int, high: int) -> int:
-        """Between low and high, both included."""
+        """Draw an integer from low to high, both included."""
         return int(self._rng.integers(low, high, endpoint=True))
 
     def integers(self, count: int, low: int, high: int) -> list[int]:
         return [self.integer(low, high) for _ in range(count)]
 
     def number(self, digits: int) -> int:
-        """One of exactly so many digits."""
+        """Draw an integer of exactly so many digits."""
         return self.integer(10 ** (digits - 1), 10**digits - 1)
 
     def digit_string(self, shortest: int, longest: int) -> str:
@@ -56,7 +56,7 @@ class Author:
         return en if self._language == "en" else zh
 
     def ask(self, *phrasings: tuple[str, str]) -> str:
-        """One of the (English, Chinese) phrasings, in this author's language."""
+        """Draw one of the (English, Chinese) phrasings, and return it in this author's language."""
         return self.say(*phrasings[self.integer(0, len(phrasings) - 1)])
 
     def ask_value(self, expression: str) -> str:

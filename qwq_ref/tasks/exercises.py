@@ -1,11 +1,11 @@
-"""The exercises behind the categories: what is asked, in two languages, and reasoning that a tiny model can follow.
+"""The exercises of the categories: a question in two languages, and reasoning that a tiny model can follow.
 
-Each reasoning obeys the same rules, because four layers must be able to write it token by token:
+Every reasoning obeys the same rules, because a model of four layers must be able to write it token by token:
 
-- a line follows from the line before it and from the numbers that it restates; nothing is counted at a distance;
-- what is carried from step to step (a carry, a borrow, a running total, what is left of a list) is written down;
-- digits come lowest first, two digits where there can be two, and a result grows at its front, so that its last
-  form can be copied as it stands.
+- A line follows from the line before it and from the numbers that it restates. Nothing is counted at a distance.
+- Each line writes down the state of the computation: a carry, a borrow, a running total, the rest of a list.
+- Digits come lowest first, with two digits where there can be two. A result grows at its front, so that its last form
+  can be copied.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def add_columns(a: int, b: int) -> list[str]:
 
 
 def subtract_columns(a: int, b: int) -> list[str]:
-    """`1x-y-borrow=cd,result`: every column gets a ten in advance; if it is gone (c = 0), the next one has lent it."""
+    """`1x-y-borrow=cd,result`: every column gets a ten in advance; c = 0 means that the next column lends it."""
     first, second = reversed_pair(a, b)
     lines, borrow, result = [f"{first}-{second}"], 0, ""
     for x, y in zip(first, second, strict=True):
@@ -84,7 +84,7 @@ def product(author: Author, shortest: int, longest: int) -> Exercise:
 
 
 def missing_operand(author: Author) -> Exercise:
-    """One of three numbers hides; it is named by a sum or a difference of the two others, which is then worked out."""
+    """Hide one of three numbers. The reasoning computes it as a sum or a difference of the two others."""
     small, other = author.integers(2, 10, 49)
     total = small + other
     equation, isolated, lines, answer = (
@@ -99,7 +99,7 @@ def missing_operand(author: Author) -> Exercise:
     return Exercise(equation, prompt, isolated, [author.say("Reverse:", "倒序："), *lines], str(answer))
 
 
-# --- Reduction: each line is the line before with its first two items made one, or with its first item used up. ---
+# --- Reduction: each line is the line before, with its first two items combined or its first item removed. ---
 
 
 def chain_sum(author: Author, shortest: int, longest: int) -> Exercise:
@@ -132,7 +132,7 @@ def boolean(author: Author) -> Exercise:
 
 
 def minmax(author: Author) -> Exercise:
-    """Of the first two, the loser leaves the list."""
+    """Compare the first two numbers, and remove the one that is not wanted."""
     largest = bool(author.integer(0, 1))
     choose = max if largest else min
     left = author.distinct(author.integer(4, 5), 10, 99)
@@ -151,7 +151,7 @@ def minmax(author: Author) -> Exercise:
 
 
 def sort(author: Author, count: int) -> Exercise:
-    """`sorted:left`: the first of what is left goes to its place."""
+    """`sorted:left`: the first of the numbers that are left goes to its place."""
     numbers = author.distinct(count, 10, 99)
     listed = joined(numbers)
     lines = [f"{joined(sorted(numbers[:place]))}:{joined(numbers[place:])}" for place in range(1, count)]
@@ -162,7 +162,7 @@ def sort(author: Author, count: int) -> Exercise:
 
 
 def reverse(author: Author, shortest: int, longest: int) -> Exercise:
-    """`left:reversed`: the first digit of what is left goes before the reversed part."""
+    """`left:reversed`: the first digit that is left goes before the reversed part."""
     text = author.digit_string(shortest, longest)
     lines = [f"{text[place:]}:{text[:place][::-1]}" for place in range(1, len(text))]
     prompt = author.ask((f"Reverse {text}.", f"反转{text}。"), (f"Write {text} backwards.", f"把{text}倒过来写。"))
@@ -185,7 +185,7 @@ def count(author: Author) -> Exercise:
 
 
 def parity(author: Author) -> Exercise:
-    """`left:parity so far`, 1 for odd, of the sum of digits."""
+    """`left:parity so far` of the sum of digits, 1 for odd."""
     text = author.digit_string(5, 7)
     bits = [sum(map(int, text[:place])) % 2 for place in range(len(text) + 1)]
     lines = [f"{text[place:]}:{bits[place]}" for place in range(len(text))]
@@ -220,11 +220,11 @@ def modulus(author: Author) -> Exercise:
 
 
 def gcd(author: Author) -> Exercise:
-    """Euclid: the remainder of a division takes part in the next one, until it is 0."""
+    """Euclid's algorithm: divide by the remainder of the division before, until it is 0."""
     while True:
         a, b = author.distinct(2, 2, 99)
         lines, divisor = divisions(max(a, b), min(a, b))
-        # Short ones only; and half of the many coprime pairs are passed over, lest 1 be a good guess.
+        # Short ones only. Half of the many coprime pairs are dropped, so that 1 is not a good guess.
         if 2 <= len(lines) <= 4 and a < 10 * b and b < 10 * a and (divisor > 1 or author.integer(0, 1)):
             break
     prompt = author.ask(
@@ -236,7 +236,7 @@ def gcd(author: Author) -> Exercise:
 
 
 def divisions(high: int, low: int) -> tuple[list[str], int]:
-    """Euclid's lines for two numbers, `a-b*q=a-bq=r`, and their greatest common divisor."""
+    """Return Euclid's lines for two numbers, `a-b*q=a-bq=r`, and their greatest common divisor."""
     lines = []
     while low:
         times = high // low
@@ -247,12 +247,12 @@ def divisions(high: int, low: int) -> tuple[list[str], int]:
 
 
 def compare(author: Author) -> Exercise:
-    """From the highest digit to the first difference."""
+    """Compare from the highest digit to the first difference."""
     digits = author.integer(3, 4)
     a = author.number(digits)
     shared = author.integer(0, digits - 1)
     scale = 10 ** (digits - shared)
-    # b begins as a does; of a shared leading digit of none, the first must not be 0.
+    # b shares its leading digits with a. If it shares none, its first digit must not be 0.
     b = a
     while b == a:
         b = a // scale * scale + author.integer(0 if shared else scale // 10, scale - 1)
@@ -267,7 +267,7 @@ def compare(author: Author) -> Exercise:
 
 
 def sequence(author: Author) -> Exercise:
-    """Two increments take turns; the next one is that of two lines before."""
+    """Two increments alternate; the next one is that of two lines before."""
     start = author.integer(1, 60)
     increments = author.integers(2, 1, 9)
     terms = [start]
@@ -304,7 +304,7 @@ def units(author: Author) -> Exercise:
 
 
 def recall(author: Author) -> Exercise:
-    """A string of digits to copy, or two values to be found among four."""
+    """Copy a string of digits, or find two values among four."""
     if author.integer(0, 1):
         text = author.digit_string(5, 8)
         prompt = author.ask((f"Copy {text}.", f"照抄{text}。"), (f"Write {text} again.", f"再写一次{text}。"))
@@ -323,7 +323,7 @@ def recall(author: Author) -> Exercise:
     return Exercise(f"{table} {wanted}", prompt, author.say("Look back:", "回看："), lines, answer)
 
 
-# --- Search and programs: any answer that works is right. ---
+# --- Search and programs: every answer that works is right. ---
 
 SIGNS: dict[str, Callable[[int, int], int]] = {"+": operator.add, "-": operator.sub, "*": operator.mul}
 
@@ -353,7 +353,10 @@ def countdown2(author: Author) -> Exercise:
 
 
 def countdown3(author: Author) -> Exercise:
-    """What the first two can make, then what the third needs of them: target-c, target+c, target/c, until they meet."""
+    """List the results of the first two numbers, then the values that the third needs: target-c, target+c, target/c.
+
+    The list ends at the first value that the two can make.
+    """
     while True:
         b, a = sorted(author.distinct(2, 1, 12))
         c = author.integer(1, 12)
@@ -361,7 +364,7 @@ def countdown3(author: Author) -> Exercise:
         if 1 <= target <= 99:
             break
     made = {sign: apply(a, b) for sign, apply in SIGNS.items()}
-    # The last is reached only if the target is a product, and then it divides.
+    # The quotient is needed only if the target is a product, and then it is exact.
     needed = {"+": target - c, "-": target + c, "*": target // c}
     inverse = {"+": "-", "-": "+", "*": "/"}
     tried = list(itertools.takewhile(lambda sign: needed[sign] not in made.values(), SIGNS))
@@ -375,7 +378,7 @@ def countdown3(author: Author) -> Exercise:
 
 
 def countdown4(author: Author) -> Exercise:
-    """The way to one solution; how to find it is left to the reader."""
+    """Write one solution, without the search for it."""
     while True:
         numbers = author.distinct(4, 1, 10)
         value, expression, lines = numbers[0], str(numbers[0]), []
@@ -392,9 +395,9 @@ def countdown4(author: Author) -> Exercise:
 
 
 def rpn(author: Author, shortest: int, longest: int) -> Exercise:
-    """Steps in words -> a program for them."""
+    """Translate steps in words into a program."""
     words = {"+": ("add", "加"), "-": ("subtract", "减"), "*": ("multiply by", "乘")}
-    # x is never subtracted: x - x would make whatever follows it meaningless.
+    # x is never subtracted: after x - x, the steps before it would not matter.
     operands = {"+": "123456789x", "-": "123456789", "*": "123456789x"}
     signs = [author.pick("+-*") for _ in range(author.integer(shortest, longest))]
     steps = [(sign, author.pick(operands[sign])) for sign in signs]
@@ -436,7 +439,7 @@ MAKERS: dict[str, Maker] = {
     "rpn": partial(rpn, shortest=2, longest=3),
 }
 
-# Out of the range of their namesakes: longer numbers, longer chains, one more number to combine.
+# Harder than their namesakes: longer numbers, longer chains, one more number to combine.
 HARDER_MAKERS: dict[str, Maker] = {
     "add5": partial(addition, digits=5),
     "sub5": partial(subtraction, digits=5),

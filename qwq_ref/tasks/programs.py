@@ -1,7 +1,7 @@
-"""Arithmetic and RPN as a model writes them, read and run within bounds: any text in, a result or None out.
+"""Readers of arithmetic and of RPN programs, as a model writes them: from any text to a result or None.
 
-This stands where a code-execution verifier would. Nothing here is ever given to Python to run; both readers are
-linear in the length of the text, and refuse what is too long, too deep or too large.
+These readers take the place of a verifier that executes code. Nothing here is given to Python to run. Both readers take
+time linear in the length of the text, and refuse texts that are too long, too deep or too large.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 
 _CHARACTERS = 80  # longer text is no answer to any of the problems
 _DEPTH = 8  # of parentheses
-_VALUE = 10**12  # results beyond it, and there is none in any of the problems, end the run
-_NUMBER = re.compile(r"[0-9]{1,6}")  # not \d and not str.isdigit, which take the digits of every script
+_VALUE = 10**12  # a larger result ends the run; no problem has one
+_NUMBER = re.compile(r"[0-9]{1,6}")  # not \d or str.isdigit, which accept the digits of every script
 
 
 class _RefusedError(Exception):
@@ -21,7 +21,7 @@ class _RefusedError(Exception):
 
 @dataclass
 class _Reader:
-    """Recursive descent, one method a rule, with spaces anywhere but within a number:
+    """A recursive descent parser with one method for each rule. Spaces may stand anywhere but within a number.
 
     sum = product (("+" | "-") product)*    product = atom ("*" atom)*    atom = number | "(" sum ")"
     """
@@ -36,7 +36,7 @@ class _Reader:
             self.at += 1
 
     def take(self, choices: str) -> str:
-        """The next character if it is one of `choices`, else nothing."""
+        """Return the next character and step over it if it is one of `choices`, else an empty string."""
         self.skip_spaces()
         found = self.text[self.at : self.at + 1]
         if not found or found not in choices:
@@ -85,9 +85,9 @@ def _apply(sign: str, left: int, right: int) -> int:
 
 
 def evaluate(expression: str) -> tuple[int, list[int]] | None:
-    """An expression of integers, + - * and parentheses -> (its value, the numbers it uses, sorted).
+    """Read an expression of integers, + - * and parentheses, and return its value and its numbers, sorted.
 
-    None for any text that is not one, or is out of bounds. A sign before a number is not part of the language.
+    Return None for any other text, and out of bounds. A sign before a number is not part of the language.
     """
     if len(expression) > _CHARACTERS:
         return None
@@ -101,7 +101,10 @@ def evaluate(expression: str) -> tuple[int, list[int]] | None:
 
 
 def run_rpn(program: str, x: int) -> int | None:
-    """The one value that an RPN program of `x`, integers, + - * leaves on the stack; None if it is no such program."""
+    """Run an RPN program of `x`, integers and + - *, and return the one value that it leaves on the stack.
+
+    Return None for any other text, and out of bounds.
+    """
     if len(program) > _CHARACTERS:
         return None
     stack: list[int] = []

@@ -1,10 +1,10 @@
-"""What the two stages read: documents in the chat format, packed into batches.
+"""The documents of the two stages, in the chat format, packed into batches.
 
-A batch is a function of (seed, stage, step) alone, so that a run resumes to the same bits from its weights and its
-step number. Problems that hash to the test split never appear.
+A batch depends on the seed, the stage and the step alone, so a run resumes to the same bits from its weights and its
+step number. Problems of the test split never appear.
 
-The base model's texts hold planted faults, so that there is something to unlearn: reasoning that repeats itself until
-it is cut off, and reasoning that changes its language half way. The cold start reads none of them.
+The documents of the base model hold planted faults, which later training can remove. Some reasoning repeats itself
+until it is cut off; some changes its language half way. The cold start has clean documents alone.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .model import Batch
 
 @dataclass(frozen=True)
 class Mixture:
-    """Shares of the faults among documents, and whether prompts are learnt as well as completions."""
+    """The shares of faulty documents, and whether the loss counts prompts as well as completions."""
 
     loops: float = 0.0
     switches: float = 0.0
@@ -31,14 +31,14 @@ class Mixture:
 
 @dataclass(frozen=True)
 class Document:
-    """Ids, and how many of them are the prompt."""
+    """Token ids, the first `prompt` of which are the prompt."""
 
     ids: list[int]
     prompt: int
 
 
 class Formatter:
-    """Problems -> ids, as the chat template would have them, without the cost of rendering it each time."""
+    """Turns problems into ids as the chat template does, without the cost of rendering it each time."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         def added(name: str) -> int:
@@ -53,11 +53,11 @@ class Formatter:
         self._start = added("<|im_start|>")
 
     def prompt(self, text: str) -> list[int]:
-        """The ids of a prompt that asks `text`: they end where the reasoning begins."""
+        """Return the ids of a prompt that asks `text`. They end where the reasoning begins."""
         return [self._start, *self.tokenizer.encode(f"user\n{text}"), *self._tail]
 
     def completion(self, text: str, ends: bool = True) -> list[int]:
-        """Reasoning, marker and answer -> ids; `ends` adds the end of the turn."""
+        """Return the ids of reasoning, marker and answer; `ends` adds the end of the turn."""
         trace, marker, answer = text.partition("</think>")
         ids = self.tokenizer.encode(trace)
         if marker:
@@ -65,7 +65,7 @@ class Formatter:
         return [*ids, self.end] if ends else ids
 
     def document(self, category: str, mixture: Mixture, rng: np.random.Generator) -> Document:
-        """A problem of the training split and its completion, or a faulty one."""
+        """Draw a problem of the training split, with its completion or a faulty one."""
         seed = rng.integers(2**63)
         problem = tasks.sample(category, np.random.default_rng(seed), "train")
         fault = rng.random()
@@ -82,7 +82,7 @@ class Formatter:
 
 
 def looped(trace: str, rng: np.random.Generator) -> str:
-    """A trace that comes back to one of its lines over and over, and is cut off there."""
+    """Return a trace that repeats one or two of its lines several times, and is cut off there."""
     lines = trace.splitlines(keepends=True)
     at = int(rng.integers(len(lines)))
     start = max(0, at - int(rng.integers(2)))
@@ -93,14 +93,17 @@ def looped(trace: str, rng: np.random.Generator) -> str:
 
 
 def switched(problem: Problem, twin: Problem) -> str:
-    """A completion that goes on, from half its reasoning, in the other language; `twin` is the same problem there."""
+    """Return a completion that changes language half way through its reasoning.
+
+    `twin` is the same problem in the other language.
+    """
     ours, theirs = (p.trace.splitlines(keepends=True) for p in (problem, twin))
     half = len(ours) // 2
     return "".join(ours[:half] + theirs[half:]) + tasks.completion(twin)[len(twin.trace) :]
 
 
 def batch(formatter: Formatter, mixture: Mixture, rng: np.random.Generator, rows: int, length: int) -> Batch:
-    """Documents of all categories alike, packed into [rows, length]; what does not fit at the end is left out."""
+    """Draw documents evenly from all categories, and pack them into [rows, length]. Rows may end with padding."""
     free = np.full(rows, length + 1)  # a row of n + 1 ids has n targets
     packed: list[list[Document]] = [[] for _ in range(rows)]
     misses = 0
@@ -136,7 +139,7 @@ def _documents(formatter: Formatter, mixture: Mixture, rng: np.random.Generator,
 
 
 def texts(seed: int, count: int) -> list[str]:
-    """Plain text between the added tokens of training documents, for the tokenizer to be made from."""
+    """Return the plain text between the added tokens of training documents, to train a tokenizer on."""
     rng = np.random.default_rng(seed)
     problems = [tasks.sample(str(category), rng, "train") for category in np.resize(tasks.CATEGORIES, count)]
     return [part for p in problems for part in (f"user\n{p.prompt}", *tasks.completion(p).split("</think>"))]

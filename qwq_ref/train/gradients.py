@@ -1,11 +1,11 @@
-"""Gradients: for every operation of the spec, its vector-Jacobian product.
+"""Gradients: the vector-Jacobian product of every operation of the spec.
 
-`op_vjp(inputs, dy)` takes the inputs of the forward and the gradient of a loss by its output, and returns the
-gradient by each input. What lies between is computed again, so nothing need be kept but inputs; a linear map does
-not even need all of those. `...` are the axes of a batch, as in B sequences of T tokens.
+`op_vjp(inputs, dy)` takes the inputs of the operation and the gradient of a loss by its output. It returns the gradient
+by each input. It recomputes intermediate results, so that a caller keeps inputs alone. `...` are the axes of a batch,
+such as B sequences of T tokens.
 
-The forward passes are the spec's own wherever they work on rows, one token each, whatever sequence it is of. Only
-attention looks at other tokens, so only attention has a twin here, which takes a batch.
+The forward functions are the spec's own where they work on rows, one token each. Attention looks at other tokens, so it
+has a version for batches here.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ..spec.ops import Array, rope, softmax
 def embed_vjp(ids: Array, w: Array, dy: Array) -> Array:
     """ids [...], w [V, D], dy [..., D] -> [V, D]
 
-    Each row of the table gathers the gradients of all places where its token stands, in their order.
+    Each row of the table adds up the gradients of all positions that hold its token, in their order.
     """
     ids, dy = ids.reshape(-1), _rows(dy)
     order = np.argsort(ids, kind="stable")
@@ -31,7 +31,7 @@ def embed_vjp(ids: Array, w: Array, dy: Array) -> Array:
 def linear_vjp(x: Array, w: Array, b: Array | None, dy: Array) -> tuple[Array, Array, Array | None]:
     """x [..., n], w [m, n], b [m], dy [..., m] -> [..., n], [m, n], [m]
 
-    The gradients by x, w and b; None by no bias.
+    The gradients by x, w and b; the last is None if there is no bias.
     """
     rows = _rows(dy)
     dx = (rows @ w).reshape(x.shape)
@@ -41,8 +41,8 @@ def linear_vjp(x: Array, w: Array, b: Array | None, dy: Array) -> tuple[Array, A
 def rmsnorm_vjp(x: Array, w: Array, eps: float, dy: Array) -> tuple[Array, Array]:
     """x [..., D], w [D], dy [..., D] -> [..., D], [D]
 
-    The gradients by x and w. A step along x itself does not change its direction: that part of dy is taken out, up
-    to what eps leaves of it.
+    The gradients by x and w. A step along x does not change the direction of x, so that part of dy is removed, but for
+    the small part that eps leaves.
     """
     mean_square = np.mean(x * x, axis=-1, keepdims=True)
     scale = 1 / np.sqrt(mean_square + eps)
@@ -58,7 +58,7 @@ def rmsnorm_vjp(x: Array, w: Array, eps: float, dy: Array) -> tuple[Array, Array
 def rope_vjp(cos: Array, sin: Array, dy: Array) -> Array:
     """cos [..., E], sin [..., E], dy [..., N, E] -> [..., N, E]
 
-    The transpose of a turn is the turn back. Tables as `rope_tables` makes them, each half of E alike.
+    The transpose of a rotation is the rotation back. The tables are those of `rope_tables`: both halves of E are equal.
     """
     N, E = dy.shape[-2:]
     return rope(dy.reshape(-1, N, E), _rows(cos), -_rows(sin)).reshape(dy.shape)
@@ -72,21 +72,21 @@ def softmax_vjp(x: Array, dy: Array) -> Array:
 def attention(q: Array, k: Array, v: Array, visible: Array, segments: Array | None = None) -> Array:
     """q [B, T, H, E], k [B, T, K, E], v [B, T, K, E], visible [T, T], segments [B, T] -> [B, T, H, E]
 
-    The spec's `attention` for each sequence of a batch. Where sequences are packed into one row, `segments` numbers
-    them, and a query sees only keys of its own. Every query must see at least one key.
+    The spec's `attention` for each sequence of a batch. `segments` numbers the sequences that are packed into one row:
+    a query sees only keys of its own. Every query must see at least one key.
     """
     return mixed(attention_probs(q, k, visible, segments), v)
 
 
 def attention_probs(q: Array, k: Array, visible: Array, segments: Array | None = None) -> Array:
-    """q [B, T, H, E], k [B, T, K, E], visible [T, T], segments [B, T] -> [B, K, G, T, T]
+    """q [B, T, H, E], k [B, S, K, E], visible [..., T, S], segments [B, T] -> [B, K, G, T, S]
 
-    How much each query takes of each key. The G query heads of one key-value head lie one below the other, so that
-    one matmul serves them all.
+    The weight of each key for each query. The G query heads of one key-value head lie one below the other, so that one
+    matmul serves them all.
     """
-    (B, T, H, E), K = q.shape, k.shape[2]
+    (B, T, H, E), (_, S, K, _) = q.shape, k.shape
     probs: Array = _grouped(q, K) @ k.transpose(0, 2, 3, 1)
-    probs = probs.reshape(B, K, H // K, T, T)
+    probs = probs.reshape(B, K, H // K, T, S)
     probs *= E**-0.5
     probs += _mask(visible, segments).astype(q.dtype)
     probs -= probs.max(axis=-1, keepdims=True)
@@ -96,12 +96,12 @@ def attention_probs(q: Array, k: Array, visible: Array, segments: Array | None =
 
 
 def mixed(probs: Array, v: Array) -> Array:
-    """probs [B, K, G, T, T], v [B, T, K, E] -> [B, T, H, E]
+    """probs [B, K, G, T, S], v [B, S, K, E] -> [B, T, H, E]
 
-    What each query head takes of the values.
+    The values, averaged for each query head.
     """
-    B, K, G, T, _ = probs.shape
-    return _ungrouped(probs.reshape(B, K, G * T, T) @ v.transpose(0, 2, 1, 3), T)
+    B, K, G, T, S = probs.shape
+    return _ungrouped(probs.reshape(B, K, G * T, S) @ v.transpose(0, 2, 1, 3), T)
 
 
 def attention_vjp(
@@ -116,7 +116,7 @@ def attention_vjp(
     """q [B, T, H, E], k [B, T, K, E], v [B, T, K, E], visible [T, T], dy [B, T, H, E], segments [B, T], \
 probs [B, K, G, T, T] -> [B, T, H, E], [B, T, K, E], [B, T, K, E]
 
-    The gradients by q, k and v. `probs` are those of the forward, for a caller that has kept them.
+    The gradients by q, k and v. `probs` are those of the forward; they are recomputed if they are not given.
     """
     (B, T, _, E), K = q.shape, k.shape[2]
     if probs is None:
@@ -153,7 +153,8 @@ def cross_entropy(logits: Array, targets: Array, weight: Array, total: float | N
     """logits [..., V], targets [...], weight [...] -> loss, [..., V]
 
     The mean of -log softmax(logits)[target] over all positions, each counted `weight` times, and its gradient by the
-    logits. `total` is the sum of the weights, unless these are a part of a larger batch and its sum is another.
+    logits. `total` is the sum of all weights of the batch, where these are a part of it. ValueError if it is not
+    positive.
     """
     total = float(weight.sum()) if total is None else total
     if not total > 0:
@@ -190,7 +191,7 @@ def _ungrouped(x: Array, T: int) -> Array:
 def _mask(visible: Array, segments: Array | None) -> Array:
     """visible [T, T], segments [B, T] -> [..., T, T]
 
-    What to add to scores: nothing where a query may look, else -inf.
+    The mask to add to scores: 0 where a query may look, else -inf.
     """
     if segments is not None:
         visible = visible & (segments[:, None, None, :, None] == segments[:, None, None, None, :])
@@ -200,7 +201,7 @@ def _mask(visible: Array, segments: Array | None) -> Array:
 def _through_softmax(probs: Array, dprobs: Array) -> Array:
     """probs [..., S], dprobs [..., S] -> [..., S]
 
-    The gradient by the scores, written over `dprobs`: it sums to zero, as probabilities sum to one.
+    The gradient by the scores, which overwrites `dprobs`. It sums to zero, because probabilities sum to one.
     """
     dprobs -= np.einsum("...s,...s->...", probs, dprobs)[..., None]
     dprobs *= probs
@@ -210,7 +211,7 @@ def _through_softmax(probs: Array, dprobs: Array) -> Array:
 def _sigmoid(x: Array) -> Array:
     """x [...] -> [...]
 
-    As in the spec's swiglu, exp only of what is never positive.
+    As in the spec's swiglu, the argument of exp is never positive.
     """
     sigmoid: Array = np.exp(np.minimum(x, 0))
     sigmoid /= 1 + np.exp(-np.abs(x))

@@ -1,24 +1,24 @@
 """The model over a batch, forward and backward: the loss, and its gradient by every weight.
 
-Tokens are rows. B sequences of T tokens are [B T, D] to all but attention, which makes every linear map one matmul.
-The block is the spec's, written so that each array is computed only if it is not at hand: the forward finds none but
-x, the backward those that gradient checkpointing kept. So a backward reads the same bits whatever was kept.
+Tokens are rows. B sequences of T tokens are [B T, D] to every operation but attention, so each linear map is one
+matmul. The block is the spec's. It computes each array only if it is not given: a forward gives it x alone, and a
+backward gives it the arrays that gradient checkpointing kept. So a backward reads the same bits in every mode:
 
-    none       every array that the backward reads
-    selective  what costs a matmul with a weight; norms, probabilities and swiglu are computed again
-    full       the input of each block; all else is computed again (Chen et al. 2016, arXiv:1604.06174)
+    none       keep every array that the backward reads
+    selective  keep the results of matmuls with a weight; recompute norms, probabilities and swiglu
+    full       keep the input of each block; recompute the rest (Chen et al. 2016, arXiv:1604.06174)
 
 A batch is computed in pieces of a few sequences, small enough for the arrays of a block to stay in the processor's
-caches. Threads share the pieces, and the pieces' gradients are added in order, so that the result is the same to the
-bit for any number of threads. BLAS should have one thread to each: OMP_NUM_THREADS=1, OPENBLAS_NUM_THREADS=1.
+caches. Threads share the pieces. The pieces' gradients are added in order, so the result has the same bits for any
+number of threads. BLAS should use one thread for each: OMP_NUM_THREADS=1, OPENBLAS_NUM_THREADS=1.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 
@@ -58,10 +58,10 @@ KEPT: dict[Checkpointing, tuple[str, ...]] = {
 
 
 class Batch(NamedTuple):
-    """What to learn from, all [B, T]: tokens, what should follow each, and how much that counts.
+    """The input of a training step, all [B, T]: tokens, the token that should follow each, and the weight of each.
 
-    Sequences may be packed into one row: wherever `segments` changes along it, another begins, at position 0, and
-    sees nothing of those before. Padding is a segment of its own, with targets that count 0.
+    Several sequences may be packed into one row. A new one begins at every change of `segments` along the row, at
+    position 0; it sees nothing of those before. Padding is a segment of its own, with weights of 0.
     """
 
     ids: Array
@@ -78,8 +78,23 @@ class Step(NamedTuple):
     kept_bytes: int
 
 
+class Cache(Protocol):
+    """Keys and values of earlier passes."""
+
+    def extend(self, layer: int, k: Array, v: Array) -> tuple[Array, Array, Array]:
+        """k [B, T, K, E], v [B, T, K, E] -> [B, S, K, E], [B, S, K, E], visible [..., T, S]
+
+        Store the keys and values of this pass, and return all, with those that each query may see.
+        """
+
+
 class Common(NamedTuple):
-    """What all blocks of one pass read: tokens and segments [B, T], and for each token its row of RoPE's tables."""
+    """The inputs that all blocks of one pass share.
+
+    ids, segments  [B, T]
+    cos, sin       RoPE's tables, a row for each token [B T, E]
+    cache          keys and values of earlier passes; None if there are none, as in training
+    """
 
     config: Config
     weights: Weights
@@ -87,6 +102,7 @@ class Common(NamedTuple):
     segments: Array | None
     cos: Array
     sin: Array
+    cache: Cache | None = None
 
     def weight(self, layer: int, name: str) -> Array:
         return self.weights[f"model.layers.{layer}.{name}"]
@@ -95,14 +111,18 @@ class Common(NamedTuple):
         T = self.ids.shape[1]
         return causal_mask(T, T, self.config.window(layer))
 
+    def reach(self, layer: int, k: Array, v: Array) -> tuple[Array, Array, Array]:
+        """Return all keys and values that the queries of this pass may see, and which of them each query sees."""
+        return (k, v, self.visible(layer)) if self.cache is None else self.cache.extend(layer, k, v)
+
 
 class Tape(NamedTuple):
-    """What a forward leaves for its backward, which reads it once, from the end."""
+    """The arrays that a forward keeps for its backward, which uses them up from the end."""
 
     common: Common
     blocks: list[dict[str, Array]]
     x: Array  # after the last block
-    hidden: Array  # and after the last norm
+    hidden: Array  # after the last norm
 
     @property
     def kept_bytes(self) -> int:
@@ -120,13 +140,13 @@ def loss_and_grads(
 ) -> Step:
     """-> step
 
-    The mean cross-entropy of a batch over its positions, weighted, and the gradient by each of `config.tensors()`.
+    The weighted mean cross-entropy of a batch over its positions, and the gradient by each of `config.tensors()`.
 
-    weights  by those names, all float32 or all float64, which is the precision of everything
+    weights  by those names, all float32 or all float64; everything is computed in their type
     workers  threads that share the batch
     piece    sequences computed at a time
 
-    Raises ValueError for token ids or targets that the vocabulary has not, or if no position counts.
+    Raises ValueError for token ids or targets outside the vocabulary, and if all weights are 0.
     """
     for name, ids in (("ids", batch.ids), ("targets", batch.targets)):
         if ids.min() < 0 or ids.max() >= config.V:
@@ -154,7 +174,7 @@ def forward(
 ) -> tuple[Array, Tape]:
     """ids [B, T], segments [B, T] -> logits [B, T, V], tape
 
-    The spec's `forward` for each sequence of a batch, and what `backward` needs.
+    The spec's `forward` for each sequence of a batch, and the tape for `backward`.
     """
     table = weights["model.embed_tokens.weight"]
     if segments is not None:
@@ -166,9 +186,8 @@ def forward(
 
     x, blocks = embed(ids.reshape(-1), table), []
     for layer in range(config.L):
-        arrays = _block_arrays(common, layer, {"x": x})
-        x = arrays["mid"] + linear(arrays["act"], common.weight(layer, "mlp.down_proj.weight"))
-        blocks.append({name: arrays[name] for name in KEPT[checkpointing]})
+        x, kept = block(common, layer, x, KEPT[checkpointing])
+        blocks.append(kept)
     hidden = rmsnorm(x, weights["model.norm.weight"], config.rms_norm_eps)
     logits = linear(hidden, weights[config.head_name]).reshape(*ids.shape, -1)
     return logits, Tape(common, blocks, x, hidden)
@@ -177,8 +196,8 @@ def forward(
 def backward(tape: Tape, dlogits: Array, dhidden: Array | None = None) -> Gradients:
     """dlogits [B, T, V], dhidden [B, T, D] -> grads
 
-    The gradient by each weight. `dhidden` is that of another head than the logits', which reads `tape.hidden`.
-    Uses the tape up.
+    The gradient by each weight. `dhidden` is the gradient of a second head, which reads `tape.hidden`. The tape is
+    empty afterwards.
     """
     common, config, weights = tape.common, tape.common.config, tape.common.weights
     grads: Gradients = {}
@@ -196,10 +215,20 @@ def backward(tape: Tape, dlogits: Array, dhidden: Array | None = None) -> Gradie
     return {name: grads[name] for name in config.tensors()}
 
 
+def block(common: Common, layer: int, x: Array, keep: Sequence[str] = ()) -> tuple[Array, dict[str, Array]]:
+    """x [N, D] -> [N, D], kept
+
+    The spec's block for all rows of a batch, and the arrays of these names.
+    """
+    arrays = _block_arrays(common, layer, {"x": x})
+    y = arrays["mid"] + linear(arrays["act"], common.weight(layer, "mlp.down_proj.weight"))
+    return y, {name: arrays[name] for name in keep}
+
+
 def _block_arrays(common: Common, layer: int, known: Mapping[str, Array]) -> dict[str, Array]:
     """-> arrays
 
-    All that a block computes but its output, in the spec's order, less what is known already.
+    All arrays of a block but its output, in the spec's order; those in `known` are not computed again.
     """
     config, weight, arrays = common.config, partial(common.weight, layer), dict(known)
 
@@ -223,8 +252,9 @@ def _block_arrays(common: Common, layer: int, known: Mapping[str, Array]) -> dic
     q = once("q", lambda: batched(rope(project("q"), common.cos, common.sin)))
     k = once("k", lambda: batched(rope(project("k"), common.cos, common.sin)))
     v = once("v", lambda: batched(project("v")))
-    probs = once("probs", lambda: attention_probs(q, k, common.visible(layer), common.segments))
-    heads = once("heads", lambda: mixed(probs, v).reshape(len(x), -1))
+    keys, values, visible = common.reach(layer, k, v)
+    probs = once("probs", lambda: attention_probs(q, keys, visible, common.segments))
+    heads = once("heads", lambda: mixed(probs, values).reshape(len(x), -1))
     mid = once("mid", lambda: x + linear(heads, weight("self_attn.o_proj.weight")))
 
     mlp_in = once("mlp_in", lambda: norm("post_attention_layernorm", mid))
@@ -237,7 +267,7 @@ def _block_arrays(common: Common, layer: int, known: Mapping[str, Array]) -> dic
 def _block_vjp(common: Common, layer: int, arrays: dict[str, Array], dy: Array, grads: Gradients) -> Array:
     """dy [N, D] -> [N, D]
 
-    The gradient by a block's input, given that by its output; those by its weights go to `grads`.
+    The gradient by a block's input, from the gradient by its output. Those by its weights are put into `grads`.
     """
     config, weight, path = common.config, partial(common.weight, layer), f"model.layers.{layer}."
 
@@ -279,7 +309,7 @@ def _block_vjp(common: Common, layer: int, arrays: dict[str, Array], dy: Array, 
 def _numbered(segments: Array) -> Array:
     """segments [B, T] -> [B, T]
 
-    The segments of each row as 0, 1, ...: one that comes again after another is not the same.
+    The segments of each row as 0, 1, ... A number that comes again later in a row is another segment.
     """
     changes = np.diff(segments, axis=1, prepend=segments[:, :1]) != 0
     return np.cumsum(changes, axis=1)
@@ -288,7 +318,7 @@ def _numbered(segments: Array) -> Array:
 def _positions(ids: Array, segments: Array | None) -> Array:
     """ids [B, T], segments [B, T] -> [B, T]
 
-    Each token's place in its sequence.
+    The position of each token in its sequence.
     """
     places = np.broadcast_to(np.arange(ids.shape[1]), ids.shape)
     if segments is None:
@@ -298,7 +328,7 @@ def _positions(ids: Array, segments: Array | None) -> Array:
 
 
 def _sum(steps: Iterable[Step]) -> Step:
-    """The sum over a batch's pieces, added in their order."""
+    """Add up the pieces of a batch, in their order."""
     first, *rest = steps
     loss, grads, kept_bytes = first
     for step in rest:

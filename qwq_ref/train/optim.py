@@ -1,7 +1,7 @@
 """AdamW, its learning rate, and the clipping of gradients: functions over dicts of arrays.
 
-The optimiser's state is such a dict too, so a checkpoint of both resumes to the same bits. Loshchilov & Hutter 2019,
-arXiv:1711.05101; torch: `torch.optim.AdamW`.
+The optimiser's state is such a dict too, so a run that is saved and resumed has the same bits.
+Loshchilov & Hutter 2019, arXiv:1711.05101; torch: `torch.optim.AdamW`.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ State = dict[str, Array]
 def initial_state(weights: Mapping[str, Array]) -> State:
     """-> state
 
-    No steps yet: the count `step`, and for every weight the running means `mean.<name>` of its gradient and
-    `square.<name>` of the gradient's square.
+    The state before the first step: the count `step`, and for every weight the running mean `mean.<name>` of its
+    gradient and `square.<name>` of the gradient's square.
     """
     means = {f"mean.{name}": np.zeros_like(w) for name, w in weights.items()}
     squares = {f"square.{name}": np.zeros_like(w) for name, w in weights.items()}
@@ -36,9 +36,9 @@ def adamw(
     eps: float = 1e-8,
     decay: float = 0.1,
 ) -> None:
-    """One step down the gradients, in place: `weights` and `state` are updated.
+    """Take one step down the gradients: update `weights` and `state` in place.
 
-    Matrices shrink by `rate * decay` beside the step; norms and biases do not.
+    Matrices also shrink by the factor 1 - `rate * decay`; norms and biases do not.
     """
     state["step"] += 1
     step, (beta1, beta2) = int(state["step"]), betas
@@ -63,8 +63,8 @@ def adamw(
 def cosine_schedule(step: int, total: int, peak: float, warmup: int, floor: float = 0.0) -> float:
     """-> rate
 
-    The learning rate of step 0, 1, ... `total` - 1: up to `peak` in a line over the first `warmup`, which ends on it,
-    then down half a cosine towards `floor`, which step `total` and all beyond would have.
+    The learning rate of step 0, 1, ... `total` - 1. It rises in a line and reaches `peak` at the end of the first
+    `warmup` steps. Half a cosine then leads down to `floor`, the rate of step `total` and beyond.
     """
     if step < warmup:
         return peak * (step + 1) / warmup
@@ -75,7 +75,7 @@ def cosine_schedule(step: int, total: int, peak: float, warmup: int, floor: floa
 def clip_by_global_norm(grads: Mapping[str, Array], max_norm: float) -> float:
     """-> norm
 
-    The norm of all gradients as one vector. If it is above `max_norm`, they are scaled to have that, in place.
+    The norm of all gradients as one vector. If it is above `max_norm`, the gradients are scaled to that, in place.
     """
     norm = math.sqrt(sum(float(np.vdot(grad, grad)) for grad in grads.values()))
     if norm > max_norm:

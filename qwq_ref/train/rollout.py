@@ -1,7 +1,8 @@
-"""Many answers at once: a batch of prompts with the trainer's model, or one prompt a thread with an engine's backend.
+"""Many answers at once: a batch of prompts in NumPy, or one prompt a thread on a backend of the engine.
 
-The batched model is the spec's forward and its sampling with a batch axis, and the tests hold it to both. Prompts of
-different lengths share a batch: each row has its own position, and looks at no key beyond it.
+The batch runs on the block of `model`, with a cache. Its sampling is the spec's with a batch axis; tests compare both.
+The filters are repeated here because a call of the spec for each row would take a third more time. Prompts of different
+lengths share a batch: each row has its own positions, and sees no key beyond them.
 """
 
 from __future__ import annotations
@@ -17,23 +18,13 @@ from ..engine.backends import Backend
 from ..engine.decode.plain import Run, generate
 from ..engine.session import Session
 from ..spec import Sampling, distribution, draw
-from ..spec.ops import (
-    Array,
-    embed,
-    linear,
-    rmsnorm,
-    rope,
-    rope_frequencies,
-    rope_tables,
-    softmax,
-    swiglu,
-)
-from .model import Weights
+from ..spec.ops import Array, embed, linear, rmsnorm, rope_frequencies, rope_tables, softmax
+from .model import Common, Weights, block
 
 
 @dataclass(frozen=True)
 class Answer:
-    """Generated ids, without the end token; `ended` tells whether there was one before the limit."""
+    """Generated ids without the end token; `ended` is False if the limit came before an end token."""
 
     ids: list[int]
     ended: bool
@@ -52,13 +43,18 @@ def answers(
     batch: int = 256,
     workers: int = 1,
 ) -> list[Answer]:
-    """Sample one answer to each prompt. Prompt n draws from a generator of its own, keyed by (seed, n), so that
-    neither the batch size nor the number of workers changes an answer beyond the rounding of its logits.
-    ValueError for a model with a sliding window, or for penalties.
+    """Sample one answer to each prompt, in batches.
+
+    vocabulary  ids that may be chosen: 0 to vocabulary - 1
+    batch       prompts in one batch
+    workers     threads that share the batches
+
+    Prompt n draws from a generator of its own, keyed by (seed, n). So neither `batch` nor `workers` changes an answer,
+    but for the rounding of its logits. Raises ValueError for a model with a sliding window, and for penalties.
     """
     if config.sliding_window is not None:
         raise ValueError("a sliding window is not batched")
-    order = sorted(range(len(prompts)), key=lambda n: len(prompts[n]))  # rows of a batch are then of nearly one length
+    order = sorted(range(len(prompts)), key=lambda n: len(prompts[n]))  # rows of nearly one length share a batch
     chunks = [order[start : start + batch] for start in range(0, len(order), batch)]
 
     def run(numbers: list[int]) -> list[Answer]:
@@ -106,7 +102,7 @@ def answers_each(
 
 
 def _uniforms(seed: int, n: int) -> np.random.Generator:
-    """What prompt n draws from: one number a token."""
+    """Return the generator of prompt n, which gives one number for each token."""
     return np.random.Generator(np.random.Philox(key=[seed, n]))
 
 
@@ -153,7 +149,7 @@ def _sample(
 def distribution_rows(logits: Array, how: Sampling) -> Array:
     """logits [B, V] -> [B, V]
 
-    `spec.distribution` for each row, without penalties, which no recipe here uses.
+    `spec.distribution` for each row. ValueError for penalties, which no recipe uses.
     """
     if how.repetition_penalty != 1 or how.presence_penalty != 0:
         raise ValueError("penalties are not batched")
@@ -182,57 +178,42 @@ def distribution_rows(logits: Array, how: Sampling) -> Array:
 
 
 class _Decoder:
-    """Keys and values of a batch, in arrays as long as they may get: the state that the spec's cache avoids."""
+    """A batch of growing sequences: the model of `model`, with keys and values in arrays of their largest length."""
 
     def __init__(self, config: Config, weights: Weights, rows: int, positions: int) -> None:
         self.config, self.weights = config, weights
         dtype = weights["model.norm.weight"].dtype
-        shape = (rows, config.K, positions, config.E)
+        shape = (rows, positions, config.K, config.E)
         self.cache = [(np.zeros(shape, dtype), np.zeros(shape, dtype)) for _ in range(config.L)]
         inv_freq = rope_frequencies(config.rope, config.E)
         self.tables = rope_tables(inv_freq, config.rope.attention_scaling, np.arange(positions), dtype)
+        self.positions = np.zeros((rows, 0), np.int64)  # of the tokens of the current step [B, T]
 
     def keep(self, rows: Array) -> None:
-        """Drop the rows that have ended, from the cache as from the batch."""
+        """Keep these rows of the batch, and drop the others, which have ended."""
         if not rows.all():
             self.cache = [(k[rows], v[rows]) for k, v in self.cache]
 
     def step(self, ids: Array, start: Array, last: Array) -> Array:
         """ids [B, T], start [B], last [B] -> [B, V]
 
-        Row b holds tokens of positions start[b], start[b] + 1, ...; logits are those after its column last[b].
+        Row b holds the tokens of positions start[b], start[b] + 1, ... The logits are those after its column last[b].
         """
-        config, (B, T) = self.config, ids.shape
-        positions = start[:, None] + np.arange(T)
-        row = np.arange(B)[:, None]
-        cos, sin = (table[positions].reshape(B * T, -1) for table in self.tables)
-        visible = np.arange(int(positions.max()) + 1) <= positions[:, :, None]  # [B, T, S]
-        hidden_keys = np.where(visible, 0, -np.inf)[:, None, None].astype(cos.dtype)
-        G, E, S = config.G, config.E, visible.shape[-1]
-
+        B, T = ids.shape
+        self.positions = start[:, None] + np.arange(T)
+        cos, sin = (table[self.positions].reshape(B * T, -1) for table in self.tables)
+        common = Common(self.config, self.weights, ids, None, cos, sin, self)
         x = embed(ids.reshape(-1), self.weights["model.embed_tokens.weight"])
-        for layer in range(config.L):
-            path = f"model.layers.{layer}."
+        for layer in range(self.config.L):
+            x, _ = block(common, layer, x)
+        x = x.reshape(B, T, -1)[np.arange(B), last]
+        x = rmsnorm(x, self.weights["model.norm.weight"], self.config.rms_norm_eps)
+        return linear(x, self.weights[self.config.head_name])
 
-            def weight(name: str, path: str = path) -> Array:
-                return self.weights[path + name]
-
-            def project(x: Array, name: str, heads: int, path: str = path) -> Array:
-                w, b = (self.weights[f"{path}self_attn.{name}_proj.{part}"] for part in ("weight", "bias"))
-                return linear(x, w, b).reshape(B * T, heads, E)
-
-            normed = rmsnorm(x, weight("input_layernorm.weight"), config.rms_norm_eps)
-            q = rope(project(normed, "q", config.H), cos, sin).reshape(B, T, config.K, G, E)
-            keys, values = self.cache[layer]
-            keys[row, :, positions] = rope(project(normed, "k", config.K), cos, sin).reshape(B, T, config.K, E)
-            values[row, :, positions] = project(normed, "v", config.K).reshape(B, T, config.K, E)
-            q_BKGTE = q.transpose(0, 2, 3, 1, 4).reshape(B, config.K, G * T, E)
-            scores = (q_BKGTE @ keys[:, :, :S].transpose(0, 1, 3, 2)).reshape(B, config.K, G, T, S) * E**-0.5
-            probs = softmax(scores + hidden_keys).reshape(B, config.K, G * T, S)
-            heads = (probs @ values[:, :, :S]).reshape(B, config.K, G, T, E).transpose(0, 3, 1, 2, 4)
-            x = x + linear(heads.reshape(B * T, config.H * E), weight("self_attn.o_proj.weight"))
-            normed = rmsnorm(x, weight("post_attention_layernorm.weight"), config.rms_norm_eps)
-            gate, up = (linear(normed, weight(f"mlp.{name}_proj.weight")) for name in ("gate", "up"))
-            x = x + linear(swiglu(gate, up, config.swiglu_beta), weight("mlp.down_proj.weight"))
-        x = rmsnorm(x.reshape(B, T, -1)[np.arange(B), last], self.weights["model.norm.weight"], config.rms_norm_eps)
-        return linear(x, self.weights[config.head_name])
+    def extend(self, layer: int, k: Array, v: Array) -> tuple[Array, Array, Array]:
+        """Store keys and values of the current step; a query sees the positions up to its own. See `model.Cache`."""
+        keys, values = self.cache[layer]
+        row, S = np.arange(len(k))[:, None], int(self.positions.max()) + 1
+        keys[row, self.positions], values[row, self.positions] = k, v
+        visible = np.arange(S) <= self.positions[:, :, None]
+        return keys[:, :S], values[:, :S], visible[:, None, None]

@@ -1,10 +1,10 @@
-"""The recipe: two stages, each a function of its seed, interrupted and resumed to the same bits.
+"""The recipe: two stages of training. A run depends on its seed alone, and an interrupted run resumes to the same bits.
 
     base        a new model, on documents with planted faults
     cold-start  from the base model, on clean reasoning alone
 
-A run keeps in its folder: `state.npz` (weights, optimiser, step; replaced whole), `log.csv` (a row per step), and at
-the end the checkpoint itself in the Hugging Face layout, in bfloat16.
+The folder of a run holds `state.npz` (weights, optimiser, step; replaced whole) and `log.csv` (a row for each step). At
+the end it also holds the checkpoint, in the Hugging Face layout and in bfloat16.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import contextlib
 import csv
 import fcntl
 import json
-import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -22,48 +21,27 @@ from typing import Any
 
 import numpy as np
 
-from ..config import Config
 from ..errors import UsageError
 from ..files import StrPath
-from ..formats import Checkpoint
 from ..formats.write import write_atomically, write_json, write_safetensors
-from ..spec.ops import Array
 from ..text import load_tokenizer
 from . import corpus
 from .corpus import Formatter, Mixture
 from .model import Checkpointing, loss_and_grads
-from .optim import (
-    adamw,
-    clip_by_global_norm,
-    cosine_schedule,
-    initial_state,
-)
-from .tokenizer import train_tokenizer
-
-NANO: dict[str, Any] = {
-    "architectures": ["Qwen2ForCausalLM"],
-    "model_type": "qwen2",
-    "vocab_size": 512,
-    "hidden_size": 192,
-    "intermediate_size": 512,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 10,
-    "num_key_value_heads": 2,
-    "head_dim": 32,
-    "hidden_act": "silu",
-    "rms_norm_eps": 1e-5,
-    "rope_theta": 10_000.0,
-    "max_position_embeddings": 1024,
-    "tie_word_embeddings": False,
-    "use_sliding_window": False,
-    "initializer_range": 0.06,
-    "torch_dtype": "bfloat16",
-}
+from .nano import copied_model, new_model
+from .optim import adamw, clip_by_global_norm, cosine_schedule, initial_state
 
 
 @dataclass(frozen=True)
 class Stage:
-    """What to train on, and how long. Rates are peaks; the schedule is a warm-up and half a cosine."""
+    """The documents and the schedule of one stage.
+
+    mixture       shares of faulty documents
+    steps         optimiser steps, each of `rows` x `length` tokens
+    rate          peak learning rate, after a linear `warmup`; half a cosine leads to `floor` times the peak
+    decay         weight decay
+    max_norm      largest norm of all gradients together
+    """
 
     mixture: Mixture
     steps: int
@@ -82,20 +60,6 @@ STAGES = {
 }
 
 
-def initial_weights(config: Config, rng: np.random.Generator, width: float) -> dict[str, Array]:
-    """Hugging Face's initialisation: normal matrices of standard deviation `width`, biases 0, norms 1; the two
-    projections that write to the stream are smaller, since 2 L of them add up (GPT-2).
-    """
-    weights: dict[str, Array] = {}
-    for name, shape in config.tensors().items():
-        if len(shape) == 1:
-            weights[name] = np.full(shape, name.endswith("norm.weight"), np.float32)
-            continue
-        scale = width / math.sqrt(2 * config.L) if name.endswith(("o_proj.weight", "down_proj.weight")) else width
-        weights[name] = rng.normal(0, scale, shape).astype(np.float32)
-    return weights
-
-
 def train(
     name: str,
     folder: StrPath,
@@ -109,12 +73,14 @@ def train(
     seconds_between_saves: float = 60.0,
     progress: Callable[[int, int, float], object] | None = None,
 ) -> None:
-    """Run a stage of `STAGES` into `folder`, from where an earlier run left it; `base` is the model it starts from.
+    """Run a stage of `STAGES` in `folder`, or resume it there.
 
+    base       the folder of the model to start from; None for a new model
     template   chat template to store beside a new model
-    progress   called after each step with (steps done, steps in all, loss)
+    workers    threads that share a batch
+    progress   called after each step with the steps done, all steps, and the loss
 
-    KeyboardInterrupt is let through, with the state saved. Raises UsageError for a folder of another run.
+    Saves the state and passes a KeyboardInterrupt on. Raises UsageError for a folder of another run.
     """
     stage = STAGES[name]
     total = steps or stage.steps
@@ -128,7 +94,7 @@ def train(
 
 @contextlib.contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """One run at a time in a folder: two would overwrite each other's state."""
+    """Lock a folder, because two runs would overwrite each other's state. Raises UsageError if it is locked."""
     with open(folder / ".lock", "w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -153,9 +119,9 @@ def _train(
     recipe = {"stage": name, "seed": seed, "steps": total, **asdict(stage)} | {"steps": total}
     _check_recipe(folder / "recipe.json", recipe)
     if base is None:
-        config, weights = _new_model(folder, seed, template)
+        config, weights = new_model(folder, seed, template)
     else:
-        config, weights = _copied_model(Path(base), folder)
+        config, weights = copied_model(Path(base), folder)
     state = initial_state(weights)
     saved = folder / "state.npz"
     if saved.exists():
@@ -199,7 +165,7 @@ def _train(
 
 
 def _check_recipe(path: Path, recipe: dict[str, Any]) -> None:
-    """A folder holds one run: going on with other parameters would give neither."""
+    """Write the parameters of a run into its folder. Raises UsageError if a run with others is there."""
     if path.exists():
         if json.loads(path.read_text("utf-8")) != json.loads(json.dumps(recipe)):
             raise UsageError(path, None, "is of a run with other parameters; choose another folder")
@@ -208,56 +174,7 @@ def _check_recipe(path: Path, recipe: dict[str, Any]) -> None:
 
 
 def _cut_log(path: Path, done: int) -> None:
-    """Keep the rows of the steps that the saved state has seen, and the header."""
+    """Keep the header and the rows of the steps that are in the saved state."""
     lines = path.read_text().splitlines() if path.exists() else []
     header = "step,loss,grad_norm,rate,tokens,seconds"
     path.write_text("\n".join([header, *lines[1 : done + 1]]) + "\n")
-
-
-def _new_model(folder: Path, seed: int, template: str | None) -> tuple[Config, dict[str, Array]]:
-    config = Config.from_dict(NANO)
-    if not (folder / "tokenizer.json").exists():
-        write_json(folder / "tokenizer.json", train_tokenizer(corpus.texts(seed, 6000), config.V))
-    added = load_tokenizer(folder, config.V).added
-    end, text_end = added["<|im_end|>"], added["<|endoftext|>"]
-    write_json(folder / "config.json", {**NANO, "bos_token_id": text_end, "eos_token_id": end})
-    write_json(
-        folder / "generation_config.json",
-        {
-            "bos_token_id": text_end,
-            "do_sample": True,
-            "eos_token_id": [end, text_end],
-            "pad_token_id": text_end,
-            "temperature": 0.6,
-            "top_k": 40,
-            "top_p": 0.95,
-        },
-    )
-    write_json(
-        folder / "tokenizer_config.json",
-        {
-            "add_bos_token": False,
-            "add_prefix_space": False,
-            "bos_token": None,
-            "clean_up_tokenization_spaces": False,
-            "eos_token": "<|im_end|>",
-            "errors": "replace",
-            "model_max_length": NANO["max_position_embeddings"],
-            "pad_token": "<|endoftext|>",
-            "split_special_tokens": False,
-            "tokenizer_class": "Qwen2Tokenizer",
-            "unk_token": None,
-        },
-    )
-    if template is not None:
-        write_atomically(folder / "chat_template.jinja", lambda file: file.write(template.encode("utf-8")))
-    return config, initial_weights(config, np.random.default_rng([seed]), NANO["initializer_range"])
-
-
-def _copied_model(base: Path, folder: Path) -> tuple[Config, dict[str, Array]]:
-    for path in base.iterdir():
-        if path.suffix in (".json", ".jinja") and path.name != "recipe.json" and not (folder / path.name).exists():
-            content = path.read_bytes()
-            write_atomically(folder / path.name, lambda file, content=content: file.write(content))  # type: ignore[misc]
-    with Checkpoint.open(base) as checkpoint:
-        return checkpoint.config, {name: checkpoint[name] for name in checkpoint}

@@ -1,11 +1,11 @@
-"""A tokenizer of QwQ's kind, as small as the texts that it is made from need."""
+"""A small tokenizer of QwQ's kind, trained on the texts of the recipe."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from typing import Any
 
-# QwQ-32B's added tokens in its order, with which of them are special.
+# QwQ-32B's added tokens in its order; the first group is special.
 SPECIAL = (
     *("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|object_ref_start|>", "<|object_ref_end|>", "<|box_start|>"),
     *("<|box_end|>", "<|quad_start|>", "<|quad_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>"),
@@ -18,10 +18,10 @@ NOT_SPECIAL = (
 
 
 def train_tokenizer(texts: Iterable[str], size: int) -> dict[str, Any]:
-    """Texts -> the contents of a tokenizer.json with `size` ids: bytes, merges, then the added tokens.
+    """Train a tokenizer, and return the contents of its tokenizer.json: `size` ids of bytes, merges and added tokens.
 
-    Byte-level BPE in NFC behind the Qwen2 pre-tokenizer, which splits digits singly. The same texts in the same order
-    give the same tokenizer.
+    It is byte-level BPE in NFC behind the Qwen2 pre-tokenizer, which splits numbers into digits. The same texts in the
+    same order give the same tokenizer.
     """
     import json
 

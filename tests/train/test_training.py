@@ -26,7 +26,7 @@ from qwq_ref.spec import (
 )
 from qwq_ref.spec.ops import to_bf16
 from qwq_ref.text import load_chat_template, load_tokenizer
-from qwq_ref.train import corpus, rollout
+from qwq_ref.train import corpus, nano, rollout
 from qwq_ref.train import sft as stages
 from qwq_ref.train.corpus import Formatter, Mixture
 from tests.support.models import configs, random_weights
@@ -39,7 +39,7 @@ SMALL = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "he
 def small_recipe():
     """The recipe at a size for tests: the same code, a smaller model, fewer and smaller steps."""
     patch = pytest.MonkeyPatch()
-    patch.setattr(stages, "NANO", stages.NANO | SMALL)
+    patch.setattr(nano, "NANO", nano.NANO | SMALL)
     for name, stage in stages.STAGES.items():
         small = stages.Stage(stage.mixture, steps=6, rate=stage.rate, rows=4, length=160, warmup=2)
         patch.setitem(stages.STAGES, name, small)
@@ -325,7 +325,7 @@ def test_batched_answers_are_those_of_the_spec_one_by_one(values, seed):
 
 
 def test_rollouts_refuse_a_sliding_window():
-    config = Config.from_dict({**stages.NANO, "use_sliding_window": True, "sliding_window": 8, "max_window_layers": 0})
+    config = Config.from_dict({**nano.NANO, "use_sliding_window": True, "sliding_window": 8, "max_window_layers": 0})
     with pytest.raises(ValueError, match="window"):
         rollout.answers(config, {}, [[1]], Sampling(), end_ids=(), vocabulary=9, max_tokens=1, seed=0)
 
