@@ -1,7 +1,7 @@
-"""The model as the engine computes it, to the bit: `model.py` with the operations of `quant`, `kv` and `fixed`.
+"""The model as the C core computes it, to the bit: the spec's block with the operations of `quant`, `kv` and `fixed`.
 
-A mode is a form of the weights, "fp32", "bf16", "q8" or "q4", and one of the cache, "fp32" or "int8". What a mode loses
-against `model.forward` is what its rounding costs; from what is written here, the engine has not one bit of freedom.
+A mode is a weight form ("fp32", "bf16", "q8" or "q4") and a cache form ("fp32" or "int8"). The distance of a mode from
+`spec.forward` is the cost of its rounding. The core computes exactly the bits that are written here.
 """
 
 from __future__ import annotations
@@ -14,47 +14,26 @@ import numpy as np
 
 from ..config import Config
 from ..forms import FORMS
-from ..spec.ops import (
-    Array,
-    Tap,
-    causal_mask,
-    embed,
-    no_tap,
-    rope,
-    rope_frequencies,
-    to_bf16,
-)
+from ..spec import Scope
+from ..spec.ops import Array, Tap, causal_mask, embed, no_tap, rope, rope_frequencies, to_bf16
 from .fixed import rmsnorm, rope_tables, swiglu
-from .kv import (
-    attention_fp32,
-    attention_int8,
-    key_center,
-    pad,
-    quantise_kv,
-)
-from .quant import (
-    CODEBOOK,
-    GROUP,
-    matmul_floats,
-    matmul_integers,
-    quantise_q4,
-    quantise_q8,
-)
+from .kv import attention_fp32, attention_int8, key_center, pad, quantise_kv
+from .quant import CODEBOOK, GROUP, matmul_floats, matmul_integers, quantise_q4, quantise_q8
 
 Linear = Callable[[Array], Array]
-Kept = tuple[Array, ...]  # of one layer: keys, values [S, K, E]; in int8 each with its scales [S, K] behind it
+Kept = tuple[Array, ...]  # of one layer: keys, values [S, K, E]; in int8 each is followed by its scales [S, K]
 Cache = tuple[Kept, ...]
 
-CENTER_POSITIONS = 4096  # that the mean of a key's bias is taken over, where the model has so many
+CENTER_POSITIONS = 4096  # positions in the mean of a key's bias, if the model has so many
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A checkpoint in a form.
+    """A checkpoint in a weight form.
 
-    linear  its matrices by name, as functions from x to x w^T
+    linear  the matrices by name, as functions from x to x w^T
     vector  norms and biases by name, and the embedding
-    center  of each layer, what is taken off its keys before they become int8
+    center  for each layer, the array that is subtracted from its keys before they become int8
     """
 
     linear: Mapping[str, Linear]
@@ -65,8 +44,8 @@ class Prepared:
 def prepare(config: Config, weights: Mapping[str, Array], form: str) -> Prepared:
     """-> prepared
 
-    Every matrix in a form. SwiGLU's beta is folded into gate and up, silu(beta g) u / beta. The embedding is bfloat16
-    in all forms but fp32.
+    A checkpoint with every matrix in its form. SwiGLU's beta is folded into gate and up: silu(beta g) u / beta. The
+    embedding is bfloat16 in all forms but fp32.
     """
     beta = np.float32(config.swiglu_beta)
     linears: dict[str, Linear] = {}
@@ -95,8 +74,7 @@ def prepare(config: Config, weights: Mapping[str, Array], form: str) -> Prepared
 def matrix(w: Array, form: str) -> Linear:
     """w [m, n] -> linear
 
-    A weight in a form, as the function from x [T, n] to x w^T [T, m]. Columns that are missing to a whole group of 64
-    are zeros.
+    A matrix in a form, as the function from x [T, n] to x w^T [T, m]. Zeros fill the columns up to a multiple of 64.
     """
     w = pad(w, GROUP)
     if form == "q4":
@@ -116,66 +94,92 @@ def block(
 ) -> tuple[Array, Kept]:
     """x [T, D], cos [T, E], sin [T, E] -> [T, D], kept
 
-    One decoder layer, as `model.block`; `past` says by what it holds whether the cache is int8. Taps are those of
-    `model.block`, without the products before a bias, scores and probabilities; a beta is in gate and up.
+    One decoder layer, as `spec.block`. The arrays of `past` decide the form of the cache. The taps are those of
+    `spec.block`, without the products before a bias, the scores and the probabilities.
     """
-    path = f"model.layers.{layer}."
+    scope = Scope(prepared.vector, f"model.layers.{layer}.", tap=tap)
+    scope.result("resid_pre", x)
+    normed = norm(config, scope, "input_layernorm", x)
+    visible = causal_mask(len(x), len(past[0]) + len(x), config.window(layer))
+    attn, center = scope.inside("self_attn"), prepared.center[layer]
+    attended, kept = self_attention(config, prepared, attn, normed, cos, sin, visible, past, center)
+    x = scope.result("resid_mid", x + attended)
+    normed = norm(config, scope, "post_attention_layernorm", x)
+    x = scope.result("resid_post", x + mlp(prepared, scope.inside("mlp"), normed))
+    return x, kept
 
-    def linear(name: str, x: Array) -> Array:
-        return prepared.linear[f"{path}{name}.weight"](x)
 
-    def norm(name: str, x: Array) -> Array:
-        normed = rmsnorm(x, prepared.vector[f"{path}{name}.weight"], config.rms_norm_eps)
-        tap(path + name, normed)
-        return normed
+def norm(config: Config, scope: Scope, name: str, x: Array) -> Array:
+    """x [T, D] -> [T, D]
 
-    def project(name: str, normed: Array) -> Array:
-        biased = linear(name, normed) + prepared.vector[f"{path}{name}.bias"]
-        tap(path + name, biased)
-        return biased.reshape(T, -1, config.E)
+    `fixed.rmsnorm` with the weight of the norm `name`.
+    """
+    return scope.result(name, rmsnorm(x, scope.weight(f"{name}.weight"), config.rms_norm_eps))
 
-    T, S = len(x), len(past[0]) + len(x)
-    tap(f"{path}resid_pre", x)
-    normed = norm("input_layernorm", x)
-    q = rope(project("self_attn.q_proj", normed), cos, sin)
-    k = rope(project("self_attn.k_proj", normed), cos, sin)
-    v = project("self_attn.v_proj", normed)
-    tap(f"{path}self_attn.q_rope", q)
-    tap(f"{path}self_attn.k_rope", k)
 
-    visible = causal_mask(T, S, config.window(layer))
+def self_attention(
+    config: Config,
+    prepared: Prepared,
+    scope: Scope,
+    x: Array,
+    cos: Array,
+    sin: Array,
+    visible: Array,
+    past: Kept,
+    center: Array,
+) -> tuple[Array, Kept]:
+    """x [T, D], cos [T, E], sin [T, E], visible [T, S], center [K, E] -> [T, D], kept
+
+    `spec.self_attention` over a cache of floats or of int8.
+    """
+    q, k, v = (projection(prepared, scope, name, x).reshape(len(x), -1, config.E) for name in "qkv")
+    q = scope.result("q_rope", rope(q, cos, sin))
+    k = scope.result("k_rope", rope(k, cos, sin))
     is_int8 = len(past) == 4
-    new = (*quantise_kv(k, prepared.center[layer]), *quantise_kv(v)) if is_int8 else (k, v)
+    new = (*quantise_kv(k, center), *quantise_kv(v)) if is_int8 else (k, v)
     kept = tuple(np.concatenate(pair) for pair in zip(past, new, strict=True))
     if is_int8:
         k, k_scale, v, v_scale = kept
         heads = attention_int8(q, k, k_scale, v, v_scale, visible)
     else:
-        heads = attention_fp32(q, kept[0], kept[1], visible)
-    tap(f"{path}self_attn.heads", heads)
-    mixed = linear("self_attn.o_proj", heads.reshape(T, config.H * config.E))
-    tap(f"{path}self_attn.o_proj", mixed)
-    x = x + mixed
-    tap(f"{path}resid_mid", x)
+        k, v = kept
+        heads = attention_fp32(q, k, v, visible)
+    heads = scope.result("heads", heads)
+    return linear(prepared, scope, "o_proj", heads.reshape(-1, config.H * config.E)), kept
 
-    normed = norm("post_attention_layernorm", x)
-    gate = linear("mlp.gate_proj", normed)
-    tap(f"{path}mlp.gate_proj", gate)
-    up = linear("mlp.up_proj", normed)
-    tap(f"{path}mlp.up_proj", up)
-    act = swiglu(gate, up)
-    tap(f"{path}mlp.act", act)
-    down = linear("mlp.down_proj", act)
-    tap(f"{path}mlp.down_proj", down)
-    x = x + down
-    tap(f"{path}resid_post", x)
-    return x, kept
+
+def projection(prepared: Prepared, scope: Scope, name: str, x: Array) -> Array:
+    """x [T, D] -> [T, n]
+
+    The queries ("q"), keys ("k") or values ("v") of all heads, side by side.
+    """
+    product = prepared.linear[f"{scope.path}{name}_proj.weight"](x)
+    return scope.result(f"{name}_proj", product + scope.weight(f"{name}_proj.bias"))
+
+
+def mlp(prepared: Prepared, scope: Scope, x: Array) -> Array:
+    """x [T, D] -> [T, D]
+
+    `spec.mlp`; SwiGLU's beta is in the weights of gate and up.
+    """
+    gate = linear(prepared, scope, "gate_proj", x)
+    up = linear(prepared, scope, "up_proj", x)
+    act = scope.result("act", swiglu(gate, up))
+    return linear(prepared, scope, "down_proj", act)
+
+
+def linear(prepared: Prepared, scope: Scope, name: str, x: Array) -> Array:
+    """x [T, n] -> [T, m]
+
+    The product with the matrix `name`.
+    """
+    return scope.result(name, prepared.linear[f"{scope.path}{name}.weight"](x))
 
 
 def angles(config: Config, positions: Array) -> tuple[Array, Array]:
     """positions [T] -> cos [T, E], sin [T, E]
 
-    The tables of `ops.rope_tables`, each half of E alike.
+    The tables of `spec.rope_tables`; both halves of E are equal.
     """
     inv_freq = rope_frequencies(config.rope, config.E)
     cos, sin = rope_tables(inv_freq, config.rope.attention_scaling, positions)
@@ -185,7 +189,7 @@ def angles(config: Config, positions: Array) -> tuple[Array, Array]:
 def head(config: Config, prepared: Prepared, x: Array, tap: Tap = no_tap) -> Array:
     """x [T, D] -> [T, V]
 
-    The last norm, and the logits.
+    The last norm and the logits.
     """
     x = rmsnorm(x, prepared.vector["model.norm.weight"], config.rms_norm_eps)
     tap("model.norm", x)
@@ -197,7 +201,7 @@ def head(config: Config, prepared: Prepared, x: Array, tap: Tap = no_tap) -> Arr
 def forward(config: Config, prepared: Prepared, token_ids: Any, cache: Cache, tap: Tap = no_tap) -> tuple[Array, Cache]:
     """token_ids [T] -> logits [T, V], cache
 
-    `model.forward` in the mode that `prepared` and `cache` are of: begin with an `empty_cache`.
+    `spec.forward` in the mode of `prepared` and `cache`. Begin with an `empty_cache`.
     """
     ids, start = np.asarray(token_ids), len(cache[0][0])
     cos, sin = angles(config, np.arange(start, start + len(ids)))
@@ -213,7 +217,7 @@ def forward(config: Config, prepared: Prepared, token_ids: Any, cache: Cache, ta
 def empty_cache(config: Config, kv: str) -> Cache:
     """-> cache
 
-    No positions yet, of a cache in "fp32" or "int8".
+    The cache before the first token, in the form "fp32" or "int8". ValueError for another form.
     """
     nothing = np.zeros((0, config.K, config.E), np.float32)
     if kv == "fp32":

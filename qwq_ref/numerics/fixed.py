@@ -1,8 +1,8 @@
-"""What the core computes, to the bit, where NumPy's own functions leave bits open.
+"""The small operations of the core, with results that are identical on every machine.
 
-NumPy's exp and sum give other last bits on another machine. Here every product and sum is rounded to float32 in an
-order that is written down, so that scalar C, AVX2 and AVX-512 can all do the same. Square roots and quotients are
-exactly rounded everywhere. Only the bits of a NaN stay open.
+NumPy's exp and sum differ in their last bits between machines. Here every product and sum is rounded to float32 in a
+fixed order, so scalar C, AVX2 and AVX-512 give the same bits. Square roots and quotients are correctly rounded on every
+machine. Only the bits of a NaN are not fixed.
 """
 
 from __future__ import annotations
@@ -13,27 +13,27 @@ import numpy as np
 
 from ..spec.ops import Array
 
-# e^r for |r| <= ln 2 / 2, within 2^-28: the highest power first. The two last are exact, so exp(0) is 1.
+# The polynomial of e^r for |r| <= ln 2 / 2, within 2^-28, highest power first. The last two are exact, so exp(0) is 1.
 EXP = tuple(
     float.fromhex(c) for c in ("0x1.6a4d6p-10", "0x1.12398ep-7", "0x1.5558bp-5", "0x1.555492p-3", "0x1.fffffcp-2")
 )
 EXP += (1.0, 1.0)
-EXP_LOWEST = float.fromhex("-0x1.5d589ep+6")  # below it, e^x is less than the smallest normal float32
-EXP_HIGHEST = float.fromhex("0x1.62e42ep+6")  # above it, more than the largest
+EXP_LOWEST = float.fromhex("-0x1.5d589ep+6")  # below it, e^x is below the smallest normal float32
+EXP_HIGHEST = float.fromhex("0x1.62e42ep+6")  # above it, e^x is above the largest
 LOG2E = np.float32(1.4426950408889634)
 LN2_HIGH = np.float32(float.fromhex("0x1.62e4p-1"))  # 15 bits, so that n times it is exact
 LN2_LOW = np.float32(float.fromhex("0x1.7f7d1cp-20"))
 
-# 2^r for |r| <= 1/2, of degree 5: the highest coefficient first.
+# The polynomial of 2^r for |r| <= 1/2, highest coefficient first.
 POWER = np.array([0.00132646726, 0.0096715549, 0.0555073433, 0.240222409, 0.693147004, 1.0], np.float32)
-LEAST_POWER = np.float32(-126)
+LOWEST_POWER = np.float32(-126)
 
 
 def exp(x: Array) -> Array:
     """x [...] -> [...]
 
-    e^x = 2^n e^r with n = round(x / ln 2) and r what remains, and a polynomial for e^r. Within 1.2 ulp of the truth;
-    what would be subnormal is 0.
+    e^x = 2^n e^r, where n = round(x / ln 2), r is the rest, and e^r is a polynomial. Within 1.2 ulp of the truth. A
+    subnormal result is 0.
     """
     held = np.clip(np.where(np.isnan(x), np.float32(0), x), np.float32(EXP_LOWEST), np.float32(EXP_HIGHEST))
     n = np.rint(held * LOG2E)
@@ -50,22 +50,22 @@ def exp(x: Array) -> Array:
 def exp2(x: Array) -> Array:
     """x [...] -> [...]
 
-    2^x for float32 x below 127.5, within 2.5 units in the last place: n = round(x), which is added to the exponent's
-    bits of a polynomial in x - n. exp2(0) is 1; what would be subnormal is 0.
+    2^x for float32 x below 127.5, within 2.5 ulp of the truth: n = round(x) is added to the exponent bits of a
+    polynomial in x - n. exp2(0) is 1. A subnormal result is 0.
     """
-    held = np.maximum(x, LEAST_POWER)
+    held = np.maximum(x, LOWEST_POWER)
     n = np.rint(held)
     y = np.full_like(held, POWER[0])
     for coefficient in POWER[1:]:
         y = y * (held - n) + coefficient
-    return np.where(x < LEAST_POWER, np.float32(0), np.ldexp(y, n.astype(np.int32)))
+    return np.where(x < LOWEST_POWER, np.float32(0), np.ldexp(y, n.astype(np.int32)))
 
 
 def lane_sum(x: Array) -> Array:
     """x [..., n] -> [..., 1]
 
-    The sum in 16 lanes: lane j adds up x[j], x[j + 16], ... in order, then lanes j and j + 8 are added, then j and
-    j + 4, j + 2, j + 1. What is missing to a multiple of 16 counts as +0.
+    The sum in 16 lanes. Lane j adds up x[j], x[j + 16], ... in order. Then lanes j and j + 8 are added, then j and
+    j + 4, j + 2, j + 1. Zeros (+0) fill the last lanes up to a multiple of 16.
     """
     missing = -x.shape[-1] % 16 if x.shape[-1] else 16
     padded = np.concatenate([x, np.zeros((*x.shape[:-1], missing), x.dtype)], axis=-1)
@@ -80,22 +80,22 @@ def lane_sum(x: Array) -> Array:
 def rmsnorm(x: Array, w: Array, eps: float) -> Array:
     """x [T, D], w [D] -> [T, D]
 
-    `ops.rmsnorm` with its sum in lanes: the weight comes last.
+    `spec.rmsnorm` with its sum in lanes. The weight is multiplied last.
     """
-    with np.errstate(over="ignore"):  # a mean square beyond float32 makes zeros, as it does there
+    with np.errstate(over="ignore"):  # a mean square beyond float32 gives zeros, as in the spec
         mean_square = lane_sum(x * x) / np.float32(x.shape[-1])
         inverse = np.float32(1) / np.sqrt(mean_square + np.float32(eps))
     return x * inverse * w
 
 
-# pi / 2 in three parts. The first two have 26 bits: up to 2^27 times each is exact in float64.
+# pi / 2 in three parts. The first two have 26 bits, so their products with integers up to 2^27 are exact in float64.
 HALF_PI = tuple(float.fromhex(part) for part in ("0x1.921fb5p+0", "0x1.110b46p-26", "0x1.1a62633145c07p-54"))
 
 
 def rope_tables(inv_freq: Array, scaling: float, positions: Array) -> tuple[Array, Array]:
     """inv_freq [n], positions [T] -> cos [T, n], sin [T, n]
 
-    One half of `ops.rope_tables` in float32. The angle is rounded to float32; its cos and sin are computed in float64
+    One half of `spec.rope_tables` in float32. The angle is rounded to float32. Its cos and sin are computed in float64
     and rounded once, which gives the float32 nearest to the truth.
     """
     angles = (positions.astype(np.float32)[:, None] * inv_freq).astype(np.float64)
@@ -119,7 +119,7 @@ def rope_tables(inv_freq: Array, scaling: float, positions: Array) -> tuple[Arra
 def softmax(x: Array) -> Array:
     """x [T, n] -> [T, n]
 
-    `ops.softmax` with this exp, and its sum in lanes.
+    `spec.softmax` with this exp, and its sum in lanes.
     """
     e = exp(x - np.max(x, axis=-1, keepdims=True))
     normalised: Array = e / lane_sum(e)
@@ -129,17 +129,17 @@ def softmax(x: Array) -> Array:
 def swiglu(gate: Array, up: Array, beta: float = 1.0) -> Array:
     """gate [T, F], up [T, F] -> [T, F]
 
-    gate / (1 + e^(-beta gate)) * up. Below a beta gate of -88.7 it is -0, where the truth is above -3e-37.
+    gate / (1 + e^(-beta gate)) * up. For beta gate below -88.7 the quotient is -0; the truth is above -3e-37.
     """
-    with np.errstate(over="ignore"):  # e^... may be infinite, and the quotient 0
+    with np.errstate(over="ignore"):  # e^... may be infinite: the quotient is 0
         return gate / (np.float32(1) + exp(-(np.float32(beta) * gate))) * up
 
 
 def top_k(x: Array, k: int) -> tuple[Array, Array]:
     """x [n] -> index [k], value [k]
 
-    The k largest in descending order, of equals the first. NaN is above all numbers, as it is for `np.argmax`, which is
-    the core's too.
+    The k largest in descending order; of equals, the lower index comes first. NaN is above all numbers, as for
+    `np.argmax`.
     """
     ascending = np.argsort(x[::-1], kind="stable")  # NumPy sorts NaN last
     index = len(x) - 1 - ascending[::-1][:k]
@@ -150,7 +150,8 @@ def uniform(seed: int, i: int) -> float:
     """seed, i -> u
 
     A number in [0, 1) for token i: 53 bits of the first word of Philox4x64-10 (Salmon et al. 2011) with key (seed, 0)
-    and counter i + 1. The first draw of NumPy's `Generator(Philox(key=seed, counter=i))`, which counts before it draws.
+    and counter i + 1. It is the first draw of NumPy's `Generator(Philox(key=seed, counter=i))`, which adds 1 to the
+    counter before it draws.
     """
     word = 2**64
     counter = [(i + 1) % word, (i + 1) // word, 0, 0]

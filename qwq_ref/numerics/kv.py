@@ -1,8 +1,8 @@
-"""What attention over a stored KV-cache means: int8 keys and values, or float32 ones.
+"""Attention over a KV cache of int8 or of float32, as the core computes it, to the bit.
 
-The context is cut into chunks of 1,024 tokens, anchored at position 0, which meet in ascending order. That order, and
-those of every sum, are written here, so the core gives these bits whatever instructions and threads it uses, and
-however a prompt is cut.
+The context is cut into chunks of 1,024 tokens, counted from position 0. Their results are merged in ascending order.
+This order and the order of every sum are fixed. So results are identical for every instruction set, any number of
+threads, and any division of a prompt into calls.
 """
 
 from __future__ import annotations
@@ -25,9 +25,11 @@ State = tuple[Array, Array, Array]
 def quantise_kv(x: Array, center: Array | None = None) -> tuple[Array, Array]:
     """x [n, h, e], center [h, e] -> q [n, h, e], scale [n, h]
 
-    int8 with one scale for each token and head: the largest magnitude becomes 127. Without any of 2^-100 all is zero;
-    magnitudes above 2^56 are cut, so that no score overflows. Keys may have a fixed `center` taken off first, which
-    softmax does not see, since q . center is the same for all tokens: a large bias then leaves the range to the rest.
+    int8 with one scale for each token and head: the largest magnitude becomes 127. If all magnitudes are below 2^-100,
+    all codes are 0. Magnitudes above 2^56 are cut, so that no score overflows.
+
+    `center` is subtracted first, from keys only. It shifts all scores of a query alike, so softmax does not change.
+    Without a large common bias, the codes have the whole range for the rest.
     """
     x = x.astype(np.float32)
     if center is not None:
@@ -42,7 +44,7 @@ def quantise_kv(x: Array, center: Array | None = None) -> tuple[Array, Array]:
 def key_center(bias: Array, cos: Array, sin: Array) -> Array:
     """bias [K, E], cos [n, e], sin [n, e] -> [K, E]
 
-    k_proj's bias as RoPE turns it, averaged over n positions: what is taken off int8 keys. In float64, rounded once.
+    The mean over n positions of k_proj's bias after RoPE, which is subtracted from int8 keys. In float64, rounded once.
     """
     first, second = np.split(bias.astype(np.float64), 2, axis=1)
     c, s = cos.mean(axis=0, dtype=np.float64), sin.mean(axis=0, dtype=np.float64)
@@ -54,7 +56,7 @@ def attention_int8(
 ) -> Array:
     """q [T, H, E], k [S, K, E], k_scale [S, K], v [S, K, E], v_scale [S, K], visible [T, S] -> [T, H, E]
 
-    `ops.attention` in integers: queries, keys and values are int8, the softmax's weights are rounded as in
+    `spec.attention` in integers. Queries, keys and values are int8; the weights of the softmax are rounded as in
     `weigh_int8`. Scores are logarithms to base 2. Query head h reads KV head h // G.
     """
     (T, H, E), K = q.shape, k.shape[1]
@@ -75,7 +77,7 @@ def attention_int8(
 def attention_fp32(q: Array, k: Array, v: Array, visible: Array) -> Array:
     """q [T, H, E], k [S, K, E], v [S, K, E], visible [T, S] -> [T, H, E]
 
-    `ops.attention` in float32: a dot product is summed in 16 lanes, and a chunk's values token by token.
+    `spec.attention` in float32. A dot product is summed in 16 lanes, and the values of a chunk token by token.
     """
     (T, H, E), K = q.shape, k.shape[1]
     factor = LOG2E / np.sqrt(np.float32(E))
@@ -95,7 +97,7 @@ def attention_fp32(q: Array, k: Array, v: Array, visible: Array) -> Array:
 def by_head(x: Array, K: int) -> Array:
     """x [T, H, e] -> [K, r, e]
 
-    The rows that read each KV head: G neighbouring query heads of each token, one token after the other.
+    The rows that read each KV head: G neighbouring query heads of each token, one token after another.
     """
     T, H, e = x.shape
     return x.reshape(T, K, H // K, e).transpose(1, 0, 2, 3).reshape(K, T * H // K, e)
@@ -112,7 +114,7 @@ def pad(x: Array, n: int) -> Array:
 def chunk_softmax(scores: Array, seen: Array) -> tuple[Array, Array]:
     """scores [K, r, s], seen [T, s] -> top [K, r, 1], p [K, r, s]
 
-    p = 2^(score - top), where top is the largest score that the row sees; where it sees none, LOWEST and zeros.
+    p = 2^(score - top), where top is the largest score that the row sees. A row that sees none has `LOWEST` and zeros.
     """
     seen_rs = np.repeat(seen, scores.shape[1] // len(seen), axis=0)
     top = np.max(np.where(seen_rs, scores, LOWEST), axis=-1, keepdims=True)
@@ -122,9 +124,9 @@ def chunk_softmax(scores: Array, seen: Array) -> tuple[Array, Array]:
 def weigh_int8(p: Array, v: Array, v_scale: Array, p_bits: int) -> Array:
     """p [K, r, s], v [s, K, E], v_scale [s, K] -> [K, r, E]
 
-    The sum of p * v_scale * v. In each block of 32 tokens, weights w = p * v_scale are integers times a unit that
-    makes the largest of them 255 * 256; the exact integer sum, times the unit, is added to those of the blocks before.
-    A block whose weights all are below 2^-100 counts as zero. See `round_weights`.
+    The sum of p * v_scale * v. In each block of 32 tokens, the weights p * v_scale become integers times a unit, so
+    that the largest of them is 255 * 256 (see `round_weights`). The exact integer sum, times the unit, is added to the
+    sum of the blocks before. A block whose weights are all below 2^-100 counts as zero.
     """
     w = pad(p * v_scale.T[:, None], BLOCK)
     heads = np.zeros((*p.shape[:2], v.shape[-1]), np.float32)
@@ -143,10 +145,9 @@ def weigh_int8(p: Array, v: Array, v_scale: Array, p_bits: int) -> Array:
 def round_weights(weights: Array, p_bits: int) -> Array:
     """weights [K, r, b] -> [K, r, b]
 
-    A block's 16-bit weights to multiples of 256, which are 8-bit weights, where p_bits is 8; where it is 16, as they
-    are. Where it is 0, each row decides: it keeps 16 bits if what rounding would take from the block's sum of weights,
-    or add to it, is over 1/128 of that sum. Values that have a part in common would feel that; the errors of others
-    cancel.
+    The 16-bit weights of a block, rounded to multiples of 256 (8-bit weights) if `p_bits` is 8, unchanged if it is 16.
+    If it is 0, each row decides: it keeps 16 bits if rounding changes the sum of its weights by more than 1/128.
+    Such a change would scale the common part of the values; other rounding errors cancel.
     """
     narrow = (weights + 128) // 256 * 256
     if p_bits:
@@ -158,7 +159,7 @@ def round_weights(weights: Array, p_bits: int) -> Array:
 def empty_state(K: int, r: int, E: int) -> State:
     """-> [K, r, 1], [K, r, 1], [K, r, E]
 
-    Of each row before any chunk: the largest score, the sum of p, the sum of p v.
+    The state of each row before any chunk: the largest score, the sum of p, the sum of p v.
     """
     return np.full((K, r, 1), LOWEST), np.zeros((K, r, 1), np.float32), np.zeros((K, r, E), np.float32)
 
@@ -166,7 +167,7 @@ def empty_state(K: int, r: int, E: int) -> State:
 def merge(state: State, chunk: State) -> State:
     """-> [K, r, 1], [K, r, 1], [K, r, E]
 
-    Both sides' sums, brought to the larger of both maxima. A chunk that a row does not see changes nothing.
+    The sums of both sides, scaled to the larger of the two maxima. A chunk that a row does not see changes nothing.
     """
     (top, total, heads), (chunk_top, chunk_total, chunk_heads) = state, chunk
     both = np.maximum(top, chunk_top)
@@ -177,7 +178,7 @@ def merge(state: State, chunk: State) -> State:
 def finish(state: State, T: int) -> Array:
     """-> [T, H, E]
 
-    Each row's sum of p v over its sum of p, and the rows as they were before `by_head`.
+    The sum of p v of each row over its sum of p, in the order that the rows had before `by_head`.
     """
     _, total, heads = state
     K, r, E = heads.shape

@@ -1,11 +1,11 @@
-"""What every packed weight format means: the integers and scales behind the bytes that the engine reads.
+"""The meaning of every packed weight format: the integers and scales behind the bytes that the core reads.
 
-A weight [n, k] is a matrix of small integers, its levels; a scale for each group of columns; for some formats also an
-offset for each group: w = scale * level + offset. In q4 a level is a number of the codebook; in u4, u5 and u6 it is
-what a code of 4 to 6 bits exceeds its zero by; in q8 it is the code.
+A weight is w = scale * level + offset. Each number of a matrix has a level, which is a small integer. Each group of
+columns has a scale, and in some formats an offset. In q4 a level is a number of the codebook. In u4, u5 and u6 it is a
+code of 4 to 6 bits minus the zero point of its group. In q8 it is the code.
 
-An integer dot product is exact in any order, and the sums over groups are taken in one order, each product and sum
-rounded to float32: so these functions give the engine's results to the bit, whatever instructions it uses.
+An integer dot product is exact in any order. The sums over groups are taken in one order, and each product and sum is
+rounded to float32. So these functions give the bits of the core for every instruction set.
 """
 
 from __future__ import annotations
@@ -16,21 +16,23 @@ from ..spec.ops import Array
 from .fixed import lane_sum
 
 GROUP = 64
-# Sixteen levels for the values of one group, divided by its scale: the best for normally distributed weights.
+# Sixteen levels for the weights of a group, divided by its scale: the best for normally distributed weights.
 CODEBOOK = np.array([-55, -43, -34, -26, -19, -13, -7, -2, 4, 10, 16, 22, 29, 38, 48, 63], np.int8)
-# What the scale of a group of activations can be, beside its token's: eight steps to the octave. So few that their
-# products with a weight's scale can be made once for many tokens.
+# The scale of a group of activations over the scale of its token: eight steps to the octave. They are so few that their
+# products with a weight's scale can be computed once for many tokens.
 RATIOS = (2.0 ** (-np.arange(64) / 8)).astype(np.float32)
-STARTS = (0.75, 0.85, 0.95, 1.05)  # what the largest weight may be taken for, beside the largest level
-SMALLEST, LARGEST = 2.0**-24, 65504.0  # what a float16 scale can be
+STARTS = (0.75, 0.85, 0.95, 1.05)  # candidates for the largest weight, over the largest level
+SMALLEST, LARGEST = 2.0**-24, 65504.0  # the range of a float16 scale
 
 
 def quantise_activations(x: Array) -> tuple[Array, Array, Array]:
     """x [T, n] -> q [T, n], ratio [T, m], scale [T, 1]
 
-    int8, with one scale for each token and group of 64: that of the token, at which its largest magnitude is 127, times
-    one of `RATIOS`, the smallest at which the group's are within 127. Never -128. A token without any magnitude of
-    2^-100 is zero: 127 over less than that is no float32. One with a number that is not finite has the scale NaN.
+    int8 in [-127, 127]. Each token and group of 64 has the scale `scale` times `ratio`. The scale of a token makes its
+    largest magnitude 127. The ratio of a group is the smallest of `RATIOS` that keeps the group within 127.
+
+    A token whose magnitudes are all below 2^-100 is zero, because 127 over such a number can overflow float32. A token
+    with a number that is not finite has the scale NaN.
     """
     groups = x.reshape(len(x), -1, GROUP)
     largest = np.max(np.abs(groups), axis=-1)
@@ -48,13 +50,13 @@ def quantise_activations(x: Array) -> tuple[Array, Array, Array]:
 def quantise_q4(w: Array) -> tuple[Array, Array]:
     """w [n, k] -> code [n, k], scale [n, m]
 
-    The scale and codes of each group of 64 that come nearest to its weights, by search: from each of `STARTS`, two
-    rounds of taking the nearest levels and then the scale that fits them best (least squares). The start with the
-    smallest squared error wins, the first of equals. A scale has the sign of the group's largest weight, which so comes
-    to the codebook's longer side; it is float16, and the last codes are those for it as rounded. A group beyond
-    float16's range in either direction keeps its nearest scale.
+    The scale and the codes of each group of 64 that come nearest to its weights, by search. From each of `STARTS`, two
+    rounds take the nearest levels, then the scale that fits them best (least squares). The start with the smallest
+    squared error wins, the first of equals.
 
-    In float32; sums as `lane_sum` takes them.
+    A scale has the sign of the group's largest weight, which therefore falls on the longer side of the codebook. It is
+    rounded to float16, and the final codes are those for the rounded scale. A group beyond float16's range keeps the
+    nearest scale. The search is in float32, with sums as in `lane_sum`.
     """
     groups = w.astype(np.float32).reshape(len(w), -1, GROUP)
     at = np.argmax(np.abs(groups), axis=-1)[..., None]
@@ -72,7 +74,7 @@ def quantise_q4(w: Array) -> tuple[Array, Array]:
         scale = np.where(top > 0, scale.astype(np.float16), np.float16(0)).astype(np.float32)
         code = _nearest(v, scale)
         rest = v - scale * CODEBOOK[code].astype(np.float32)
-        with np.errstate(over="ignore"):  # beyond float16's range, every start is as bad
+        with np.errstate(over="ignore"):  # beyond float16's range, all starts have the same error
             error = lane_sum(rest * rest)
         better = (error < best_error) | (start == STARTS[0])
         best_error = np.where(better, error, best_error)
@@ -82,7 +84,7 @@ def quantise_q4(w: Array) -> tuple[Array, Array]:
 
 
 def _nearest(v: Array, scale: Array) -> Array:
-    """The code of the level nearest to v / scale, the lower of two; for a scale of 0, that nearest to 0."""
+    """Return the code of the level nearest to v / scale, the lower of two; for a scale of 0, of that nearest to 0."""
     middles = (CODEBOOK[1:].astype(np.float32) + CODEBOOK[:-1].astype(np.float32)) / 2
     inverse = np.where(scale > 0, np.float32(1) / np.where(scale > 0, scale, np.float32(1)), np.float32(0))
     return np.searchsorted(middles, v * inverse).astype(np.uint8)
@@ -91,8 +93,8 @@ def _nearest(v: Array, scale: Array) -> Array:
 def quantise_q8(w: Array) -> tuple[Array, Array]:
     """w [n, k] -> q [n, k], scale [n, m]
 
-    int8 in [-127, 127]; the float16 scale of each group of 64 makes its largest magnitude 127. A group whose scale
-    float16 rounds to 0 is zero; beyond its range, magnitudes are cut.
+    int8 in [-127, 127]. The float16 scale of each group of 64 makes its largest magnitude 127. A group whose scale
+    rounds to 0 is zero. Magnitudes beyond the range of float16 scales are cut.
     """
     groups = w.astype(np.float32).reshape(len(w), -1, GROUP)
     largest = np.max(np.abs(groups), axis=-1, keepdims=True)
@@ -105,7 +107,7 @@ def quantise_q8(w: Array) -> tuple[Array, Array]:
 def levels(code: Array, zero_point: Array) -> Array:
     """code [n, k], zero_point [n, m] -> [n, k]
 
-    The levels of u4, u5 and u6: each code less the zero point of its group.
+    The levels of u4, u5 and u6: each code minus the zero point of its group.
     """
     groups = code.astype(np.int32).reshape(len(code), zero_point.shape[1], -1)
     return (groups - zero_point.astype(np.int32)[..., None]).reshape(code.shape)
@@ -114,8 +116,8 @@ def levels(code: Array, zero_point: Array) -> Array:
 def super_scale(d: Array, sub_scale: Array) -> Array:
     """d [n, b], sub_scale [n, m] -> [n, m]
 
-    Scales of two levels, as GGUF's K formats have them: a float16 for 256 columns, times a small integer for each
-    group. Exact: 11 bits times 8 are a float32.
+    The scales of super-blocks, as in GGUF's K formats: a float16 `d` for 256 columns times a small integer for each
+    group. The product of 11 bits and 8 bits is exact in float32.
     """
     return np.repeat(d.astype(np.float32), sub_scale.shape[1] // d.shape[1], axis=1) * sub_scale.astype(np.float32)
 
@@ -135,9 +137,9 @@ def dequantise(levels: Array, scale: Array, offset: Array | None = None) -> Arra
 def matmul_integers(x: Array, levels: Array, scale: Array, offset: Array | None = None) -> Array:
     """x [T, k], levels [n, k], scale [n, m], offset [n, m] -> [T, n]
 
-    y = x w^T from int8 activations: for each group in order, the exact integer sum times the product of the weight's
-    scale and the ratio of the activations'; then the offset times the sum of the group's x; in the end the token's
-    scale. A group of 128 columns is taken as two of 64, which is what activations share a ratio over.
+    y = x w^T from int8 activations. For each group in order, it adds the exact integer sum times the product of the
+    weight's scale and the activations' ratio. It then adds the offset times the sum of the group's x. At the end it
+    multiplies by the token's scale. A group of 128 columns counts as two of 64, which share a ratio of activations.
     """
     q, ratio, x_scale = quantise_activations(x)
     columns = levels.shape[1] // scale.shape[1]
@@ -156,8 +158,8 @@ def matmul_integers(x: Array, levels: Array, scale: Array, offset: Array | None 
 def matmul_floats(x: Array, w: Array) -> Array:
     """x [T, k], w [n, k] -> [T, n]
 
-    y = x w^T for bf16, fp16 and fp32, in float32: the products of each group of 64 columns are summed in order, and
-    then the groups: so the error grows with their number, not with that of columns.
+    y = x w^T for bf16, fp16 and fp32, in float32. The products of each group of 64 columns are summed in order, then
+    the groups. So the error grows with the number of groups, not of columns.
     """
     y = np.zeros((len(x), len(w)), np.float32)
     for start in range(0, w.shape[1], GROUP):
