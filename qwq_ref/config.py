@@ -1,8 +1,7 @@
-"""config.json, read, checked and typed; and the one table of dimension letters.
+"""config.json, read, checked and typed, and the table of dimension letters.
 
-Every constant of the model lives in a `Config`. The reader accepts what Hugging Face's `Qwen2Config` accepts for
-a real model of this architecture, in every spelling that published files use, and refuses what would silently
-compute something else.
+A `Config` holds every constant of the model. The reader accepts every config of this architecture that Hugging Face's
+`Qwen2Config` accepts, in all spellings of published files. It refuses a config that would compute another model.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ DIMENSIONS = {
 LayerType = Literal["full_attention", "sliding_attention"]
 
 _CONFIG_BYTES = 1 << 20
-# A dimension beyond these is a broken file, not a model: each is >= 8 x the largest Qwen2 ever published.
+# A larger dimension means a broken file: each limit is at least 8 x that of the largest published Qwen2.
 _LIMITS = {
     "vocab_size": 1 << 22,
     "hidden_size": 1 << 18,
@@ -52,7 +51,7 @@ _LIMITS = {
 class Rope:
     """Rotary position embedding: plain (type "default") or YaRN (Peng et al. 2023, arXiv:2309.00071).
 
-    Field names and defaults are Hugging Face's (`_compute_yarn_parameters`); all but `theta` concern YaRN only.
+    Field names and defaults are Hugging Face's (`_compute_yarn_parameters`). All but `theta` apply to YaRN alone.
     """
 
     theta: float
@@ -68,7 +67,7 @@ class Rope:
 
     @property
     def attention_scaling(self) -> float:
-        """The factor on cos and sin; scores grow by its square. 0.1 ln(factor) + 1 unless the file says otherwise."""
+        """The factor on cos and sin, by default 0.1 ln(factor) + 1. Scores grow by its square."""
         if self.type == "default":
             return 1.0
         if self.attention_factor is not None:
@@ -84,7 +83,7 @@ class Rope:
 
 @dataclass(frozen=True)
 class Config:
-    """A model of the Qwen2 architecture. Long names are config.json's; letters are `DIMENSIONS`."""
+    """A model of the Qwen2 architecture. Long names are those of config.json; letters are those of `DIMENSIONS`."""
 
     vocab_size: int
     hidden_size: int
@@ -134,23 +133,23 @@ class Config:
         return self.head_dim
 
     def window(self, layer: int) -> int | None:
-        """How many keys a query of this layer sees, itself included; None is all of them."""
+        """The number of keys that a query of this layer sees, its own included; None for all."""
         sliding = bool(self.layer_types) and self.layer_types[layer] == "sliding_attention"
         return self.sliding_window if sliding else None
 
     @property
     def positions(self) -> int:
-        """How many positions the model is made for, by its RoPE as it is now."""
+        """The number of positions that the model is made for, with its present RoPE."""
         stretched = int(self.rope.factor * self.rope.original_max_position_embeddings)  # 0 without YaRN
         return max(self.max_position_embeddings, stretched)
 
     @property
     def head_name(self) -> str:
-        """The tensor that makes logits: the embedding itself where the two are tied."""
+        """The name of the tensor that computes logits: the embedding, if the two are tied."""
         return "model.embed_tokens.weight" if self.tie_word_embeddings else "lm_head.weight"
 
     def tensors(self) -> dict[str, tuple[int, ...]]:
-        """Name -> shape of every tensor that the model has, in the order of the computation: a checkpoint's contract.
+        """The name and shape of every tensor of a checkpoint, in the order of the computation.
 
         Projections are [out, in], as in torch.nn.Linear. q, k and v have biases; o and the MLP have none.
         """
@@ -172,12 +171,12 @@ class Config:
         return shapes
 
     def with_rope(self, values: dict[str, Any], source: StrPath) -> Config:
-        """The same model with another position embedding, as `rope_parameters` would give it. Raises ConfigError."""
+        """Return the model with another position embedding, given as `rope_parameters`. Raises ConfigError."""
         rope = _rope(FieldReader({"rope_parameters": values}, source), self.max_position_embeddings)
         return dataclasses.replace(self, rope=rope)
 
     def to_dict(self) -> dict[str, Any]:
-        """The contents of a config.json that says the same: `Config.from_dict` gives an equal one."""
+        """Return the contents of a config.json from which `Config.from_dict` makes an equal config."""
         values: dict[str, Any] = {"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"], "hidden_act": "silu"}
         values |= {
             name: value
@@ -201,9 +200,11 @@ class Config:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any], source: StrPath = "config") -> Config:
-        """Check and type the contents of a config.json; `source` names it in errors. Raises ConfigError.
+        """Check and type the contents of a config.json. Raises ConfigError.
 
-        Unknown keys are ignored, as in Hugging Face: files carry dozens that do not concern inference.
+        source  the name of the file in errors
+
+        Unknown keys are ignored, as in Hugging Face: files hold dozens that inference does not need.
         """
         read = FieldReader(values, source)
         read.expect("model_type", "qwen2")
@@ -249,7 +250,7 @@ class Config:
 
 
 def _attention_pattern(read: FieldReader, layers: int) -> tuple[int | None, tuple[LayerType, ...]]:
-    """The window, and which layers have one. As in HF, a `layer_types` overrides `max_window_layers`."""
+    """Return the window, and the type of each layer. As in HF, `layer_types` overrides `max_window_layers`."""
     types = read.values.get("layer_types")
     if types is not None:
         known = ("full_attention", "sliding_attention")
@@ -269,7 +270,7 @@ def _attention_pattern(read: FieldReader, layers: int) -> tuple[int | None, tupl
 
 
 def _rope(read: FieldReader, max_positions: int) -> Rope:
-    """From `rope_scaling` (with `type` or `rope_type`) or `rope_parameters`: the spelling depends on the file's age."""
+    """Read `rope_scaling` (with `type` or `rope_type`) or, in newer files, `rope_parameters`."""
     name = "rope_scaling" if read.values.get("rope_scaling") else "rope_parameters"
     given = read.values.get(name) or {}
     if not isinstance(given, dict):
@@ -287,7 +288,7 @@ def _rope(read: FieldReader, max_positions: int) -> Rope:
     if kind != "yarn":
         raise rope.error("rope_type", f'unknown type {_show(kind)}; this architecture has "default" and "yarn"')
 
-    # HF: a value at the top level wins; without any, the trained length is taken for max_position_embeddings.
+    # As in HF: a value at the top level wins; without any, the trained length is max_position_embeddings.
     at_top = read.values.get("original_max_position_embeddings") is not None
     original = (read if at_top else rope).integer("original_max_position_embeddings", default=max_positions)
     factor = rope.positive("factor", default=max_positions / original)
@@ -315,7 +316,7 @@ def _rope(read: FieldReader, max_positions: int) -> Rope:
 
 
 class FieldReader:
-    """One JSON object, read field by field; every refusal names the file and the field."""
+    """Reads one JSON object field by field. Every error names the file and the field."""
 
     def __init__(self, values: dict[str, Any], source: StrPath, prefix: str = "") -> None:
         self.values = values
@@ -326,7 +327,7 @@ class FieldReader:
         return ConfigError(self.source, self.prefix + name, problem)
 
     def _get(self, name: str, default: Any) -> Any:
-        """null means the same as absent, as in Hugging Face's own files."""
+        """Return a value. null means the same as absent, as in Hugging Face's own files."""
         value = self.values.get(name)
         if value is None:
             value = default
@@ -335,7 +336,7 @@ class FieldReader:
         return value
 
     def expect(self, name: str, wanted: Any) -> None:
-        """A field that only says which architecture this is: absent is fine, anything else is another model."""
+        """Check a field that names the architecture. It may be absent; another value means another model."""
         value = self.values.get(name)
         if value is not None and value != wanted:
             raise self.error(name, f"must be {_show(wanted)}, got {_show(value)}")
@@ -352,7 +353,7 @@ class FieldReader:
         value = self._get(name, default)
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise self.error(name, f"must be a number, got {_show(value)}")
-        if not 0 < value < 1e30:  # also false for NaN; from_dict may be given one
+        if not 0 < value < 1e30:  # also false for NaN, which from_dict may receive
             raise self.error(name, f"must be positive and finite, got {_show(value)}")
         return float(value)
 
@@ -370,9 +371,9 @@ class FieldReader:
 
 
 def _show(value: Any) -> str:
-    """A value from a file, short enough for a one-line message."""
+    """Return the text of a value, short enough for a message of one line."""
     try:
         text = repr(value)
-    except (ValueError, RecursionError):  # an int too long to print; a list that is too deep
+    except (ValueError, RecursionError):  # an int that is too long, a list that is too deep
         return f"a {type(value).__name__} that is too large to print"
     return text if len(text) <= 60 else text[:57] + "..."

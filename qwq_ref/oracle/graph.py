@@ -1,11 +1,12 @@
-"""The model as a table: for each tap, what it is made from, and the operation of the spec that makes it.
+"""The model as a table: for each tap, its inputs, and the operation of the spec that computes it.
 
-`spec.forward` says the same in the order of the computation, and a test holds every tap of both equal to the bit. The
-table adds what an oracle needs. Any operation can be run on given inputs: those of somebody else's model. A mistake is
-a change of one or two of its lines. And many streams (precisions, mistakes) can share one pass over the weights.
+The table describes the data flow of `spec.forward`, and calls the spec's operations. A test checks that all taps of
+both have the same bits. The oracle needs the table for three reasons. It can run any operation on the inputs of a
+candidate. A known mistake is a change of one or two lines. Many streams (precisions, mistakes) can share one pass over
+the weights.
 
 Names of taps and weights are relative to their layer, unless they begin with `model.` or `lm_head`. An input with a
-`*` is that of this phase behind those of all earlier ones: the key-value cache.
+`*` stands for the tap of all phases up to this one, one behind another: the KV cache.
 """
 
 from __future__ import annotations
@@ -36,12 +37,12 @@ from ..spec.ops import (
     to_fp16,
 )
 
-PREVIOUS = "^"  # what a layer reads: the layer before it, or the embedding
+PREVIOUS = "^"  # the input of a layer: the output of the layer before it, or the embedding
 
 
 @dataclass(frozen=True)
 class Phase:
-    """One call of the model: the prompt, or a step of decoding. Its tokens sit at positions start, start + 1, ..."""
+    """One call of the model: the prompt or a decode step. Its tokens have the positions start, start + 1, ..."""
 
     name: str
     start: int
@@ -57,7 +58,7 @@ class Phase:
 
 
 def phases_of(token_ids: Sequence[int], decode: int) -> tuple[Phase, ...]:
-    """A prompt, and its last `decode` tokens fed one at a time, as a model would see them that had sampled them."""
+    """Split tokens into a prompt and `decode` decode steps, as if the model had sampled the last tokens."""
     ids = tuple(int(token) for token in token_ids)
     first = len(ids) - decode
     steps = (Phase(f"decode-{i}", first + i, (ids[first + i],)) for i in range(decode))
@@ -66,7 +67,7 @@ def phases_of(token_ids: Sequence[int], decode: int) -> tuple[Phase, ...]:
 
 @dataclass(frozen=True)
 class At:
-    """Where an operation runs, and in which arithmetic."""
+    """The phase, the layer and the arithmetic of an operation."""
 
     config: Config
     phase: Phase
@@ -95,11 +96,11 @@ class Op:
 
     tap      the name of the result
     shape    its dimensions, in the letters of `config.DIMENSIONS`
-    inputs   the taps that it is made from
+    inputs   the taps that it is computed from
     run      (at, inputs, weights) -> result; the weights are the matrix, then the vectors
-    matrix   a weight [out, in], of which `run` may be given any block of rows, with the vectors cut alike
+    matrix   a weight [out, in]; `run` may get any block of its rows, with the same rows of the vectors
     vectors  weights [n]
-    change   what a mistake does to the whole matrix before it is used
+    change   a function that a mistake applies to the whole matrix first
     """
 
     tap: str
@@ -146,7 +147,7 @@ def mix(at: At, values: list[Array], weights: list[Array]) -> Array:
 
 
 def gather(at: At, values: list[Array], weights: list[Array]) -> Array:
-    return weights[0]  # the rows of this phase's tokens: nobody reads the whole table for them
+    return weights[0]  # the rows of this phase's tokens; the whole table is not read
 
 
 COS, SIN, EMBED = "model.rotary_emb.cos", "model.rotary_emb.sin", "model.embed_tokens"
@@ -206,7 +207,7 @@ LAYER = (
 
 
 def after(config: Config) -> tuple[Op, ...]:
-    """The end of the table; the head may be the embedding."""
+    """Return the end of the table. The head may be the embedding."""
     return (
         Op(NORM, ("T", "D"), (PREVIOUS,), norm, vectors=("model.norm.weight",)),
         Op(LOGITS, ("T", "V"), (NORM,), project, config.head_name),
@@ -214,18 +215,18 @@ def after(config: Config) -> tuple[Op, ...]:
 
 
 def absolute(layer: int, name: str) -> str:
-    """The full name of a tap or weight that a layer's operation names."""
+    """Return the full name of a tap or weight of a layer."""
     return name if name.startswith(("model.", LOGITS)) else f"model.layers.{layer}.{name}"
 
 
 def tap_names(config: Config) -> list[str]:
-    """Every tap, in the order of the computation."""
+    """Return the names of all taps, in the order of the computation."""
     inner = [f"model.layers.{layer}.{op.tap}" for layer in range(config.L) for op in LAYER]
     return [*(op.tap for op in BEFORE), *inner, *(op.tap for op in after(config))]
 
 
 def split_name(tap: str) -> tuple[int | None, str]:
-    """A tap's full name -> its layer (None outside the layers), and its name in the table."""
+    """Split the full name of a tap into its layer (None outside the layers) and its name in the table."""
     parts = tap.split(".", 3)
     if tap.startswith("model.layers.") and len(parts) == 4 and parts[2].isdigit():
         return int(parts[2]), parts[3]
@@ -236,12 +237,12 @@ _SHAPES = {op.tap: op.shape for op in (*BEFORE, *LAYER)} | {NORM: ("T", "D"), LO
 
 
 def letters(tap: str) -> tuple[str, ...]:
-    """The dimensions of a tap, by letter. KeyError for a name that is none."""
+    """Return the dimensions of a tap, by letter. Raises KeyError for an unknown name."""
     return _SHAPES[split_name(tap)[1]]
 
 
 def shape_of(tap: str, config: Config, phase: Phase) -> tuple[int, ...]:
-    """The shape of a tap in a phase."""
+    """Return the shape of a tap in a phase."""
     sizes = {"T": phase.T, "S": phase.S} | {name: getattr(config, name) for name in "DFHKEV"}
     return tuple(int(np.prod([sizes[part] for part in letter.split("*")])) for letter in letters(tap))
 
@@ -250,11 +251,11 @@ _CHUNK = 64
 
 
 def _chunk_sum(parts: Iterable[Array]) -> Array:
-    """A sum whose rounding is as large as that of a loop that adds one product at a time.
+    """Add up parts with a rounding error as large as that of a loop that adds one product at a time.
 
-    A loop over n products makes an error of u sqrt(n / 6), where u is float32's unit: far more than a BLAS makes, and
-    as correct. The same error comes from adding up the sums of 64 products each, and rounding every partial sum to 8 u,
-    which takes a sixty-fourth of the time.
+    Such a loop over n products has an error of about u sqrt(n / 6), where u is the unit of float32. It is correct, but
+    the error is far larger than that of a BLAS. Sums of 64 products, with every partial sum rounded to 8 u, have the
+    same error in a sixty-fourth of the time.
     """
     total = np.zeros((), np.float32)
     for part in parts:
@@ -264,14 +265,14 @@ def _chunk_sum(parts: Iterable[Array]) -> Array:
 
 
 def loop_linear(x: Array, w: Array, b: Array | None, rnd: Round) -> Array:
-    """`linear` as a plain loop would sum it. float32 only."""
+    """Compute `linear` with the rounding of a plain loop. float32 only."""
     chunks = range(0, x.shape[1], _CHUNK)
     y = _chunk_sum(x[:, i : i + _CHUNK] @ w[:, i : i + _CHUNK].T for i in chunks)
     return rnd(y if b is None else y + b)
 
 
 def loop_rmsnorm(x: Array, w: Array, eps: float, rnd: Round) -> Array:
-    """`rmsnorm` as a plain loop would sum it, with a division where the other multiplies. float32 only."""
+    """Compute `rmsnorm` with the rounding of a plain loop, and with a division by the root. float32 only."""
     chunks = range(0, x.shape[1], _CHUNK)
     total = _chunk_sum(np.sum(x[:, i : i + _CHUNK] ** 2, axis=-1, keepdims=True) for i in chunks)
     return rnd(w * rnd(x / np.sqrt(total / np.float32(x.shape[1]) + np.float32(eps))))
@@ -282,10 +283,10 @@ Kind = tuple[type[np.floating], Round]
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """One correct way to compute: a type, a rounding, and where it is applied.
+    """One correct way to compute: a type, a rounding, and the places of the rounding.
 
-    order  "eager" rounds where Hugging Face's eager model does; "fused" rounds only results that leave a fused kernel
-           (scores and probabilities do not); "loop" is eager, but sums one product after the other
+    order  "eager" rounds where Hugging Face's eager model does; "fused" rounds the results of fused kernels alone, not
+           scores and probabilities; "loop" is eager, but sums one product after another
     """
 
     dtype: type[np.floating]
@@ -294,11 +295,11 @@ class Arithmetic:
 
     @property
     def kind(self) -> Kind:
-        """What values are made to before they are computed with."""
+        """The type and the rounding of inputs."""
         return self.dtype, self.rnd
 
     def run(self, op: Op, config: Config, phase: Phase, layer: int, values: list[Array], weights: list[Array]) -> Array:
-        """One operation. `values` and `weights` are of this type already."""
+        """Run one operation. `values` and `weights` have this type already."""
         fused = self.order == "fused"
         ways = (loop_linear, loop_rmsnorm) if self.order == "loop" else (linear, rmsnorm)
         at = At(config, phase, layer, self.dtype, exact if fused else self.rnd, *ways)
@@ -311,7 +312,7 @@ class Arithmetic:
 TRUTH = Arithmetic(np.float64)
 # The largest relative error of rounding once.
 UNIT = {"fp32": 2.0**-24, "bf16": 2.0**-8, "fp16": 2.0**-11}
-# What a correct implementation may do in each precision. Tolerances are measured over all of a row.
+# The arithmetics of correct implementations in each precision. Tolerances are measured over all of a row.
 CORRECT: dict[str, tuple[Arithmetic, ...]] = {
     "fp32": tuple(Arithmetic(np.float32, exact, order) for order in ("eager", "loop")),
     "bf16": tuple(Arithmetic(np.float32, to_bf16, order) for order in ("eager", "fused", "loop")),

@@ -1,8 +1,8 @@
-"""One pass over the weights, for many computations side by side.
+"""One pass over the weights for many computations side by side.
 
-Layer by layer and operation by operation, every stream computes its own result of every phase; then a visitor sees
-them all at once, and may put another value in their place: that of somebody else's model. From there on, every
-stream continues from what it was given, so that each result is judged on the inputs that it was really made from.
+For each operation of each layer, every stream computes its own result for every phase. A visitor then sees all results
+at once, and may replace them by one value, such as the candidate's. All streams continue from that value. So each
+result is judged on the inputs that it was computed from.
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ from .graph import (
     after,
 )
 
-_BLOCK_BYTES = 4 << 20  # in every type that it is cast to, it stays in the cache
+_BLOCK_BYTES = 4 << 20  # small enough for the processor's cache, in every type that it is cast to
 
 
 @dataclass(frozen=True)
 class Stream:
-    """A computation: its arithmetic, and the lines of the table that a mistake changes, by the tap they make."""
+    """A computation: its arithmetic, and the lines of the table that a mistake changes, by their taps."""
 
     arithmetic: Arithmetic
     replaces: Mapping[str, Op] = field(default_factory=dict)
 
 
 def check_weights(config: Config, weights: Mapping[str, Array]) -> str:
-    """What is wrong with the names and shapes of a model's weights; empty if nothing is. Reads no tensor."""
+    """Return the first fault in the names and shapes of a model's weights, or an empty text. Reads no tensor."""
     for name, shape in config.tensors().items():
         if name not in weights:
             return f"there is no {name}"
@@ -61,10 +61,10 @@ def _shape(weights: Mapping[str, Array], name: str) -> tuple[int, ...]:
 
 
 class Weights:
-    """Weights by name, from a mapping or a checkpoint; of a matrix, never more than a block of rows at once.
+    """Reads weights by name from a mapping or a checkpoint, a block of rows at a time.
 
-    digests   name -> SHA-256 of the float32 values, of every tensor that was read whole, if asked for
-    progress  called with the number of parameters read since its last call; a tensor that is read again is not counted
+    digests   name -> SHA-256 of the float32 values, for every tensor that was read whole, if `digest` is set
+    progress  called with the number of parameters read since its last call; a second reading does not count
     """
 
     def __init__(
@@ -85,11 +85,11 @@ class Weights:
         return np.concatenate([block for _, block in self.blocks(name)])
 
     def matrix(self, name: str) -> Array:
-        """The whole of it, for a mistake that needs it so."""
+        """Return a whole matrix, for a mistake that changes it as a whole."""
         return np.asarray(self._source[name], np.float32)
 
     def gather(self, name: str, ids: Sequence[int]) -> Array:
-        """Rows [len(ids), n]. Only those are read, unless the tensor's digest is wanted."""
+        """Return the rows [len(ids), n]. Reads only those, unless the digest of the tensor is wanted."""
         if self._digest:
             for _ in self.blocks(name):
                 pass
@@ -97,7 +97,7 @@ class Weights:
         return np.stack([rows[token] for token in ids])
 
     def blocks(self, name: str) -> Iterator[tuple[int, Array]]:
-        """(first row, float32 rows [n, ...]) of a tensor, in order."""
+        """Yield the blocks of a tensor in order: the number of the first row, and float32 rows [n, ...]."""
         shape = _shape(self._source, name)
         digest = hashlib.sha256() if self._digest and name not in self.digests else None
         step = max(1, self._block_bytes // (4 * max(1, math.prod(shape[1:]))))
@@ -118,9 +118,9 @@ class Weights:
         return np.asarray(self._source[name][begin:end], np.float32)
 
 
-# (index of the phase, full name of the tap, stream -> result) -> a value for all streams to go on with, or None.
-# A stream with a mistake is there only where its result can differ from that of its arithmetic without the mistake;
-# nothing is there where an input or the weights are not known.
+# (index of the phase, full name of the tap, stream -> result) -> a value for all streams to continue from, or None.
+# A stream with a mistake appears only where its result can differ from that of its arithmetic without the mistake. No
+# stream appears where an input or the weights are unknown.
 Visit = Callable[[int, str, dict[int, Array]], Array | None]
 
 
@@ -133,12 +133,13 @@ def walk(
     layers: Collection[int] | None = None,
     threads: int = 1,
 ) -> None:
-    """Run the table once, showing every result to `visit`, in the order of the computation.
+    """Run the table once, and show every result to `visit`, in the order of the computation.
 
-    The stream of an arithmetic without a mistake comes before those with one. `weights` may be None: then the
-    operations that need none run wherever `visit` has given their inputs. Of layers that are not among `layers`, only
-    the last result is asked for. `threads` share the streams of each block of a matrix: a BLAS with threads of its own
-    waits for all of them at every small product, which takes ten times as long where a core is busy otherwise.
+    streams  the stream of an arithmetic without a mistake comes before those with one
+    weights  None runs only operations without weights, wherever `visit` has given their inputs
+    layers   the layers to compute; of the others, `visit` is asked for the last result alone
+    threads  threads that share the streams of each block of a matrix. A BLAS with threads of its own waits for all of
+             them at every small product, which takes ten times as long if another process uses a core
     """
     with ThreadPoolExecutor(threads) as pool:
         walk = _Walk(config, phases, streams, weights, visit, pool if threads > 1 else None)
@@ -161,7 +162,7 @@ class _Walk:
         self.weights = weights
         self.visit = visit
         self.pool = pool
-        # Own results of each stream, by (phase, tap). What a stream with a mistake has not, it shares with its base.
+        # The results of each stream, by (phase, tap). A stream with a mistake shares all others with its base.
         self.own: list[dict[tuple[int, str], Array]] = [{} for _ in streams]
         plain = {stream.arithmetic: s for s, stream in enumerate(streams) if not stream.replaces}
         self.base = [plain[stream.arithmetic] if stream.replaces else None for stream in streams]
@@ -183,7 +184,7 @@ class _Walk:
         self._rows_of_table(after(self.config), 0, previous)
 
     def _rows_of_table(self, table: Sequence[Op], layer: int, previous: str | None) -> None:
-        groups = itertools.groupby(table, lambda op: op.matrix or op.tap)  # one reading of a matrix for all that use it
+        groups = itertools.groupby(table, lambda op: op.matrix or op.tap)  # a matrix is read once
         for _, group in groups:
             self._group(list(group), layer, previous)
 
@@ -199,7 +200,7 @@ class _Walk:
             self._show(p, absolute(layer, op.tap), results)
 
     def _job(self, op: Op, p: int, s: int, layer: int, previous: str | None) -> _Job | None:
-        """What a stream has to do for one result: nothing if its inputs are unknown, or its base does the same."""
+        """Return the work of a stream for one result; None if inputs are unknown or its base computes the same."""
         stream = self.streams[s]
         mine = stream.replaces.get(op.tap, op)
         if self.weights is None and (mine.matrix or mine.vectors):
@@ -237,7 +238,7 @@ class _Walk:
             blocks: Iterable[tuple[int, Array]] = self.weights.blocks(name)
             if change is not None:
                 blocks = [(0, change(self.config, self.weights.matrix(name)))]
-            # Each token's result is its own: those of all phases are made at once.
+            # A token's result depends on its own row alone, so the rows of all phases are multiplied at once.
             rows = {key: np.concatenate([job.values[0] for job in several]) for key, several in sharing.items()}
             for first, block in blocks:
                 self._multiply(sharing, rows, block, first, layer)
@@ -245,7 +246,7 @@ class _Walk:
     def _multiply(
         self, sharing: Sharing, rows: dict[tuple[Op, int], Array], block: Array, first: int, layer: int
     ) -> None:
-        """One block of a matrix, for all that share it."""
+        """Multiply one block of a matrix, for all jobs that share it."""
         kinds = {self.streams[s].arithmetic.kind for _, s in sharing}
         cast = dict(zip(kinds, self._each(lambda kind: kind[1](np.asarray(block, kind[0])), kinds), strict=True))
 
@@ -260,7 +261,7 @@ class _Walk:
                 part = part[len(job.values[0]) :]
 
     def _each(self, function: Callable[[Any], Array], items: Iterable[Any]) -> list[Array]:
-        """`function` of each, by all threads; NumPy's error state goes with it."""
+        """Call `function` for each item on all threads, with NumPy's error state of this thread."""
         if self.pool is None:
             return [function(item) for item in items]
         own = [(contextvars.copy_context(), item) for item in items]
@@ -269,7 +270,7 @@ class _Walk:
     def _run(
         self, op: Op, stream: int, p: int, layer: int, values: list[Array], block: Array | None, first: int
     ) -> Array:
-        """A result, or the columns of it that a block of the matrix makes."""
+        """Return a result, or those of its columns that a block of the matrix computes."""
         arithmetic, phase = self.streams[stream].arithmetic, self.phases[p]
         weights = []
         if op.tap == EMBED and self.weights is not None and op.matrix is not None:
@@ -284,20 +285,20 @@ class _Walk:
 
     def _vector(self, name: str) -> Array:
         assert self.weights is not None
-        found = self._small.get(name)
+        found = self._held.get(name)
         if found is None:
             found = self.weights.vector(name)
-            self._small = {name: found}  # the last one: a group's operations share it
+            self._held = {name: found}  # the last one alone: the operations of a group share it
         return found
 
     def _embedding(self, name: str) -> Array:
-        """Rows of all phases' tokens, in their order."""
+        """Return the rows of the tokens of all phases, in their order."""
         assert self.weights is not None
-        if name not in self._small:
-            self._small = {name: self.weights.gather(name, [token for phase in self.phases for token in phase.ids])}
-        return self._small[name]
+        if name not in self._held:
+            self._held = {name: self.weights.gather(name, [token for phase in self.phases for token in phase.ids])}
+        return self._held[name]
 
-    _small: Mapping[str, Array] = {}
+    _held: Mapping[str, Array] = {}
 
     def _show(self, p: int, name: str, results: dict[int, Array]) -> None:
         given = self.visit(p, name, results)
@@ -311,7 +312,7 @@ class _Walk:
 
 
 class _Job:
-    """One stream's part in one result, which a matrix makes block by block of its columns."""
+    """The work of one stream for one result, which a matrix computes block by block of its columns."""
 
     def __init__(self, tap: str, op: Op, phase: int, stream: int, values: list[Array]) -> None:
         self.tap = tap
@@ -330,4 +331,4 @@ class _Job:
         return self.parts[0] if len(self.parts) == 1 else np.concatenate(self.parts, axis=1)
 
 
-Sharing = dict[tuple[Op, int], list[_Job]]  # all that a matrix is multiplied with: by operation and stream
+Sharing = dict[tuple[Op, int], list[_Job]]  # the jobs that share a matrix, by operation and stream

@@ -1,11 +1,11 @@
 """The operations of a Qwen2 block: pure functions from arrays to arrays.
 
-Precision. An operation computes in the precision of its inputs: float32, or float64 for the truth that everything
-is judged against; there `rnd` is `exact`. bfloat16 and float16 are emulated: values stay in float32 storage, and `rnd`
-rounds them exactly where Hugging Face's eager model of that type rounds. Sums inside a matmul, a norm or a softmax are
-never rounded on the way.
+An operation computes in the precision of its inputs: float32, or float64 for the truth that every implementation is
+compared with. In both, `rnd` is `exact`. bfloat16 and float16 are emulated: values are stored in float32, and `rnd`
+rounds them where Hugging Face's eager model of that type rounds. Sums inside a matmul, a norm or a softmax are not
+rounded on the way.
 
-Where Hugging Face decides, the function in `transformers/models/qwen2/modeling_qwen2.py` is named.
+"HF" names the function in `transformers/models/qwen2/modeling_qwen2.py` that an operation follows.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Tap = Callable[[str, Array], object]
 def exact(x: Array) -> Array:
     """x [...] -> [...]
 
-    No rounding beyond that of the array's own type.
+    The array itself, without rounding.
     """
     return x
 
@@ -35,7 +35,7 @@ def exact(x: Array) -> Array:
 def to_bf16(x: Array) -> Array:
     """x [...] -> [...]
 
-    The nearest bfloat16, ties to even, kept in float32: bfloat16 is the upper half of a float32.
+    The nearest bfloat16, ties to even, stored in float32: a bfloat16 is the upper half of a float32.
     """
     bits = np.asarray(x, np.float32).view(np.uint32)
     tie_to_even = (bits >> 16) & 1
@@ -46,7 +46,7 @@ def to_bf16(x: Array) -> Array:
 def to_fp16(x: Array) -> Array:
     """x [...] -> [...]
 
-    The nearest float16, ties to even, kept in float32. Beyond 65,504 it is an infinity, as on every machine.
+    The nearest float16, ties to even, stored in float32. Values beyond 65,504 become infinite.
     """
     with np.errstate(over="ignore"):
         return np.asarray(x, np.float32).astype(np.float16).astype(np.float32)
@@ -55,7 +55,7 @@ def to_fp16(x: Array) -> Array:
 def no_tap(name: str, value: Array) -> None:
     """value [...]
 
-    The tap that looks at nothing.
+    The tap that does nothing.
     """
 
 
@@ -70,8 +70,7 @@ def embed(ids: Array, w: Array) -> Array:
 def linear(x: Array, w: Array, b: Array | None = None, rnd: Round = exact) -> Array:
     """x [T, n], w [m, n], b [m] -> [T, m]
 
-    y = x w^T + b. The weight is [out, in]. Rounding comes once, after the bias, as in torch.
-    HF: `nn.Linear`.
+    y = x w^T + b, rounded once, after the bias, as in torch. The weight is [out, in]. HF: `nn.Linear`.
     """
     y = x @ w.T
     if b is not None:
@@ -82,7 +81,7 @@ def linear(x: Array, w: Array, b: Array | None = None, rnd: Round = exact) -> Ar
 def rmsnorm(x: Array, w: Array, eps: float, rnd: Round = exact) -> Array:
     """x [T, D], w [D] -> [T, D]
 
-    y = w * x / sqrt(mean(x^2) + eps), where the normalised x is rounded *before* it meets the weight: the other
+    y = w * x / sqrt(mean(x^2) + eps). The normalised x is rounded *before* it is multiplied by the weight: the other
     order changes a quarter of all bfloat16 outputs. Zhang & Sennrich 2019, arXiv:1910.07467; HF: `Qwen2RMSNorm`.
     """
     mean_square = np.mean(x * x, axis=-1, keepdims=True)
@@ -136,8 +135,8 @@ def rope_tables(
 ) -> tuple[Array, Array]:
     """inv_freq [E/2], positions [T] -> cos [T, E], sin [T, E]
 
-    cos and sin of position * frequency, each half of E alike, both multiplied by YaRN's `attention_scaling`.
-    The angle is computed in `dtype`: in float32 it is off by up to 4e-3 radians at position 131,071.
+    cos and sin of position * frequency, times YaRN's `attention_scaling`. Both halves of E are equal. The angle is
+    computed in `dtype`: in float32 its error reaches 4e-3 radians at position 131,071.
     HF: `Qwen2RotaryEmbedding.forward`.
     """
     angles = positions.astype(dtype)[:, None] * inv_freq.astype(dtype)
@@ -148,7 +147,7 @@ def rope_tables(
 def rope(x: Array, cos: Array, sin: Array, rnd: Round = exact) -> Array:
     """x [T, N, E], cos [T, E], sin [T, E] -> [T, N, E]
 
-    Turn each head's pairs (i, i + E/2) by the position's angles. The pairs are halves, not neighbours.
+    Rotate the pairs (i, i + E/2) of each head by the angles of its position. The pairs are halves, not neighbours.
     Su et al. 2021, arXiv:2104.09864; HF: `apply_rotary_pos_emb`.
     """
     first, second = np.split(x, 2, axis=-1)
@@ -159,8 +158,9 @@ def rope(x: Array, cos: Array, sin: Array, rnd: Round = exact) -> Array:
 def causal_mask(T: int, S: int, window: int | None = None) -> Array:
     """-> [T, S]
 
-    True where a query may look: at itself and before it, and within a window only at the last `window` keys, itself
-    included. The T queries are the last of the S positions. HF: `sliding_window_causal_mask_function`.
+    True where a query may look: at its own position and at those before it. With a window, it sees the last `window`
+    keys alone, its own included. The T queries are the last of the S positions.
+    HF: `sliding_window_causal_mask_function`.
     """
     query = np.arange(S - T, S)[:, None]
     key = np.arange(S)[None, :]
@@ -173,7 +173,7 @@ def causal_mask(T: int, S: int, window: int | None = None) -> Array:
 def softmax(x: Array) -> Array:
     """x [..., S] -> [..., S]
 
-    exp(x - max x) / sum: shifting by the maximum changes nothing but keeps exp from overflowing.
+    exp(x - max x) / sum. The shift by the maximum keeps exp from overflowing and does not change the result.
     """
     e: Array = np.exp(x - np.max(x, axis=-1, keepdims=True))
     normalised: Array = e / np.sum(e, axis=-1, keepdims=True)
@@ -196,7 +196,7 @@ def attention_scores(q: Array, k: Array, visible: Array, rnd: Round = exact) -> 
 def attention_heads(probs: Array, v: Array, rnd: Round = exact) -> Array:
     """probs [H, T, S], v [S, K, E] -> [T, H, E]
 
-    Each query head's average of the values, weighted by its probabilities; the heads share values as they share keys.
+    The average of the values for each query head, weighted by its probabilities. Heads share values as they share keys.
     """
     (H, T, S), (_, K, E) = probs.shape, v.shape
     probs_KGTS = probs.reshape(K, H // K, T, S)
@@ -224,7 +224,7 @@ def swiglu(gate: Array, up: Array, beta: float = 1.0, rnd: Round = exact) -> Arr
     swish_beta(gate) * up, with swish_beta(x) = x * sigmoid(beta x); beta = 1 is SiLU, which the published model uses.
     Shazeer 2020, arXiv:2002.05202; HF: `Qwen2MLP`.
     """
-    # exp only of what is never positive: HF's 1 / (1 + exp(-x)) overflows below -88 and gives 0, where this is right.
+    # The argument of exp is never positive. HF's 1 / (1 + exp(-x)) overflows below -88 and gives 0; this does not.
     scaled = beta * gate
     sigmoid = np.exp(np.minimum(scaled, 0)) / (1 + np.exp(-np.abs(scaled)))
     return rnd(rnd(gate * sigmoid) * up)

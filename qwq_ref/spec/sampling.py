@@ -1,8 +1,8 @@
 """From logits to the next token, in Hugging Face's order: penalties, temperature, top-k, top-p, min-p.
 
-Each step takes logits and returns logits; a token that it rules out gets -inf. All of it is float64, so that a sum
-over 152,064 probabilities cannot move a threshold. The steps are those of `transformers/generation/logits_process.py`,
-ties included; the presence penalty, which it lacks, is the OpenAI API's.
+Each step takes logits and returns logits; a token that it excludes gets -inf. Everything is float64, so that a sum of
+152,064 probabilities cannot move a threshold. The steps follow `transformers/generation/logits_process.py`, ties
+included. The presence penalty, which it lacks, is that of the OpenAI API.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ STEPS = ("penalties", "temperature", "top_k", "top_p", "min_p")
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to choose the next token; the defaults leave the model's own distribution as it is.
+    """The rules for the choice of the next token. The defaults keep the model's own distribution.
 
-    temperature         > 0; 0 is greedy: the most likely token, the lowest id of equals
-    top_k               keep the k most likely tokens (and ties with the last of them); 0 keeps all
-    top_p               keep the fewest most likely tokens whose probabilities reach p; 1 keeps all
+    temperature         divides the logits; 0 is greedy: the likeliest token, of equals the lowest id
+    top_k               keep the k likeliest tokens, and ties with the last of them; 0 keeps all
+    top_p               keep the fewest likeliest tokens whose probabilities reach p; 1 keeps all
     min_p               keep tokens at least min_p times as likely as the likeliest; 0 keeps all
     repetition_penalty  > 1 makes every token of the prompt and the output less likely, once
     presence_penalty    subtracted from the logit of every token of the output, once
-    steps               the order, a permutation or a part of `STEPS`
+    steps               the steps in order: some or all of `STEPS`, each once
 
-    ValueError for a value out of range.
+    Raises ValueError for a value out of range.
     """
 
     temperature: float = 1.0
@@ -81,7 +81,7 @@ def distribution(logits: Array, how: Sampling, prompt: Sequence[int] = (), outpu
 def draw(probs: Array, rng: np.random.Generator) -> int:
     """probs [V]
 
-    One token id, from one uniform number: the first id at which the running sum of probabilities exceeds it.
+    Draw a token id with one uniform number: the first id whose running sum of probabilities exceeds the number.
     """
     cumulative = np.cumsum(probs)
     return int(np.searchsorted(cumulative, rng.random() * cumulative[-1], side="right"))
@@ -102,7 +102,7 @@ def repetition_penalty(logits: Array, seen: Sequence[int], penalty: float) -> Ar
 def presence_penalty(logits: Array, output: Sequence[int], penalty: float) -> Array:
     """logits [V] -> [V]
 
-    Subtract the penalty from the logit of each token that the output holds, however often.
+    Subtract the penalty once from the logit of each token in the output.
     """
     ids = np.asarray(output, np.int64)
     penalised = logits.copy()
@@ -122,8 +122,8 @@ def top_k(logits: Array, k: int) -> Array:
 def top_p(logits: Array, p: float) -> Array:
     """logits [V] -> [V]
 
-    Drop the least likely tokens as long as what is dropped sums to at most 1 - p; never the likeliest. Of equals the
-    lower ids stay (in HF whichever torch's unstable sort leaves). Holtzman et al. 2019, arXiv:1904.09751.
+    Drop the least likely tokens while the dropped probabilities sum to at most 1 - p, but never the likeliest. Of equal
+    tokens the lower ids stay; in HF, torch's unstable sort decides. Holtzman et al. 2019, arXiv:1904.09751.
     """
     likeliest_last = np.argsort(-logits, kind="stable")[::-1]
     dropped = np.cumsum(softmax(logits[likeliest_last])) <= 1 - p

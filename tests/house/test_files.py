@@ -18,13 +18,10 @@ LONG = {
     "tests/oracle/test_pack.py": "not split yet",
     "tests/oracle/test_adapters.py": "not split yet",
     "tests/oracle/test_html.py": "not split yet",
-    "tests/support/planted.py": "not split yet",
     "tests/host/test_doctor.py": "not split yet",
     "tests/text/test_template.py": "not split yet",
     "tests/formats/test_hostile_checkpoints.py": "not split yet",
     "tests/formats/test_packed.py": "not split yet",
-    "tests/tasks/test_tasks.py": "not split yet",
-    "tests/train/test_gradients.py": "not split yet",
     "qwq_ref/oracle/explain/mistakes.py": "not split yet",
     "qwq_ref/oracle/render/html.py": "not split yet",
     "qwq_ref/oracle/adapters/namemap.py": "not split yet",
@@ -49,9 +46,7 @@ def test_no_file_is_long(files):
     assert not long, f"split these files, each with one job: {long}"
 
 
-PACKAGES = [
-    path for path in sorted(PACKAGE.rglob("__init__.py")) if path.parent.name != "tasks"
-]  # it comes with its API
+PACKAGES = sorted(PACKAGE.rglob("__init__.py"))
 
 
 @pytest.mark.parametrize("path", PACKAGES, ids=lambda path: str(path.relative_to(PACKAGE)))
