@@ -1,7 +1,7 @@
-"""Known mistakes must turn the gates of the spec red: a tolerance that lets a mistake through is no tolerance.
+"""Known mistakes must fail the gates of the spec: a tolerance that a mistake passes is useless.
 
-The mistakes are the oracle's catalogue. Each runs in the place of the spec, in float32, and is held against Hugging
-Face at every tap, as the spec is; the spec must be within the gate, and the mistake ten times beyond it.
+The mistakes are the oracle's catalogue. Each runs in the place of the spec, in float32, and is compared with Hugging
+Face at every tap. The spec must be within the gate, and the mistake must exceed it ten times.
 """
 
 import numpy as np
@@ -58,8 +58,8 @@ def finite(x):
 
 
 def test_a_missing_k_bias_is_seen_where_it_is_large():
-    """A bias on the keys is nearly invisible to softmax while it is small: it shifts all scores of a query alike, but
-    for the turn of RoPE. The published models' are large."""
+    """A small bias on the keys hardly changes a softmax, because it shifts all scores of a query nearly alike. The
+    biases of the published models are large."""
     values = config_values()
     config = Config.from_dict(values)
     weights = random_weights(config, 1, harsh=True)
@@ -72,7 +72,7 @@ def test_a_missing_k_bias_is_seen_where_it_is_large():
 
 
 def test_bf16_norm_casts_before_the_weight():
-    """Rounding after the weight instead changes a quarter of the outputs; the 99 % gate of `test_spec_ops` sees it."""
+    """Rounding after the weight changes a quarter of the outputs, which fails the 99 % gate of `test_ops`."""
     rng = np.random.default_rng(0)
     x, w = to_bf16(rng.standard_normal((64, 96))), to_bf16(rng.standard_normal(96))
     norm = hf.modeling_qwen2.Qwen2RMSNorm(96, eps=1e-5).bfloat16()

@@ -1,4 +1,4 @@
-"""What must hold for any weights: the properties that define this architecture, and the cache as a state machine."""
+"""Properties that hold for any weights: those that define this architecture, and the cache as a state machine."""
 
 import numpy as np
 import pytest

@@ -107,7 +107,7 @@ def test_top_p_keeps_the_fewest_that_reach_p():
 
 
 def test_top_p_at_the_exact_threshold():
-    """What is dropped may sum to 1 - p, as in HF."""
+    """The dropped probabilities may sum to exactly 1 - p, as in HF."""
     assert np.count_nonzero(np.isfinite(sampling.top_p(np.zeros(4), 0.5))) == 2
 
 

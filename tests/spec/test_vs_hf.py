@@ -1,6 +1,6 @@
-"""The spec against Hugging Face, live: every tap of every block in place, in three precisions.
+"""The spec against Hugging Face: every tap of every block, in three precisions.
 
-Each side is judged against the float64 spec, which is itself held to HF patched to compute in float64.
+Both sides are compared with the spec in float64, which is itself compared with HF patched to compute in float64.
 """
 
 import numpy as np
@@ -50,11 +50,11 @@ def test_every_tap_at_hf_initialisation(case):
 @settings(max_examples=settings.default.max_examples // 20 + 10)  # each is 12
 @given(configs(), seeds)
 def test_every_tap_on_harsh_weights_is_as_near_the_truth_as_hf(values, seed):
-    """Ours may be at most 4 x as far from float64 as HF's.
+    """The distance of the spec from float64 may be at most 4 x that of HF.
 
-    Harsh weights amplify rounding by chance, so one draw says little: two correct implementations differ by 20 x
-    either way. The geometric mean over 12 draws of weights and ids says which is further off. Errors below one
-    rounding of the result count as one.
+    Harsh weights amplify rounding by chance: on one draw, two correct implementations differ by 20 x in either
+    direction. So the test compares geometric means over 12 draws of weights and ids. Errors below one rounding of the
+    result count as one.
     """
     logs = {}
     for draw in range(seed, seed + 12):

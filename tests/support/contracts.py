@@ -1,9 +1,9 @@
-"""The spec's shape contracts, enforced: the first line of each docstring is parsed, and checked on every call.
+"""The shape contracts of spec and numerics: the first line of each docstring is parsed, and checked on every call.
 
-`x [T, D], w [D] -> [T, D]` names arrays and their dimensions. Upper-case letters are the config's where a config is
-in sight (an argument, or that of the `forward` that is running), else the same throughout one call; lower-case ones
-are free within the call. `E/2` is half of E, `...` any number of leading dimensions. An argument that is None has no
-shape; an integer argument that is named by a letter is that dimension.
+`x [T, D], w [D] -> [T, D]` names arrays and their dimensions. A letter has one size throughout a call. Upper-case
+letters have the size in the config, if there is one: an argument, or the config of the `forward` that is running. `E/2`
+is half of E, and `...` is any number of leading dimensions. An argument that is None has no shape. An integer argument
+with the name of a letter is that dimension.
 """
 
 import functools
@@ -44,9 +44,9 @@ def _dims(text):
 
 
 def name_of(function):
-    """`fixed` and `engine` have the names of `ops` and `model`, for the same to the bit: there, `fixed.rmsnorm`."""
-    twins = {fixed.__name__: "fixed.", engine.__name__: "engine."}
-    return twins.get(function.__module__, "") + function.__name__
+    """Functions of `fixed` and `engine` share names with those of the spec, so they get a prefix: `fixed.rmsnorm`."""
+    prefixes = {fixed.__name__: "fixed.", engine.__name__: "engine."}
+    return prefixes.get(function.__module__, "") + function.__name__
 
 
 def public_functions():
@@ -111,16 +111,16 @@ def _check(function, name, shape, dims, sizes):
 
 @contextmanager
 def enforced():
-    """Replace each function, under every name that a spec module knows it by, with its checking twin."""
-    twins = {name: checked(function) for name, function in public_functions().items()}
+    """Replace each function by one that checks its contract, under every name in the modules of spec and numerics."""
+    checking = {name: checked(function) for name, function in public_functions().items()}
     places = [
         (module, name, value)
         for module in MODULES
         for name, value in list(vars(module).items())
-        if inspect.isfunction(value) and twins.get(name_of(value)) is not None and name == value.__name__
+        if inspect.isfunction(value) and checking.get(name_of(value)) is not None and name == value.__name__
     ]
     for module, name, value in places:
-        setattr(module, name, twins[name_of(value)])
+        setattr(module, name, checking[name_of(value)])
     try:
         yield
     finally:

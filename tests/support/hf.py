@@ -1,4 +1,4 @@
-"""Hugging Face as the peer: build a `Qwen2ForCausalLM` from given weights, and tap what it computes on the way."""
+"""Hugging Face as the peer: build a `Qwen2ForCausalLM` from given weights, and tap its intermediate results."""
 
 import functools
 from contextlib import contextmanager
@@ -79,7 +79,7 @@ def spec_taps(spec_forward, *args, **kwargs):
 def nmse(got, wanted, energy=None):
     """sum (got - wanted)^2 / sum wanted^2, in float64. NaN fails; infinities must match in place and sign.
 
-    `energy` replaces the denominator where the size of the result does not tell the size of what it was summed from.
+    `energy` replaces the denominator where the result can be much smaller than the terms of its sum.
     """
     got, wanted = np.asarray(got, np.float64), np.asarray(wanted, np.float64)
     assert got.shape == wanted.shape
@@ -95,9 +95,9 @@ def nmse(got, wanted, energy=None):
 def errors(config, ours, theirs, cache):
     """NMSE of every tap -> {name: float}; `ours` and its `cache` are the spec's.
 
-    A score is one dot product, which can cancel to nothing while its rounding stays: its error is measured against
-    the norms of the query and key that it was made from. Where HF's sliding cache has dropped keys that no query
-    sees, the scores and probabilities of the remaining ones are compared.
+    A score is one dot product, which can cancel to nothing while its rounding error stays. So its error is measured
+    against the norms of its query and key. Where HF's sliding cache has dropped keys that no query sees, the scores and
+    probabilities of the other keys are compared.
     """
     assert set(ours) == set(theirs)
     result = {}

@@ -36,8 +36,8 @@ def yarn(**changes):
 def configs(draw, smallest_head=2):
     """config.json values over the whole architecture: G 1-8, tied or not, YaRN, sliding windows, D != H * E.
 
-    `smallest_head` is for relative gates in float32: a key of one head of two numbers can cancel to nothing, while the
-    rounding of what it was summed from stays.
+    `smallest_head` is for relative gates in float32: a key of one head of two numbers can cancel to nothing, while its
+    rounding error stays.
     """
     K, G = draw(st.integers(1, 3)), draw(st.integers(1, 8))
     E = 2 * draw(st.integers(smallest_head // 2, 9))
@@ -93,8 +93,9 @@ def random_weights(config: Config, seed: int, harsh: bool = False) -> dict[str, 
     """float32 weights for `config`.
 
     Gentle: Hugging Face's initialisation (normal, 0.02), with norm weights near 1 and biases that are not zero.
-    Harsh: matrices that keep their input's size, norm weights of every size and sign, one embedding channel x 60, and
-    one key channel with a bias of +40, as the published models have.
+
+    Harsh: matrices that keep the size of their input, and norm weights of every size and sign. One embedding channel is
+    60 times as large, and one key channel has a bias of +40, as in the published models.
     """
     rng = np.random.default_rng(seed)
     weights = {}

@@ -29,7 +29,7 @@ def folded(bits):
 
 
 def right_answer(category, key, language):
-    """What a key alone says of the answer, by other means than the generators'."""
+    """Compute the answer from the key alone, by other means than the generators."""
     if category in ("mod", "gcd"):
         return str(operator.mod(*numbers(key)) if category == "mod" else math.gcd(*numbers(key)))
     if category in ("compare", "minmax"):

@@ -1,4 +1,4 @@
-"""How far the spec is from Hugging Face, in figures: the table of docs/proof.md.
+"""The distance of the spec from Hugging Face: the table of docs/proof.md.
 
     python -m tests.tools.distances [--models 200]
 

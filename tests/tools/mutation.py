@@ -1,12 +1,12 @@
-"""Mutation testing of the spec: change one thing at a time, and count how many changes the fast tier notices.
+"""Mutation testing of the spec: change one thing at a time, and count the changes that the fast tier notices.
 
     python -m tests.tools.mutation [--workers 2] [--only ops.py] [--lines 98,110] [--json FILE]
 
-Every operator, comparison, constant, name of a weight or tap, rounding, and call of a function that has a twin is
-changed once. A mutant is killed if a test fails (or takes ten times as long as all of them should); a survivor is
-printed with its line, to be looked at: either a test is missing, or the change means the same.
+The script changes every operator, comparison, constant, name of a weight or tap, rounding and call once. A test that
+fails, or a run that takes over ten minutes, kills a mutant. Each survivor is printed with its line: either a test is
+missing, or the change has no effect.
 
-Torch and transformers are imported once; each mutant then runs in a fork, on its own copy of the package.
+Torch and transformers are imported once. Each mutant then runs in a fork, on its own copy of the package.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""What the engine's modes lose on the shipped model: logits against the spec's in float64, on problems it never saw.
+"""The loss of the engine's modes on the shipped model: logits against the spec in float64, on unseen problems.
 
 python -m tests.tools.quality [PROBLEMS A CATEGORY]
 """
@@ -30,7 +30,7 @@ MODES = [(form, kv) for form in ("fp32", "bf16", "q8", "q4") for kv in ("fp32", 
 
 @dataclass(frozen=True)
 class Document:
-    """Ids, the first `prompt` of which are the question; and right logits [T, V], float64."""
+    """Ids, the first `prompt` of which are the question, and the logits of the spec [T, V], in float64."""
 
     ids: tuple[int, ...]
     prompt: int
@@ -39,7 +39,7 @@ class Document:
 
 @dataclass(frozen=True)
 class Quality:
-    """Means over the positions of all documents, or of their answers: those where a token of the answer comes next.
+    """Means over the positions of all documents, or over those before a token of the answer.
 
     nmse        of the logits
     kld         KL(true || ours), in nats

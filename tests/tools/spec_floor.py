@@ -1,9 +1,9 @@
-"""The sanity floor of the spec: its time beside Hugging Face's on the same threads, in alternation.
+"""The speed of the spec: its time over Hugging Face's on the same threads, in alternation.
 
     python -m tests.tools.spec_floor [--threads 1] [--rounds 9]
 
-512 tokens through 4 layers of D = 1024, float32, HF with eager attention. The spec never trades a line of clarity for
-speed; this only shows that nothing in it is absurdly slow. The floor is a ratio of at most 1.5.
+512 tokens through 4 layers of D = 1024, float32, HF with eager attention. The spec does not give up clarity for speed.
+This check shows that nothing in it is needlessly slow: the ratio must be at most 1.5.
 """
 
 import argparse

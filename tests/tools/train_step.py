@@ -1,10 +1,10 @@
-"""Tokens a second of a training step, and the bytes that it keeps, for each kind of gradient checkpointing.
+"""The speed of a training step, and the bytes that it keeps, for each kind of gradient checkpointing.
 
     python -m tests.tools.train_step [--workers 2] [--rounds 5] [--piece 8] [--layers 4]
 
 B = 64 sequences of T = 96 tokens, a model of the shipped small one's shape, float32: gradients, clipping and AdamW.
-BLAS has one thread, the workers share the batch. The modes take turns, so that a machine that slows down slows all of
-them; the ratio is of each mode's time to that of "none" in the same round.
+BLAS has one thread; the workers share the batch. The modes alternate, so that a slow phase of the machine slows all of
+them. The ratio is the time of a mode over that of "none" in the same round.
 """
 
 import argparse

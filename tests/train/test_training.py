@@ -298,7 +298,7 @@ def test_rows_refuse_penalties():
 @settings(max_examples=settings.default.max_examples // 20 + 10)  # each is sixty forward passes
 @given(configs(), st.integers(0, 2**31))
 def test_batched_answers_are_those_of_the_spec_one_by_one(values, seed):
-    """In float64 and with one uniform number a token, the batch says what a loop over `spec.forward` says."""
+    """In float64, with one uniform number for each token, the batch gives the answers of a loop over `spec.forward`."""
     if "sliding_window" in values:
         values = {**values, "use_sliding_window": False, "layer_types": None}
     config = Config.from_dict(values)

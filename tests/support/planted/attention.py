@@ -88,7 +88,7 @@ def bf16_softmax(x, dim, dtype):
 
 
 def softmax_of_bf16(x, dim, dtype):
-    """What torch makes of it: the input and the result are rounded, nothing between them."""
+    """torch rounds the input and the result, and nothing between them."""
     return torch.softmax(x.bfloat16(), dim=dim)
 
 
@@ -108,7 +108,7 @@ def not_transposed(module, *args, **kwargs):
 
 
 class Cache:
-    """What attention sees of HF's cache: one `update`, that of the mistake."""
+    """The part of HF's cache that attention uses: `update`, here that of the mistake."""
 
     def __init__(self, past, wrong) -> None:
         self.past = past

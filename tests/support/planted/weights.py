@@ -64,9 +64,9 @@ GROUP, LEVELS = 128, 16
 def on_grid(weights: dict[str, np.ndarray], group: int = GROUP) -> dict[str, np.ndarray]:
     """The weights with the layers' matrices quantised to 4 bits: scale * (q - zero), q in 0 ... 15.
 
-    Each row has a scale and a zero for every `group` columns, or for all where it has fewer; matrices whose columns
-    are no multiple of it stay as they are. A scale has four significant bits, so that bfloat16 holds every weight
-    exactly. Every group has two values next to each other, so that its scale can be told from its values.
+    Each row has a scale and a zero point for every `group` columns, or for all columns if it has fewer. A matrix whose
+    columns are no multiple of `group` stays unchanged. A scale has four significant bits, so every weight is exact in
+    bfloat16. Every group has two neighbouring values, so its scale follows from its values.
     """
     return {
         name: quantised(w, group) if ".layers." in name and w.ndim == 2 else w.copy() for name, w in weights.items()
