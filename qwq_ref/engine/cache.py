@@ -16,7 +16,7 @@ _POSITIONS, _DIMENSIONS = 128, 32
 
 
 def empty_caches(config: Config, form: str, capacity: int, biases: list[Array]) -> list[KV]:
-    """Return a cache for each layer. `biases`: those of each k_proj [K * E], which center int8 keys."""
+    """Return a cache for each layer. `biases`: those of each k_proj [K * E], to subtract from int8 keys."""
     centers = key_centers(config, biases) if form == "int8" else [None] * config.L
     return [empty_kv(form, capacity, config.K, config.E, center) for center in centers]
 

@@ -1,4 +1,4 @@
-"""What of a model fits in memory: the bytes that it needs, the context, and the form of its weights."""
+"""The memory that a model needs, and the weight form and context that fit."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from .cache import cache_bytes
 from .packing import SLICE
 from .plan import model_bytes
 
-# What a model needs in memory, with so many positions: what for -> bytes.
+# The memory that a model needs with a number of positions: purpose -> bytes.
 Needs = Callable[[int], dict[str, int]]
 
 
 def numpy_needs(config: Config) -> Needs:
-    """Of the spec itself, in float32."""
-    # The spec's cache is a value: while it grows, the old and the new one exist side by side, for one layer's pair.
+    """Return the needs of the NumPy backend."""
+    # The spec's cache is a value: while it grows, one layer's old and new keys and values exist side by side.
     per_position = footprint.kv_bytes_per_token(config, "fp32") * (config.L + 1) // config.L
 
     def needs(context: int) -> dict[str, int]:
-        """A chunk of the prompt: logits, MLP activations, and three arrays of scores."""
+        """Return the bytes. Scratch is a chunk of the prompt: logits, MLP activations, or three arrays of scores."""
         widest = max(config.V, 4 * config.F, 3 * config.H * context)
         scratch = np.dtype(np.float32).itemsize * min(NUMPY_CHUNK, context) * widest
         weights = footprint.weight_bytes(config, "fp32")
@@ -38,11 +38,11 @@ def numpy_needs(config: Config) -> Needs:
 
 
 def core_needs(config: Config, form: str, kv: str) -> Needs:
-    """Of the C core, with weights of `weights.FORMS` and a cache "fp32" or "int8"."""
+    """Return the needs of the C core with one weight form and one cache form of `forms`."""
     weights = model_bytes(config, form)
 
     def needs(context: int) -> dict[str, int]:
-        """While weights are packed, some rows are there in float32 and in codes; later, a chunk of the prompt."""
+        """Return the bytes. Scratch is rows as floats and as codes while packing, and later a chunk of the prompt."""
         packing = 20 * min(SLICE, config.D * max(2 * config.F, config.V))
         chunk = 4 * CHUNK * (8 * config.D + 3 * config.F + 2 * (config.H + 2 * config.K) * config.E)
         return {"weights": weights, "KV cache": cache_bytes(config, kv, context), "scratch": max(packing, chunk)}
@@ -71,7 +71,11 @@ def candidates(stored: Mapping[str, int], packed: Sequence[str] = ()) -> list[st
 def fitting_forms(
     config: Config, forms: Sequence[str], kv: str | None, context: int | None, model: str | os.PathLike[str]
 ) -> tuple[str, str, int]:
-    """-> weights, kv and context: of some forms the first that fits, with the context, or else with a short one.
+    """Return the first weight form that fits, its cache form, and the context.
+
+    forms    to try, in this order
+    kv       None: the cache form that goes with each
+    context  None: `least_context` must fit, and the result is as large as memory allows
 
     Raises MemoryLimitError, UsageError.
     """
@@ -86,7 +90,10 @@ def fitting_forms(
 
 
 def fitting_context(config: Config, context: int | None, model: str | os.PathLike[str], needs: Needs) -> int:
-    """The context to make room for. Raises MemoryLimitError if it, or with none given a small one, does not fit."""
+    """Return the context to make room for: the given one, or the model's whole, half, quarter ... that fits.
+
+    Raises MemoryLimitError if the given one, or else `least_context`, does not fit; UsageError for an impossible one.
+    """
     limit = config.positions
     if context is not None and not 1 <= context <= limit:
         raise UsageError(None, "ctx-size", f"must be 1 to {limit}, which the model was made for, got {context}")
@@ -102,12 +109,12 @@ def fitting_context(config: Config, context: int | None, model: str | os.PathLik
 
 
 def least_context(config: Config) -> int:
-    """The smallest that a model is loaded with, unless a smaller one is asked for."""
+    """Return the smallest context that a model is loaded with, unless the user asks for a smaller one."""
     return min(config.positions, NUMPY_CHUNK)
 
 
 def largest_context(config: Config, needs: Needs, available: int) -> int:
-    """The largest that `fitting_context` accepts when it is asked for; 0 if not even one position fits."""
+    """Return the largest context that `fitting_context` accepts; 0 if not even one position fits."""
     fits, beyond = 0, config.positions + 1
     while beyond - fits > 1:  # needs grow with the context
         middle = (fits + beyond) // 2

@@ -1,7 +1,7 @@
-"""One thread makes all long calls of the core, whatever threads ask for them.
+"""One thread makes all long calls of the core, for every thread of the application.
 
-OpenMP keeps a team of threads for every thread that calls it: so there is one team. And whoever asked waits where
-Ctrl-C is heard at once: the core is told to stop then, and does within some milliseconds.
+OpenMP keeps a team of threads for each thread that calls it: this way there is one team. The calling thread waits in
+Python, where it notices Ctrl-C at once. It then tells the core to stop, which takes some milliseconds.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from typing import TypeVar
 from ..core import Stop
 
 T = TypeVar("T")
-HEARD = 0.1  # seconds, after which a signal is heard that the system gave to another thread than the waiting one
+HEARD = 0.1  # seconds between looks for a signal that the system gave to a thread other than the waiting one
 _pool: ThreadPoolExecutor | None = None
 
 
 def call(work: Callable[[Stop], T]) -> T:
-    """work(stop) on the engine's thread -> its result. After an interruption here, once `work` has ended there."""
+    """Return work(stop), called on the engine's thread. An interruption is raised here after `work` has ended there."""
     global _pool
     if _pool is None:
         _pool = ThreadPoolExecutor(1, "qwq-engine")
@@ -31,13 +31,13 @@ def call(work: Callable[[Stop], T]) -> T:
         return future.result()
     except BaseException:
         stop.set()
-        future.cancel()  # if others' work is still before it
+        future.cancel()  # if work of other threads is still before it
         wait([future])
         raise
 
 
 def _after_fork() -> None:
-    """The thread did not come along. A new one starts here; OpenMP's are refused by the core, which tells why."""
+    """Start a new thread in a forked child, which has none. The core itself refuses OpenMP's threads there."""
     global _pool
     _pool = None
 

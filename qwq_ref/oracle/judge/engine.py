@@ -1,6 +1,6 @@
-"""This package's own engine as a `Candidate`: the C core runs the phases, and every layer's output is kept.
+"""This package's own engine as a `Candidate`: a backend runs the phases and shows every layer's output.
 
-A layer is one call into C, so nothing within it can be looked at; the last norm is part of the head's product.
+A layer is one call into C, so the core shows nothing within it. The last norm is part of the head's product.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from ..graph import (
     absolute,
 )
 
-PREFIX = "qwq:"  # what stands before a mode in the place of somebody's files
+PREFIX = "qwq:"  # stands before a mode, in the place of a candidate's files
 
 
 @dataclass(frozen=True)
 class Mode:
-    """How the engine computes: the form of its weights, and that of its cache."""
+    """A weight form with a cache form, such as q4+int8."""
 
     weights: str
     kv: str
@@ -41,17 +41,17 @@ class Mode:
 
     @property
     def precision(self) -> str:
-        """What a candidate in this mode declares: floats are judged as float32, which they are computed in."""
+        """The precision that a candidate in this mode declares: floats are computed and judged as float32."""
         return "fp32" if FORMS[self.weights].floats and self.kv == "fp32" else str(self)
 
 
 def is_mode(precision: str) -> bool:
-    """Whether a declared precision is a mode, in which bits are judged, and none in which errors are."""
+    """Return whether a declared precision is a mode, where bits are compared, and not errors."""
     return "+" in precision or (precision in FORMS and not FORMS[precision].floats)
 
 
 def read_mode(text: str) -> Mode:
-    """ "q4", which has the engine's own cache for it, or "q4+fp32". Raises UsageError."""
+    """Return the mode of a text: "q4+fp32", or "q4" with the cache that goes with it. Raises UsageError."""
     weights, plus, kv = text.partition("+")
     if not plus and weights in FORMS:
         kv = FORMS[weights].kv
@@ -64,7 +64,7 @@ def read_mode(text: str) -> Mode:
 def run_mode(
     mode: Mode, config: Config, weights: Mapping[str, Array], phases: Sequence[Phase], threads: int = 1
 ) -> Candidate:
-    """Pack weights into a mode, and run the phases. Raises CoreError where the core is not built."""
+    """Pack weights into a mode and run the phases. Raises CoreError where the core is not built."""
     packed = pack_weights(config, weights, mode.weights, threads)
     return engine_taps(CoreBackend(config, packed, phases[-1].S, mode.kv, threads=threads), phases)
 
