@@ -16,7 +16,7 @@ def warn() -> None:
     """Warn once, in one line on stderr. PYTHONWARNINGS=ignore silences it, as any warning."""
     message = problem(Path(__file__).parent, sys.path)
     if message is not None:
-        warnings.warn_explicit(message, UserWarning, "qwq_ref", 1, "qwq_ref.startup", _warned)
+        warnings.warn_explicit(message, UserWarning, "qwq_ref", 1, "qwq", _warned)
 
 
 def problem(package: Path, path: Sequence[str]) -> str | None:

@@ -139,7 +139,7 @@ def problems(facts: Mapping[str, Any]) -> list[dict[str, str]]:
 def _core_problems(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
     program, isa = facts["program"], facts["isa"]
     if not program["core"]:
-        why = f"the C core {program['core_problem']}, and NumPy is slow, with fp32 weights only"
+        why = f"the C core {program['core_problem']}, and NumPy is slow, in fp32 only"
         return [(why, "with GCC or Clang, in the sources: pip install --force-reinstall --no-deps .")]
     if isa["forced_by"] and isa["chosen"] != isa["can_run"][-1]:
         way = "unset QWQ_ISA" if isa["forced_by"] == "QWQ_ISA" else "leave out --isa"

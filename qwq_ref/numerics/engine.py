@@ -45,9 +45,11 @@ def prepare(config: Config, weights: Mapping[str, Array], form: str) -> Prepared
     """-> prepared
 
     A checkpoint with every matrix in its form. SwiGLU's beta is folded into gate and up: silu(beta g) u / beta. The
-    embedding is bfloat16 in all forms but fp32.
+    embedding is bfloat16 in all forms but fp32. ValueError for an unknown form.
     """
-    beta = np.float32(config.swiglu_beta)
+    if form not in FORMS:
+        raise ValueError(f"form must be one of {', '.join(FORMS)}, got {form!r}")
+    kept, beta = FORMS[form], np.float32(config.swiglu_beta)
     linears: dict[str, Linear] = {}
     vectors: dict[str, Array] = {}
     for name in config.tensors():
@@ -55,14 +57,14 @@ def prepare(config: Config, weights: Mapping[str, Array], form: str) -> Prepared
         if w.ndim == 1:
             vectors[name] = w
         elif name == "model.embed_tokens.weight":
-            vectors[name] = w if FORMS[form].embedding == "F32" else to_bf16(w)
+            vectors[name] = w if kept.embedding == "F32" else to_bf16(w)
         elif name.endswith("mlp.gate_proj.weight"):
-            linears[name] = matrix(w * beta, FORMS[form].matrix)
+            linears[name] = matrix(w * beta, kept.matrix)
         elif name.endswith("mlp.up_proj.weight"):
-            linears[name] = matrix(w / beta, FORMS[form].matrix)
+            linears[name] = matrix(w / beta, kept.matrix)
         elif name != config.head_name:
-            linears[name] = matrix(w, FORMS[form].matrix)
-    linears[config.head_name] = matrix(np.asarray(weights[config.head_name], np.float32), FORMS[form].head)
+            linears[name] = matrix(w, kept.matrix)
+    linears[config.head_name] = matrix(np.asarray(weights[config.head_name], np.float32), kept.head)
     inv_freq = rope_frequencies(config.rope, config.E)
     positions = np.arange(min(config.positions, CENTER_POSITIONS))
     cos, sin = rope_tables(inv_freq, config.rope.attention_scaling, positions)
