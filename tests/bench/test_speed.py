@@ -1,4 +1,4 @@
-"""The ceilings of a model's speed: arithmetic, and what is measured."""
+"""The ceilings of a model's speed: arithmetic and measurement."""
 
 import pytest
 
@@ -20,7 +20,7 @@ NANO = Config.from_file(resolve("qwq-nano") / "config.json")
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
-    """Little is read, and not for long."""
+    """Read little memory, for a short time."""
     monkeypatch.setattr(measure, "rotation", lambda: 1 << 20)
     monkeypatch.setattr(speeds, "SPAN", 1e-4)
 

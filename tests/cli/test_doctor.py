@@ -1,4 +1,4 @@
-"""`qwq doctor`: the JSON, the screen, the command that it recommends, and machines where something is wrong."""
+"""`qwq doctor`: the JSON, the screen, the recommended command, and machines with problems."""
 
 import json
 import math
@@ -28,7 +28,7 @@ needs_core = pytest.mark.skipif(not core.available(), reason="the C core is not 
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
-    """Little is read, and not for long."""
+    """Read little memory, for a short time."""
     monkeypatch.setattr(measure, "rotation", lambda: 1 << 20)
     monkeypatch.setattr(speeds, "SPAN", 1e-4)
     monkeypatch.delenv("QWQ_ISA", raising=False)
@@ -216,7 +216,7 @@ def test_too_little_memory_to_measure(capsys, monkeypatch):
 @needs_core
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="asks /proc")
 def test_an_array_without_huge_pages_is_seen(monkeypatch):
-    """NumPy reads its variable when it is imported: a process of its own."""
+    """NumPy reads its variable at import, so the test needs a process of its own."""
     if memory.huge_page_mode() != "madvise" or not Path("/proc/self/smaps").exists():
         pytest.skip("huge pages here are not for those who ask")
     command = [sys.executable, "-m", "qwq_ref", "doctor", "-m", "qwq-nano", "--json", "-t", "1"]

@@ -1,4 +1,4 @@
-"""`qwq generate`: what goes to which stream, options, errors, interruptions."""
+"""`qwq generate`: streams, options, errors, interruptions."""
 
 import json
 import os

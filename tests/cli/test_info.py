@@ -1,4 +1,4 @@
-"""`qwq info`: costs by arithmetic, and what a checkpoint or a packed folder holds."""
+"""`qwq info`: costs by arithmetic, and the contents of a checkpoint."""
 
 import json
 

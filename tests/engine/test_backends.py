@@ -1,4 +1,4 @@
-"""The contract of a backend, held by both: rows, taps, roll-backs, refusals. Nobody else asks which backend it is."""
+"""Both backends keep the contract: rows, taps, roll-backs, refusals. No other code asks which backend it is."""
 
 import ast
 
@@ -14,7 +14,7 @@ from tests.support.paths import PACKAGE
 IDS = [5, 9, 1, 200, 7, 7, 30, 12]
 
 
-def test_rows_are_those_that_were_asked_for(random_model):
+def test_rows_are_the_requested_ones(random_model):
     backend = random_model.backend
     wanted = logits(backend, IDS)
     assert wanted.shape == (8, random_model.config.V)
@@ -49,7 +49,7 @@ def test_progress_counts_tokens(random_model):
     assert sum(counts) == pytest.approx(8)
 
 
-def test_a_rolled_back_sequence_has_no_memory_of_it(random_model):
+def test_a_rollback_leaves_no_trace(random_model):
     backend = random_model.backend
     sequence = backend.sequence()
     backend.run(IDS, sequence, LAST)
@@ -65,7 +65,7 @@ def test_a_rolled_back_sequence_has_no_memory_of_it(random_model):
     assert sequence.length == 10
 
 
-def test_sequences_do_not_know_of_each_other(random_model):
+def test_sequences_are_independent(random_model):
     backend = random_model.backend
     one, other = backend.sequence(), backend.sequence()
     backend.run(IDS, one, LAST)
@@ -79,7 +79,7 @@ def run_after(backend, before, ids):
     return backend.run(ids, sequence, ALL)
 
 
-def test_a_filled_sequence_can_go_on(random_model):
+def test_a_filled_sequence_continues(random_model):
     backend, rng = random_model.backend, np.random.default_rng(0)
     sequence = backend.sequence()
     for length in (50, 20, 60):

@@ -1,4 +1,4 @@
-"""The engine's bits, as recorded: every form of weights and cache, on every instruction set, on fixed random models.
+"""The engine's bits equal recorded ones: every weight form and cache form, every instruction set, fixed random models.
 
 A changed hash is a changed result: a packed file or a stored cache of an earlier version would then give other tokens.
 The models are made of raw PCG64 output and exact arithmetic alone, so they are the same with every NumPy.
@@ -77,7 +77,7 @@ RECORDED = {
 
 
 def raw_weights(config, seed):
-    """bfloat16 numbers in float32, most of them small, a few large."""
+    """Return bfloat16 numbers in float32, most of them small, a few large."""
     bits = np.random.PCG64(seed)
     weights = {}
     for name, shape in config.tensors().items():
@@ -91,7 +91,7 @@ def raw_weights(config, seed):
 
 
 def digest(config, weights, form, kv, isa, threads):
-    """Of all logits of a prompt, of decoded tokens, and of tokens after a roll-back."""
+    """Hash the logits of a whole prompt, of decoded tokens, and of tokens after a roll-back."""
     packed = pack_weights(config, weights, form, threads)
     backend = CoreBackend(config, packed, PROMPT + DECODED + 1, kv, isa, threads)
     ids = [(7 * i * i + 3 * i) % config.V for i in range(PROMPT + DECODED)]

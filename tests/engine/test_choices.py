@@ -22,7 +22,7 @@ NANO = Config.from_file(resolve("qwq-nano") / "config.json")
 
 
 def accepts(config, stored, form, kv, context, available):
-    """Whether `load` would go on, and the context that it would make room for."""
+    """Return the context that `load` would make room for; None if it would refuse."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(memory, "available_bytes", lambda: available)
         try:
@@ -36,7 +36,7 @@ def accepts(config, stored, form, kv, context, available):
 
 @st.composite
 def machines(draw):
-    """A config, what its checkpoint holds, and memory near to what one of its forms needs with some context."""
+    """A config, the dtypes of its checkpoint, and about as much memory as one of its forms needs with some context."""
     values = draw(configs()) | {"max_position_embeddings": draw(st.sampled_from([9, 300, 4096, 50_000]))}
     config = Config.from_dict(values)
     stored = draw(st.sampled_from([BF16, {"F32": 1}, {"BF16": 1, "F32": 1}]))
@@ -48,7 +48,7 @@ def machines(draw):
 
 @settings(max_examples=settings.default.max_examples * 2)
 @given(machines())
-def test_the_table_says_what_load_would(planted):
+def test_the_table_agrees_with_load(planted):
     config, stored, available = planted
     table = choosing.choices(config, stored, available)
     if core.available():
@@ -101,7 +101,7 @@ def test_the_best_choice_is_the_most_exact_with_room_and_loads(planted):
 
 @needs_core
 @pytest.mark.parametrize(("form", "kv"), [("bf16", "fp32"), ("q8", "int8"), ("q4", "fp32")])
-def test_a_real_model_loads_with_what_the_table_says_and_not_with_more(monkeypatch, form, kv):
+def test_a_real_model_loads_with_the_largest_context_of_the_table_and_no_more(monkeypatch, form, kv):
     available = sum(fit.core_needs(NANO, form, kv)(700).values())
     (choice,) = [c for c in choosing.choices(NANO, BF16, available) if (c.weights, c.kv) == (form, kv)]
     assert 700 <= choice.largest_context < 1024

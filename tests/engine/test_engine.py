@@ -1,4 +1,4 @@
-"""The engine on the core: the spec's logits within its gates, and the same bits however the work is cut."""
+"""The core gives the spec's logits within its gates, and the same bits for every division of the work."""
 
 import itertools
 import os
@@ -30,7 +30,7 @@ ISAS = core.isas()
 
 
 def last(backend, ids, *cuts, sequence=None):
-    """Logits of the last of ids, run in pieces that end at the cuts."""
+    """Return the logits of the last id; the ids run in pieces that end at the cuts."""
     sequence = sequence or backend.sequence()
     for begin, end in itertools.pairwise([0, *cuts, len(ids)]):
         found = backend.run(ids[begin:end], sequence, LAST)[0]
@@ -54,7 +54,7 @@ def ids(nano):
 
 @pytest.mark.parametrize(("form", "most"), [("fp32", 1e-11), ("bf16", 1e-11), ("q8", 1e-3), ("q4", 5e-2)])
 def test_logits_are_the_specs(nano, ids, form, most):
-    """Floats within the gate of the spec's own float32; the others within what their weights cost."""
+    """Floats stay within the gate of the spec's own float32, the others within the loss of their weights."""
     config, weights = nano
     true = forward(config, weights, ids, dtype=np.float64)[0]
     ours = logits(CoreBackend(config, pack_weights(config, weights, form, 2), 256), ids)
@@ -89,7 +89,7 @@ def test_isa_and_threads_change_no_bit(nano, ids, form, kv, monkeypatch):
 @given(st.data())
 @settings(max_examples=settings.default.max_examples // 6)
 def test_any_architecture(data):
-    """Sizes that are no multiples of anything, tied and untied heads, windows, a beta: against the spec in float64."""
+    """Odd sizes, tied and untied heads, windows, a beta: compared with the spec in float64."""
     values = config_values(tie_word_embeddings=data.draw(st.booleans()))
     if data.draw(st.booleans()):
         values |= {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1}
@@ -130,7 +130,7 @@ class Cuts(RuleBasedStateMachine):
     @precondition(lambda self: self.sequence.length < 60)
     @rule(seed=st.integers(0, 99))
     def try_others(self, seed):
-        """A draft that is thrown away leaves nothing behind."""
+        """A rejected draft leaves no trace."""
         draft = np.random.default_rng(seed).integers(0, self.backend.config.V, 4)
         length = self.sequence.length
         self.backend.run(draft, self.sequence, LAST)
@@ -141,7 +141,7 @@ class Cuts(RuleBasedStateMachine):
 
     @rule()
     def another_sequence(self):
-        """Two sequences know nothing of each other."""
+        """Two sequences are independent."""
         other = self.backend.sequence()
         self.backend.run(self.ids[::-1], other, LAST)
 
@@ -150,7 +150,7 @@ TestCuts = Cuts.TestCase
 TestCuts.settings = settings(max_examples=settings.default.max_examples // 4, stateful_step_count=12)
 
 
-def test_a_layer_refuses_what_it_cannot_hold(nano):
+def test_a_layer_refuses_wrong_shapes_and_positions(nano):
     config, weights = nano
     backend = CoreBackend(config, pack_weights(config, weights, "q8", 1), 16)
     layer = backend.sequence().layers[0]
@@ -176,7 +176,7 @@ def test_a_layer_refuses_what_it_cannot_hold(nano):
     assert lib.qwq_layer_step(ffi.NULL, layer._layer, *[ffi.NULL] * 4, 0, 1, 0, 0, 1) == lib.QWQ_ENULL
 
 
-def test_ids_that_cannot_be_are_refused(nano):
+def test_impossible_ids_are_refused(nano):
     config, weights = nano
     backend = CoreBackend(config, pack_weights(config, weights, "q8", 1), 16)
     for ids in ([], [config.V], [-1], [[1]], [0.5]):
@@ -191,14 +191,14 @@ def test_ids_that_cannot_be_are_refused(nano):
 
 @pytest.fixture(scope="module")
 def wide():
-    """A model whose steps take long enough to be handed to the engine's thread, and to be interrupted."""
+    """A model with steps long enough for the engine's thread, and for an interruption."""
     config = Config.from_dict(config_values(hidden_size=512, intermediate_size=4096, num_hidden_layers=4))
     weights = pack_weights(config, random_weights(config, 0), "q4", 2)
     return CoreBackend(config, weights, 4096, "int8", threads=2)
 
 
-def test_whoever_asks_the_same_thread_computes(wide, monkeypatch):
-    """One team of OpenMP's threads, whatever the application's threads are; short steps stay where they are."""
+def test_one_thread_computes_for_all_callers(wide, monkeypatch):
+    """OpenMP has one team of threads for all threads of the application; short steps run on the calling thread."""
     seen, step = [], Layer.step
     monkeypatch.setattr(Layer, "step", lambda *a: (seen.append(threading.current_thread().name), step(*a))[1])
     ids = np.arange(600) % 50
@@ -216,7 +216,7 @@ def test_whoever_asks_the_same_thread_computes(wide, monkeypatch):
     assert set(seen) == {threading.current_thread().name}
 
 
-def test_an_interrupted_step_leaves_the_sequence_as_it_was(wide, monkeypatch):
+def test_an_interrupted_step_leaves_the_sequence_unchanged(wide, monkeypatch):
     ids = np.random.default_rng(0).integers(0, wide.config.V, 1400)
     wanted = last(wide, ids[:1000], 500)
     sequence = wide.sequence()
@@ -224,7 +224,7 @@ def test_an_interrupted_step_leaves_the_sequence_as_it_was(wide, monkeypatch):
     calls, step = [], Layer.step
 
     def interrupted(self, *arguments):
-        """Ctrl-C, as the main thread gets it, in the midst of the second layer."""
+        """Send Ctrl-C to the main thread during the second layer."""
         calls.append(arguments)
         if len(calls) == 2:
             signal.raise_signal(signal.SIGINT)
@@ -249,8 +249,8 @@ def test_an_interrupted_step_leaves_the_sequence_as_it_was(wide, monkeypatch):
 
 @pytest.mark.parametrize("kv", ["fp32", "int8"])
 @pytest.mark.parametrize("first", [0, 1, 6, 7])
-def test_rows_that_nobody_asks_for(wide, kv, first):
-    """They leave keys and values behind, and nothing else."""
+def test_rows_without_output(wide, kv, first):
+    """They leave keys and values behind, and no output."""
     layers = [CoreBackend(wide.config, wide.weights, 20, kv).sequence().layers[0] for _ in range(2)]
     x = np.random.default_rng(0).standard_normal((7, wide.config.D)).astype(np.float32)
     cos = np.ones((7, wide.config.E // 2), np.float32)
@@ -286,8 +286,8 @@ def test_a_flag_stops_a_layer_and_a_product(wide, kv, T):
     core.matmul(x, wide.weights.head, stop=stop)
 
 
-def test_a_forked_child_is_told_that_it_cannot(wide):
-    """It has neither the engine's thread nor OpenMP's: it must not wait for them."""
+def test_a_forked_child_gets_an_error(wide):
+    """The child has neither the engine's thread nor OpenMP's, and must not wait for them."""
     ids = np.arange(512) % 50
     last(wide, ids)
     child = os.fork()

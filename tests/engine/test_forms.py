@@ -1,4 +1,4 @@
-"""One table of weight forms: `info`, `doctor`, the announcement, the packed file and the memory agree to the byte."""
+"""One table of weight forms: `info`, `doctor`, the announcement, the packed file and memory agree to the byte."""
 
 import dataclasses
 import json
@@ -29,7 +29,7 @@ needs_core = pytest.mark.skipif(not core.available(), reason="the C core is not 
 
 
 def told(capsys, *arguments):
-    """What a command prints as JSON."""
+    """Return the JSON that a command prints."""
     assert main([*arguments, "--json"]) in (0, 1)
     return json.loads(capsys.readouterr().out)
 
@@ -58,8 +58,8 @@ def test_the_table_names_formats_that_exist():
 
 @needs_core
 @pytest.mark.parametrize("form", FORMS)
-def test_every_voice_gives_the_same_bytes(packed, capsys, form):
-    """Of qwq-nano: `info`, `doctor`, the announcement, the file, and what is in memory."""
+def test_all_reports_give_the_same_bytes(packed, capsys, form):
+    """qwq-nano: `info`, `doctor`, the announcement, the file, and the arrays in memory."""
     config = Config.from_file(resolve("qwq-nano") / "config.json")
     with PackedFile(packed / form / packed_name(form)) as file:
         wanted = sum(tensor.nbytes for tensor in file._file.tensors.values())
@@ -145,7 +145,7 @@ def test_forms_to_choose_from():
 
 
 @needs_core
-def test_a_packed_folder_is_reported_as_what_it_holds(packed, capsys, tmp_path):
+def test_reports_of_a_packed_folder_list_its_forms(packed, capsys, tmp_path):
     folder = tmp_path / "two"
     for form in ("q4", "bf16"):
         convert("qwq-nano", folder, form)

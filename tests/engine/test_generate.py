@@ -1,4 +1,4 @@
-"""The model and the loop under `qwq generate`, with both backends: Hugging Face's logits and text, and every limit."""
+"""The model and the loop of `qwq generate`, on both backends: Hugging Face's logits and text, and every limit."""
 
 import json
 
@@ -55,7 +55,7 @@ def test_the_seed_decides(random_model):
 
 def test_padding_rows_are_never_drawn(random_model):
     class Loves:
-        """Logits that want nothing but padding, and after it the last real token."""
+        """A backend whose logits prefer padding, and then the last real token."""
 
         chunk = 10
 
@@ -99,8 +99,8 @@ def test_a_long_prompt_is_read_in_chunks_to_the_same_logits(random_folder, rando
     assert hf.nmse(seen[2][1], whole[-1]) <= 1e-10
 
 
-def test_a_position_draws_the_same_however_it_is_reached(random_model):
-    """Cut after some tokens and go on from there with the same seed: the rest is what it would have been."""
+def test_a_position_has_its_own_random_number(random_model):
+    """A generation that is cut and continued with the same seed gives the same tokens."""
     ids = random_model.prompt_ids("hello")
 
     def go(prompt, count):
@@ -135,7 +135,7 @@ def test_forced_tokens_respect_the_limits(random_model):
         ({"raw": True, "system": "x"}, "raw"),
     ],
 )
-def test_what_is_refused_before_anything_is_computed(random_model, monkeypatch, arguments, field):
+def test_wrong_arguments_are_refused_before_any_computation(random_model, monkeypatch, arguments, field):
     monkeypatch.setattr(random_model, "backend", None)
     with pytest.raises(UsageError) as caught:
         random_model.generate(**{"prompt": "hello"} | arguments)

@@ -1,4 +1,4 @@
-"""Loading: the form and the context that fit in memory, and what is refused before a weight is read."""
+"""Loading: the form and the context that fit in memory, and refusals before any weight is read."""
 
 import itertools
 import re
@@ -42,7 +42,7 @@ def test_the_context_shrinks_to_what_fits_unless_it_was_asked_for(random_folder,
 
 
 def test_memory_is_announced_before_anything_is_read(random_folder, monkeypatch, capfd):
-    """With what will be where; on the command line for a large model, or when asked."""
+    """The line lists weights, cache and scratch. The command prints it for a large model, or with -v."""
     lines = []
     monkeypatch.setattr(Checkpoint, "rows", lambda *a: pytest.fail("it was read"))
     monkeypatch.setattr(Checkpoint, "__getitem__", lambda *a: pytest.fail("it was read"))
@@ -71,7 +71,7 @@ def test_memory_is_announced_before_anything_is_read(random_folder, monkeypatch,
 
 @pytest.mark.skipif(not core.available(), reason="the C core is not built: there was no compiler")
 def test_of_a_large_checkpoint_no_second_copy_stays_in_memory(random_folder, monkeypatch):
-    """What was read is given up, slice by slice: all bytes of all tensors."""
+    """The system is told to forget each slice after its reading: all bytes of all tensors."""
     told = []
     monkeypatch.setattr(safetensors, "forget_range", lambda _, begin, count: told.append((begin, begin + count)))
     qwq_ref.load(random_folder)
@@ -87,7 +87,7 @@ def test_of_a_large_checkpoint_no_second_copy_stays_in_memory(random_folder, mon
 
 @pytest.mark.skipif(not core.available(), reason="the C core is not built: there was no compiler")
 def test_less_memory_takes_smaller_weights(random_folder, monkeypatch):
-    """The most exact that fits; what was asked for, or nothing."""
+    """`load` takes the most exact form that fits, and a requested form or none."""
     needs = {form: sum(core_needs(qwq_ref.load(random_folder).config, form, kv)(256).values()) for form, kv in FORMS}
     assert needs["fp32"] > needs["q8"] > needs["q4"]
     for form, _ in FORMS:
@@ -110,6 +110,6 @@ def test_less_memory_takes_smaller_weights(random_folder, monkeypatch):
         ({"backend": "numpy", "weights": "q4"}, "backend: numpy has fp32 weights"),
     ],
 )
-def test_what_the_engine_does_not_know(random_folder, how, message):
+def test_unknown_choices_are_refused(random_folder, how, message):
     with pytest.raises(UsageError, match=message):
         qwq_ref.load(random_folder, **how)

@@ -17,7 +17,7 @@ def test_a_session_gives_the_logits_of_its_last_token(random_model):
         np.testing.assert_allclose(session.next_logits(), wanted[cut - 1], rtol=0, atol=1e-5)
 
 
-def test_after_a_rollback_the_logits_are_those_of_before(random_model):
+def test_logits_after_a_rollback_are_the_earlier_ones(random_model):
     session = random_model.session()
     seen = []
     for token in IDS:
@@ -33,7 +33,7 @@ def test_after_a_rollback_the_logits_are_those_of_before(random_model):
         assert np.array_equal(session.next_logits(), wanted)
 
 
-def test_what_a_session_does_not_have(random_model):
+def test_impossible_requests_are_refused(random_model):
     session = random_model.session()
     with pytest.raises(ValueError, match="an empty session has no logits"):
         session.next_logits()

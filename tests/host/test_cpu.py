@@ -1,4 +1,4 @@
-"""Facts of planted machines: processors, quotas, memory; and of machines that say nothing, or nonsense."""
+"""Facts of planted machines: processors, quotas, memory; without any files, and with nonsense in them."""
 
 import os
 
@@ -12,7 +12,7 @@ CPU = "sys/devices/system/cpu"
 
 
 def plant(root, files):
-    """path -> text, under a root."""
+    """Write the texts of `files`, by their paths under a root."""
     for name, text in files.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(text)
@@ -89,7 +89,7 @@ def test_cpu_quotas_of_both_versions(tmp_path, lines, files, quota):
     assert doctor.cpu_facts(1, tmp_path)["quota"] == quota
 
 
-def test_a_machine_that_says_nothing(tmp_path):
+def test_a_machine_without_files(tmp_path):
     found = cpu.processors(tmp_path, {0, 1})
     assert (found.usable, found.online) == (2, os.cpu_count())
     assert (found.quota, found.cores, found.nodes, found.last_cache, found.last_caches, found.load) == (None,) * 6
@@ -104,7 +104,7 @@ def test_a_machine_that_says_nothing(tmp_path):
 
 @settings(max_examples=settings.default.max_examples // 2)
 @given(data=st.data())
-def test_whatever_files_hold_nothing_breaks(tmp_path_factory, data):
+def test_nonsense_in_files_breaks_nothing(tmp_path_factory, data):
     root = tmp_path_factory.mktemp("machine")
     files = server() | {"proc/self/cgroup": "0::/a\n", "sys/fs/cgroup/a/cpu.max": "1 1"}
     words = st.text(st.sampled_from("0123456789-, \n:kKM[]max/.²\0"), max_size=12)

@@ -19,7 +19,7 @@ def no_settings(monkeypatch):
 
 
 def pretend(monkeypatch, have):
-    """The processor has these features, and no others."""
+    """Let the processor have these features, and no others."""
     for module in (core, core.isa):
         monkeypatch.setattr(module, "features", lambda: have)
         monkeypatch.setattr(module, "isas", lambda: [isa for isa in core.ISAS if set(core.needs(isa)) <= set(have)])
@@ -98,7 +98,7 @@ def test_a_core_that_cannot_be_loaded_says_why(monkeypatch):
 
 
 def healthy():
-    """Facts in which nothing is wrong."""
+    """Return the facts of a machine without problems."""
     return {
         "program": {"core": True, "core_problem": None},
         "isa": {"chosen": "avx2", "forced_by": None, "why": "", "can_run": ["scalar", "avx2"]},

@@ -15,7 +15,7 @@ def test_available_memory_is_that_of_this_machine():
 
 @pytest.mark.parametrize("version", [1, 2])
 def test_control_groups_limit_what_is_available(tmp_path, version):
-    """The limit of any group around this process counts, less what the group uses."""
+    """The tightest of all groups around this process counts: its limit without its usage."""
     names = {1: ("memory.usage_in_bytes", "memory.limit_in_bytes"), 2: ("memory.current", "memory.max")}[version]
     top = tmp_path / "sys" / "fs" / "cgroup" / {1: "memory", 2: ""}[version]
     inner = top / "outer" / "inner"

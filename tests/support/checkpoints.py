@@ -1,4 +1,4 @@
-"""Small checkpoints on disk: one with random weights, and models that say what they are told."""
+"""Small checkpoints on disk: one with random weights, and models that say a given text."""
 
 import itertools
 import json
@@ -44,7 +44,7 @@ def id_of(token):
 
 
 def scripted_weights(values, successor):
-    """A model of which each token names the next: attention and MLP add nothing, and the head is a table."""
+    """Return weights whose head is a table from each token to the next; attention and MLP add nothing."""
     config = Config.from_dict(values)
     weights = {name: np.zeros(shape, np.float32) for name, shape in config.tensors().items()}
     for name, value in weights.items():
@@ -65,7 +65,7 @@ def random_folder(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def scripted(tmp_path_factory):
-    """-> a function from (thinking, answer) texts to the folder of a model that says them, whatever the prompt."""
+    """Return a function from (thinking, answer) texts to the folder of a model that says them after every prompt."""
     folders = {}
 
     def make(thinking, answer, ends=True):
