@@ -1,4 +1,4 @@
-"""Writing checkpoints: safetensors in bfloat16 or float32, each file whole or not at all."""
+"""Write files that appear only when they are complete: any file, JSON, and safetensors in bfloat16 or float32."""
 
 from __future__ import annotations
 
@@ -12,20 +12,25 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+from safetensors.numpy import save
 
+from ..core import Array
 from ..files import StrPath
-from ..spec.ops import Array, to_bf16
+from .safetensors import DTYPES
+
+_WRITTEN = ("F32", "BF16")
+_METADATA = {"format": "pt"}  # transformers refuses files without it
 
 
 def write_atomically(path: StrPath, write: Callable[[BinaryIO], object]) -> None:
-    """Call `write` on a file that takes the place of `path` afterwards, as `atomic_file` says."""
+    """Call `write` on a file that then replaces `path`, as `atomic_file` does."""
     with atomic_file(path) as file:
         write(file)
 
 
 @contextmanager
 def atomic_file(path: StrPath) -> Iterator[BinaryIO]:
-    """A temporary file beside `path`, put in its place at the end: a crash leaves the old or the new."""
+    """Open a temporary file beside `path` that replaces it at the end. A crash leaves the old file or the new one."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -44,36 +49,33 @@ def atomic_file(path: StrPath) -> Iterator[BinaryIO]:
 
 
 def write_json(path: StrPath, values: Any) -> None:
-    """Indented UTF-8, with a line end."""
+    """Write a value as indented UTF-8 JSON with a final line end."""
     text = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
     write_atomically(path, lambda file: file.write(text.encode("utf-8")))
 
 
 def write_safetensors(path: StrPath, tensors: Mapping[str, Array], dtype: str) -> None:
-    """Name -> float array, as one file. dtype "BF16" rounds to nearest, ties to even; "F32" is exact."""
-    shapes = {name: np.shape(array) for name, array in tensors.items()}
+    """Write name -> float array as one file. Holds a second copy of all of it: `SafetensorsStream` does not.
 
-    def write(file: BinaryIO) -> None:
-        stream = SafetensorsStream(file, shapes, dtype)
-        for name, array in tensors.items():
-            stream.append(name, array)
-
-    write_atomically(path, write)
+    dtype  "BF16", which rounds to nearest, ties to even; or "F32", which is exact
+    """
+    data = save({name: _rounded(array, dtype) for name, array in tensors.items()}, _METADATA)
+    write_atomically(path, lambda file: file.write(data))
 
 
 class SafetensorsStream:
-    """A safetensors file that is written tensor by tensor, as they are made: only their shapes are known before.
+    """A safetensors file that is written tensor by tensor, when only the shapes are known before.
 
-    The format: a length (8 bytes, little-endian), a JSON header padded to 8 bytes, the tensors back to back.
+    The `safetensors` package needs all tensors at once. The format: a length (8 bytes, little-endian), a JSON header
+    padded to 8 bytes, and the tensors back to back.
     """
 
     def __init__(self, file: BinaryIO, shapes: Mapping[str, tuple[int, ...]], dtype: str) -> None:
-        if dtype not in _SIZES:
-            raise ValueError(f"dtype must be one of {', '.join(_SIZES)}, got {dtype!r}")
-        header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # which transformers insists on
+        size = _dtype(dtype).itemsize
+        header: dict[str, Any] = {"__metadata__": _METADATA}
         end = 0
         for name, shape in shapes.items():
-            begin, end = end, end + math.prod(shape) * _SIZES[dtype]
+            begin, end = end, end + math.prod(shape) * size
             header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, end]}
         text = json.dumps(header, separators=(",", ":")).encode("utf-8")
         text += b" " * (-len(text) % 8)
@@ -84,20 +86,21 @@ class SafetensorsStream:
         self._write(len(text).to_bytes(8, "little") + text)
 
     def append(self, name: str, array: Array) -> None:
-        """The next tensor, in the order of the shapes."""
+        """Write the next tensor, in the order of the shapes."""
         assert (name, np.shape(array)) == self._waiting.pop()
-        self._write(_bits(np.asarray(array, np.float32), self._dtype).tobytes())
+        self._write(_rounded(array, self._dtype).tobytes())
 
     def _write(self, data: bytes) -> None:
         self._file.write(data)
         self.digest.update(data)
 
 
-_SIZES = {"F32": 4, "BF16": 2}
+def _dtype(name: str) -> np.dtype[Any]:
+    if name not in _WRITTEN:
+        raise ValueError(f"dtype must be one of {', '.join(_WRITTEN)}, got {name!r}")
+    return DTYPES[name]
 
 
-def _bits(array: Array, dtype: str) -> Array:
-    if dtype == "F32":
-        return array.astype("<f4")
-    rounded: Array = np.asarray(to_bf16(array), np.float32)
-    return (rounded.view(np.uint32) >> 16).astype("<u2")
+def _rounded(array: Array, dtype: str) -> Array:
+    with np.errstate(all="ignore"):  # NaN and infinity pass
+        return np.ascontiguousarray(np.asarray(array, np.float32).astype(_dtype(dtype))).reshape(np.shape(array))
