@@ -1,4 +1,4 @@
-"""Reading files that must not be trusted: sizes, kinds and JSON are checked before anything is kept."""
+"""Read files that must not be trusted: size, kind and JSON are checked first."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _MOST_BUFFERS = 1024  # of one preadv: IOV_MAX of Linux
 
 
 def open_regular(path: StrPath, error: type[QwqError]) -> int:
-    """Open a regular file for reading -> file descriptor, which the caller closes.
+    """Open a regular file for reading. Return the file descriptor, which the caller closes.
 
-    Non-blocking, so that a FIFO or a device cannot hang the process before `fstat` refuses it.
-    Symbolic links are followed: the Hugging Face cache is made of them. Raises `error`.
+    The call does not block, so that a FIFO or a device cannot hang the process before `fstat` refuses it.
+    Symbolic links are followed: the Hugging Face cache consists of them. Raises `error`.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -58,7 +58,7 @@ def pread_exactly(
 
 
 def read_file(path: StrPath, limit: int, error: type[QwqError]) -> bytes:
-    """The whole of a regular file of at most `limit` bytes. Raises `error`."""
+    """Return the contents of a regular file of at most `limit` bytes. Raises `error`."""
     descriptor = open_regular(path, error)
     try:
         size = os.fstat(descriptor).st_size
@@ -74,7 +74,7 @@ def read_file(path: StrPath, limit: int, error: type[QwqError]) -> bytes:
 def parse_json(data: bytes, path: StrPath, error: type[QwqError]) -> dict[str, Any]:
     """Parse a JSON object strictly: UTF-8, no duplicate keys, no NaN or infinity. Raises `error`.
 
-    json.loads alone accepts all three, keeps the last of two equal keys, and reads 1e999 as infinity.
+    `json.loads` alone accepts all three. It keeps the last of two equal keys, and reads 1e999 as infinity.
     """
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -112,5 +112,5 @@ def parse_json(data: bytes, path: StrPath, error: type[QwqError]) -> dict[str, A
 
 
 def read_json(path: StrPath, limit: int, error: type[QwqError]) -> dict[str, Any]:
-    """`parse_json` of a regular file of at most `limit` bytes."""
+    """Parse a regular file of at most `limit` bytes: see `parse_json`."""
     return parse_json(read_file(path, limit, error), Path(path), error)

@@ -40,8 +40,10 @@ def convert(
     progress  called with the number of weights read since its last call, of `footprint.parameters`
 
     One matrix is held in memory at a time, or two of a model whose head is tied to its embedding. The file appears when
-    it is complete; an interrupted run leaves no file. Raises a QwqError before anything is written: for a model that
-    cannot be read or is packed already, a folder that holds something else, or a disk that is too small.
+    it is complete; an interrupted run leaves no file.
+
+    Raises a QwqError before anything is written. The reasons are a model that cannot be read or is packed already, a
+    folder that holds something else, and a disk that is too small.
     """
     if weights not in FORMS:
         raise UsageError(None, "weights", f"must be one of {', '.join(FORMS)}, got {weights[:40]}")

@@ -1,7 +1,7 @@
-"""The file form of packed weights: safetensors whose bytes are those that the kernels read, so that loading is reading.
+"""Files of packed weights: safetensors files whose bytes are those that the kernels read, so that loading is reading.
 
-docs/packed.md is the format. A packed weight is a U8 tensor, and `__metadata__` says what its bytes are; norms, biases
-and whatever else is not packed are F32 or BF16 tensors beside it.
+docs/packed.md specifies the format. A packed weight is a U8 tensor, and `__metadata__` describes its bytes. Norms,
+biases and other arrays that are not packed are F32 or BF16 tensors beside it.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ FORMAT, VERSION = "qwq-packed", "1"
 _DTYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "BF16": np.dtype("<u2")}
 _ALIGNMENT = 64
 _FIELDS = ("codes", "group", "scales", "zero", "shape")  # of an entry in the metadata
-_PIECE_BYTES = 16 << 20  # that a thread reads at a time; many times a huge page, which two threads should not share
+_PIECE_BYTES = 16 << 20  # of one read: many times a huge page, which two threads should not share
 
 
 @dataclass(frozen=True)
 class Stored:
-    """What is stored under a name.
+    """The shape and the format of one tensor in a file.
 
     shape   (N, K) of a packed weight, or that of an array
     format  of a packed weight; None for an array
@@ -56,14 +56,14 @@ class Stored:
 
     @property
     def nbytes(self) -> int:
-        """0 for a format that does not exist, or cannot hold the shape."""
+        """Return the size; 0 for a format that does not exist, or cannot hold the shape."""
         if self.format is None:
             return _DTYPES[self.dtype].itemsize * math.prod(self.shape)
         return core.packed_bytes(self.format, (self.shape[0], self.shape[1]))
 
 
 def write_packed(path: StrPath, weights: Mapping[str, Packed | Array]) -> None:
-    """Name -> packed weight, float32 array or bfloat16 as uint16, as one file, whole or not at all."""
+    """Write packed weights, float32 arrays and bfloat16 as uint16 to one file, which appears when it is complete."""
     with writing(path, {name: Stored.of(weight) for name, weight in weights.items()}) as append:
         for name, weight in weights.items():
             append(name, weight)
@@ -71,9 +71,9 @@ def write_packed(path: StrPath, weights: Mapping[str, Packed | Array]) -> None:
 
 @contextmanager
 def writing(path: StrPath, plan: Mapping[str, Stored]) -> Iterator[Callable[[str, Packed | Array], None]]:
-    """A function append(name, weight) that writes what is planned, as it is made, in any order: one weight is held.
+    """Yield a function append(name, weight) that writes one weight of the plan. Weights may come in any order.
 
-    The file takes the place of `path` at the end, if all weights came. Raises ValueError for what is not planned.
+    The file replaces `path` at the end, if all weights came. Raises ValueError for a weight that is not in the plan.
     """
     header, places = _lay_out(plan)
     with atomic_file(path) as file:
@@ -101,16 +101,16 @@ def read_packed(
     progress: Callable[[int], object] | None = None,
     drop_cache: bool | None = None,
 ) -> dict[str, Packed | Array]:
-    """All weights of a file: see `PackedFile.read`. Raises CheckpointError."""
+    """Return all weights of a file: see `PackedFile.read`. Raises CheckpointError."""
     with PackedFile(path) as file:
         return file.read(threads, progress=progress, drop_cache=drop_cache)
 
 
 class PackedFile:
-    """One open file, of which the header was read and checked against the file's size. Raises CheckpointError.
+    """One open file whose header was read and checked against the file's size. Raises CheckpointError.
 
     weights  name -> Stored, packed ones first
-    nbytes   of memory that `read` takes
+    nbytes   the memory that `read` takes
     """
 
     def __init__(self, path: StrPath) -> None:
@@ -124,7 +124,7 @@ class PackedFile:
         begins = [tensor.begin for tensor in self._file.tensors.values()]
         self._begin = min(begins, default=0)
         self._end = max((tensor.end for tensor in self._file.tensors.values()), default=0)
-        self._origin = self._begin // _ALIGNMENT * _ALIGNMENT  # what lies at the beginning of the memory
+        self._origin = self._begin // _ALIGNMENT * _ALIGNMENT  # the place in the file that the memory begins with
         self.nbytes = self._end - self._origin
 
     def close(self) -> None:
@@ -143,10 +143,11 @@ class PackedFile:
         progress: Callable[[int], object] | None = None,
         drop_cache: bool | None = None,
     ) -> dict[str, Packed | Array]:
-        """The weights, views of one piece of memory that is as long as the file's data, on huge pages.
+        """Return the weights: views of one piece of memory of the size of the file's data, on huge pages.
 
-        `progress` is called with the number of bytes read since its last call, as tqdm's `update` wants it.
-        `drop_cache`: have the system forget its own copy of the file; None: if that has at least `DROP_FROM` bytes.
+        progress    called with the number of bytes read since its last call, as for tqdm's `update`
+        drop_cache  whether the system drops its own copy of the file; None: if that has at least `DROP_FROM` bytes
+
         Raises CheckpointError if the file shrank, MemoryLimitError if there is no such piece of memory.
         """
         try:
@@ -184,10 +185,10 @@ class PackedFile:
 
 
 def _lay_out(plan: Mapping[str, Stored]) -> tuple[bytes, dict[str, int]]:
-    """The beginning of a file, up to its data, and where in it each tensor begins.
+    """Return the beginning of a file, up to its data, and the place of each tensor in the file.
 
-    Packed weights come first: their sizes are multiples of 64, so all of them begin at one. BF16 comes last: of an odd
-    number of elements, it would leave F32 at an odd place.
+    Packed weights come first. Their sizes are multiples of 64, so that all of them begin at such a multiple. BF16 comes
+    last: an odd number of elements would give the next F32 tensor an odd place.
     """
     names = sorted(plan, key=lambda name: (plan[name].format is None, plan[name].dtype == "BF16"))
     packed = {name: _entry(stored.format, stored.shape) for name, stored in plan.items() if stored.format is not None}
@@ -209,7 +210,7 @@ def _lay_out(plan: Mapping[str, Stored]) -> tuple[bytes, dict[str, int]]:
 
 
 def _check(file: SafetensorsFile) -> dict[str, Stored]:
-    """What the metadata says, held against the tensors."""
+    """Check the metadata against the tensors -> name -> Stored."""
     if file.metadata.get("format") != FORMAT:
         raise CheckpointError(file.path, "__metadata__", f"format is not {FORMAT}: this is no file of packed weights")
     version = file.metadata.get("version")
@@ -246,13 +247,13 @@ def _check(file: SafetensorsFile) -> dict[str, Stored]:
 
 
 def _entry(form: Format, shape: tuple[int, ...]) -> dict[str, Any]:
-    """The entry of a packed weight in the metadata."""
+    """Return the entry of a packed weight in the metadata."""
     values = (form.codes, form.group, form.scales, form.zero_point, list(shape))
     return dict(zip(_FIELDS, values, strict=True))
 
 
 def _stored(entry: Any, path: StrPath, name: str) -> Stored:
-    """An entry of the metadata, by itself: {"codes", "group", "scales", "zero", "shape"}."""
+    """Check an entry of the metadata by itself: {"codes", "group", "scales", "zero", "shape"}."""
 
     def error(problem: str) -> CheckpointError:
         return CheckpointError(path, name, f"in the metadata: {problem}")
