@@ -181,7 +181,7 @@ def _compare(options: argparse.Namespace) -> int:
 
 
 def _compare_vectors(options: argparse.Namespace) -> int:
-    from ..oracle.packs.vectors import compare_vectors
+    from ..oracle.judge.vectors import compare_vectors
 
     precisions = _pairs(options.precision, "")
     if precisions.keys() - {""}:

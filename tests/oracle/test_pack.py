@@ -40,6 +40,7 @@ from qwq_ref.formats import Checkpoint, resolve
 from qwq_ref.formats.write import SafetensorsStream, write_json, write_safetensors
 from qwq_ref.host import memory
 from qwq_ref.oracle import Candidate, Golden, compare
+from qwq_ref.oracle.distance import error
 from qwq_ref.oracle.explain.mistakes import MISTAKES
 from qwq_ref.oracle.graph import (
     UNIT,
@@ -49,11 +50,12 @@ from qwq_ref.oracle.graph import (
     shape_of,
     tap_names,
 )
-from qwq_ref.oracle.judge.compare import MARGIN
-from qwq_ref.oracle.judge.metrics import error
-from qwq_ref.oracle.packs import conformance_models, vectors
+
+from qwq_ref.oracle.judge.metrics import MARGIN
 from qwq_ref.oracle.packs import record as record_module
-from qwq_ref.oracle.packs.pack import stored_shape
+from qwq_ref.oracle.judge import vectors as judge_vectors
+from qwq_ref.oracle.packs import shipped_models, vector_cases, vectors
+from qwq_ref.oracle.packs.manifest import stored_shape
 from qwq_ref.oracle.packs.record import record
 from qwq_ref.oracle.packs.sizes import SIZES, reduce
 from qwq_ref.oracle.walk import Stream, Weights, walk
@@ -1294,12 +1296,12 @@ def test_the_fuzzed_pack_was_sound(fuzzed):
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
     folder = tmp_path_factory.mktemp("built")
-    conformance_models.build(folder)
+    shipped_models.build(folder)
     return folder
 
 
 def test_the_set_is_what_its_models_say():
-    assert set(oracle.conformance()) == set(conformance_models.MODELS)
+    assert set(oracle.conformance()) == set(shipped_models.MODELS)
 
 
 @pytest.mark.parametrize("name", oracle.conformance())
@@ -1455,13 +1457,13 @@ OPS = {
 
 @functools.cache
 def all_cases():
-    return list(vectors.cases())
+    return list(vector_cases.cases())
 
 
 def test_the_specs_own_operations_pass():
     assert set(OPS) == {case.op for case in all_cases()}
     for op, function in OPS.items():
-        outcomes = vectors.check_op(op, function)
+        outcomes = judge_vectors.check_op(op, function)
         assert len(outcomes) == sum(case.op == op and "fp32" in case.rounding for case in all_cases()) > 0
 
 
@@ -1525,7 +1527,7 @@ def in_torch(function, dtype):
 @pytest.mark.parametrize("op", TORCH)
 def test_torch_passes(op, precision):
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
-    assert vectors.check_op(op, in_torch(TORCH[op], dtype), precision)
+    assert judge_vectors.check_op(op, in_torch(TORCH[op], dtype), precision)
 
 
 WRONG = {
@@ -1547,7 +1549,7 @@ SHOWN = {"linear": {"bias"}, "rope_tables": {"from-0-yarn", "from-32765-yarn", "
 @pytest.mark.parametrize("op", WRONG)
 def test_wrong_operations_fail(op):
     with np.errstate(all="ignore"), pytest.raises(AssertionError) as caught:
-        vectors.check_op(op, WRONG[op])
+        judge_vectors.check_op(op, WRONG[op])
     lines = str(caught.value).splitlines()
     assert all(line.startswith(f"{op}, ") for line in lines)
     named = {line.partition(": ")[0].removeprefix(f"{op}, ") for line in lines}
@@ -1571,12 +1573,12 @@ def test_results_that_are_none():
         ((case.y, case.y[1:]), "shapes [5, 29], [4, 29], in one pair"),
         (1.01 * case.y, "the largest difference is"),
     ):
-        assert words in vectors.judge(case, result, "fp32").problem
-    assert not vectors.judge(tables, tuple(tables.y), "fp32").problem
-    assert vectors.judge(tables, tuple(tables.y[::-1]), "fp32").problem
+        assert words in judge_vectors.judge(case, result, "fp32").problem
+    assert not judge_vectors.judge(tables, tuple(tables.y), "fp32").problem
+    assert judge_vectors.judge(tables, tuple(tables.y[::-1]), "fp32").problem
     for call in (
-        lambda: vectors.check_op("gelu", spec.swiglu),
-        lambda: vectors.check_op("swiglu", lambda gate, up: 0, "float32"),
+        lambda: judge_vectors.check_op("gelu", spec.swiglu),
+        lambda: judge_vectors.check_op("swiglu", lambda gate, up: 0, "float32"),
     ):
         with pytest.raises(UsageError, match="must be one of"):
             call()
@@ -1586,9 +1588,9 @@ def test_hidden_scores_may_be_any_large_negative_number():
     case = next(case for case in all_cases() if case.op == "attention_scores")
     for hidden in (-np.inf, -65504.0, float(np.finfo(np.float32).min)):
         y = np.where(np.isneginf(case.y), hidden, case.y)
-        assert not vectors.judge(case, y, "fp32").problem
+        assert not judge_vectors.judge(case, y, "fp32").problem
         shown = np.where(np.isneginf(case.y), 0.0, case.y)
-        assert vectors.judge(case, shown, "fp32").problem
+        assert judge_vectors.judge(case, shown, "fp32").problem
 
 
 @pytest.fixture(scope="module")
@@ -1663,7 +1665,7 @@ def outputs(tmp_path_factory):
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_outputs_in_files(written, outputs, precision):
-    outcomes = vectors.compare_vectors(written, outputs, precision)
+    outcomes = judge_vectors.compare_vectors(written, outputs, precision)
     assert len(outcomes) == sum(precision in case.rounding for case in all_cases())
     assert not [outcome.problem for outcome in outcomes if outcome.problem]
 
@@ -1673,21 +1675,23 @@ def test_wrong_outputs_in_files(written, outputs, tmp_path):
     case = next(case for case in all_cases() if case.op == "embed")
     np.save(theirs / "embed" / f"{case.name}.npy", 1.01 * case.y)
     (theirs / "linear.safetensors").unlink()
-    outcomes = vectors.compare_vectors(written, theirs)
+    outcomes = judge_vectors.compare_vectors(written, theirs)
     assert [(o.case.op, o.case.name) for o in outcomes if o.problem] == [("embed", case.name)]
     assert not any(o.case.op == "linear" for o in outcomes)
     np.save(theirs / "embed" / f"{case.name}.npy", case.y.astype(int))
     with pytest.raises(GoldenError, match="is of type"):
-        vectors.compare_vectors(written, theirs)
+        judge_vectors.compare_vectors(written, theirs)
     (theirs / "rope.safetensors").write_bytes(b"broken")
     (theirs / "embed" / f"{case.name}.npy").unlink()
     shutil.rmtree(theirs / "rope", ignore_errors=True)
     with pytest.raises(GoldenError, match="header"):
-        vectors.compare_vectors(written, theirs)
+        judge_vectors.compare_vectors(written, theirs)
     (tmp_path / "none").mkdir()
-    refused(lambda: vectors.compare_vectors(written, tmp_path / "none"), tmp_path / "none", None, "holds no outputs")
+    refused(
+        lambda: judge_vectors.compare_vectors(written, tmp_path / "none"), tmp_path / "none", None, "holds no outputs"
+    )
     with pytest.raises(UsageError, match="must be one of fp32, bf16, fp16, got fp8"):
-        vectors.compare_vectors(written, outputs, "fp8")
+        judge_vectors.compare_vectors(written, outputs, "fp8")
 
 
 C0 = ("cases", 0)

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from qwq_ref.config import Config
-from qwq_ref.oracle.explain.mistakes import BY_NAME, grid_steps
+from qwq_ref.oracle.explain.mistakes import BY_NAME
+from qwq_ref.oracle.explain.mistakes.weights import grid_steps
 from qwq_ref.oracle.graph import (
     CORRECT,
     TRUTH,

@@ -14,7 +14,7 @@ from qwq_ref import oracle
 from qwq_ref.config import Config
 from qwq_ref.oracle.adapters.torch_hooks import torch_taps
 from qwq_ref.oracle.graph import phases_of
-from qwq_ref.oracle.judge.compare import MARGIN
+from qwq_ref.oracle.judge.metrics import MARGIN
 from tests.oracle.test_planted import loud_weights
 from tests.support import hf
 from tests.support.models import config_values, random_weights, yarn

@@ -1,4 +1,4 @@
-"""A candidate: the tensors of somebody else's implementation, whatever of them there is."""
+"""The candidate: the tensors of the implementation under test."""
 
 from __future__ import annotations
 
@@ -7,21 +7,23 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from ...errors import UsageError
 from ...spec.ops import Array
+from ..graph import Phase
 
 Loader = Callable[[], Array]
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """Tensors by (phase, tap), read when they are asked for. Missing ones are normal.
+    """Tensors by (phase, tap), each read on demand. Taps may be missing.
 
-    source     what to call it in a report: a folder, a file
-    tensors    (phase, tap) -> a function that reads it: floating point, in any shape that `fit` takes
-    token_ids  what the model was run on, if it says so
-    precision  "fp32", "bf16" or "fp16" by tap, or for all under ""; what is not declared is told from the values
-    unknown    names in the source that are no tap: reported, not compared
-    notes      what an adapter had to decide: reported
+    source     the name in reports: a folder, a file
+    tensors    (phase, tap) -> a function that reads the tensor: floating point, in any shape that `fit` accepts
+    token_ids  the ids that the model was run on; None if they are not known
+    precision  "fp32", "bf16" or "fp16" by tap, or for all taps under ""; a missing default is detected from the values
+    unknown    names in the source that are no tap; they are reported, not compared
+    notes      decisions of the adapter, for the report
     """
 
     source: str
@@ -32,16 +34,24 @@ class Candidate:
     notes: Sequence[str] = ()
 
 
+def check_phases(phases: Sequence[Phase]) -> None:
+    """Raise UsageError unless the phases begin at position 0 and follow each other without a gap."""
+    if not phases or any(phase.start != sum(p.T for p in phases[:i]) for i, phase in enumerate(phases)):
+        raise UsageError(None, "phases", "must begin at position 0 and follow each other without a gap")
+
+
 class MisfitError(ValueError):
-    """A tensor's shape is not that of its tap, nor one that can be taken for it."""
+    """A tensor whose shape fits its tap in no accepted layout."""
 
 
 def fit(array: Array, shape: tuple[int, ...], tokens: int = 0) -> tuple[Array, bool]:
-    """An array as a candidate gave it -> (in the tap's own shape, whether it is the last row alone).
+    """Bring a candidate's array into the shape of its tap -> (array, whether it is the last row only)
 
-    Implementations add a batch axis of 1, flatten heads or split them, or keep heads before tokens (Hugging Face's
-    [1, H, T, E]; where there are as many tokens as heads, nobody can tell, and it is refused). A prompt whose last row
-    alone was computed is compared there; `tokens` is its axis of tokens. Raises MisfitError for anything else.
+    tokens  the axis of tokens
+
+    Accepted are a batch axis of 1, flattened or split heads, and heads before tokens, as in Hugging Face's
+    [1, H, T, E]. With as many tokens as heads, the last form is ambiguous and refused. An array of one row is the last
+    token's. Raises MisfitError for any other shape.
     """
     if len(shape) == 3 and shape[0] == shape[1] > 1 and tokens == 0 and array.ndim > 3:
         raise MisfitError(
@@ -61,6 +71,6 @@ def fit(array: Array, shape: tuple[int, ...], tokens: int = 0) -> tuple[Array, b
 
 
 def _merges(ours: tuple[int, ...], theirs: tuple[int, ...]) -> bool:
-    """Whether one of two shapes is the other with neighbouring trailing axes merged: [T, H E] and [T, H, E]."""
+    """Whether two shapes differ only by merged trailing axes: [T, H E] and [T, H, E]."""
     short, long = sorted((ours, theirs), key=len)
     return short == long or (len(short) >= 1 and short[:-1] == long[: len(short) - 1])

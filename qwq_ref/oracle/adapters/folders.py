@@ -1,6 +1,6 @@
-"""What people have, as a `Candidate`: folders of .npy, .safetensors and .npz files, under any names.
+"""Folders of .npy, .safetensors and .npz files as a candidate.
 
-Opening looks at names and headers; a tensor is read when it is asked for. docs/adapters.md is the manual.
+Opening reads names and headers only; a tensor is read on demand. docs/adapters.md is the manual.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from typing import Any
 
 from ...config import Config
 from ...errors import GoldenError, UsageError
-from ...files import StrPath, read_json
+from ...files import StrPath
 from ...formats.safetensors import SafetensorsFile
 from ...spec.ops import Array
+from ..packs.manifest import FORMAT, MANIFEST, PRECISIONS, read_values
 from ..packs.npy import Npy, npy_file, open_archive
-from ..packs.pack import FORMAT, MANIFEST, as_golden_error
+from ..packs.pack import as_golden_error
 from .candidate import Candidate, Loader, MisfitError
 from .namemap import (
-    PRECISIONS,
     TOKEN_IDS,
     NameMap,
     Take,
@@ -30,22 +30,21 @@ from .namemap import (
     read_precision,
 )
 
-_MANIFEST_BYTES = 64 << 20
 _MAX_IDS = 1 << 24
 _REDUCED = ("stats", "sketch")
 
-Place = Callable[[str], tuple[str, str, str]]  # a tensor's name in a file -> its phase, its name, its label
+Place = Callable[[str], tuple[str, str, str]]  # the name of a tensor in a file -> (phase, name, label)
 
 
 @dataclass(frozen=True)
 class _Stored:
     """One array of a source, not read yet.
 
-    phase  that it belongs to
-    name   as a name map knows it
-    label  as people know it: a file in the folder, a tensor in a file
-    array  a .npy, or the function that reads a tensor
-    where  the file and the field of its errors
+    phase  its phase
+    name   its name, as a name map matches it
+    label  its name in messages: a file in the folder, a tensor in a file
+    array  a .npy, or a function that reads a tensor
+    where  file and field of its errors
     """
 
     phase: str
@@ -64,7 +63,7 @@ class _Stored:
 
 @dataclass
 class _Source:
-    """What a folder or file turned out to hold."""
+    """The contents of a folder or file: arrays, other names, and the values of its manifest."""
 
     arrays: list[_Stored] = field(default_factory=list)
     others: list[str] = field(default_factory=list)
@@ -74,13 +73,13 @@ class _Source:
 def open_candidate(
     path: StrPath, config: Config, name_map: StrPath | None = None, *, precision: str | None = None
 ) -> Candidate:
-    """A folder, or one .safetensors or .npz file -> the tensors in it that are taps of this config.
+    """Open a folder, a .safetensors or a .npz file as a candidate.
 
-    name_map   a .yaml or .json file that says how the tensors are called and laid out
-    precision  "fp32", "bf16" or "fp16": of all tensors, whatever the source or the map declares
+    name_map   a .yaml or .json file with the names and layouts of the tensors
+    precision  "fp32", "bf16" or "fp16", of all tensors; overrides the source and the map
 
-    Files stay open for as long as the Candidate lives. Raises GoldenError, also when a tensor is read; UsageError for
-    a precision that is none.
+    Files stay open as long as the Candidate lives. Raises GoldenError, also when a tensor is read; UsageError for an
+    unknown precision.
     """
     path = Path(path)
     if precision is not None and precision not in PRECISIONS:
@@ -150,7 +149,7 @@ def _loader(stored: _Stored, take: Take) -> Loader:
 
 
 def _folder(path: Path, names: NameMap) -> _Source:
-    """Files of the folder, and of its subfolders that are named for a phase; nothing below those."""
+    """Read a folder, and its subfolders that are named after a phase; deeper folders are left out."""
     source = _Source()
     for name, is_folder in _listing(path):
         inner, phase = path / name, names.phase(name)
@@ -163,7 +162,7 @@ def _folder(path: Path, names: NameMap) -> _Source:
         elif is_folder:
             source.others.append(f"{name}/")
         elif name == MANIFEST:
-            source.manifest = read_json(inner, _MANIFEST_BYTES, GoldenError)
+            source.manifest = read_values(inner)
         elif name.endswith(".npy"):
             source.arrays.append(_npy(inner, "prompt", name))
         elif inner.suffix in _ARCHIVES and (phase := names.phase(inner.stem)) is not None:
@@ -174,7 +173,7 @@ def _folder(path: Path, names: NameMap) -> _Source:
 
 
 def _listing(folder: Path) -> list[tuple[str, bool]]:
-    """[(name, whether it is a folder)], sorted."""
+    """-> [(name, whether it is a folder)], sorted"""
     try:
         with os.scandir(folder) as entries:
             return sorted((entry.name, entry.is_dir()) for entry in entries)
@@ -191,7 +190,7 @@ def _npy(path: Path, phase: str, label: str) -> _Stored:
 
 
 def _file(path: Path, names: NameMap) -> _Source:
-    """One file with all the tensors, whose names may begin with a phase and a slash."""
+    """Read one file with all tensors. Their names may begin with a phase and a slash."""
     if not os.path.lexists(path):
         raise GoldenError(path, None, "no such file or folder")
     if path.suffix not in _ARCHIVES:
@@ -208,7 +207,7 @@ def _file(path: Path, names: NameMap) -> _Source:
 
 
 class _OpenFile:
-    """A safetensors file that is closed when nobody can read from it any more."""
+    """A safetensors file that closes itself when its last reader is gone."""
 
     def __init__(self, path: Path) -> None:
         with as_golden_error():
@@ -236,13 +235,13 @@ _ARCHIVES: dict[str, Callable[[Path, _Source, Place], None]] = {".safetensors": 
 
 
 def _reduced(manifest: Mapping[str, Any]) -> frozenset[str]:
-    """What a golden pack keeps as statistics or sketches: not the tap itself, so nothing to compare."""
+    """Return the taps that a golden pack keeps as statistics or sketches. They cannot be compared."""
     sizes = manifest.get("taps") if manifest.get("format") == FORMAT else None
     return frozenset(tap for tap, size in sizes.items() if size in _REDUCED) if isinstance(sizes, dict) else frozenset()
 
 
 def _precision(argument: str | None, names: NameMap, manifest: Mapping[str, Any], path: Path) -> dict[str, str]:
-    """What is declared: by the caller of everything; else by the map, before the manifest."""
+    """Return the declared precision: the argument, or else the map's, or else the manifest's."""
     if argument is not None:
         return {"": argument}
     declared = {}
@@ -254,7 +253,7 @@ def _precision(argument: str | None, names: NameMap, manifest: Mapping[str, Any]
 def _token_ids(
     manifest: Mapping[str, Any], path: Path, arrays: Mapping[str, _Stored], config: Config
 ) -> list[int] | None:
-    """From the manifest, or the arrays of that name: one of all tokens, or one for each phase."""
+    """Return the ids of the manifest, or of the arrays of that name: one of all tokens, or one a phase."""
     declared = None
     if "token_ids" in manifest:
         declared = _checked_ids(manifest["token_ids"], config, (path, TOKEN_IDS))

@@ -1,6 +1,6 @@
-"""A running torch model as a `Candidate`: hooks on its modules, while it is fed the phases one after the other.
+"""A running torch model as a candidate: hooks on its modules keep the taps while it computes the phases.
 
-torch is imported by those who call this, and transformers by nobody: the model brings it.
+torch is imported when a function runs. transformers is not imported here: the model needs it.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from ..graph import (
     SIN,
     Phase,
 )
-from .candidate import Candidate, Loader, MisfitError
+from .candidate import Candidate, Loader, MisfitError, check_phases
 from .namemap import Take, read_name_map
 
-Call = Callable[[Any, Any], Any]  # (ids [1, T] as a tensor, the cache, None at first) -> the cache of all so far
+Call = Callable[[Any, Any], Any]  # (ids [1, T] as a tensor, the cache or None) -> the new cache
 Keep = Callable[[str, Any], None]
 _SCORES = "self_attn.scores"
 _PROBS = "self_attn.probs"
@@ -45,21 +45,20 @@ def torch_taps(
     config: Config | None = None,
     call: Call | None = None,
 ) -> Candidate:
-    """Run the phases through a torch model -> what its modules gave, in memory, as float32 (float64 where it is that).
+    """Run the phases through a torch model, and keep its taps in memory, in float32 or float64.
 
-    A Hugging Face `Qwen2ForCausalLM` needs nothing else. Of any other model, the outputs of modules are tensors named
-    by `named_modules()`, and the first input of each is that name and ":input": a name map says which taps they are.
+    A Hugging Face `Qwen2ForCausalLM` needs no other argument. Any other model needs a name map: the output of a module
+    has its name in `named_modules()`, and its first input has that name with ":input".
 
-    taps      patterns of tap names, as of a shell, that are kept
-    name_map  a .yaml or .json file; then `config` and `call` are needed, too
+    taps      shell patterns of the taps to keep
+    name_map  a .yaml or .json file; it needs `config` and `call`, too
     call      runs the model: (ids [1, T] on the model's device, cache) -> cache; the first cache is None
 
-    Raises UsageError, and GoldenError for the map and for tensors that it does not fit.
+    Raises UsageError; GoldenError for the map, and for tensors that do not fit it.
     """
     if getattr(model, "training", False):
         raise UsageError(None, "model", "is in training mode; call .eval() first")
-    if not phases or any(phase.start != sum(p.T for p in phases[:i]) for i, phase in enumerate(phases)):
-        raise UsageError(None, "phases", "must begin at position 0 and follow each other without a gap")
+    check_phases(phases)
     notes: list[str] = []
     if name_map is None:
         tensors = _run_qwen2(model, phases, taps, notes)
@@ -77,10 +76,10 @@ def torch_taps(
 
 
 def run(model: Any, ids: Sequence[int], cache: Any = None) -> tuple[dict[str, Array], Any]:
-    """One call of a Hugging Face `Qwen2ForCausalLM` -> ({tap: array}, cache)
+    """Call a Hugging Face `Qwen2ForCausalLM` once -> ({tap: array}, cache)
 
-    In the spec's shapes: no batch axis, heads split and behind tokens. bfloat16 and float16 come back as float32.
-    Scores are those after the mask, with -inf where it hides. Only eager attention has them, and probabilities.
+    The arrays have the spec's shapes: no batch axis, heads split and behind tokens. bfloat16 and float16 become
+    float32. Scores include the mask, as -inf. Only eager attention has scores and probabilities.
     """
     import torch
 
@@ -120,11 +119,10 @@ def _run_qwen2(
 
 @contextlib.contextmanager
 def _hooked(model: Any, keep: Keep) -> Iterator[None]:
-    """Every tap of a Qwen2ForCausalLM is kept while this lasts.
+    """Keep every tap of a Qwen2ForCausalLM inside this context.
 
-    What no module returns is taken from the functions between them. softmax is seen by a function mode of this thread.
-    Turning a head is a function of transformers, not of torch: it is wrapped in its own module for as long as this
-    lasts. Which layer calls them is what the hooks of its attention say.
+    Some taps are no module's output. A function mode of torch sees the softmax of this thread. RoPE is a function of
+    transformers, so a wrapper replaces it inside this context. Hooks on the attention modules tell the layer.
     """
     import torch
 
@@ -153,7 +151,7 @@ def _hooked(model: Any, keep: Keep) -> Iterator[None]:
 
     def projection(path: str, module: Any) -> None:
         def hook(m: Any, args: Any, result: Any) -> None:
-            # Quantised and offloaded weights are no matrices that could be used here; the tap is left out then.
+            # Quantised and offloaded weights cannot be multiplied here; their tap is left out.
             if isinstance(m, torch.nn.Linear) and m.weight.is_floating_point() and not m.weight.is_meta:
                 keep(f"{path}_matmul", torch.nn.functional.linear(args[0], m.weight)[0])
             keep(f"{path}_proj", result[0])
@@ -188,7 +186,7 @@ def _hooked(model: Any, keep: Keep) -> Iterator[None]:
             if current and getattr(func, "__name__", "") == "softmax":
                 path, x = f"model.layers.{current[0]}", args[0] if args else kwargs["input"]
                 keep(f"{path}.{_SCORES}", torch.where(x <= torch.finfo(x.dtype).min / 2, -torch.inf, x)[0])
-                # HF casts the float32 result at once; the tap is what attention goes on with.
+                # HF casts the float32 result at once; attention continues with the cast one.
                 keep(f"{path}.{_PROBS}", result.to(x.dtype)[0])
             return result
 
@@ -212,10 +210,10 @@ def _hooked(model: Any, keep: Keep) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _rotation_seen(module_name: str, turned: Callable[[Any, Any], None]) -> Iterator[None]:
-    """`turned(q, k)` gets what each call of the module's apply_rotary_pos_emb returns, both [1, heads, T, E]."""
+    """Call `turned(q, k)` with the result of each apply_rotary_pos_emb of the module, both [1, heads, T, E]."""
     module = sys.modules[module_name]
     rotate = getattr(module, _ROTATE, None)
-    if rotate is None:  # code of its own: the two taps are left out
+    if rotate is None:  # other code: the two taps are left out
         yield
         return
 
@@ -294,7 +292,7 @@ def _first(result: Any) -> Any:
 
 
 def _array(value: Any) -> Array:
-    """A tensor of any type and device -> a copy in NumPy; all but float64 as float32."""
+    """Copy a tensor of any type and device to NumPy: float64 as it is, all others as float32."""
     import torch
 
     value = value.detach()
@@ -307,7 +305,7 @@ def _giving(array: Array) -> Loader:
 
 
 def _precision(model: Any, notes: list[str]) -> dict[str, str]:
-    """Of the whole model, if all of it has one type."""
+    """Return the precision of the whole model, if all parameters have one type."""
     import torch
 
     names = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}

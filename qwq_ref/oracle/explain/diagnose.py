@@ -16,6 +16,7 @@ import numpy as np
 from ...config import Config
 from ...spec.ops import Array
 from ..adapters.candidate import MisfitError
+from ..distance import error
 from ..graph import (
     CORRECT,
     TRUTH,
@@ -26,15 +27,10 @@ from ..graph import (
     split_name,
     tap_names,
 )
-from ..judge.compare import (
-    MARGIN,
-    Comparison,
-    TapResult,
-    Theirs,
-    allowed_of,
-    localise,
-)
-from ..judge.metrics import error, seen, sentinel_for
+from ..judge.compare import Comparison, TapResult, allowed_of
+from ..judge.localise import localise
+from ..judge.metrics import MARGIN, seen, sentinel_for
+from ..judge.theirs import Theirs
 from ..walk import Stream, Weights, walk
 from .mistakes import MISTAKES, Mistake
 

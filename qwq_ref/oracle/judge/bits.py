@@ -1,13 +1,12 @@
-"""Judging a candidate in one of the engine's modes, where the reference is a function that leaves no rounding open.
+"""Judging a candidate in a mode of the engine, by its bits.
 
-Weights, activations and the cache are rounded by design there, so float32's tolerances mean nothing.
-`numerics.engine` says what a mode computes; a result is right if it has the bits that the mode makes of the candidate's
-own inputs.
+A mode rounds weights, activations and the cache on purpose, so float32's tolerances do not apply. `numerics.engine`
+defines every bit of a mode. A result is right if it has the bits that the mode computes from the candidate's own
+inputs.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -17,6 +16,7 @@ from ...errors import GoldenError
 from ...numerics import engine
 from ...spec.ops import Array, embed
 from ..adapters.candidate import Candidate, MisfitError
+from ..distance import distance, error
 from ..graph import (
     COS,
     EMBED,
@@ -34,34 +34,33 @@ from ..walk import Weights
 from .compare import (
     Comparison,
     TapResult,
-    Theirs,
     check_digests,
     other_tokens,
-    spans,
 )
 from .engine import Mode
-from .metrics import distance, error, logit_metrics
+from .localise import MOST_SPANS, spans
+from .metrics import logit_metrics
+from .theirs import Theirs
 
 Values = dict[tuple[str, str], Array]  # by phase and tap
 
 
 def compare_bits(golden: Golden, candidate: Candidate, weights: Mapping[str, Array], mode: Mode) -> Comparison:
-    """Hold every tap that the candidate has, and that the mode makes, against the mode's bits.
+    """Compare the bits of every tap that both the candidate and the mode have.
 
-    Of the pack's values, only the logits are read: they say how far the mode is from the truth. A layer is judged on
-    its input, so of several of its results that differ, the first is to blame.
+    Of the pack, only the logits are read, to measure the distance of the mode from the truth. A layer is judged on its
+    input; if several of its results differ, the first is to blame.
 
-    Raises GoldenError for weights that are not those that the pack was recorded from.
+    Raises GoldenError for weights of another model.
     """
     config, phases = golden.manifest.config, golden.manifest.phases
-    if candidate.token_ids is not None and list(candidate.token_ids) != golden.manifest.token_ids:
-        mismatch = other_tokens(list(candidate.token_ids), golden.manifest.token_ids)
+    if mismatch := other_tokens(candidate.token_ids, golden.manifest.token_ids):
         return Comparison((), (), "", None, mismatch=mismatch)
     reader = Weights(weights, digest=True)
     prepared = engine.prepare(config, {name: reader.vector(name) for name in config.tensors()}, mode.weights)
     check_digests(golden, reader)
 
-    theirs = Theirs(golden, dataclasses.replace(candidate, precision={}), "fp32")
+    theirs = Theirs(golden, candidate, {"": "fp32"})
     of_tokens = _run(config, prepared, phases, mode.kv, None)
     with np.errstate(all="ignore"):  # a candidate's values may be anything
         of_inputs = _run(config, prepared, phases, mode.kv, theirs)
@@ -100,7 +99,7 @@ def compare_bits(golden: Golden, candidate: Candidate, weights: Mapping[str, Arr
 
 
 def _run(config: Config, prepared: engine.Prepared, phases: Sequence[Phase], kv: str, theirs: Theirs | None) -> Values:
-    """`engine.backends.core`, phase by phase: of its own values, or wherever a layer begins or ends of theirs."""
+    """Run the mode phase by phase; with `theirs`, put their values in place at the ends of layers."""
     made: Values = {}
     cache = list(engine.empty_cache(config, kv))
     for phase in phases:
@@ -133,13 +132,13 @@ def _run(config: Config, prepared: engine.Prepared, phases: Sequence[Phase], kv:
 
 
 def _same(value: Array, right: Array) -> Array:
-    """Where two arrays have the same bits; the bits of a NaN are open."""
+    """Compare the bits of two arrays; any NaN equals any other."""
     equal = (value == right) & (np.signbit(value) == np.signbit(right))
     return np.asarray(equal | (np.isnan(value) & np.isnan(right)))
 
 
 def _unit(tap: str) -> str:
-    """What is computed as one, from its input on: a layer, the last norm and the head."""
+    """Return the name of the unit that computes a tap: a layer, or the last norm with the head."""
     layer, name = split_name(tap)
     if layer is None or name == "resid_pre":
         return LOGITS if tap == NORM else tap
@@ -147,15 +146,15 @@ def _unit(tap: str) -> str:
 
 
 def _where(value: Array, own: Array, tap: str) -> str:
-    """Which tokens differ, if not all do."""
+    """Return the tokens that differ, in words; empty if all do."""
     others = tuple(i for i, letter in enumerate(letters(tap)) if letter != "T")
     wrong = np.flatnonzero(~_same(value, own).all(axis=others))
     count = value.shape[letters(tap).index("T")]
-    return f"token {spans(wrong)} of {count}" if len(wrong) < count else ""
+    return f"token {spans(wrong, MOST_SPANS)} of {count}" if len(wrong) < count else ""
 
 
 def _against_truth(golden: Golden, phase: Phase, value: Array, last: bool) -> dict[str, object] | None:
-    """How far a mode's logits are from those of the pack, float64's, if it keeps them."""
+    """Compare the logits with the float64 logits of the pack, if it keeps them."""
     size = golden.manifest.sizes.get(LOGITS)
     if size not in ("full", "last") or not np.isfinite(value).all():
         return None

@@ -18,7 +18,7 @@ from ...engine.packing import pack_weights
 from ...errors import UsageError
 from ...forms import FORMS, KV_FORMS
 from ...spec.ops import Array
-from ..adapters.candidate import Candidate
+from ..adapters.candidate import Candidate, check_phases
 from ..graph import (
     EMBED,
     LOGITS,
@@ -80,8 +80,7 @@ def engine_taps(
 
     Raises UsageError for phases that do not begin at 0 and follow each other.
     """
-    if not phases or any(phase.start != sum(p.T for p in phases[:i]) for i, phase in enumerate(phases)):
-        raise UsageError(None, "phases", "must begin at position 0 and follow each other without a gap")
+    check_phases(phases)
     outputs = [absolute(i, "resid_post") for i in range(backend.config.L)]
     shown, partly = {EMBED, *outputs, LOGITS}, (outputs[-1], LOGITS)
     pieces: dict[tuple[str, str], list[Array]] = {}

@@ -1,4 +1,4 @@
-"""Recording a golden pack: one pass over the weights, a block of a matrix at a time, in every arithmetic at once."""
+"""Recording a golden pack: one pass over the weights, block by block, computes all arithmetics side by side."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import contextlib
 import fnmatch
 import math
 import os
-import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
@@ -18,7 +17,8 @@ from ...errors import GoldenError, UsageError
 from ...files import StrPath
 from ...formats.write import SafetensorsStream, write_json
 from ...host import memory
-from ...spec.ops import Array
+from ...spec.ops import Array, to_bf16
+from ..distance import error
 from ..graph import (
     CORRECT,
     LAYER,
@@ -32,22 +32,22 @@ from ..graph import (
     split_name,
     tap_names,
 )
-from ..judge.metrics import error
 from ..walk import (
     Stream,
     Weights,
     check_weights,
     walk,
 )
-from .pack import Manifest, stored_shape, write_manifest
+from .folder import new_folder
+from .manifest import Manifest, stored_shape, write_manifest
 from .sizes import SIZES, reduce
 
-_SMALLEST_BLOCK, _LARGEST_BLOCK = 1 << 19, 4 << 20  # what is larger leaves the cache
-# Copies of a block that are alive at once: as read, in float64, rounded to bfloat16 and float16, and on the way there.
+_SMALLEST_BLOCK, _LARGEST_BLOCK = 1 << 19, 4 << 20  # larger blocks leave the processor's cache
+# Copies of a block alive at once: as read, in float64, rounded to bfloat16 and float16, and intermediate ones.
 _COPIES = 9
 _COPIES_A_THREAD = 4
-_WHOLE_COPIES = 6  # of a tensor that is rounded to bfloat16 and written
-_MOST = 300_000  # tensors in a pack: its manifest must be short enough to be read again
+_WHOLE_COPIES = 6  # of a tensor while it is rounded to bfloat16 and written
+_MAX_TENSORS = 300_000  # tensors in a pack; the reader limits the length of a manifest
 MODEL = "model"
 
 
@@ -67,40 +67,35 @@ def record(
     threads: int = 1,
     progress: Callable[[int], object] = lambda count: None,
 ) -> Path:
-    """Record a pack of a model -> its folder.
+    """Record a golden pack of a model -> its folder
 
-    weights          by the names of `Config.tensors()`: a mapping, or a Checkpoint, which is read a block at a time
-    token_ids        the last `decode` of them are fed one at a time after the others
-    taps             patterns of tap names, as of a shell, that are kept
-    layers           of these layers only; taps outside of the layers are not concerned
-    sizes            what is kept of them: one of full, last, stats, sketch, or patterns -> one; the first that fits, or
-                     else full
-    max_memory       bytes that this process may hold; None: what the system has to spare
-    include_weights  put the model itself into the pack (bfloat16 where that loses nothing, else float32)
-    threads          that share the work on each block; give a BLAS one of its own then
-    progress         called with the number of parameters read since its last call, of `parameters(config)`
+    weights          name -> array, by the names of `Config.tensors()`; a Checkpoint is read a block at a time
+    token_ids        the prompt, then `decode` ids that are fed one at a time
+    taps             shell patterns of the taps to keep
+    layers           layers to keep; None: all. Taps outside the layers are kept in any case
+    sizes            how much of a tap to keep: full, last, stats or sketch; or pattern -> size: the first match counts,
+                     and full without a match
+    max_memory       bytes that this process may hold; None: the memory that the system has available
+    include_weights  put the model into the pack: in bfloat16 if that is exact, else in float32
+    threads          threads that share the work on each block; set the BLAS to one thread
+    progress         called with the number of parameters read since its last call, of `parameters(config)` in all
 
-    Raises UsageError, and MemoryLimitError before anything is read; GoldenError for weights that overflow float32. What
-    is interrupted leaves nothing behind.
+    An interrupted call leaves nothing behind. Raises UsageError; MemoryLimitError before anything is read; GoldenError
+    for weights that overflow float32.
     """
     out = Path(out)
     phases = _checked_phases(config, token_ids, decode)
     kept = _kept(config, taps, layers, sizes)
-    if len(phases) * len(kept) > _MOST:
-        raise UsageError(None, "decode", f"makes {len(phases)} phases of {len(kept)} taps; at most {_MOST:,} in all")
+    if len(phases) * len(kept) > _MAX_TENSORS:
+        raise UsageError(
+            None, "decode", f"makes {len(phases)} phases of {len(kept)} taps; at most {_MAX_TENSORS:,} in all"
+        )
     if misfit := check_weights(config, weights):
         raise UsageError(name or None, "weights", misfit)
-    if os.path.lexists(out):
-        raise UsageError(out, None, "exists already; a pack is written to a new folder")
     plain = [TRUTH, *(arithmetic for several in CORRECT.values() for arithmetic in several)]
     block_bytes = _block_bytes(config, phases, len(plain), max_memory, name or out, include_weights, threads)
     reader = Weights(weights, block_bytes, digest=True, progress=progress)
-    unfinished = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    try:
-        unfinished.mkdir(parents=True)
-    except OSError as problem:
-        raise UsageError(out, None, f"cannot be written ({problem.strerror})") from None
-    try:
+    with new_folder(out, "a pack") as unfinished:
         with contextlib.ExitStack() as files:
             streams = {
                 phase.name: SafetensorsStream(
@@ -141,25 +136,19 @@ def record(
             files_of,
             MODEL if include_weights else None,
         )
-        write_manifest(unfinished, manifest)
-        unfinished.rename(out)
-    except BaseException as problem:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        if isinstance(problem, OSError):
-            raise UsageError(out, None, f"cannot be written ({problem.strerror})") from None
-        raise
+        write_manifest(unfinished, manifest.to_dict())
     return out
 
 
 def _holds(right: Array, tap: str) -> bool:
-    """Whether float32 holds every value; hidden scores are -inf."""
+    """Whether float32 holds every value. Scores of hidden keys may be -inf."""
     finite = np.abs(right) <= np.finfo(np.float32).max
     return bool((finite | np.isneginf(right) if tap.endswith(".scores") else finite).all())
 
 
 @contextlib.contextmanager
 def _new(path: Path) -> Iterator[BinaryIO]:
-    """A new file; on disk for good when it is left."""
+    """Open a new file; at the end, force it to disk."""
     with open(path, "wb") as file:
         yield file
         file.flush()
@@ -177,7 +166,7 @@ def _checked_phases(config: Config, token_ids: Sequence[int], decode: int) -> tu
 def _kept(
     config: Config, taps: Sequence[str], layers: Collection[int] | None, sizes: str | Mapping[str, str]
 ) -> dict[str, str]:
-    """Tap -> size, of those that are kept."""
+    """-> tap: size, of the taps to keep"""
     by_pattern = {"*": sizes} if isinstance(sizes, str) else dict(sizes)
     for size in by_pattern.values():
         if size not in SIZES:
@@ -211,11 +200,11 @@ def _block_bytes(
     include_weights: bool,
     threads: int,
 ) -> int:
-    """How much of a matrix to hold at once. Raises MemoryLimitError if even a little does not fit."""
+    """Return the bytes of a matrix to hold at once. Raises MemoryLimitError if the smallest block does not fit."""
     names = [f"model.layers.0.{op.tap}" for op in LAYER]
     per_layer = sum(math.prod(shape_of(tap, config, phase)) for tap in names for phase in phases)
     logits = sum(math.prod(shape_of(LOGITS, config, phase)) for phase in phases)
-    # float64 for the truth, float32 for the others, and two float64 copies of one result while it is measured.
+    # The truth in float64, the others in float32, and two float64 copies of one result while it is measured.
     activations = 4 * (streams + 1) * max(per_layer, 2 * logits) + 16 * max(logits, per_layer // 4)
     vectors = 16 * max(config.D, config.H * config.E)
     copies = _COPIES + _COPIES_A_THREAD * (threads - 1)
@@ -226,7 +215,7 @@ def _block_bytes(
         "results": activations,
         "a block of weights": copies * _SMALLEST_BLOCK + vectors,
     }
-    if include_weights:  # a whole tensor at a time
+    if include_weights:  # tensors are copied whole
         parts["copying the weights"] = _WHOLE_COPIES * 4 * max(math.prod(shape) for shape in config.tensors().values())
     memory.require(parts, model, available)
     spare = available - held - activations - vectors
@@ -234,7 +223,7 @@ def _block_bytes(
 
 
 def _smoothed(rounding: dict[str, dict[str, dict[str, float]]]) -> dict[str, dict[str, dict[str, float]]]:
-    """Steps of decoding have one token each, so few numbers: what is allowed in one of them is allowed in all."""
+    """Give all decode steps the largest rounding among them: one step has one token, too few numbers to measure."""
     steps = [taps for phase, taps in rounding.items() if phase != "prompt"]
     for tap in rounding["prompt"] if steps else ():
         worst = {precision: max(taps[tap][precision] for taps in steps) for precision in CORRECT}
@@ -244,9 +233,7 @@ def _smoothed(rounding: dict[str, dict[str, dict[str, float]]]) -> dict[str, dic
 
 
 def _write_model(folder: Path, config: Config, weights: Mapping[str, Array]) -> None:
-    """The model in the Hugging Face layout."""
-    from ...spec.ops import to_bf16
-
+    """Write the model in the Hugging Face layout."""
     folder.mkdir()
     write_json(folder / "config.json", config.to_dict())
     shapes = config.tensors()

@@ -12,8 +12,9 @@ from ... import __version__
 from ..explain.diagnose import Cause, Diagnosis
 from ..explain.mistakes import BY_NAME
 from ..graph import split_name
-from ..judge.compare import MARGIN, Comparison, TapResult
-from ..packs.pack import Manifest
+from ..judge.compare import Comparison, TapResult
+from ..judge.metrics import MARGIN
+from ..packs.manifest import Manifest
 
 _STATUSES = ("ok", "introduced", "propagated", "beyond", "nan", "shape")
 

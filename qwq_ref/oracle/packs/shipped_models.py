@@ -1,7 +1,6 @@
-"""The conformance set: small models in which every mistake that their config can show does show.
+"""The models of the conformance set: small ones, in which every mistake shows that their config can show.
 
-`python -m qwq_ref.oracle.packs.conformance_models DIR` records the packs anew; a test compares the ones that
-ship with that.
+`python -m qwq_ref.oracle.packs.shipped_models DIR` records the packs again. A test compares them with the shipped ones.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ _BASE: dict[str, Any] = {
     "rope_theta": 1e6,
     "max_position_embeddings": 4096,
 }
-# What each is for, its config, and how many tokens it has.
+# Name -> what the model tests, changes of the config, number of tokens.
 MODELS: dict[str, tuple[str, dict[str, Any], int]] = {
     "gqa": ("grouped-query attention, five query heads to a key-value head; a key bias of 20", {}, 17),
     "tied": (
@@ -58,7 +57,7 @@ MODELS: dict[str, tuple[str, dict[str, Any], int]] = {
 
 
 def model(name: str) -> tuple[Config, dict[str, Array], list[int]]:
-    """-> config, weights that bfloat16 holds, token ids. The embedding is small, so that eps matters."""
+    """Return config, weights that bfloat16 holds, and token ids. The embedding is small, so that eps matters."""
     _, changes, tokens = MODELS[name]
     config = Config.from_dict(_BASE | changes)
     rng = np.random.default_rng(sum(name.encode()))
@@ -82,13 +81,13 @@ def model(name: str) -> tuple[Config, dict[str, Array], list[int]]:
 
 
 def on_grid(w: Array) -> Array:
-    """w [out, in] -> the nearest of 16 multiples of a step for each row: as dequantised from 4 bits."""
+    """Round each row to 16 multiples of a step, like dequantised 4-bit weights: w [out, in] -> [out, in]"""
     step = 2.0 ** np.ceil(np.log2(np.abs(w).max(axis=1, keepdims=True) / 8))
     return np.asarray(np.clip(np.round(w / step), -8, 7) * step)
 
 
 def build(folder: StrPath, names: Sequence[str] = tuple(MODELS)) -> None:
-    """Record the packs, each in a folder of its name."""
+    """Record the packs, each in a folder with its name."""
     for name in names:
         config, weights, ids = model(name)
         record(
