@@ -1,238 +1,36 @@
-"""The report as a page: well-formed, self-contained, safe, and with the report's own numbers and nothing else."""
+"""The report as a page: well-formed, self-contained, safe, with the numbers of the report."""
 
 import copy
 import itertools
 import json
-import math
 import re
 import xml.etree.ElementTree as ET
-from collections import Counter
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 
 from qwq_ref import oracle
 from qwq_ref.config import Config
-from qwq_ref.oracle.graph import BEFORE, LAYER
 from qwq_ref.oracle.render.html import MOST, page
 from tests.support.models import config_values, random_weights
+from tests.support.reports import (
+    CASES,
+    HOSTILE,
+    PAGES,
+    ROPE,
+    SVG,
+    Tree,
+    cause,
+    classed,
+    facts,
+    failing,
+    figures,
+    introduced,
+    names,
+    tap,
+)
 
-SVG = "{http://www.w3.org/2000/svg}"
-VOID = {"meta", "wbr"}
-INLINE = {"b", "code", "span", "strong", "wbr"}
-ROPE = "model.layers.1.self_attn.q_rope"
-HOSTILE = "\"'><script>alert(1)</script><img src=x onerror=alert(2)>&lt;\x00\x1b\u202e\ud800]]>"
-
-
-def tap(name, phase="prompt", status="ok", **changes):
-    return {
-        "phase": phase,
-        "tap": name,
-        "status": status,
-        "precision": "bf16",
-        "error": 0.00312,
-        "allowed": 0.0176,
-        "introduced": 0.00201,
-        "own_allowed": 0.0156,
-        "cosine": 0.9999951,
-        "max_abs": 0.0456,
-        "at": [3, 0, 1],
-        "p99": 0.0234,
-        "where": "",
-        "note": "",
-    } | changes
-
-
-def names(layers):
-    inside = [f"model.layers.{n}.{op.tap}" for n in range(layers) for op in LAYER]
-    return [*(op.tap for op in BEFORE), *inside, "model.norm", "lm_head"]
-
-
-def facts(layers=3, steps=2, wrong=(), keep=lambda name: True, **changes):
-    """What Report.to_dict tells; `wrong` taps, the first of them first, in the place of those that are right."""
-    phases = ["prompt", *(f"decode-{i}" for i in range(steps))]
-    other = {(t["phase"], t["tap"]): t for t in wrong}
-    taps = [other.get((p, name)) or tap(name, p) for p in phases for name in names(layers) if keep(name)]
-    missing = [[p, name] for p in phases for name in names(layers) if not keep(name)]
-    counts = Counter(t["status"] for t in taps)
-    return {
-        "format": "qwq-golden-report",
-        "version": "1.0",
-        "made_by": "qwq_ref 0.1.0",
-        "passed": not wrong,
-        "mismatch": None,
-        "golden": "packs/gqa",
-        "model": "a small one",
-        "theirs": "arrays",
-        "precision": "bf16",
-        "margin": 4.0,
-        "layers": layers,
-        "phases": [
-            {"name": p, "start": 0 if i == 0 else 16 + i, "tokens": 1 if i else 17} for i, p in enumerate(phases)
-        ],
-        "with_weights": True,
-        "first": wrong[0] if wrong else None,
-        "causes": [],
-        "unexplained": [],
-        "nearest": None,
-        "tried": 56,
-        "drift": False,
-        "counts": {s: counts[s] for s in ("ok", "introduced", "propagated", "beyond", "nan", "shape")}
-        | {"missing": len(missing)},
-        "logits": {"tokens": 17, "kl": 0.0951, "kl_max": 0.224, "top1": 0.647, "top5": 0.718, "decided": 6}
-        | {"top1_decided": 0.8333},
-        "hidden": None,
-        "notes": [],
-        "unknown": [],
-        "missing": missing,
-        "taps": taps,
-    } | changes
-
-
-def cause(*explains, **changes):
-    return {
-        "name": "rope-interleaved",
-        "says": "RoPE turns neighbouring pairs",
-        "scope": "in layer 1 only, of 0-2",
-        "explains": [list(place) for place in explains],
-        "against": 8,
-        "share": 0.99998,
-        "equals": ["rope-backwards"],
-    } | changes
-
-
-def introduced(name=ROPE, phase="prompt", **changes):
-    return tap(
-        name, phase, "introduced", **{"error": 0.903, "introduced": 0.905, "where": "token 1-16 of 17"} | changes
-    )
-
-
-def failing(**changes):
-    after = names(3)[names(3).index(ROPE) + 1 :]
-    wrong = [introduced(), *(tap(name, status="propagated", error=0.25) for name in after)]
-    return facts(wrong=wrong, **({"causes": [cause(("prompt", ROPE))]} | changes))
-
-
-def decoding():
-    """Wrong in decoding only, and more so in its second step."""
-    return facts(wrong=[introduced(phase="decode-0"), introduced(phase="decode-1", introduced=90.5)])
-
-
-def unusable():
-    nan = {"error": None, "introduced": None, "max_abs": None, "p99": None, "note": "at [3, 4]"}
-    shape = dict.fromkeys(["error", "allowed", "introduced", "own_allowed", "cosine", "max_abs", "at", "p99"])
-    wrong = [
-        tap("model.layers.1.mlp.act", status="nan", **nan),
-        tap("model.layers.2.resid_post", status="shape", **shape, note="shape [17, 7], but the tap is [17, 44]"),
-        tap("model.layers.2.resid_mid", status="beyond", error=None, introduced=None, own_allowed=None),
-    ]
-    return facts(wrong=wrong)
-
-
-def large():
-    """64 layers and 4 phases, all wrong from layer 9 on."""
-    wrong = [
-        introduced(name, p) if "rope" in name else tap(name, p, "propagated", error=1e3 * 1.1**i)
-        for p in ("prompt", "decode-0", "decode-1", "decode-2")
-        for i, name in enumerate(names(64)[3 + 9 * len(LAYER) + 8 :])
-    ]
-    return facts(64, 3, wrong, unexplained=[[t["phase"], t["tap"]] for t in wrong])
-
-
-def mismatch():
-    nothing = {"taps": [], "missing": [], "logits": None, "precision": "", "passed": False}
-    return facts() | nothing | {"mismatch": "other tokens: position 3 is 5, where the pack was recorded on 7"}
-
-
-def drift():
-    wrong = [tap("model.layers.2.resid_post", "decode-1", "propagated", error=0.0264)]
-    return facts(wrong=wrong, first=None, passed=True, drift=True)
-
-
-def hostile():
-    bad = introduced(note=HOSTILE, where=HOSTILE, precision=HOSTILE)
-    return facts(
-        wrong=[bad, tap("lm_head", status="beyond", note=HOSTILE)],
-        golden=HOSTILE,
-        model=HOSTILE,
-        theirs=HOSTILE,
-        precision=HOSTILE,
-        made_by=HOSTILE,
-        causes=[cause(("prompt", ROPE), name=HOSTILE, says=HOSTILE, scope=HOSTILE, equals=[HOSTILE])],
-        unexplained=[["prompt", HOSTILE], [HOSTILE, f"model.layers.0.{HOSTILE}"]],
-        nearest={"name": HOSTILE, "share": 0.5},
-        hidden=[{"name": HOSTILE, "needs": HOSTILE}],
-        notes=[HOSTILE],
-        unknown=[HOSTILE],
-        missing=[[HOSTILE, HOSTILE]],
-    )
-
-
-CASES = {
-    "pass": facts(),
-    "fail": failing(),
-    "decoding": decoding(),
-    "unusable": unusable(),
-    "large": large(),
-    "mismatch": mismatch(),
-    "hostile mismatch": mismatch() | {"mismatch": HOSTILE, "theirs": HOSTILE},
-    "drift": drift(),
-    "hostile": hostile(),
-    "one layer": facts(1, 0),
-    "two layers": facts(2, 1, wrong=[tap("lm_head", status="beyond", error=2.0)]),
-    "logits only": facts(keep=lambda name: name == "lm_head", wrong=[introduced("lm_head")]),
-    "every other layer": facts(5, keep=lambda name: not re.search(r"layers\.[13]\.", name)),
-    "no tap kept": facts(keep=lambda name: False),
-    "exact": facts(wrong=(), keep=lambda name: True) | {"taps": [tap(n, error=0.0, introduced=0.0) for n in names(3)]},
-}
-PAGES = {name: page(values) for name, values in CASES.items()}
 every_page = pytest.mark.parametrize("html", PAGES.values(), ids=PAGES)
-
-
-class Tree(HTMLParser):
-    """Tags with their attributes, and text by the tag that it is in; it minds that tags are closed in order."""
-
-    def __init__(self, html):
-        super().__init__()
-        self.open, self.tags, self.texts = [], [], []
-        self.feed(html)
-        self.close()
-        assert not self.open
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-        assert len(dict(attrs)) == len(attrs)
-        self.texts.append(("", "" if tag in INLINE else " "))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.texts.append((self.open[-1] if self.open else "", data))
-
-    def text(self):
-        return " ".join("".join(data for tag, data in self.texts if tag != "style").split())
-
-
-def figures(html):
-    """SVGs by their name."""
-    found = [ET.fromstring(svg) for svg in re.findall(r"<svg.*?</svg>", html, re.S)]
-    return {svg.get("aria-labelledby").split()[0].removesuffix("-t"): svg for svg in found}
-
-
-def classed(svg, name):
-    return [element for element in svg.iter() if name in (element.get("class") or "").split()]
-
-
-def tooltips(svg, css=""):
-    return [rect.find(f"{SVG}title").text for rect in svg.iter(f"{SVG}rect") if rect.find(f"{SVG}title") is not None
-            and (rect.get("class") or "").startswith(css)]  # fmt: skip
 
 
 def rows(html):
@@ -465,144 +263,6 @@ def test_the_first_divergence_is_in_the_table_however_small():
     found = rows(page(facts(wrong=wrong)))
     assert len(found) == MOST
     assert found[0][2] == f"{ROPE}← first divergence"
-
-
-def test_a_map_has_a_cell_for_each_tap_and_tells_how_far_off_it_is():
-    svgs = figures(PAGES["fail"])
-    told = tooltips(svgs["map-prompt"])
-    assert [words.split(":")[0] for words in told[:-1]] == sorted(
-        names(3), key=lambda name: _row_of(name)
-    )  # the outline is last
-    assert f"{ROPE}: wrong by itself, 58 × allowed" in told
-    assert "lm_head: wrong only from its inputs, 14.2 × allowed" in told
-    assert "model.embed_tokens: right, 0.177 × allowed" in told
-    counts = Counter(t["status"] for t in CASES["fail"]["taps"] if t["phase"] == "prompt")
-    assert len(tooltips(svgs["map-prompt"], "o")) == counts["ok"]
-    assert len(tooltips(svgs["map-prompt"], "i")) == counts["introduced"]
-    assert len(tooltips(svgs["map-prompt"], "p")) == counts["propagated"]
-    summary = svgs["map-prompt"].find(f"{SVG}desc").text
-    assert summary == f"{counts['ok']} right, 1 wrong by itself, {counts['propagated']} wrong only from their inputs"
-
-
-def _row_of(name):
-    """Maps are written line by line."""
-    inside = {op.tap: i for i, op in enumerate(LAYER)}
-    layer = re.match(r"model\.layers\.(\d+)\.(.*)", name)
-    if layer:
-        return 1, inside[layer[2]], int(layer[1])
-    return (0, names(0).index(name), 0) if name in [op.tap for op in BEFORE] else (2, names(0).index(name), 0)
-
-
-def test_colour_is_not_the_only_sign():
-    svg = figures(PAGES["fail"])["map-prompt"]
-    marks = {css: path.get("d").count("M") for path in svg.iter(f"{SVG}path") for css in [path.get("class").split()[1]]}
-    counts = Counter(t["status"] for t in CASES["fail"]["taps"] if t["phase"] == "prompt")
-    assert marks["introduced"] == counts["introduced"]
-    assert marks["propagated"] == counts["propagated"]
-    strong = page(facts(wrong=[introduced(), introduced("lm_head", introduced=0.0156 * 63)]))
-    kinds = [path.get("class") for path in figures(strong)["map-prompt"].iter(f"{SVG}path")]
-    assert kinds == ["m introduced strong"]  # both beyond 16, from where on dark marks would not be seen
-    kinds = {path.get("class") for path in figures(PAGES["unusable"])["map-prompt"].iter(f"{SVG}path")}
-    assert kinds == {"m nan strong", "m shape strong", "m beyond strong"}
-
-
-@pytest.mark.parametrize(("most", "factor"), [(1.2, 2), (63, 2), (65, 4), (1e5, 10), (1e11, 100), (1e40, 10_000)])
-def test_the_scale_fits_the_errors(most, factor):
-    wrong = [tap("model.layers.0.resid_pre", status="propagated", error=1.1 * 0.0176)]
-    wrong.append(tap("lm_head", status="propagated", error=most * 0.0176))
-    svgs = figures(page(facts(wrong=wrong)))
-    edges = [text.text for text in svgs["legend"].iter(f"{SVG}text")]
-    assert edges[1:3] == ["1", f"{factor:,}"]
-    level = min(5, int(math.log(most, factor)))
-    assert any("lm_head" in words for words in tooltips(svgs["map-prompt"], f"p{level}"))
-
-
-def test_decoding_shows_the_worst_step():
-    svg = figures(PAGES["decoding"])["map-decoding"]
-    assert f"{ROPE} in decode-1: wrong by itself, 5,800 × allowed" in tooltips(svg)
-    assert "In decoding, the worst of 2 steps" in PAGES["decoding"]
-    assert "map-decoding" not in PAGES["one layer"]
-
-
-def test_missing_taps_are_hatched_and_listed():
-    html = PAGES["every other layer"]
-    svgs = figures(html)
-    assert len(classed(svgs["map-prompt"], "h")) == 2 * len(LAYER)
-    assert "not compared" in [text.text for text in svgs["legend"].iter(f"{SVG}text")]
-    listed = Tree(re.search(r"<h2>Not compared</h2>(.*?)</section>", html, re.S)[1]).text()
-    assert listed.count(" 1, 3 all") == len(LAYER)
-    assert not classed(figures(PAGES["pass"])["map-prompt"], "h")
-    assert "not compared" not in PAGES["pass"]
-
-
-def test_error_over_depth():
-    svg = figures(PAGES["fail"])["depth"]
-    points = [point.find(f"{SVG}title").text for css in ("d0", "d1") for point in classed(svg, css) if len(point)]
-    assert points[:3] == [
-        "layer 0, prompt: error 0.00312, allowed 0.0176",
-        "layer 1, prompt: error 0.25, allowed 0.0176",
-        "layer 2, prompt: error 0.25, allowed 0.0176",
-    ]
-    assert len(points) == 6
-    assert svg.find(f"{SVG}desc").text == (
-        "prompt: more than allowed in layer 1-2; decoding: within what is allowed in each layer"
-    )
-    heights = [float(point.get("cy")) for point in classed(svg, "d0") if len(point)]
-    assert heights[0] > heights[1] == heights[2]
-    ticks = [element.text for element in svg.iter(f"{SVG}text") if element.get("class") == "end"]
-    assert ticks[:6] == ["0.005", "0.01", "0.02", "0.05", "0.1", "0.2"]
-
-
-@pytest.mark.parametrize(
-    ("least", "most", "ticks"),
-    [
-        (1e-7, 1e-1, ["10⁻⁷", "10⁻⁶", "10⁻⁵", "10⁻⁴", "0.001", "0.01", "0.1"]),
-        (2e-8, 3e-8, ["10⁻⁸", "2·10⁻⁸", "5·10⁻⁸"]),
-        (1e-9, 1e12, ["10⁻⁹", "10⁻⁶", "0.001", "1", "1000", "10⁶", "10⁹", "10¹²"]),
-    ],
-)
-def test_ticks_can_be_read(least, most, ticks):
-    taps = [tap(name, error=least, allowed=most) for name in names(3)]
-    svg = figures(page(facts(steps=0) | {"taps": taps}))["depth"]
-    assert [text.text for text in svg.iter(f"{SVG}text") if text.get("class") == "end"] == ticks
-
-
-def test_the_line_is_of_the_tap_that_most_layers_have():
-    only = facts(4, keep=lambda name: "resid_post" not in name or "layers.0" in name)
-    assert "Error of <code>mlp.<wbr>down_proj</code> by layer" in page(only)
-    broken = figures(PAGES["every other layer"])["depth"]
-    assert broken.find(f"{SVG}title").text == "Error of resid_post by layer"
-    errors = [path.get("d") for path in classed(broken, "s0")]
-    assert max(path.count("M") for path in errors) == 3
-
-
-def test_depth_shows_the_worst_step_zero_and_infinity():
-    post = "model.layers.{}.resid_post"
-    wrong = [
-        tap(post.format(0), "decode-0", "propagated", error=0.5),
-        tap(post.format(0), "decode-1", "propagated", error=0.4),
-        tap(post.format(1), "decode-1", "beyond", error=None),
-        tap(post.format(2), "decode-0", error=0.0),
-        tap(post.format(2), "decode-1", error=0.0, allowed=0.0),
-        tap("model.layers.2.self_attn.o_proj", "decode-1", "propagated", allowed=0.0),
-    ]
-    html = page(facts(wrong=wrong))
-    svg = figures(html)["depth"]
-    points = {p.find(f"{SVG}title").text: float(p.get("y")) + 3 for p in classed(svg, "d1") if len(p)}
-    plot = classed(svg, "plot")[0]
-    top = float(plot.get("y"))
-    assert list(points) == [
-        "layer 0, decoding: error 0.5, allowed 0.0176",
-        "layer 1, decoding: error infinite, allowed 0.0176",
-        "layer 2, decoding: error 0, allowed 0.0176",
-    ]
-    assert list(points.values())[1:] == [top, top + float(plot.get("height"))]
-    assert "model.layers.2.self_attn.o_proj in decode-1: wrong only from its inputs, infinitely far off" in html
-
-
-def test_what_is_allowed_in_a_single_layer_can_be_seen():
-    lines = [path.get("d") for path in classed(figures(PAGES["one layer"])["depth"], "l0")]
-    assert any("h18" in line for line in lines)
 
 
 def test_logits_alone():

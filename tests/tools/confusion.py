@@ -1,12 +1,11 @@
-"""Each mistake of the catalogue, planted in a Hugging Face model of the conformance set; what the oracle says of it.
+"""The verdict of the oracle on each mistake of the catalogue, planted in a Hugging Face model of the conformance set.
 
-`python -m tests.tools.confusion` writes docs/confusion.md, which `test_golden_mistakes.py` holds to what it finds.
+`python -m tests.tools.confusion` writes docs/confusion.md. tests/oracle/test_mistakes.py compares every cell of it.
 """
 
 import dataclasses
 import functools
 import sys
-from pathlib import Path
 
 import torch
 
@@ -30,10 +29,10 @@ HIDDEN = "-"
 
 
 class Pack:
-    """A pack of the conformance set, with its model in both worlds."""
+    """A pack of the conformance set, and its model in Hugging Face."""
 
     def __init__(self, name) -> None:
-        self.golden = oracle.Golden.open(Path(oracle.__file__).parent / "conformance" / name)
+        self.golden = oracle.Golden.open(oracle.path(name))
         self.config = self.golden.manifest.config
         self.phases = self.golden.manifest.phases
         with Checkpoint.open(self.golden.model_path) as checkpoint:
@@ -47,7 +46,7 @@ class Pack:
         return hf_model
 
     def run(self, precision, attention="eager"):
-        """-> {phase: {tap: array}} from HF, the prompt and then a token at a time."""
+        """Run the prompt, then one token at a time, through Hugging Face -> {phase: {tap: array}}"""
         seen, past = {}, None
         for phase in self.phases:
             seen[phase.name], past = hf.taps(self.model(precision, attention), phase.ids, past)
@@ -63,13 +62,13 @@ class Pack:
 
     @functools.cache  # noqa: B019
     def visible(self, precision, mode):
-        """Mistake -> where it should first be seen, by the table's own arithmetic; None: nowhere."""
+        """Return the first place where the reference shows each mistake; None: nowhere."""
         taps = {(phase.name, tap) for phase in self.phases for tap in self.golden.manifest.sizes if MODES[mode](tap)}
         return visible(self.config, self.phases, self.weights, precision, taps)
 
 
 def without_model(manifest):
-    """The manifest of a pack that does not contain its model, as one of a large model would not."""
+    """Return the manifest as of a pack without its model, like the pack of a large model."""
     return dataclasses.replace(manifest, folder=None)
 
 
@@ -80,7 +79,7 @@ def pack(name):
 
 @functools.cache
 def suited(mistake):
-    """The first pack of the set in which the mistake shows, in float32; the first of all if it does in none."""
+    """Return the first pack in which the mistake shows in float32, or else the first pack."""
     names = oracle.conformance()
     return next((name for name in names if pack(name).visible("fp32", "all taps").get(mistake)), names[0])
 
@@ -93,8 +92,8 @@ def seen_in(mistake, precision):
 def verdict(mistake, precision, mode):
     """-> (a cell of the table, the report)
 
-    "named": it alone is named; "named (or X)": first, and nearly as well by X; "X (or it)": the other way round; "-":
-    nothing is beyond tolerance; anything else is a defect.
+    "named": the report names this mistake alone; "named (or X)": X fits nearly as well; "X (or it)": X fits better;
+    "-": nothing exceeds the tolerance. Any other cell is a defect.
     """
     report = pack(suited(mistake)).compare(seen_in(mistake, precision), precision, mode, coverage=False)
     if report.passed:
@@ -131,7 +130,7 @@ BEGIN = "<!-- the table is written by tests/tools/confusion.py -->\n\n"
 
 
 def read_page():
-    """-> {(mistake, precision, mode): cell} of the page"""
+    """Read the page -> {(mistake, precision, mode): cell}"""
     found = {}
     for line in PAGE.read_text().partition(BEGIN)[2].splitlines()[2:]:
         cells = [cell.strip() for cell in line.strip("|").split("|")]

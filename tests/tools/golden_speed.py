@@ -1,9 +1,9 @@
-"""How long the oracle takes, and in how much memory: recording a 64-layer model, comparing a gigabyte.
+"""Time and memory of the oracle: recording a 64-layer model, comparing a gigabyte.
 
 python -m tests.tools.golden_speed FOLDER [TOKENS]
 
-FOLDER gets a random model of 1.9 GB and its pack, and keeps them: a second run compares only. With 140 tokens, the
-default, the pack is one gigabyte.
+The first run writes a random model of 1.9 GB and its pack into FOLDER; a second run only compares. The default of 140
+tokens makes a pack of one gigabyte.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""How large Hugging Face's errors are beside those that tolerances are made of: what MARGIN has to cover.
+"""Hugging Face's errors, in units of the measured rounding: MARGIN must cover the largest.
 
 python -m tests.tools.margin [MODELS]
 """
@@ -29,7 +29,7 @@ VALUES = (
 
 
 def shares(folder, model, weights, ids):
-    """Every error over what one correct run of ours has, in all and on its own inputs."""
+    """Yield every error over that of correct implementations: from the golden value, and on its own inputs."""
     report = oracle.compare(folder, torch_taps(model, phases_of(ids, 3)), model=weights, coverage=False)
     for result in report.comparison.results:
         yield "in all", MARGIN * result.distance.error / result.allowed
