@@ -40,7 +40,7 @@ def rows(html):
     body = re.search(r"<h2>Wrong taps</h2>.*?<tbody>(.*?)</tbody>", html, re.S)[1]
     return [
         [Tree(cell).text() for cell in re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row)]
-        for row in re.findall(r"<tr.*?</tr>", body)
+        for row in re.findall(r"<tr.*?</tr>", body, re.S)
     ]
 
 
@@ -336,7 +336,7 @@ def _luminance(colour):
 @pytest.mark.parametrize("theme", [0, 1], ids=["light", "dark"])
 def test_text_and_marks_can_be_seen(theme):
     style = re.search(r"<style>(.*?)</style>", PAGES["pass"], re.S)[1]
-    themes = [dict(re.findall(r"--(\w+):(#\w{6})", found)) for found in re.findall(r":root{(.*?)}", style)]
+    themes = [dict(re.findall(r"--(\w+):(#\w{6})", found)) for found in re.findall(r":root{(.*?)}", style, re.S)]
     assert len(themes) == 2
     assert themes[0].keys() == themes[1].keys()
     colours = {name: _luminance(colour) for name, colour in themes[theme].items()}
