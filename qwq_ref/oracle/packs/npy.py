@@ -1,17 +1,16 @@
-"""A strict reader of NumPy's .npy: a magic, a version, the length of a header, the header (a Python dict), the data.
+"""A strict reader of NumPy's .npy and .npz files.
 
-`numpy.load` allocates what a header says before it looks whether the file is that long, and gives bfloat16 as bytes
-without a type. Here the size of the file is held against the header first, and what is no plain number is refused by
-its name: nothing is ever unpickled.
+NumPy parses the header. `numpy.load` allocates the array before it knows that the file is long enough, and returns
+bfloat16 as bytes without a type. This reader compares the size of the file with the header first, reads bfloat16, and
+refuses everything but plain numbers, so nothing is unpickled.
 """
 
 from __future__ import annotations
 
-import ast
 import contextlib
+import io
 import math
 import os
-import re
 import warnings
 import weakref
 import zipfile
@@ -22,27 +21,37 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+from numpy.lib import format as npy_format
 
 from ...errors import GoldenError
 from ...files import StrPath, open_regular
 from ...spec.ops import Array
 
-_MAGIC = b"\x93NUMPY"
-_HEADER_BYTES = 1 << 12  # NumPy's own are 118 bytes long
+_HEADER_BYTES = 1 << 12  # NumPy's own headers have 118 bytes
 _MAX_RANK = 32
 _MAX_DIMENSION = 1 << 40
 _AT_ONCE = 64 << 20
-_DEFLATE = 1032  # to one: what zlib's smallest code, a run of 258 bytes in two bits, comes to
+_DEFLATE = 1032  # zlib's highest ratio: 258 bytes in two bits
 
 _FLOATS = ("f2", "f4", "f8")
 _INTEGERS = tuple(f"{kind}{size}" for kind in "iu" for size in (1, 2, 4, 8))
+_SHAPE = f"shape must be at most {_MAX_RANK} sizes of 0 to {_MAX_DIMENSION:,}"
+# Version 3.0 differs from 2.0 in the encoding of the names of records only, which are refused.
+_READERS: dict[tuple[int, int], Callable[[BinaryIO], tuple[tuple[int, ...], bool, np.dtype[Any]]]] = {
+    (1, 0): npy_format.read_array_header_1_0,
+    (2, 0): npy_format.read_array_header_2_0,
+    (3, 0): npy_format.read_array_header_2_0,
+}
 
 
 @dataclass(frozen=True)
 class Header:
-    """dtype as stored, shape, whether the first axis runs fastest, where the data begin.
+    """The header of an array.
 
-    bfloat16  the values are uint16, the upper halves of float32s: ml_dtypes saves them as two bytes without a type
+    dtype     as stored
+    bfloat16  whether the values are bfloat16, read as uint16: ml_dtypes saves them as two bytes without a type
+    fortran   whether the first axis runs fastest
+    begin     the position of the data
     """
 
     dtype: np.dtype[Any]
@@ -58,11 +67,11 @@ class Header:
 
 @dataclass(frozen=True)
 class Npy:
-    """One array, in a file of its own or in an archive. Both functions raise GoldenError.
+    """One array, in a file of its own or in an archive. Its methods raise GoldenError.
 
-    open   -> a stream at its start, and how many bytes it says that it has
-    file   for errors
-    field  the array in it, where there are several
+    open   returns a stream at its start, and its declared size in bytes
+    file   the file, for errors
+    field  the name of the array in an archive, for errors
     """
 
     open: Callable[[], tuple[BinaryIO, int]]
@@ -70,12 +79,12 @@ class Npy:
     field: str | None = None
 
     def header(self, integers: bool = False) -> Header:
-        """What the array is; `integers` is the kind that is wanted, else floating point."""
+        """Read the header. `integers` demands integers, otherwise floating point is demanded."""
         with self._stream() as (stream, size):
             return self._header(stream, size, integers)
 
     def read(self, integers: bool = False) -> Array:
-        """The array: float16, 32 or 64 as stored, bfloat16 as float32; integers as stored. In native byte order."""
+        """Read the array in native byte order: bfloat16 as float32, all other types as stored."""
         with self._stream() as (stream, size):
             header = self._header(stream, size, integers)
             try:
@@ -110,6 +119,8 @@ class Npy:
             done += got
 
     def _header(self, stream: BinaryIO, size: int, integers: bool) -> Header:
+        """Read the header, and check the size of the file against it."""
+
         def take(count: int) -> bytes:
             buffer = bytearray(count)
             if count > size:
@@ -117,63 +128,76 @@ class Npy:
             self._fill(stream, memoryview(buffer))
             return bytes(buffer)
 
-        start = take(8)
-        if not start.startswith(_MAGIC):
-            raise self._error("is no .npy file: it does not begin with \\x93NUMPY")
-        if start[6:] not in (b"\1\0", b"\2\0", b"\3\0"):
-            raise self._error(f"is of .npy version {start[6]}.{start[7]}; 1.0, 2.0 and 3.0 are read")
-        width = 2 if start[6] == 1 else 4
-        length = int.from_bytes(take(width), "little")
+        version = self._version(take(npy_format.MAGIC_LEN))
+        width = 2 if version == (1, 0) else 4
+        stored_length = take(width)
+        length = int.from_bytes(stored_length, "little")
         if length > _HEADER_BYTES:
             raise self._error(f"has a header of {length:,} bytes; at most {_HEADER_BYTES:,} are read")
-        begin = 8 + width + length
+        begin = npy_format.MAGIC_LEN + width + length
         if begin > size:
             raise self._error("is cut short: it ends within its header")
-        descr, fortran, shape = self._fields(take(length))
-        dtype, bfloat16 = self._dtype(descr, integers)
-        header = Header(dtype, bfloat16, shape, fortran, begin)
+        header = self._parsed(version, stored_length + take(length), begin, integers)
         if begin + header.nbytes != size:
             missing = begin + header.nbytes - size
             what = f"is cut short: {missing:,} bytes are missing" if missing > 0 else f"has {-missing:,} bytes too many"
-            raise self._error(f"{what}, of {descr} {list(shape)}")
+            raise self._error(f"{what}, of {header.dtype.str} {list(header.shape)}")
         return header
 
-    def _fields(self, text: bytes) -> tuple[str, bool, tuple[int, ...]]:
+    def _version(self, magic: bytes) -> tuple[int, int]:
+        try:
+            version = npy_format.read_magic(io.BytesIO(magic))
+        except ValueError:
+            raise self._error("is no .npy file: it does not begin with \\x93NUMPY") from None
+        if version not in _READERS:
+            raise self._error(f"is of .npy version {version[0]}.{version[1]}; 1.0, 2.0 and 3.0 are read")
+        return version
+
+    def _parsed(self, version: tuple[int, int], text: bytes, begin: int, integers: bool) -> Header:
+        """Parse a header with NumPy. It unpickles nothing."""
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # Python has opinions on escapes and digits
-                fields = ast.literal_eval(text.decode("latin-1").strip())
-        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-            raise self._error("has a header that is not a Python dict") from None
-        if not isinstance(fields, dict) or set(fields) != {"descr", "fortran_order", "shape"}:
-            raise self._error("must have a header of descr, fortran_order and shape")
-        descr, fortran, shape = fields["descr"], fields["fortran_order"], fields["shape"]
-        if not isinstance(descr, str):
-            raise self._error("holds records, which are not read; a tensor is one array of numbers")
-        if not isinstance(fortran, bool):
-            raise self._error(f"fortran_order must be True or False, got {str(fortran)[:40]}")
-        sizes = isinstance(shape, tuple) and all(type(n) is int and 0 <= n <= _MAX_DIMENSION for n in shape)
-        if not sizes or len(shape) > _MAX_RANK:
-            raise self._error(f"shape must be at most {_MAX_RANK} sizes of 0 to {_MAX_DIMENSION:,}")
-        return descr, fortran, shape
-
-    def _dtype(self, descr: str, integers: bool) -> tuple[np.dtype[Any], bool]:
-        """-> what is read, and whether it is bfloat16."""
-        match = re.fullmatch(r"([<>=|]?)([a-zA-Z][0-9]*)", descr)
-        order, kind = match.groups() if match else ("", "")
-        if kind[:1] == "O":
+                warnings.simplefilter("ignore")  # of odd escapes and numbers in the text
+                shape, fortran, dtype = _READERS[version](io.BytesIO(text))
+        except Exception as problem:  # MemoryError and RecursionError among them: the text may be anything
+            raise self._error(_in_words(str(problem), integers)) from None
+        if any(type(n) is not int or not 0 <= n <= _MAX_DIMENSION for n in shape) or len(shape) > _MAX_RANK:
+            raise self._error(_SHAPE)
+        if dtype.hasobject:
             raise self._error("holds Python objects (a pickle), which are never read")
-        if integers and kind not in _INTEGERS:
-            raise self._error(f"must hold integers, got {descr[:40]}")
-        if not integers and kind == "V2" and order != ">":
-            return np.dtype("<u2"), True
-        if not integers and kind not in _FLOATS:
-            raise self._error(f"is of type {descr[:40]}; float16, float32, float64 and ml_dtypes' bfloat16 are read")
-        return np.dtype(order.replace("|", "=") + kind), False
+        if dtype.names or dtype.subdtype:
+            raise self._error("holds records, which are not read; a tensor is one array of numbers")
+        if b"'>V" in text:  # NumPy drops the byte order of bytes without a type
+            raise self._error(_other_type(f">V{dtype.itemsize}", integers))
+        kind = f"{dtype.kind}{dtype.itemsize}"
+        bfloat16 = kind == "V2" and not integers
+        if not bfloat16 and kind not in (_INTEGERS if integers else _FLOATS):
+            raise self._error(
+                f"must hold integers, got {dtype.str}" if integers else f"is of type {dtype.str}; {_READ}"
+            )
+        return Header(np.dtype("<u2") if bfloat16 else dtype, bfloat16, shape, fortran, begin)
+
+
+def _in_words(problem: str, integers: bool) -> str:
+    """Translate an error of NumPy's parser, which names a field of the header first."""
+    field, _, value = problem.partition(" ")
+    if field == "shape":
+        return _SHAPE
+    if field == "fortran_order":
+        return "fortran_order must be True or False"
+    if field == "descr":
+        return _other_type(value.partition(": ")[2].strip("'\""), integers)
+    return "has a header that is not a Python dict of descr, fortran_order and shape"
+
+
+def _other_type(found: str, integers: bool) -> str:
+    if integers:
+        return f"must hold integers, got {found[:40]}"
+    return f"is of type {found[:40]}; float16, float32, float64 and ml_dtypes' bfloat16 are read"
 
 
 def npy_file(path: Path) -> Npy:
-    """A .npy file; opened anew for each reading, so that a folder of thousands takes no descriptors."""
+    """Return the array of a .npy file. Each read opens the file, so that thousands need no descriptors."""
 
     def open_() -> tuple[BinaryIO, int]:
         file = os.fdopen(open_regular(path, GoldenError), "rb", buffering=0)
@@ -183,9 +207,10 @@ def npy_file(path: Path) -> Npy:
 
 
 def open_archive(path: Path) -> tuple[list[tuple[str, Npy]], list[str]]:
-    """An .npz -> (name, array) of each, other members. Raises GoldenError.
+    """Open an .npz file -> ([(name, array)], names of other members)
 
-    It may be stored or deflated, as NumPy writes it; and it stays open for as long as one of the arrays lives.
+    Members may be stored or deflated, as NumPy writes them. The file stays open as long as one of its arrays lives.
+    Raises GoldenError.
     """
     file = os.fdopen(open_regular(path, GoldenError), "rb")
     try:
