@@ -12,7 +12,7 @@ from ..spec.ops import Array
 
 @dataclass(frozen=True)
 class Distance:
-    """How far a tensor `a` is from the right one, `b`.
+    """The distance of a tensor `a` from the right one, `b`.
 
     error    sqrt(sum (a - b)^2 / sum b^2): 0.01 is one per cent; its square is the NMSE
     cosine   the cosine of the angle between the two

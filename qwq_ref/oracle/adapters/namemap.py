@@ -1,4 +1,4 @@
-"""Name maps: the names and layouts of somebody else's tensors, and the taps in them.
+"""Name maps: the names and layouts of a candidate's tensors, and the taps in them.
 
 docs/adapters.md is the manual. A map is data: patterns of names, and options for a layout. Every error in a map is a
 GoldenError of one line. Most are found before any tensor is read.

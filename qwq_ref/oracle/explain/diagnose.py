@@ -1,9 +1,9 @@
-"""Which known mistake makes these numbers?
+"""Diagnosis: the known mistakes that make a candidate's wrong taps.
 
-Every mistake of the catalogue runs beside the reference, on the candidate's own inputs, as far back as the candidate
-has any. A mistake explains a wrong tap if what it predicts differs from the candidate by no more than rounding; it is
-contradicted by a tap that it would move, and that is right. The first cause is the one that explains the first
-divergence and, of several, the most of the others with the fewest contradictions.
+Every mistake of the catalogue runs beside the reference, on the candidate's own inputs as far as it has them. A mistake
+explains a wrong tap if its prediction differs from the candidate by no more than rounding. A right tap that a mistake
+changes contradicts it. The first cause explains the first divergence; of several such mistakes, it explains most other
+taps with the fewest contradictions.
 """
 
 from __future__ import annotations
@@ -35,22 +35,22 @@ from ..walk import Stream, Weights, walk
 from .mistakes import MISTAKES, Mistake
 
 Place = tuple[str, str]  # phase, tap
-_LAYERS = 4  # in so many, at most, mistakes are tried: each costs as much as a pass of the model over them
+_LAYERS = 4  # at most so many layers are tried: each mistake costs a pass of the model over them
 
-_ALIKE = 1.5  # what is left over, where it differs by less, does not tell two mistakes apart with certainty
+_ALIKE = 1.5  # remainders whose ratio is smaller do not tell two mistakes apart
 _BITS = 0.5
 _SAME = 1e-9
-_REPRODUCED = 0.5  # of the squared error, at least: a mistake of rounding allows itself so much that it might fit all
+_REPRODUCED = 0.5  # share of the squared error; a mistake with large rounding would fit everything without this limit
 
 
 @dataclass(frozen=True)
 class Cause:
-    """A mistake that reproduces the candidate to within rounding.
+    """A mistake that reproduces wrong taps to within rounding.
 
-    explains  the wrong taps that it explains, the first divergence among them
-    against   taps that are right, although it would move them: in this many it was not made
-    share     of the squared error at the first of them that it reproduces
-    equals    names of others that predict the same here
+    explains  the wrong taps that it explains
+    against   the number of right taps that it would change
+    share     the share of the squared error that it reproduces at the first of the taps
+    equals    names of other mistakes with the same prediction here
     """
 
     mistake: Mistake
@@ -62,12 +62,12 @@ class Cause:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What was found out about the wrong taps.
+    """The result of a diagnosis.
 
-    causes       of the first divergence, then of what that one does not explain
-    unexplained  wrong taps that no known mistake explains, in order
-    nearest      the mistake that comes closest to the first of those, and the share of its squared error
-    tried        how many mistakes were tried; 0: they could not be
+    causes       the cause of the first divergence, then those of the taps that it does not explain
+    unexplained  wrong taps that no known mistake explains, in the order of the computation
+    nearest      the mistake closest to the first unexplained tap, and the share of the squared error that it reproduces
+    tried        the number of mistakes that were tried; 0 if none could be
     """
 
     causes: tuple[Cause, ...] = ()
@@ -78,11 +78,12 @@ class Diagnosis:
 
 @dataclass
 class _Evidence:
-    """What one mistake predicts of each wrong tap.
+    """The predictions of one mistake at the wrong taps.
 
-    explains  where it does: what is left over, in units of the rounding of the right result
-    bits      share of the elements that are equal to the bit, in the candidate's own precision
-    share     of the squared error that it reproduces, also where it does not explain it
+    explains  the remaining error at each tap that it explains, in units of the rounding of the right result
+    bits      the share of bit-identical elements, in the candidate's own precision
+    share     the share of the squared error that it reproduces, also at taps that it does not explain
+    against   the number of right taps that it would change
     """
 
     explains: dict[Place, float] = field(default_factory=dict)
@@ -98,7 +99,7 @@ def diagnose(
     threads: int = 1,
     progress: Callable[[int], object] = lambda count: None,
 ) -> Diagnosis:
-    """Find causes for a comparison's first divergence, and for what is left.
+    """Find the causes of a comparison's first divergence, and of the remaining wrong taps.
 
     progress  called with the number of parameters read since its last call
     """
@@ -123,8 +124,10 @@ def diagnose(
 
 
 def _layers_to_try(comparison: Comparison, theirs: Theirs) -> Collection[int]:
-    """The layer of the first divergence, others that are wrong, the ends; all, if the candidate does not say what goes
-    into those."""
+    """Return the layer of the first divergence, its next, other wrong layers, the first and the last.
+
+    All layers are returned if the candidate lacks the inputs of these.
+    """
     L = theirs.config.L
     bad = [split_name(r.tap)[0] for r in comparison.results if r.status in ("introduced", "beyond")]
     wanted = dict.fromkeys([layer for layer in bad if layer is not None][:1])
@@ -141,7 +144,7 @@ def _layers_to_try(comparison: Comparison, theirs: Theirs) -> Collection[int]:
 
 
 class _Trial:
-    """The visitor that collects evidence."""
+    """The visitor that collects the predictions of all mistakes."""
 
     def __init__(
         self, theirs: Theirs, tried: Mapping[str, tuple[Mistake, Mapping[str, object]]], comparison: Comparison
@@ -208,7 +211,7 @@ class _Trial:
             if part is not None:
                 predicted, rounded = np.take(predicted, indices, axis), np.take(rounded, indices, axis)
             own_size = _size(predicted)
-            # Its own rounding, or that of the right result in its proportion, which has been measured in more ways.
+            # Its own rounding; or that of the right result, scaled, which more correct ways have measured.
             own = max(_size(rounded - predicted), UNIT[precision] * own_size, noise * own_size / (size or 1.0))
             residual = _size(value - predicted)
             evidence = self.evidence[name]
@@ -226,7 +229,7 @@ class _Trial:
 
 
 def _size(x: Array) -> float:
-    """Root of the sum of squares, in float64; NaN is infinite."""
+    """Return the root of the sum of squares, in float64; infinity for a NaN."""
     flat = np.asarray(x, np.float64).ravel()
     total = float(flat @ flat)
     return float(np.sqrt(total)) if total == total else np.inf
@@ -251,8 +254,8 @@ def _conclude(trial: _Trial, tried: Mapping[str, tuple[Mistake, object]]) -> Dia
             return (-len(set(evidence.explains) & set(left)), evidence.against)
 
         def nearness(name: str, left: Sequence[Place] = tuple(left)) -> float:
-            """What tells mistakes apart that explain the same: the bits that are not equal, where most are; else what
-            is left over."""
+            """Return a measure to compare mistakes that explain the same taps: the share of unequal bits if most bits
+            are equal, or else the remaining error."""
             evidence = trial.evidence[name]
             places = [place for place in left if place in evidence.explains]
             if np.mean([most_bits[place] for place in places]) > _BITS:
@@ -261,7 +264,7 @@ def _conclude(trial: _Trial, tried: Mapping[str, tuple[Mistake, object]]) -> Dia
 
         fitting.sort(key=lambda name: (rank(name), nearness(name)))
         chosen = fitting[0]
-        # Mistakes that come to the same, whatever of it their own rounding explains: the catalogue's order decides.
+        # Of mistakes with equal predictions, the first in the catalogue is chosen.
         same = [name for name, evidence in trial.evidence.items() if _alike(evidence, trial.evidence[chosen])]
         best = same[0]
         alike = [n for n in fitting if rank(n) == rank(chosen) and nearness(n) < _ALIKE * nearness(chosen)]
@@ -280,7 +283,7 @@ def _conclude(trial: _Trial, tried: Mapping[str, tuple[Mistake, object]]) -> Dia
 
 
 def _alike(a: _Evidence, b: _Evidence) -> bool:
-    """Whether two mistakes predict the same, wherever it can be seen."""
+    """Whether two mistakes predict the same at all taps."""
     return (
         a.share.keys() == b.share.keys()
         and a.against == b.against
@@ -297,9 +300,11 @@ def visible(
     threads: int = 1,
     progress: Callable[[int], object] = lambda count: None,
 ) -> dict[str, Place | None]:
-    """Mistake -> the first place where it would move a result beyond what `precision` allows; None: nowhere.
+    """Find the first place where each mistake changes a result by more than `precision` allows -> {name: place or None}
 
-    taps  the places that a candidate has; None: all. A mistake that does not concern the config is left out.
+    taps  the places that a candidate has; None: all
+
+    Mistakes that make no difference in this config are left out.
     """
     tried = {m.name: replaces for m in MISTAKES if (replaces := m.replaces(config))}
     streams = [Stream(TRUTH), *(Stream(arithmetic) for arithmetic in CORRECT[precision])]
@@ -307,7 +312,7 @@ def visible(
     first = {name: len(streams) + i for i, name in enumerate(tried)}
     streams += [Stream(TRUTH, replaces) for replaces in tried.values()]
     found: dict[str, Place | None] = dict.fromkeys(tried)
-    earliest = dict.fromkeys(tried, len(phases))  # results come operation by operation; a model runs phase by phase
+    earliest = dict.fromkeys(tried, len(phases))  # results come by operation, but a model runs by phase
 
     def visit(p: int, tap: str, computed: dict[int, Array]) -> Array | None:
         place = (phases[p].name, tap)

@@ -172,9 +172,7 @@ class Npy:
         kind = f"{dtype.kind}{dtype.itemsize}"
         bfloat16 = kind == "V2" and not integers
         if not bfloat16 and kind not in (_INTEGERS if integers else _FLOATS):
-            raise self._error(
-                f"must hold integers, got {dtype.str}" if integers else f"is of type {dtype.str}; {_READ}"
-            )
+            raise self._error(_other_type(dtype.str, integers))
         return Header(np.dtype("<u2") if bfloat16 else dtype, bfloat16, shape, fortran, begin)
 
 

@@ -1,4 +1,4 @@
-"""A golden pack that is opened for reading: the right values of every tap, and the rounding of correct implementations.
+"""A golden pack, opened for reading: reference values of every tap, and the rounding of correct implementations.
 
 docs/pack.md describes the format for readers without this package.
 """

@@ -1,7 +1,7 @@
-"""How much of a tap a pack keeps: all of it, its last token, a few statistics, or a sketch.
+"""The sizes in which a pack keeps a tap: the whole tap, its last token, a few statistics, or a sketch.
 
-Each is a function of the whole tap, so a candidate's tensor is reduced in the same way before the two are compared,
-and so is the rounding that its tolerance was measured from.
+Each size is a function of the whole tap. A candidate's tensor is reduced by the same function before it is compared,
+and tolerances are measured on reduced results, too.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ SKETCH = 64
 
 
 def reduce(tap: Array, letters: tuple[str, ...], size: str) -> Array:
-    """A tap -> what is kept of it.
+    """Reduce a tap to a size.
 
     full    the tap
-    last    [.., 1, ..]: the last token alone
-    stats   [T, 4]: each token's mean, root mean square, least and largest value
-    sketch  [T, 64]: each token's values, added up with random signs in 64 bins (`sketch_plan`); the squared length of
-            a difference of two sketches estimates that of the difference of the values, to 18 % for one token
+    last    [.., 1, ..]: the last token
+    stats   [T, 4]: the mean, root mean square, smallest and largest value of each token
+    sketch  [T, 64]: the values of each token, added up with random signs in 64 bins (`sketch_plan`). The squared length
+            of a difference of sketches estimates that of the difference of values, to 18 % for one token
 
-    Hidden scores, -inf, count as 0 in statistics and sketches.
+    Scores of hidden keys, -inf, count as 0 in statistics and sketches.
     """
     tokens = letters.index("T")
     if size == "full":
@@ -48,7 +48,7 @@ def reduce(tap: Array, letters: tuple[str, ...], size: str) -> Array:
 
 @functools.lru_cache(maxsize=32)
 def sketch_plan(n: int) -> tuple[Array, Array]:
-    """-> bins [n] in [0, 64), signs [n] of +1 and -1: from the SplitMix64 hash of each index, as any language has it.
+    """Return bins [n] in [0, 64) and signs [n] of +1 and -1, from the SplitMix64 hash of each index.
 
     z = (i + 1) 0x9E3779B97F4A7C15; z = (z ^ z >> 30) 0xBF58476D1CE4E5B9; z = (z ^ z >> 27) 0x94D049BB133111EB;
     z ^= z >> 31, modulo 2^64. The bin is z mod 64; the sign is - where bit 63 is set.

@@ -1,4 +1,4 @@
-"""Test vectors of single operations, for somebody who tests one kernel and has no model yet.
+"""Test vectors of single operations, to test one kernel without a model.
 
 A case holds inputs that the precisions represent exactly, the outputs of the spec in float64, and the relative error of
 correct implementations in float32, bfloat16 and float16.
