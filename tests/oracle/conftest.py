@@ -30,19 +30,19 @@ from tests.support.packs import (
 
 @pytest.fixture(scope="session")
 def recorded(tmp_path_factory):
-    """A pack of the small model, with the model in it; nobody changes it."""
+    """A pack of the small model, with the model in it. Tests do not change it."""
     return record(CONFIG, WEIGHTS, tmp_path_factory.mktemp("recorded") / "pack", IDS, DECODE, include_weights=True)
 
 
 @pytest.fixture
 def pack(recorded, tmp_path):
-    """A copy of it, to be broken."""
+    """A copy of `recorded` that tests may break."""
     return Path(shutil.copytree(recorded, tmp_path / "pack"))
 
 
 @pytest.fixture(scope="session")
 def reduced(tmp_path_factory):
-    """Size -> a pack without its model, so that nothing but the golden values judges."""
+    """Size -> a pack without its model, so that only golden values judge."""
     folder = tmp_path_factory.mktemp("reduced")
     return {size: record(CONFIG, WEIGHTS, folder / size, IDS, DECODE, sizes=size) for size in SIZES}
 
@@ -61,7 +61,7 @@ def written(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def outputs(tmp_path_factory):
-    """Somebody's outputs: half of the operations as .npy, half as safetensors; right in all precisions."""
+    """Outputs that are right in all precisions: half of the operations as .npy, half as safetensors."""
     folder = tmp_path_factory.mktemp("outputs")
     for i, op in enumerate(OPS):
         results = {case.name: case.y for case in all_cases() if case.op == op}
@@ -97,7 +97,7 @@ def qwq(capsys, monkeypatch):
 
 @pytest.fixture(scope="session")
 def wrong(tmp_path_factory):
-    """Tensors of the small model with SiLU replaced, as somebody's file; and right ones."""
+    """Two .npz files of the small model: right.npz, and wrong.npz with ReLU instead of SiLU."""
     folder = tmp_path_factory.mktemp("wrong")
     seen = spec_run(CONFIG, WEIGHTS, PHASES)
     right = {f"{phase}/{tap}": value for phase, taps in seen.items() for tap, value in taps.items()}

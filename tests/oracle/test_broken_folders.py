@@ -83,7 +83,7 @@ NPY = {
 
 
 def test_the_good_npy_is_read(tmp_path):
-    """All the cases above are this file, and one change."""
+    """Each case above is this file with one change."""
     write(tmp_path, {f"{NORM}.npy": header(SHAPE, BYTES)})
     assert np.array_equal(open_candidate(tmp_path, CONFIG).tensors["prompt", NORM](), TAPS["prompt", NORM])
 
@@ -91,7 +91,7 @@ def test_the_good_npy_is_read(tmp_path):
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("case", NPY)
 def test_bad_npy(case, tmp_path):
-    """At once, when the folder is opened; also in an archive."""
+    """A bad file is refused when the folder or archive is opened."""
     content, words = NPY[case]
     write(tmp_path, {f"{NORM}.npy": content})
     refused(lambda: open_candidate(tmp_path, CONFIG), tmp_path / f"{NORM}.npy", None, words)
@@ -209,7 +209,7 @@ def archive_of(*members, compression=zipfile.ZIP_DEFLATED):
 
 
 def patched(data, **changes):
-    """The central directory's record of the only member, changed."""
+    """Change the central directory's record of the only member."""
     at = data.index(b"PK\1\2")
     places = {"flags": (8, "<H"), "method": (10, "<H"), "crc": (16, "<I"), "packed": (20, "<I"), "size": (24, "<I")}
     result = bytearray(data)
@@ -243,7 +243,7 @@ def test_bad_archives(case, tmp_path):
 
 
 def test_an_archive_whose_data_are_damaged(tmp_path):
-    """Its directory is right; the checksum is not."""
+    """The directory of the archive is right; the checksum is wrong."""
     plain = archive_of((f"{NORM}.npy", header(SHAPE, BYTES)), compression=zipfile.ZIP_STORED)
     at = plain.index(BYTES)
     path = write(tmp_path, {"x.npz": plain[: at + 99] + b"!" + plain[at + 100 :]}) / "x.npz"
@@ -252,7 +252,7 @@ def test_an_archive_whose_data_are_damaged(tmp_path):
 
 @given(st.data())
 def test_damaged_sources_give_typed_errors(tmp_path_factory, data):
-    """Whatever bytes change or go missing: all is well, or a GoldenError."""
+    """Changed or missing bytes give a candidate or a GoldenError."""
     folder = tmp_path_factory.mktemp("damaged", numbered=True)
     whole = {
         "x.npz": archive_of((f"{NORM}.npy", header(SHAPE, BYTES)), (f"decode-0/{NORM}.npy", header(SHAPE, BYTES))),

@@ -1,4 +1,4 @@
-"""The oracle judges this package's own engine, in every mode; and a mistake in it is found in the layer that has it."""
+"""The oracle judges this package's own engine in every mode, and finds a mistake in its layer."""
 
 import contextlib
 import dataclasses
@@ -57,8 +57,8 @@ def same(a, b):
 @pytest.mark.parametrize("mode", MODES, ids=str)
 @pytest.mark.parametrize("name", PACKS)
 def test_the_engine_passes(packs, name, mode):
-    """Floats as anybody's float32, and every mode by its bits; the prompt whole or in pieces, then token by token; of
-    the prompt all logits, or the last alone, which leaves a part of the last layer out."""
+    """Floating point passes as float32, and every mode by its bits. The prompt comes whole or in pieces, with all logits
+    or only the last, which leaves out a part of the last layer."""
     golden, weights = packs[name]
     phases = golden.manifest.phases
     for chunk, all_logits in ((None, True), (1, True), (5, True), (None, False), (5, False)):
@@ -150,12 +150,12 @@ LAYER = "model.layers.1."
 
 
 def with_weights(change):
-    """The engine packs other weights in layer 1, or wherever."""
+    """Make the engine pack other weights, in layer 1 by default."""
     return lambda config, weights, mode: backend_of(config, weights | change(config, weights), mode)
 
 
 def with_layers(spoil):
-    """`spoil(layers)` of each new sequence."""
+    """Call `spoil(layers)` on each new sequence."""
 
     def build(config, weights, mode):
         class Spoilt(CoreBackend):
@@ -175,7 +175,7 @@ def gate_and_up(config, weights):
 
 
 def neighbours(config, weights):
-    """Rows of q and k in the order in which RoPE on halves is RoPE on neighbours."""
+    """Order rows of q and k so that RoPE on halves equals RoPE on neighbouring pairs."""
     order = np.arange(config.E).reshape(-1, 2).T.ravel()
     names = [f"{LAYER}self_attn.{x}_proj.{part}" for x in "qk" for part in ("weight", "bias")]
     return {
@@ -208,7 +208,7 @@ def a_flipped_code(config, weights, mode):
 
 
 def a_later_position(config, weights, mode):
-    """Decoding is off by one; the prompt is not."""
+    """Positions are off by one in decoding, and right in the prompt."""
 
     class Late(CoreBackend):
         def run(self, ids, sequence, rows, tap=None, progress=None):
@@ -223,7 +223,7 @@ def a_later_position(config, weights, mode):
 
 
 def with_drafts(leaves_behind):
-    """Before each token, two drafts are tried and rolled back. What one of them leaves in layer 1's cache may stay."""
+    """Try and roll back two drafts before each token; optionally, leave one of them in layer 1's cache."""
 
     def build(config, weights, mode):
         class Drafting(CoreBackend):
@@ -312,7 +312,7 @@ def test_in_floats_the_mistake_is_named(packs):
 
 
 def spec_taps(golden, weights, mode):
-    """What the mode makes of a pack, inner results and all: {phase: {tap: array}}."""
+    """Compute a mode on a pack, with all inner taps -> {phase: {tap: array}}"""
     config, phases = golden.manifest.config, golden.manifest.phases
     prepared, cache = engine.prepare(config, weights, mode.weights), engine.empty_cache(config, mode.kv)
     taps = {}
@@ -361,7 +361,7 @@ def test_any_numbers_get_a_verdict(packs, mode, odd):
 
 
 def test_what_somebody_has_of_it_is_compared(packs):
-    """Logits alone; of the last token alone; a wrong shape; nothing; other tokens."""
+    """Logits alone; logits of the last token; a wrong shape; no tap; other tokens."""
     golden, weights = packs["gqa"]
     logits = spec_taps(golden, weights, adapter.Mode("q4", "fp32"))["prompt"]["lm_head"]
     for value in (logits, logits[None], logits[-1:], logits.astype(np.float64)):

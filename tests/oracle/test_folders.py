@@ -84,7 +84,7 @@ def test_every_tap_comes_back(writer, tmp_path):
 
 
 def test_a_golden_pack_is_a_candidate(tmp_path):
-    """With its ids; without what it keeps as statistics or sketches, which is said."""
+    """A pack gives its ids and whole taps. A note names the statistics and sketches, which are left out."""
     sizes = {"lm_head": "last", "*.mlp.*": "sketch", "*": "full"}
     pack = record(CONFIG, random_weights(CONFIG, 0), tmp_path / "pack", IDS, 2, sizes=sizes, include_weights=True)
     candidate = open_candidate(pack, CONFIG)
@@ -117,7 +117,7 @@ def test_every_float_of_npy(kind, order, version, tmp_path):
 
 @pytest.mark.parametrize("descr", ["|V2", "<V2"])
 def test_bfloat16_of_ml_dtypes(descr, tmp_path):
-    """It is saved as two bytes without a type."""
+    """ml_dtypes saves it as two bytes without a type."""
     wanted = to_bf16(TAPS["prompt", Q])
     data = (wanted.view(np.uint32) >> 16).astype("<u2").tobytes()
     text = f"{{'descr': '{descr}', 'fortran_order': False, 'shape': (5, 80), }}\n".encode()
@@ -136,14 +136,14 @@ def test_bfloat16_of_safetensors(tmp_path):
 
 @pytest.mark.parametrize("shape", [(0, 80), (), (5, 0)])
 def test_empty_and_scalar_arrays_are_read(shape, tmp_path):
-    """That they do not fit is for the comparison to say."""
+    """The comparison refuses them later."""
     write(tmp_path, {f"{Q}.npy": np.ones(shape)})
     assert open_candidate(tmp_path, CONFIG).tensors["prompt", Q]().shape == shape
 
 
 @pytest.mark.parametrize("writer", WRITERS, ids=lambda writer: writer.__name__)
 def test_opening_reads_no_tensor(writer, tmp_path):
-    """Eight megabytes in the source, and next to nothing in memory."""
+    """The source has eight megabytes; opening it takes almost no memory."""
     config = Config.from_dict(config_values(vocab_size=1 << 20))
     taps = {("decode-0", "lm_head"): np.ones((2, config.V), np.float32)}
     path = writer(tmp_path, taps)
@@ -296,7 +296,7 @@ def test_token_ids_in_safetensors_cannot_be_integers(tmp_path):
 
 
 def test_precision(tmp_path):
-    """The caller before the map, the map before the manifest; by tap, or by a name that is in every layer."""
+    """The caller overrides the map, which overrides the manifest. A precision may be by tap, or by name within layers."""
     manifest = {"precision": {"": "fp16", "lm_head": "fp32", "mlp.act": "bf16"}}
     write(tmp_path, {"x.npy": TAPS["prompt", NORM], "manifest.json": json.dumps(manifest).encode()})
     mapping = {"tensors": {"x": NORM}}

@@ -218,7 +218,7 @@ def test_a_text_is_tokenised(qwq, nano, tmp_path):
 
 
 def test_the_oracles_threads_are_its_own(qwq, tmp_path):
-    """BLAS has one, whatever is asked for; and how many share the work changes no byte."""
+    """BLAS has one thread with every option, and the number of threads changes no byte."""
     for threads in (1, 3):
         qwq("record", "--ids", "1,2,3", "--decode", "1", "-o", tmp_path / f"{threads}", "-t", threads)
         assert os.environ["OPENBLAS_NUM_THREADS"] == "1"
@@ -233,7 +233,7 @@ def kept_by(qwq, recorded, out, *options):
 
 
 def test_sizes_on_the_command_line(qwq, recorded, tmp_path):
-    """A bare size is for what no pattern fits, wherever it stands; without one that is kept whole."""
+    """A size without a pattern is the default at any place; without a default, taps are kept whole."""
     names = tap_names(CONFIG)
     mlp = [tap for tap in names if ".mlp." in tap]
     for i, (options, rest) in enumerate(
@@ -307,7 +307,7 @@ def test_vectors_on_the_command_line(qwq, written, outputs, tmp_path):
 
 
 def test_as_a_program(recorded, wrong, tmp_path):
-    """stdout is the result alone; a reader that goes away is no error."""
+    """stdout holds only the result."""
     command = [sys.executable, "-m", "qwq_ref", "golden", "compare", recorded, wrong / "wrong.npz", "--json", "-"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (3, "")

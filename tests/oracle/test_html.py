@@ -34,7 +34,7 @@ every_page = pytest.mark.parametrize("html", PAGES.values(), ids=PAGES)
 
 
 def rows(html):
-    """The table of wrong taps -> its cells, as text."""
+    """Return the cells of the table of wrong taps, as text."""
     if "<h2>Wrong taps</h2>" not in html:
         return []
     body = re.search(r"<h2>Wrong taps</h2>.*?<tbody>(.*?)</tbody>", html, re.S)[1]
@@ -45,7 +45,7 @@ def rows(html):
 
 
 def definition(html, name):
-    """The texts that a page has under a name."""
+    """Return the texts that a page has under a name."""
     return [Tree(found).text() for found in re.findall(rf"<dt>{re.escape(name)}</dt><dd>(.*?)</dd>", html)]
 
 
@@ -151,7 +151,7 @@ def test_pages_are_small():
 
 
 def test_the_dictionary_is_that_of_a_report(tmp_path):
-    """The ones that these tests draw have the keys that a report's has; a stored one is drawn as the report is."""
+    """The facts of these tests have the keys of a report's facts. A stored report gives the same page."""
     config = Config.from_dict(config_values())
     pack = oracle.record(config, random_weights(config, 0), tmp_path / "pack", [1, 2, 3, 4, 5], 2)
     with oracle.Golden.open(pack) as golden:

@@ -46,7 +46,7 @@ def test_a_map_has_a_cell_for_each_tap_and_tells_how_far_off_it_is():
 
 
 def _row_of(name):
-    """Maps are written line by line."""
+    """The row number of a tap: maps are written row by row."""
     inside = {op.tap: i for i, op in enumerate(LAYER)}
     layer = re.match(r"model\.layers\.(\d+)\.(.*)", name)
     if layer:

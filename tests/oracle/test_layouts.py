@@ -26,7 +26,7 @@ from tests.support.models import configs
 
 
 class Layout:
-    """Lays taps out in ways that the map's options name, each written here by itself, and from the other side."""
+    """Lays taps out in the ways that the options of a map undo. Each way is written here independently."""
 
     def __init__(self, draw, config):
         self.draw = draw

@@ -15,7 +15,7 @@ from tests.support.llama_graphs import T, graph, tap_values, values_of
 
 @pytest.fixture
 def dump(tmp_path):
-    """What `capture` leaves behind, of a recorded graph."""
+    """The folder that `capture` writes, of a recorded graph."""
     phases, nodes = phases_of(range(T), 0), graph("now")
     folder = tmp_path / "dump"
     (folder / "prompt").mkdir(parents=True)

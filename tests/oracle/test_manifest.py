@@ -294,7 +294,7 @@ def test_a_manifest_that_is_too_long(pack):
 
 
 def test_a_later_minor_version_is_read(pack, recorded):
-    """With keys that nobody knows, wherever there can be any."""
+    """Unknown keys are ignored at all places where they may occur."""
     file = pack / "manifest.json"
     values = json.loads(file.read_text())
     extra = {"new": [1, {"x": None}]}

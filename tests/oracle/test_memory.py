@@ -19,7 +19,7 @@ from tests.support.models import (
 
 
 def test_the_peak_of_a_process_is_its_own():
-    """What getrusage says of a new program includes the one that started it."""
+    """getrusage of a new program includes the memory of its parent; peak_bytes does not."""
     code = "from qwq_ref.host.memory import peak_bytes; print(peak_bytes())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert int(done.stdout) < 100 << 20 < resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10

@@ -1,4 +1,4 @@
-"""The oracle judged on Hugging Face models: it lets right ones pass, and finds and names what is wrong with others."""
+"""The oracle on Hugging Face models: right ones pass, and the mistakes of others are found and named."""
 
 import numpy as np
 import pytest
@@ -86,7 +86,7 @@ def test_qwq_nano_passes(tmp_path, precision, attention):
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("name", NAMES)
 def test_the_confusion_table_is_true(name, precision):
-    """Each cell of docs/confusion.md; and the place is where the table of operations says that the mistake shows."""
+    """Each cell of docs/confusion.md is true, and the mistake shows at the place that the table of operations predicts."""
     case = pack(suited(name))
     for mode in MODES:
         cell, report = verdict(name, precision, mode)
@@ -124,7 +124,7 @@ def test_another_order_of_rounding_is_remarked_upon_but_no_error():
 
 
 def test_angles_that_are_multiplied_up(tmp_path):
-    """llama.cpp's way; it takes QwQ's 64 frequencies, and a prompt of some length, to show."""
+    """llama.cpp computes angles so. The difference needs QwQ's 64 frequencies and a long prompt to show."""
     values = config_values(num_hidden_layers=1, head_dim=128, rope_theta=1e6)
     config = Config.from_dict(values)
     weights = loud_weights(config)
@@ -155,7 +155,7 @@ def test_in_one_layer_of_several(name, precision):
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_in_one_layer_of_many(tmp_path, precision):
-    """24 layers; the mistake is tried in a few of them only, and still its place is told exactly."""
+    """With 24 layers, the mistake is tried in a few only, and its place is still exact."""
     values = config_values(num_hidden_layers=24)
     config = Config.from_dict(values)
     weights = loud_weights(config)
@@ -172,7 +172,7 @@ def test_in_one_layer_of_many(tmp_path, precision):
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_in_one_head(precision):
-    """One query head of ten is not turned."""
+    """One query head of ten is not rotated."""
     case = pack("gqa")
     true = hf.modeling_qwen2.apply_rotary_pos_emb
 
@@ -191,7 +191,7 @@ def test_in_one_head(precision):
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_where_scores_are_wrong_is_told_in_spite_of_the_mask(precision):
-    """Ten query heads to two key-value heads: of those that read another head than they should, all, and no other."""
+    """Of ten query heads and two key-value heads, the report names exactly the query heads that read a wrong head."""
     report = pack("gqa").compare(seen_in("heads-tiled", precision), precision, coverage=False)
     assert report.first.tap == "model.layers.0.self_attn.scores"
     assert report.first.where == "head 1, 3, 6, 8 of 10"
@@ -211,7 +211,7 @@ def test_in_one_head_of_a_flat_projection(precision):
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_in_decoding_only(precision):
-    """A mistake of the MLP that a decoding kernel has, and the kernel for prompts has not."""
+    """The kernel for decoding has a mistake of the MLP; the kernel for prompts has not."""
     case = pack("gqa")
     model = case.model(precision, "eager")
     for layer in model.model.layers:
@@ -287,7 +287,7 @@ def test_nor_from_logits_alone(hook):
 
 
 def test_weights_are_needed_to_name_some_causes_and_not_others():
-    """Without the model, what is made of taps alone is still judged; the rest is located."""
+    """Without the model, operations without weights are still judged; the others are located."""
     case = pack("gqa")
     golden = oracle.Golden(case.golden.path, confusion.without_model(case.golden.manifest), case.golden._files)
 

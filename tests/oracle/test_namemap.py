@@ -26,7 +26,7 @@ from tests.support.candidates import (
 
 
 def entry(**options):
-    """A map with one entry more, for a name in every layer."""
+    """A map with one more entry, for a name in every layer."""
     return {"tensors": GOOD["tensors"] | {"x.{layer}": options}}
 
 
@@ -170,7 +170,7 @@ def some(tmp_path):
 
 @pytest.mark.parametrize("suffix", [".json", ".yaml", ".yml", ".YAML"])
 def test_the_good_map_is_read(suffix, some, tmp_path):
-    """All the cases above are this map, and one change."""
+    """Each case above is this map with one change."""
     candidate = open_candidate(some, CONFIG, write_map(tmp_path / f"map{suffix}", GOOD))
     assert set(candidate.tensors) == {("prompt", Q), ("prompt", NORM)}
 
@@ -334,7 +334,7 @@ def test_tensors_that_the_map_does_not_fit(case, tmp_path):
 
 
 def test_heads_that_are_not_what_they_should_repeat(tmp_path):
-    """Tiled heads are a mistake of theirs: taking every fifth would hide it. NaN is a copy of NaN."""
+    """Tiled heads are a mistake that taking every fifth head would hide. A NaN is a copy of a NaN."""
     k = TAPS["prompt", "model.layers.0.self_attn.k_rope"].copy()
     k[0, 0, 0] = np.nan
     name_map = write_map(

@@ -23,7 +23,7 @@ LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}
 
 
 def imported(path):
-    """The names in `oracle` that a file imports from."""
+    """Yield the names in `oracle` that a file imports from."""
     package = path.relative_to(ORACLE).parts[:-1]
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.level == len(package) + 1:

@@ -1,4 +1,4 @@
-"""Files of a pack: broken, odd or wrong ones are refused, whatever their bytes."""
+"""Files of a pack: broken, odd or wrong ones are refused."""
 
 import json
 import os
@@ -58,7 +58,7 @@ def test_tensors_that_are_not_those_of_the_manifest(pack, case):
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("tap", [QROPE, SCORES])
 def test_values_that_are_none(pack, tap, value):
-    """Noticed when they are read, also by who does not verify."""
+    """NaN and infinity are refused when they are read, also without verification."""
     rewrite(pack / "prompt.safetensors", set_value(tap, (2, 1, 0), value))
     right = spec_run(CONFIG, WEIGHTS, PHASES)
     with Golden.open(pack) as golden:
@@ -70,7 +70,7 @@ def test_values_that_are_none(pack, tap, value):
 
 
 def test_a_digest_that_lies(pack, recorded):
-    """One bit of a value: nothing but the digest tells, and only if it is asked."""
+    """Only the digest shows a changed bit, and only if it is checked."""
     right = {"prompt": {"model.norm": spec_run(CONFIG, WEIGHTS, PHASES)["prompt"]["model.norm"]}}
     rewrite(pack / "prompt.safetensors", set_value("lm_head", (0, 0), 1.0))
     with Golden.open(pack) as golden:
@@ -86,7 +86,7 @@ def test_a_digest_that_lies(pack, recorded):
 
 
 def test_phases_swapped(pack):
-    """Steps differ in how many keys they see; a pack that keeps no scores has the digests."""
+    """Steps see different numbers of keys. In a pack without scores, the digests show the swap."""
     a, b = (pack / f"decode-{i}.safetensors" for i in (0, 1))
     first, second = a.read_bytes(), b.read_bytes()
     a.write_bytes(second)
@@ -149,7 +149,7 @@ def test_odd_files(pack, tmp_path, place, case):
 
 
 def test_links_to_what_is_right_are_followed(pack, recorded):
-    """As in the Hugging Face cache."""
+    """The Hugging Face cache consists of such links."""
     for path in pack.iterdir():
         if path.is_file():
             path.unlink()

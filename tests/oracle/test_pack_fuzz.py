@@ -28,14 +28,14 @@ from tests.support.packs import (
 
 @pytest.fixture(scope="module")
 def fuzzed(tmp_path_factory):
-    """A small pack, and what its files were."""
+    """A small pack, and the contents of its files."""
     folder = tmp_path_factory.mktemp("fuzzed") / "pack"
     record(CONFIG, WEIGHTS, folder, IDS[:4], 1, layers=[0], taps=["lm_head", "*.q_rope", "*.scores", "*.resid_post"])
     return folder, contents(folder)
 
 
 def judged(folder, taps):
-    """A report, or None where the pack was refused. Anything else gets out."""
+    """Return a report, or None if the pack is refused. Any other error is raised."""
     try:
         with Golden.open(folder) as golden:
             report = compare(golden, taps, model=WEIGHTS, explain=False, coverage=False, verify=False)

@@ -1,7 +1,7 @@
-"""The planted mistakes are those of the catalogue: the oracle's prediction comes true, tap by tap, and nothing stays.
+"""The planted mistakes are those of the catalogue: the oracle's prediction comes true, tap by tap, without a trace left.
 
-Two independent versions of each mistake meet here: a change of the table, in NumPy, and a patch of HF's model. The
-mistaken model's own values are put in at every tap, so that each prediction is made from what it was really made from.
+Each mistake exists twice, independently: as a change of the table in NumPy, and as a patch of Hugging Face's model. The
+mistaken model's own values are the inputs of every prediction.
 """
 
 import functools
@@ -53,7 +53,7 @@ TYPES = {
 
 
 def loud_weights(config):
-    """Weights under which every mistake is heard, and no number leaves float16."""
+    """Weights that show every mistake, and keep all numbers within float16."""
     rng = np.random.default_rng(1)
     weights = {}
     for name, shape in config.tensors().items():
@@ -69,7 +69,7 @@ def loud_weights(config):
 
 
 class Case:
-    """A model, and what it computes while nothing is planted."""
+    """A model, and its results without a planted mistake."""
 
     def __init__(self, changes, grid, dtype, phases):
         values = config_values(num_hidden_layers=3) | changes
@@ -83,7 +83,7 @@ class Case:
         self.right = self.run()
 
     def run(self):
-        """-> {(phase, tap): array} from HF. Keys that its sliding cache has dropped are as good as masked."""
+        """Run Hugging Face's model -> {(phase, tap): array}. Keys that its sliding cache dropped count as masked."""
         seen, past = {}, None
         for p, phase in enumerate(self.phases):
             taps, past = hf.taps(self.model, phase.ids, past)
@@ -121,7 +121,7 @@ class Case:
         return results
 
     def first_mistaken(self, name, layers=None):
-        """The first tap that the catalogue changes, where that has an effect."""
+        """Return the first tap that the catalogue changes with an effect."""
         first = 0
         windowed = [self.config.window(layer) is not None for layer in range(self.config.L)]
         if name in ("window-ignored", "window-one-wider", "window-one-narrower"):
@@ -141,7 +141,7 @@ def case_of(changes, grid, dtype, phases):
 
 
 def small_case(name, dtype=torch.float32):
-    """The config that the plant names, shared by all that name it."""
+    """The case of the config that the plant names; plants share cases."""
     return case_of(json.dumps(PLANTS[name].values), PLANTS[name].grid, dtype, PHASES)
 
 
@@ -156,7 +156,7 @@ def off(got, wanted):
 
 
 def check(case, name, layers=None):
-    """The mistake is made where it should be, as the catalogue says, and leaves nothing behind."""
+    """Check that the mistake appears where the catalogue predicts it, and leaves no trace afterwards."""
     seen = case.mistaken(name, layers)
     assert case.first_difference(seen) == case.first_mistaken(name, layers)
     missed = hit = 0.0
@@ -201,7 +201,7 @@ def test_the_prediction_comes_true(name, dtype):
     ],
 )
 def test_it_comes_true_in_a_model_that_has_everything(name):
-    """YaRN, windows, a head_dim of its own; and chunks of a prompt behind a cache."""
+    """The model has YaRN, windows and another head_dim; the prompt comes in chunks."""
     check(case_of(json.dumps(EVERYTHING), True, torch.float32, CHUNKS), name)
 
 

@@ -1,4 +1,4 @@
-"""Recording: what a pack holds, which taps it keeps, and what leaves nothing behind."""
+"""Recording: the contents of a pack, the choice of taps, and interrupted calls, which leave nothing behind."""
 
 import dataclasses
 import errno
@@ -89,7 +89,7 @@ def test_attention_scaling_is_in_the_manifest(tmp_path):
 
 
 def test_rounding_covers_the_spec_in_each_precision(tmp_path):
-    """Without steps of decoding, and in one block, the eager runs are the spec's to the bit."""
+    """Without decode steps and in one block, the eager runs are bit-identical to the spec."""
     with Golden.open(record(CONFIG, WEIGHTS, tmp_path / "pack", IDS)) as golden:
         right = spec_run(CONFIG, WEIGHTS, golden.manifest.phases, np.float64)["prompt"]
         for precision, dtype in PRECISIONS.items():
@@ -116,7 +116,7 @@ def test_two_recordings_are_equal_byte_for_byte(tmp_path, sizes):
 
 
 def test_weights_are_digested_as_float32(recorded, tmp_path):
-    """Whatever they are stored in, and however they are read."""
+    """The digest does not depend on the stored type or on the blocks."""
     wanted = {name: hashlib.sha256(value.astype("<f4").tobytes()).hexdigest() for name, value in WEIGHTS.items()}
     assert manifest_of(recorded).weights == wanted
     with Checkpoint.open(recorded / "model") as checkpoint:
@@ -144,7 +144,7 @@ def test_the_model_in_a_pack_is_the_model(tmp_path, dtype, tied):
 
 
 def test_float16_that_overflows_has_no_rounding(tmp_path):
-    """The published models do that. A pack of them is a pack all the same; nothing is said of those taps in float16."""
+    """Published models overflow float16. Their packs are valid; those taps are not judged in float16."""
     weights = WEIGHTS | {"model.layers.0.mlp.down_proj.weight": 1e7 * WEIGHTS["model.layers.0.mlp.down_proj.weight"]}
     folder = record(CONFIG, weights, tmp_path / "pack", IDS, DECODE)
     values = json.loads((folder / "manifest.json").read_text())
@@ -180,7 +180,7 @@ def test_an_interrupted_recording_leaves_nothing(tmp_path, error_type, after):
 
 @pytest.mark.parametrize("after", [0, 2, 40, 130])
 def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch, after):
-    """In the headers, in the tensors, in the model."""
+    """The disk fills in the headers, in the tensors, or in the model."""
     full = interrupt(OSError, after, errno.ENOSPC, "No space left on device")
     write = SafetensorsStream._write
     monkeypatch.setattr(SafetensorsStream, "_write", lambda self, data: (full(), write(self, data)))

@@ -1,4 +1,4 @@
-"""Reports for machines: well-formed, whatever names and paths hold."""
+"""Reports for machines: well-formed for all names and paths."""
 
 from xml.etree import ElementTree as ET
 

@@ -46,7 +46,7 @@ def test_the_set_is_what_its_models_say():
 
 @pytest.mark.parametrize("name", oracle.conformance())
 def test_shipped_packs_are_what_is_recorded(built, name):
-    """Nobody edits a pack without its model, or the other way round. The last bits may be another machine's."""
+    """Packs and their models agree. The last bits may differ on another machine."""
     shipped, fresh = oracle.path(name), built / name
     assert set(contents(shipped)) == set(contents(fresh))
     for file in ("config.json", "model.safetensors"):

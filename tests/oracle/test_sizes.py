@@ -27,7 +27,7 @@ from tests.support.packs import (
 
 
 def plainly(tap, dims, size):
-    """`reduce`, a number at a time."""
+    """`reduce`, one number at a time."""
     tokens = dims.index("T")
     T = tap.shape[tokens]
     if size == "full":
@@ -71,7 +71,7 @@ def test_reductions_of_any_shape(T, n, heads, first, seed):
 
 
 def test_a_sketch_estimates_lengths():
-    """Without bias, to 18 % for a token; also of values that are all alike, or one of which is all there is."""
+    """The estimate is unbiased, to 18 % for a token; also for equal values and for a single large one."""
     rng = np.random.default_rng(0)
     for n in (40, 500, 5120):
         x = rng.standard_normal((400, n)) * np.exp(rng.standard_normal(n))
@@ -90,7 +90,7 @@ def test_a_sketch_estimates_lengths():
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("size", SIZES)
 def test_a_pack_of_every_size_tells_right_from_wrong(reduced, size, precision):
-    """Of each tap alone, without what it is made from."""
+    """Each tap is judged alone, without its inputs."""
     right = spec_run(CONFIG, WEIGHTS, PHASES, PRECISIONS[precision])
     report = compare(reduced[size], right)
     assert report.passed, report

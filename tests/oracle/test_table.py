@@ -1,4 +1,4 @@
-"""The table of operations is the spec: to the bit, in every arithmetic."""
+"""The table of operations is bit-identical to the spec, in every arithmetic."""
 
 import numpy as np
 from hypothesis import given, settings
@@ -35,7 +35,7 @@ ONE_BLOCK = 1 << 30
 
 
 def table_run(config, weights, phases, block_bytes=ONE_BLOCK, digest=False):
-    """({phase: {tap: array}} of each of EXACT, the reader)."""
+    """Walk the table -> ([{phase: {tap: array}}] of EXACT, the reader of weights)"""
     seen = [{phase.name: {} for phase in phases} for _ in EXACT]
 
     def visit(p, tap, results):

@@ -1,4 +1,4 @@
-"""Running torch models: Hugging Face's, and one of its own kind behind a name map."""
+"""Running torch models: Hugging Face's, and another one with a name map."""
 
 import numpy as np
 import pytest
@@ -28,7 +28,7 @@ from tests.support.models import config_values, random_weights
 
 
 def phases_and_spec(values, decode=2, seed=0, count=9, **kwargs):
-    """-> (config, weights, phases, {(phase, tap): what the spec says})"""
+    """-> (config, weights, phases, {(phase, tap): the spec's array})"""
     config = Config.from_dict(values)
     weights = random_weights(config, seed)
     phases = phases_of(np.random.default_rng(seed).integers(0, config.V, count).tolist(), decode)
@@ -101,7 +101,7 @@ def test_only_some_taps():
 
 
 def test_hooks_leave_nothing_behind():
-    """Not even when the model fails in the middle of its attention."""
+    """Hooks are removed, also if the model fails in the middle of its attention."""
     config, weights, phases, wanted = phases_and_spec(VALUES)
     model = hf.build(config, VALUES, weights)
     rotate, softmax = modeling_qwen2.apply_rotary_pos_emb, torch.nn.functional.softmax
@@ -135,7 +135,7 @@ def test_attention_that_turns_its_heads_by_other_code(monkeypatch):
 
 
 def test_projections_that_are_no_matrices():
-    """A quantised one, say: its product before the bias cannot be had."""
+    """A quantised projection, for example, has no product before the bias."""
     config, weights, phases, wanted = phases_and_spec(VALUES, decode=0)
     model = hf.build(config, VALUES, weights)
 
@@ -170,7 +170,7 @@ def test_what_torch_taps_refuses(tmp_path):
 
 
 class Attention(torch.nn.Module):
-    """One fused projection, in groups; RoPE on neighbours."""
+    """One fused projection, in groups; RoPE on neighbouring pairs."""
 
     def __init__(self, config, weights, layer):
         super().__init__()
@@ -219,7 +219,7 @@ class Attention(torch.nn.Module):
 
 
 class Mlp(torch.nn.Module):
-    """Gate and up in one matrix, row by row in turn."""
+    """Gate and up in one matrix, with alternating rows."""
 
     def __init__(self, weights, layer):
         super().__init__()

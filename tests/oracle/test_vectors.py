@@ -86,7 +86,7 @@ TORCH = {
 
 
 def in_torch(function, dtype):
-    """A function of tensors -> of the arrays of a case."""
+    """Turn a function of tensors into a function of the arrays of a case."""
 
     def tensor(name, x):
         if not isinstance(x, np.ndarray):

@@ -49,13 +49,13 @@ def npy(array, version=(1, 0)):
 
 
 def header(text, data=b"", version=b"\1\0", length=None):
-    """A .npy file by hand."""
+    """Return a .npy file made by hand."""
     width = "<H" if version == b"\1\0" else "<I"
     return b"\x93NUMPY" + version + struct.pack(width, len(text) if length is None else length) + text + data
 
 
 def write(folder, files):
-    """{name: bytes, or an array to be a .npy} -> the folder"""
+    """Write {name: bytes, or an array for a .npy} -> the folder"""
     for name, content in files.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)

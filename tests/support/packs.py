@@ -37,7 +37,7 @@ seeds = st.integers(0, 2**31)
 
 
 def loud(config, seed=0):
-    """Weights that every operation shows in: matrices keep their input's size. bfloat16 holds them."""
+    """Weights that show every operation: matrices keep the size of their input. bfloat16 holds them exactly."""
     rng = np.random.default_rng(seed)
     weights = random_weights(config, seed)
     for name, shape in config.tensors().items():
@@ -52,7 +52,7 @@ WEIGHTS = loud(CONFIG)
 
 
 def spec_run(config, weights, phases, dtype=np.float32):
-    """{phase: {tap: array}} of the spec, a phase at a time behind its cache."""
+    """Run the spec, phase by phase with a cache -> {phase: {tap: array}}"""
     seen, cache = {}, None
     for phase in phases:
         seen[phase.name], cache = hf.spec_taps(forward, config, weights, phase.ids, cache, dtype=dtype)
@@ -77,7 +77,7 @@ refused = functools.partial(refusals.refused, GoldenError, 700)
 
 
 def interrupt(error_type, after, *arguments):
-    """A function that raises at its n-th call."""
+    """Return a function that raises at its n-th call."""
     calls = []
 
     def call(*_):
@@ -108,7 +108,7 @@ GONE = object()
 
 
 def changed(values, path, value):
-    """A copy of nested dicts and lists with one place set, or removed where GONE."""
+    """Copy nested dicts and lists, and set one place, or remove it for GONE."""
     values = copy.deepcopy(values)
     inner = values
     for key in path[:-1]:
@@ -131,7 +131,7 @@ def blob(header, data=b""):
 
 
 def rewrite(path, change):
-    """A safetensors file with other tensors: change({tap: array}) in place; dtype of an array is that of the file."""
+    """Rewrite a safetensors file after change({tap: array}), which works in place."""
     data = path.read_bytes()
     begin = 8 + int.from_bytes(data[:8], "little")
     tensors = {}

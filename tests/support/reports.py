@@ -1,4 +1,4 @@
-"""Facts of reports, as `Report.to_dict` tells them, and their pages taken apart."""
+"""Facts of reports, as `Report.to_dict` returns them, and functions that take their pages apart."""
 
 import re
 import xml.etree.ElementTree as ET
@@ -40,7 +40,7 @@ def names(layers):
 
 
 def facts(layers=3, steps=2, wrong=(), keep=lambda name: True, **changes):
-    """What Report.to_dict tells; `wrong` taps, the first of them first, in the place of those that are right."""
+    """Facts as Report.to_dict returns them. `wrong` taps replace right ones; the first is the first divergence."""
     phases = ["prompt", *(f"decode-{i}" for i in range(steps))]
     other = {(t["phase"], t["tap"]): t for t in wrong}
     taps = [other.get((p, name)) or tap(name, p) for p in phases for name in names(layers) if keep(name)]
@@ -105,7 +105,7 @@ def failing(**changes):
 
 
 def decoding():
-    """Wrong in decoding only, and more so in its second step."""
+    """Wrong in decoding only, and worse in the second step."""
     return facts(wrong=[introduced(phase="decode-0"), introduced(phase="decode-1", introduced=90.5)])
 
 
@@ -180,7 +180,7 @@ PAGES = {name: page(values) for name, values in CASES.items()}
 
 
 class Tree(HTMLParser):
-    """Tags with their attributes, and text by the tag that it is in; it minds that tags are closed in order."""
+    """Tags with their attributes, and text by its tag. Tags must be closed in order."""
 
     def __init__(self, html):
         super().__init__()
@@ -210,7 +210,7 @@ class Tree(HTMLParser):
 
 
 def figures(html):
-    """SVGs by their name."""
+    """Return the SVGs of a page by name."""
     found = [ET.fromstring(svg) for svg in re.findall(r"<svg.*?</svg>", html, re.S)]
     return {svg.get("aria-labelledby").split()[0].removesuffix("-t"): svg for svg in found}
 
