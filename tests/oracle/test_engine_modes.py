@@ -57,8 +57,10 @@ def same(a, b):
 @pytest.mark.parametrize("mode", MODES, ids=str)
 @pytest.mark.parametrize("name", PACKS)
 def test_the_engine_passes(packs, name, mode):
-    """Floating point passes as float32, and every mode by its bits. The prompt comes whole or in pieces, with all logits
-    or only the last, which leaves out a part of the last layer."""
+    """Floating point passes as float32, and every mode by its bits.
+
+    The prompt comes whole or in pieces, with all logits or only the last, which leaves out a part of the last layer.
+    """
     golden, weights = packs[name]
     phases = golden.manifest.phases
     for chunk, all_logits in ((None, True), (1, True), (5, True), (None, False), (5, False)):

@@ -296,7 +296,7 @@ def test_token_ids_in_safetensors_cannot_be_integers(tmp_path):
 
 
 def test_precision(tmp_path):
-    """The caller overrides the map, which overrides the manifest. A precision may be by tap, or by name within layers."""
+    """The caller overrides the map, which overrides the manifest. A precision may be by tap."""
     manifest = {"precision": {"": "fp16", "lm_head": "fp32", "mlp.act": "bf16"}}
     write(tmp_path, {"x.npy": TAPS["prompt", NORM], "manifest.json": json.dumps(manifest).encode()})
     mapping = {"tensors": {"x": NORM}}

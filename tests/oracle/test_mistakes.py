@@ -86,7 +86,7 @@ def test_qwq_nano_passes(tmp_path, precision, attention):
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("name", NAMES)
 def test_the_confusion_table_is_true(name, precision):
-    """Each cell of docs/confusion.md is true, and the mistake shows at the place that the table of operations predicts."""
+    """Each cell of docs/confusion.md is true, and the mistake shows where the table of operations predicts it."""
     case = pack(suited(name))
     for mode in MODES:
         cell, report = verdict(name, precision, mode)

@@ -1,4 +1,4 @@
-"""The planted mistakes are those of the catalogue: the oracle's prediction comes true, tap by tap, without a trace left.
+"""The planted mistakes are those of the catalogue: the oracle's prediction comes true, tap by tap.
 
 Each mistake exists twice, independently: as a change of the table in NumPy, and as a patch of Hugging Face's model. The
 mistaken model's own values are the inputs of every prediction.
