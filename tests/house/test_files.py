@@ -15,16 +15,10 @@ from tests.support.paths import PACKAGE, ROOT
 MOST_LINES = 500
 # File -> the reason for its length. The list may only shrink.
 LONG = {
-    "tests/oracle/test_pack.py": "not split yet",
-    "tests/oracle/test_adapters.py": "not split yet",
-    "tests/oracle/test_html.py": "not split yet",
     "tests/host/test_doctor.py": "not split yet",
     "tests/text/test_template.py": "not split yet",
     "tests/formats/test_hostile_checkpoints.py": "not split yet",
     "tests/formats/test_packed.py": "not split yet",
-    "qwq_ref/oracle/explain/mistakes.py": "not split yet",
-    "qwq_ref/oracle/render/html.py": "not split yet",
-    "qwq_ref/oracle/adapters/namemap.py": "not split yet",
     "csrc/avx512.c": "not split yet",
     "csrc/avx2.c": "not split yet",
     "csrc/matmul.c": "not split yet",

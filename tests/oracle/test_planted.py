@@ -101,8 +101,8 @@ class Case:
             return self.run()
 
     def first_difference(self, seen):
-        """The first tap, in the order of the computation, that is not what it was. A cache that keeps more keys may
-        change the order of sums."""
+        """Return the first tap, in the order of the computation, that changed. A cache with more keys may change the
+        order of sums."""
         for name in tap_names(self.config):
             if any(off(seen[p, name], self.right[p, name]) > 1e-6 for p in range(len(self.phases))):
                 return name
