@@ -7,9 +7,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -17,13 +15,14 @@ from typing import Any
 
 import numpy as np
 
-from ...errors import GoldenError, UsageError
+from ...errors import GoldenError
 from ...files import StrPath, read_json
 from ...interop.llama_cpp.bindings import STORED
 from ...interop.llama_cpp.capture import record
 from ...interop.llama_cpp.graph import PRECISIONS, Node, taps_of
 from ...spec.ops import Array
 from ..graph import COS, SIN, Phase
+from ..packs.folder import new_folder
 from ..packs.npy import npy_file
 from .candidate import Candidate, Loader
 
@@ -123,23 +122,15 @@ def capture(
         run = record(gguf_path, phases, remember, **settings)
         return Recording(str(gguf_path), phases, run.graphs, lambda p, i: values[p, i], run.about).candidate()
 
-    folder = Path(folder)
-    if folder.exists():
-        raise UsageError(folder, None, "exists already; a dump is written to a new folder")
-    unfinished = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    with new_folder(Path(folder), "a dump") as unfinished:
 
-    def save(phase: int, i: int, node: Node, value: Array) -> None:
-        np.save(_file(unfinished, phases[phase].name, i, node), value, allow_pickle=False)
+        def save(phase: int, i: int, node: Node, value: Array) -> None:
+            np.save(_file(unfinished, phases[phase].name, i, node), value, allow_pickle=False)
 
-    try:
         for phase in phases:
-            (unfinished / phase.name).mkdir(parents=True)
+            (unfinished / phase.name).mkdir()
         run = record(gguf_path, phases, save, **settings)
         _write_index(unfinished, {"model": Path(gguf_path).name, **run.about}, phases, run.graphs)
-        unfinished.rename(folder)
-    except BaseException:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        raise
     return read_dump(folder)
 
 

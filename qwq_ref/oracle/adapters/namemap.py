@@ -37,7 +37,7 @@ TOKEN_IDS = "token_ids"
 _MAP_BYTES = 256 << 10  # all full names of QwQ-32B's taps: 0.1 MB; PyYAML needs 8 s for the worst file of this size
 _MAX_AXES = 8
 _RELATIVE = tuple(op.tap for op in LAYER)
-_TURNED = (COS, SIN, *(f"self_attn.{x}_{kind}" for x in "qk" for kind in ("matmul", "proj", "rope")))
+_ROTATED = (COS, SIN, *(f"self_attn.{x}_{kind}" for x in "qk" for kind in ("matmul", "proj", "rope")))
 
 _TOP = ("tensors", "first_layer", "phases", "token_ids", "precision")
 _PIECE = ("repeated", "permute", "half", "scale")
@@ -284,10 +284,8 @@ class _MapReader:
             raise self.error(f"{where}.scale", f"must be a number that is not 0, got {show(scale)}")
         if repeated and Piece(inner).head_letter != "K":
             raise self.error(f"{where}.repeated", f"is for key and value heads; {tap} has none")
-        if permute and inner not in _TURNED:
-            raise self.error(
-                f"{where}.permute", f"is for what is turned in pairs: heads of q and k, cos, sin; not {tap}"
-            )
+        if permute and inner not in _ROTATED:
+            raise self.error(f"{where}.permute", f"is for taps with pairs: heads of q and k, cos, sin; not {tap}")
         if half and inner not in (COS, SIN):
             raise self.error(f"{where}.half", f"is for {COS} and {SIN}")
         if half and permute:

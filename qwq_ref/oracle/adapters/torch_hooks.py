@@ -190,7 +190,7 @@ def _hooked(model: Any, keep: Keep) -> Iterator[None]:
                 keep(f"{path}.{_PROBS}", result.to(x.dtype)[0])
             return result
 
-    def turned(q: Any, k: Any) -> None:
+    def rotated(q: Any, k: Any) -> None:
         for name, x in (("q", q), ("k", k)):
             keep(f"model.layers.{current[0]}.self_attn.{name}_rope", x[0].transpose(0, 1))
 
@@ -201,7 +201,7 @@ def _hooked(model: Any, keep: Keep) -> Iterator[None]:
             layer(i, module)
         output(NORM, model.model.norm)
         output(LOGITS, model.lm_head)
-        with _rotation_seen(type(layers[0].self_attn).__module__, turned), Softmax():
+        with _rotation_seen(type(layers[0].self_attn).__module__, rotated), Softmax():
             yield
     finally:
         for handle in handles:
@@ -209,8 +209,8 @@ def _hooked(model: Any, keep: Keep) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _rotation_seen(module_name: str, turned: Callable[[Any, Any], None]) -> Iterator[None]:
-    """Call `turned(q, k)` with the result of each apply_rotary_pos_emb of the module, both [1, heads, T, E]."""
+def _rotation_seen(module_name: str, rotated: Callable[[Any, Any], None]) -> Iterator[None]:
+    """Call `rotated(q, k)` with the result of each apply_rotary_pos_emb of the module, both [1, heads, T, E]."""
     module = sys.modules[module_name]
     rotate = getattr(module, _ROTATE, None)
     if rotate is None:  # other code: the two taps are left out
@@ -219,7 +219,7 @@ def _rotation_seen(module_name: str, turned: Callable[[Any, Any], None]) -> Iter
 
     def watched(*args: Any, **kwargs: Any) -> Any:
         result = rotate(*args, **kwargs)
-        turned(*result)
+        rotated(*result)
         return result
 
     setattr(module, _ROTATE, watched)

@@ -94,8 +94,8 @@ def _not_transposed(at: At, values: Values, weights: Values) -> Array:
 
 def _unrotated_cache(config: Config) -> dict[str, Op]:
     def run(at: At, values: Values, weights: Values) -> Array:
-        q, turned, plain = values
-        keys = np.concatenate([at.heads(plain)[: at.phase.start], turned[at.phase.start :]])
+        q, rotated, plain = values
+        keys = np.concatenate([at.heads(plain)[: at.phase.start], rotated[at.phase.start :]])
         return score(at, [q, keys], [])
 
     true = line(config, "self_attn.scores")
