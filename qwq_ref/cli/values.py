@@ -58,7 +58,7 @@ def size(text: str) -> int:
 
 def many(one: Callable[[str], Value]) -> Callable[[str], list[Value]]:
     """Return the type of several values with commas between them."""
-    return lambda text: [one(part) for part in text.split(",")]
+    return lambda text: [one(part.strip()) for part in text.split(",")]
 
 
 def one_of(names: Iterable[str]) -> dict[str, Any]:
