@@ -11,6 +11,7 @@ import yaml
 import qwq_ref
 from tests.support import checkout
 from tests.support.paths import PACKAGE, ROOT
+from tests.tools import matrix
 
 MOST_LINES = 500
 # File -> the reason for its length. The list may only shrink.
@@ -63,3 +64,14 @@ def test_hooks_run_the_checks_of_style():
     (repository,) = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
     assert repository["repo"] == "local"
     assert {hook["id"] for hook in repository["hooks"]} == {"ruff", "ruff-format", "mypy", "clang-format"}
+
+
+def test_ci_runs_the_jobs_of_the_matrix():
+    """`python -m tests.tools.matrix` and the workflow have the same jobs."""
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())["jobs"]
+    pythons = workflow["ci"]["strategy"]["matrix"]["python"]
+    assert pythons == ["3.11", *matrix.PYTHONS]
+    for version in pythons:
+        assert f"Programming Language :: Python :: {version}" in (ROOT / "pyproject.toml").read_text()
+    jobs = {"ci", "long", *(f"python{version}" for version in matrix.PYTHONS)}
+    assert jobs | set(workflow["matrix"]["strategy"]["matrix"]["job"]) == set(matrix.JOBS)
