@@ -15,12 +15,8 @@ UNCHECKED = [
     "docs/kernels.md",
     # -
     # -
-    # the base
-    "qwq_ref/errors.py",
     # core
     "qwq_ref/core/",
-    # engine
-    # bench
 ]
 
 
