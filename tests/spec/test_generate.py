@@ -71,3 +71,9 @@ def test_the_spec_alone_answers_a_question():
             end_ids=model.defaults.eos_token_ids,
         )
     assert model.tokenizer.decode(ids).endswith(r"\boxed{579}.")
+
+
+def test_the_precision_is_that_of_the_model(small):
+    """`generate` passes the precision on: it refuses one that `forward` refuses."""
+    with pytest.raises(ValueError, match="dtype"):
+        run(small, max_tokens=1, dtype=np.int32)
