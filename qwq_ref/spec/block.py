@@ -30,7 +30,7 @@ class Scope:
     """
 
     weights: Mapping[str, Array]
-    path: str = ""
+    path: str
     dtype: Any = np.float32
     rnd: Round = exact
     tap: Tap = no_tap
