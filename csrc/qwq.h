@@ -13,7 +13,7 @@
  * QWQ_MOST_HEADS, threads QWQ_MOST_THREADS. Beyond is ESIZE, or 0 bytes. That arrays are as large as the sizes
  * say is for the caller to see to.
  * stop: NULL, or what another thread sets, to have a long call return within some milliseconds.
- * An `isa` is one of QWQ_SCALAR, QWQ_AVX2, QWQ_AVX512: every variant gives the same bits.
+ * An `isa` is the number of an instruction set, see qwq_isa_name: every one gives the same bits.
  */
 #ifndef QWQ_H
 #define QWQ_H
@@ -22,41 +22,60 @@
 #include <stdint.h>
 
 /* <cdef> */
-enum { QWQ_SCALAR = 0, QWQ_AVX2 = 1, QWQ_AVX512 = 2 };
 enum { QWQ_GROUP = 64 };  /* activations that share a scale */
 enum { QWQ_RATIOS = 64 }; /* what it can be, beside the token's largest */
-enum { QWQ_EISA = -1, QWQ_ESIZE = -2, QWQ_EALIGN = -3, QWQ_EFORMAT = -4, QWQ_EOVERLAP = -5, QWQ_ENULL = -6,
-       QWQ_ESTOP = -7 };
+enum {
+    QWQ_EISA = -1,
+    QWQ_ESIZE = -2,
+    QWQ_EALIGN = -3,
+    QWQ_EFORMAT = -4,
+    QWQ_EOVERLAP = -5,
+    QWQ_ENULL = -6,
+    QWQ_ESTOP = -7
+};
 enum { QWQ_MOST_SIZE = 1 << 30, QWQ_MOST_HEADS = 1 << 16, QWQ_MOST_THREADS = 1024 };
 
-/* What CPUID says that this processor has, and XCR0 of the registers that its operating system keeps. */
-enum { QWQ_HAS_AVX2 = 1, QWQ_HAS_FMA = 2, QWQ_HAS_F16C = 4, QWQ_HAS_AVX512F = 8, QWQ_HAS_AVX512DQ = 16 };
-enum { QWQ_HAS_AVX512BW = 32, QWQ_HAS_AVX512VL = 64, QWQ_HAS_VNNI = 128, QWQ_KEEPS_YMM = 256, QWQ_KEEPS_ZMM = 512 };
-/* These, together; 0 for other processors than x86-64. */
+/* Instruction sets are numbered from 0, the scalar code, upwards: a later one is faster where it runs. dispatch.c has
+ * the list, common/cpu.h that of features. */
+/* The name of an instruction set, or of bit `feature` of those below; NULL beyond the last. */
+const char *qwq_isa_name(int isa);
+const char *qwq_feature_name(int feature);
+/* What CPUID says that this processor has, and XCR0 of the registers that its operating system saves; 0 for other
+ * processors than x86-64. */
 int qwq_cpu_features(void);
 /* Those that an instruction set needs; -1 for none that there is. */
 int qwq_isa_needs(int isa);
 /* 1 if this processor, and its operating system, can run it. */
 int qwq_isa_supported(int isa);
-/* The variants whose tables this thread's calls were given since it last asked: bit `isa` of each. For tests, which so
- * see that what they force is what runs. */
+/* The sets whose tables this thread's calls were given since it last asked: bit `isa` of each. For tests, which so see
+ * that what they force is what runs. */
 int qwq_isas_ran(void);
+/* The table of an instruction set, whether it can run or not: a qwq_table of common/table.h. For tests. */
+const void *qwq_isa_table(int isa);
+/* 1 if the core was built with OpenMP. Otherwise every call runs on one thread, whatever it asks for. */
+int qwq_openmp(void);
 
-/* What the numbers of a packed weight are. */
-enum { QWQ_Q4 = 0, QWQ_U4 = 1, QWQ_U5 = 2, QWQ_U6 = 3, QWQ_Q8 = 4, QWQ_BF16 = 5, QWQ_FP16 = 6, QWQ_FP32 = 7 };
+/* What the numbers of a packed weight are: common/formats.c has the table. */
+enum { QWQ_Q4, QWQ_U4, QWQ_U5, QWQ_U6, QWQ_Q8, QWQ_BF16, QWQ_FP16, QWQ_FP32, QWQ_CODE_TYPES };
 /* How a group's scale, and what is added or taken away, are stored. All but the last two: one float16 scale a group.
  * PLAIN      w = scale * (code - zero_point), zero_point the same for all
  * ZERO       w = scale * (code - zero_point[n, g]), uint8, 0 to 16
  * OFFSET     w = scale * code + offset[n, g], float16
  * SUPER      w = d * sub_scale[n, g] * (code - zero_point): one float16 d for 256 columns, int8 sub_scale
- * SUPER_MIN  w = d * sub_scale[n, g] * code - dmin * sub_min[n, g]: d and dmin for 256 columns, uint8 sub_scale and sub_min */
-enum { QWQ_PLAIN = 0, QWQ_ZERO = 1, QWQ_OFFSET = 2, QWQ_SUPER = 3, QWQ_SUPER_MIN = 4 };
+ * SUPER_MIN  w = d * sub_scale[n, g] * code - dmin * sub_min[n, g]: d and dmin for 256 columns, uint8 sub_scale and
+ * sub_min */
+enum { QWQ_PLAIN, QWQ_ZERO, QWQ_OFFSET, QWQ_SUPER, QWQ_SUPER_MIN, QWQ_SCALE_KINDS };
+/* The name of a type of codes, or of a kind of scales; NULL beyond the last. */
+const char *qwq_code_name(int codes);
+const char *qwq_scales_name(int scales);
 
 /* A format of packed weights. codes, scales: of the enumerations. group: columns that share a scale (16, 32, 64, 128).
  * zero_point: see PLAIN. For q4: 64, PLAIN and 0; for q8: PLAIN and 0, codes then are int8. bf16, fp16, fp32: all 0. */
 typedef struct {
     int32_t codes, group, scales, zero_point;
 } qwq_format;
+/* What a format is in memory: a qwq_layout of common/kernels.h. 0 if there is no such format. For tests. */
+int qwq_format_layout(void *layout, const qwq_format *format);
 
 /* The arrays of a weight [N, K] before packing; those that the format has not are NULL.
  * code    uint8 [N, K], or int8 for q8; for bf16 and fp16 the 16 bits, for fp32 the floats
@@ -89,14 +108,14 @@ typedef struct {
 } qwq_fusion;
 
 /* x [T, K] -> q [T, K] int8, step [T, K/64] in 0..63, scale [T]: a group of 64 has the scale 2^(-step/8) * scale.
- * NumPy: spec.quant.quantise_activations. */
+ * NumPy: numerics.quant.quantise_activations. */
 int qwq_quantise_activations(int8_t *q, uint8_t *step, float *scale, const float *x, size_t T, size_t K, int isa);
 
-/* w [N, K] -> q4 weights: code [N, K] in 0..15, scale [N, K/64] as fp16 bits. NumPy: spec.quant.quantise_q4.
+/* w [N, K] -> q4 weights: code [N, K] in 0..15, scale [N, K/64] as fp16 bits. NumPy: numerics.quant.quantise_q4.
  * dtype: of w, QWQ_FP32, QWQ_BF16 or QWQ_FP16. */
 int qwq_quantise_q4(uint8_t *code, uint16_t *scale, const void *w, size_t N, size_t K, int dtype, int isa, int threads);
 
-/* w [N, K] -> q8 weights: q [N, K] in -127..127, scale [N, K/64] as fp16 bits. NumPy: spec.quant.quantise_q8. */
+/* w [N, K] -> q8 weights: q [N, K] in -127..127, scale [N, K/64] as fp16 bits. NumPy: numerics.quant.quantise_q8. */
 int qwq_quantise_q8(int8_t *q, uint16_t *scale, const void *w, size_t N, size_t K, int dtype, int isa, int threads);
 
 /* A weight -> panels of 32 rows, 64-byte aligned; rows beyond N and columns beyond K are zero. 0 bytes: no such
@@ -104,13 +123,20 @@ int qwq_quantise_q8(int8_t *q, uint16_t *scale, const void *w, size_t N, size_t 
 size_t qwq_packed_bytes(const qwq_format *format, size_t N, size_t K);
 int qwq_pack(uint8_t *packed, const qwq_format *format, const qwq_weight *weight, size_t N, size_t K, int threads);
 
-/* y [T, N] = x w^T: from int8 activations and packed integers, NumPy: spec.quant.matmul_integers, or from floats,
- * spec.quant.matmul_floats; to the bit. scratch: qwq_matmul_scratch bytes, 64-byte aligned, as w is. */
+/* A packed weight [N, K], 64-byte aligned. */
+typedef struct {
+    qwq_format format;
+    const uint8_t *packed;
+} qwq_linear;
+
+/* y [T, N] = x w^T: from int8 activations and packed integers, NumPy: numerics.quant.matmul_integers, or from floats,
+ * numerics.quant.matmul_floats; to the bit. scratch: qwq_matmul_scratch bytes, 64-byte aligned. */
 size_t qwq_matmul_scratch(const qwq_format *format, size_t T, size_t K, int threads);
-int qwq_matmul(float *y, const qwq_format *format, const uint8_t *w, const float *x, const qwq_fusion *fusion,
-               void *scratch, size_t T, size_t N, size_t K, int isa, int threads);
-/* The small operations; NumPy in numerics/fixed.py, to the bit, for any isa and number of threads. `ld` is the distance of
- * rows in elements. Outputs may not overlap inputs, but where it says so. */
+int qwq_matmul(float *y, const qwq_linear *w, const float *x, const qwq_fusion *fusion, void *scratch, size_t T,
+               size_t N, size_t K, int isa, int threads);
+
+/* The small operations; NumPy in numerics/fixed.py, to the bit, for any isa and number of threads. `ld` is the distance
+ * of rows in elements. Outputs may not overlap inputs, but where it says so. */
 
 /* y [n] = e^x. */
 int qwq_exp(float *y, const float *x, size_t n, int isa);
@@ -137,49 +163,57 @@ int qwq_top_k(int32_t *index, float *value, const float *x, size_t n, size_t k, 
 /* Uniform in [0, 1): 53 bits of Philox4x64-10 with this key and counter. */
 double qwq_uniform(uint64_t seed, uint64_t i);
 
-/* A KV-cache of one layer: a buffer that begins at a multiple of 64 bytes, for `capacity` tokens, K heads of E. What is
- * not yet appended may hold anything. Letters from here on: T new tokens, at positions pos to pos + T - 1; H query
- * heads; K key-value heads, H a multiple of them; E head dimension. attention.h: how it lies in memory. */
-size_t qwq_kv_int8_bytes(size_t capacity, size_t K, size_t E);
-size_t qwq_kv_fp32_bytes(size_t capacity, size_t K, size_t E);
-/* k, v [T, K, E] -> the cache, over what was at these positions. center [K, E] is taken off int8 keys, or is NULL.
- * NumPy: spec.kv.quantise_kv. */
-int qwq_kv_int8_append(uint8_t *kv, const float *k, const float *v, const float *center, size_t pos, size_t T,
-                       size_t capacity, size_t K, size_t E, int isa, int threads);
-int qwq_kv_fp32_append(uint8_t *kv, const float *k, const float *v, size_t pos, size_t T, size_t capacity, size_t K,
-                       size_t E, int isa, int threads);
-
-/* y [T, H, E] from q [T, H, E] and a cache that holds pos + T tokens: each query sees itself and what is before, or of
- * these the last `window` unless that is 0. p_bits: 8, 16, or 0, where each block of weights decides.
- * scratch holds qwq_attention_scratch(...) bytes. NumPy: spec.kv.attention_int8 and attention_fp32, to the bit. */
-size_t qwq_attention_scratch(size_t pos, size_t T, size_t H, size_t K, size_t E, int threads);
-int qwq_attention_int8(float *y, const uint8_t *kv, const float *q, void *scratch, size_t pos, size_t T,
-                       size_t capacity, size_t H, size_t K, size_t E, size_t window, int p_bits, const int32_t *stop,
-                       int isa, int threads);
-int qwq_attention_fp32(float *y, const uint8_t *kv, const float *q, void *scratch, size_t pos, size_t T,
-                       size_t capacity, size_t H, size_t K, size_t E, size_t window, const int32_t *stop, int isa,
-                       int threads);
-
-/* A decoder layer: D hidden size, F MLP size to a multiple of 32, the others as above. The kv cache is int8, or fp32.
- * qkv are the rows of q, k and v after one another; gate_up as qwq_fusion.swiglu wants them. */
+/* A KV cache of one layer, for `capacity` tokens. Letters from here on: T new tokens, at positions pos to pos + T - 1;
+ * H query heads; K key-value heads, H a multiple of them; E head dimension. data    qwq_kv_bytes bytes, 64-byte
+ * aligned; attention.h has their layout. What is not yet appended may hold anything center  [K, E]: taken off int8 keys
+ * before they are rounded, or NULL int8    1 for int8, 0 for float32 */
 typedef struct {
-    qwq_format format;
-    const uint8_t *w;
-} qwq_linear;
+    uint8_t *data;
+    const float *center;
+    size_t capacity, K, E;
+    int32_t int8;
+} qwq_kv;
+
+/* 0 for impossible sizes. */
+size_t qwq_kv_bytes(const qwq_kv *kv);
+/* k, v [T, K, E] -> the cache, over what was at these positions. NumPy: numerics.kv.quantise_kv. */
+int qwq_kv_append(const qwq_kv *kv, const float *k, const float *v, size_t pos, size_t T, int isa, int threads);
+
+/* T queries at positions pos to pos + T - 1. Each sees itself and what is before, or of these the last `window` unless
+ * that is 0. p_bits: of the weights of int8 values, 8, 16, or 0, where each block of weights decides. */
 typedef struct {
-    size_t D, F, H, K, E, window, capacity;
-    qwq_linear qkv, o, gate_up, down;
-    const float *input_norm, *qkv_bias, *post_norm, *center;
-    uint8_t *kv;
+    size_t pos, T, H, window;
+    int32_t p_bits;
+    const int32_t *stop;
+} qwq_queries;
+
+/* y [T, H, E] from q [T, H, E] and a cache that holds pos + T tokens. scratch: qwq_attention_scratch bytes.
+ * NumPy: numerics.kv.attention_int8 and attention_fp32, to the bit. */
+size_t qwq_attention_scratch(const qwq_kv *kv, const qwq_queries *queries, int threads);
+int qwq_attention(float *y, const qwq_kv *kv, const float *q, void *scratch, const qwq_queries *queries, int isa,
+                  int threads);
+
+/* The projections of queries, keys and values: `fused`, whose rows are those of q, k and v after one another, or, where
+ * its `packed` is NULL, three weights, each of its own format. */
+typedef struct {
+    qwq_linear fused, q, k, v;
+} qwq_qkv;
+
+/* A decoder layer: D hidden size, F MLP size to a multiple of 32, H query heads; E and K are those of the cache.
+ * qkv_bias: for the rows of q, k and v after one another; gate_up: as qwq_fusion.swiglu wants them. */
+typedef struct {
+    size_t D, F, H, window;
+    qwq_qkv qkv;
+    qwq_linear o, gate_up, down;
+    const float *input_norm, *qkv_bias, *post_norm;
+    qwq_kv kv;
     float eps;
-    int32_t kv_int8;
 } qwq_layer;
 
 /* x [T, D] in place, through one layer, at positions pos to pos + T - 1; cos, sin [T, E/2]. Of rows below `first` only
  * keys and values are computed, and x stays as it is. scratch: so many bytes (0: the sizes cannot be), at a multiple of
- * 64. It is these calls, one after another: qwq_matmul (norm, bias), qwq_rope,
- * append, attention, qwq_matmul (residual), qwq_matmul (norm, swiglu), qwq_matmul (residual). spec.model.block says
- * what it means. */
+ * 64. It is these calls, one after another: qwq_matmul (norm, bias), qwq_rope, qwq_kv_append, qwq_attention, qwq_matmul
+ * (residual), qwq_matmul (norm, swiglu), qwq_matmul (residual). spec.model.block says what it means. */
 size_t qwq_layer_scratch(const qwq_layer *layer, size_t pos, size_t T, int threads);
 int qwq_layer_step(float *x, const qwq_layer *layer, const float *cos, const float *sin, void *scratch,
                    const int32_t *stop, size_t pos, size_t T, size_t first, int isa, int threads);
@@ -187,9 +221,11 @@ int qwq_layer_step(float *x, const qwq_layer *layer, const float *cos, const flo
 /* What `qwq bench` holds a figure against. Products of integers, by what the AVX2 kernels must do for bytes up to so
  * much (AVX-512 has one instruction for all of them), and of floats, a multiplication and an addition each: no kernel
  * may fuse them. */
-enum { QWQ_DOTS_31 = 0, QWQ_DOTS_63 = 1, QWQ_DOTS_127 = 2, QWQ_DOTS_SIGNED = 3, QWQ_DOTS_WORDS = 4, QWQ_FLOATS = 5 };
+enum { QWQ_DOTS_31, QWQ_DOTS_63, QWQ_DOTS_127, QWQ_DOTS_SIGNED, QWQ_DOTS_WORDS, QWQ_FLOATS, QWQ_PEAKS };
 /* The products of one round; 0 where there is no such ceiling, as for scalar code. */
 size_t qwq_peak_products(int which, int isa);
+/* The instructions that multiply in it; NULL where there is no such ceiling. */
+const char *qwq_peak_instructions(int which, int isa);
 /* Each of the threads computes so many rounds, in registers. */
 int qwq_peak(int which, size_t rounds, int isa, int threads);
 /* data, 64-byte aligned: read once, each thread its part, in an order. bytes: a multiple of 256 for each thread. */

@@ -1,18 +1,19 @@
-"""The C core: NumPy in, NumPy out. Each function has the name and the argument order of its twin in `numerics`.
+"""The C core: NumPy in, NumPy out. A function has the name and argument order of its reference in `numerics`.
 
 A wrapper checks types, shapes and contiguity, and allocates the result; C checks sizes once more. Every instruction
 set and every number of threads gives the same bits.
 """
 
 from ._ffi import Array, CoreError, Stop, Stopped, available, ffi, lib
-from .formats import CODES, FORMATS, PANEL, SCALES, Format, packed_bytes
+from .formats import ALIGN, CODES, FORMATS, PANEL, SCALES, Format, packed_bytes
 from .isa import FEATURES, ISAS, chosen_isa, features, isas, needs
 from .matmul import matmul, quantise_activations
 from .memory import aligned
-from .threads import MOST_THREADS
+from .threads import MOST_THREADS, threads_supported
 from .weights import Packed, empty, interleave, pack, quantise, quantise_q4, quantise_q8
 
 __all__ = [
+    "ALIGN",
     "CODES",
     "FEATURES",
     "FORMATS",
@@ -43,4 +44,5 @@ __all__ = [
     "quantise_activations",
     "quantise_q4",
     "quantise_q8",
+    "threads_supported",
 ]

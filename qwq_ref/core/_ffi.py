@@ -52,6 +52,17 @@ def library() -> Any:
     return lib
 
 
+def names(function: str) -> tuple[str, ...]:
+    """Return all names that a function of C knows by number; none without the core."""
+    if lib is None:
+        return ()
+    name = getattr(lib, function)
+    found: list[str] = []
+    while (text := name(len(found))) != ffi.NULL:
+        found.append(ffi.string(text).decode())
+    return tuple(found)
+
+
 def check(code: int) -> None:
     """Raise the error that a return code of the library means: CoreError, or Stopped."""
     if not code:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -30,9 +31,14 @@ class KV:
 
 
 def kv_bytes(form: str, capacity: int, K: int, E: int) -> int:
-    """Of a cache for so many tokens."""
-    size: int = getattr(library(), f"qwq_kv_{form}_bytes")(capacity, K, E)
-    return size
+    """Return the bytes of a cache for so many tokens."""
+    sizes = {"capacity": capacity, "K": K, "E": E, "int8": form == "int8"}
+    return int(library().qwq_kv_bytes(ffi.new("qwq_kv *", sizes)))
+
+
+def c_kv(kv: KV) -> Any:
+    """Return a cache as a `qwq_kv *` of C. The caller holds the cache."""
+    return ffi.new("qwq_kv *", (at(kv.buffer), at(kv.center), kv.capacity, kv.K, kv.E, kv.form == "int8"))
 
 
 def empty_kv(form: str, capacity: int, K: int, E: int, center: Array | None = None) -> KV:
@@ -51,11 +57,7 @@ def append(kv: KV, k: Array, v: Array, pos: int, isa: str | None = None, threads
     T = len(k)
     k, v = floats("k", k, (T, kv.K, kv.E)), floats("v", v, (T, kv.K, kv.E))
     _fits(kv, pos, T)
-    center = (at(kv.center),) if kv.form == "int8" else ()
-    function = getattr(library(), f"qwq_kv_{kv.form}_append")
-    sizes = (pos, T, kv.capacity, kv.K, kv.E)
-    how = isa_number(isa), checked_threads(threads)
-    check(function(at(kv.buffer), at(k), at(v), *center, *sizes, *how))
+    check(library().qwq_kv_append(c_kv(kv), at(k), at(v), pos, T, isa_number(isa), checked_threads(threads)))
 
 
 def attention_int8(
@@ -68,14 +70,14 @@ def attention_int8(
     threads: int = 1,
 ) -> Array:
     """q [T, H, E] at positions pos to pos + T - 1, which `kv` holds -> [T, H, E]: `numerics.kv.attention_int8`."""
-    return _attention(q, kv, "int8", pos, window, (p_bits,), isa, threads)
+    return _attention(q, kv, "int8", pos, window, p_bits, isa, threads)
 
 
 def attention_fp32(
     q: Array, kv: KV, pos: int, window: int | None = None, isa: str | None = None, threads: int = 1
 ) -> Array:
     """q [T, H, E] at positions pos to pos + T - 1, which `kv` holds -> [T, H, E]: `numerics.kv.attention_fp32`."""
-    return _attention(q, kv, "fp32", pos, window, (), isa, threads)
+    return _attention(q, kv, "fp32", pos, window, 0, isa, threads)
 
 
 def _attention(
@@ -84,7 +86,7 @@ def _attention(
     form: str,
     pos: int,
     window: int | None,
-    options: tuple[int, ...],
+    p_bits: int,
     isa: str | None,
     threads: int,
 ) -> Array:
@@ -101,10 +103,9 @@ def _attention(
         raise CoreError(None, "q", f"has {H} heads, which {kv.K} key-value heads cannot share")
     checked_threads(threads)
     y = np.empty((T, H, kv.E), np.float32)
-    scratch = np.empty(library().qwq_attention_scratch(pos, T, H, kv.K, kv.E, threads), np.uint8)
-    sizes = (pos, T, kv.capacity, H, kv.K, kv.E, window or 0, *options, ffi.NULL)
-    function = getattr(library(), f"qwq_attention_{form}")
-    check(function(at(y), at(kv.buffer), at(q), at(scratch), *sizes, isa_number(isa), threads))
+    cache, queries = c_kv(kv), ffi.new("qwq_queries *", (pos, T, H, window or 0, p_bits, ffi.NULL))
+    room = np.empty(library().qwq_attention_scratch(cache, queries, threads), np.uint8)
+    check(library().qwq_attention(at(y), cache, at(q), at(room), queries, isa_number(isa), threads))
     return y
 
 

@@ -1,33 +1,23 @@
-"""What the processor can do at best, by the instructions that the kernels use: what `qwq bench` compares with."""
+"""Ceilings: the best that the processor can do with the instructions that the kernels use."""
 
 from __future__ import annotations
 
-from ._ffi import Array, CoreError, at, check, library
-from .isa import chosen_isa, isa_number
+from ._ffi import Array, CoreError, at, check, ffi, library
+from .isa import isa_number
 
-# csrc/qwq.h has them by number.
+# In the order of the enumerations of csrc/qwq.h.
 PEAKS = ("dots-31", "dots-63", "dots-127", "dots-signed", "dots-words", "floats")
 ORDERS = ("one stream", "fetched ahead", "four streams")  # of reading; which is fastest depends on the processor
 
-_AVX2 = {
-    "dots-31": "4 vpmaddubsw + vpmaddwd",
-    "dots-63": "2 vpmaddubsw + vpmaddwd",
-    "dots-127": "vpmaddubsw + vpmaddwd",
-    "dots-signed": "vpsignb + vpmaddubsw + vpmaddwd",
-    "dots-words": "vpmaddwd",
-    "floats": "vmulps + vaddps",
-}
-
 
 def instructions(which: str, isa: str | None = None) -> str:
-    """What a ceiling consists of, in instructions that multiply."""
-    if chosen_isa(isa) == "avx512" and which != "floats":
-        return "vpdpbusd"
-    return _AVX2[which]
+    """Return the instructions that multiply in a ceiling; empty where there is no such ceiling."""
+    text = library().qwq_peak_instructions(_number(which, PEAKS), isa_number(isa))
+    return "" if text == ffi.NULL else str(ffi.string(text).decode())
 
 
 def products(which: str, isa: str | None = None) -> int:
-    """Multiply-accumulates in one round of `peak`; 0 where there is no such ceiling, as for scalar code."""
+    """Return the multiply-accumulates of one round of `peak`; 0 where there is no such ceiling, as for scalar code."""
     return int(library().qwq_peak_products(_number(which, PEAKS), isa_number(isa)))
 
 

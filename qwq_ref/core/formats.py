@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ._ffi import CoreError, ffi, library
+from ._ffi import CoreError, ffi, library, names
 
 PANEL = 32  # rows of a weight that are packed together
 GROUP = 64  # columns that the kernels take at a time, and activations that share a scale
@@ -73,7 +73,7 @@ CODES = {
 
 @dataclass(frozen=True)
 class Format:
-    """How the numbers of a packed weight are stored.
+    """The storage of the numbers of a packed weight.
 
     codes       a name of `CODES`
     group       columns that share a scale: 64 for q4; 16, 32, 64 or 128 for the others; 0 for floats
@@ -94,6 +94,11 @@ FORMATS = {
     "fp16": Format("fp16", 0),
     "fp32": Format("fp32", 0),
 }  # the formats that a checkpoint's weights are converted to
+
+
+# The numbers that C has for the names.
+_CODE_NUMBERS = {name: i for i, name in enumerate(names("qwq_code_name"))}
+_SCALE_NUMBERS = {name: i for i, name in enumerate(names("qwq_scales_name"))}
 
 
 def exists(format: Format) -> bool:
@@ -128,10 +133,15 @@ def _block(format: Format) -> tuple[int, int]:
     return columns, -(-PANEL * of_row // ALIGN) * ALIGN
 
 
+def c_values(format: Format) -> tuple[int, int, int, int]:
+    """Return the fields of a `qwq_format` of C. Raises CoreError for an unknown name."""
+    library()
+    try:
+        return _CODE_NUMBERS[format.codes], format.group, _SCALE_NUMBERS[format.scales], format.zero_point
+    except KeyError:
+        raise CoreError(None, "format", f"{format} does not exist") from None
+
+
 def c_format(format: Format) -> Any:
     """Return the format as a `qwq_format *` of C. Raises CoreError for an unknown name."""
-    library()
-    if format.codes not in CODES or format.scales not in SCALES:
-        raise CoreError(None, "format", f"{format} does not exist")
-    codes, scales = list(CODES).index(format.codes), list(SCALES).index(format.scales)
-    return ffi.new("qwq_format *", [codes, format.group, scales, format.zero_point])
+    return ffi.new("qwq_format *", c_values(format))

@@ -4,27 +4,29 @@ from __future__ import annotations
 
 import os
 
-from ._ffi import CoreError, library
+from ._ffi import CoreError, library, names
 
-ISAS = ("scalar", "avx2", "avx512")  # in the order of csrc/qwq.h
-# Bits of csrc/qwq.h from the lowest, by their names in /proc/cpuinfo; the last two are registers that an operating
-# system may keep or not.
-FEATURES = ("avx2", "fma", "f16c", "avx512f", "avx512dq", "avx512bw", "avx512vl", "avx512_vnni", "ymm", "zmm")
+# Every instruction set of the core, the slowest first: csrc/dispatch.c has the list. Empty without the core.
+ISAS = names("qwq_isa_name")
+# What they need, by the names in /proc/cpuinfo; the last two are registers that an operating system saves or not.
+FEATURES = names("qwq_feature_name")
+_numbers: dict[str | None, int] = {}
 
 
 def isas() -> list[str]:
     """Return the instruction sets that this processor can run, the best last."""
-    return [name for i, name in enumerate(ISAS) if library().qwq_isa_supported(i)]
+    lib = library()
+    return [name for i, name in enumerate(ISAS) if lib.qwq_isa_supported(i)]
 
 
 def features() -> list[str]:
     """Return those of FEATURES that the processor has and the operating system supports."""
-    return _names(library().qwq_cpu_features())
+    return _of(library().qwq_cpu_features())
 
 
 def needs(isa: str) -> list[str]:
     """Return those of FEATURES that one of ISAS needs."""
-    return _names(library().qwq_isa_needs(ISAS.index(isa)))
+    return _of(library().qwq_isa_needs(ISAS.index(isa)))
 
 
 def chosen_isa(isa: str | None = None) -> str:
@@ -43,8 +45,13 @@ def chosen_isa(isa: str | None = None) -> str:
 
 def isa_number(isa: str | None = None) -> int:
     """Return the number that C has for `chosen_isa(isa)`."""
-    return ISAS.index(chosen_isa(isa))
+    if isa not in _numbers:  # a set that was chosen once can run, and asking again takes a microsecond
+        chosen = chosen_isa(isa)
+        if not isa:  # another time, QWQ_ISA may be another
+            return ISAS.index(chosen)
+        _numbers[chosen] = ISAS.index(chosen)
+    return _numbers[isa]
 
 
-def _names(bits: int) -> list[str]:
+def _of(bits: int) -> list[str]:
     return [name for i, name in enumerate(FEATURES) if bits >> i & 1]

@@ -2,37 +2,53 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from ._ffi import Array, CoreError, Stop, at, check, ffi, flag, library
-from .attention import KV
-from .formats import c_format
-from .isa import isa_number
+from .attention import KV, c_kv
+from .isa import ISAS
 from .memory import scratch
 from .threads import checked_threads
-from .weights import Packed
+from .weights import Packed, fill_linear
+
+
+@dataclass(frozen=True)
+class QKV:
+    """Three projections that are packed apart, each in its own format.
+
+    q  packed [H E, D]
+    k  packed [K E, D]
+    v  packed [K E, D]
+    """
+
+    q: Packed
+    k: Packed
+    v: Packed
 
 
 @dataclass(frozen=True)
 class LayerWeights:
-    """What a layer is made of.
+    """The weights of one layer.
 
-    qkv       packed [(H + 2 K) E, D]: the rows of q_proj, k_proj and v_proj after one another; qkv_bias alike
+    qkv       packed [(H + 2 K) E, D]: the rows of q_proj, k_proj and v_proj after one another; or three weights apart
+    qkv_bias  [(H + 2 K) E], in that order in both cases
     gate_up   packed [2 F', D]: `core.interleave` of gate_proj and up_proj, F' a multiple of 32
     down      packed [D, F']
     """
 
     input_norm: Array
-    qkv: Packed
+    qkv: Packed | QKV
     qkv_bias: Array
     o: Packed
     post_norm: Array
     gate_up: Packed
     down: Packed
 
-    def __iter__(self) -> Any:
-        return iter((self.qkv, self.o, self.gate_up, self.down))
+    def __iter__(self) -> Iterator[Packed]:
+        """The packed weights."""
+        apart = (self.qkv.q, self.qkv.k, self.qkv.v) if isinstance(self.qkv, QKV) else (self.qkv,)
+        return iter((*apart, self.o, self.gate_up, self.down))
 
 
 class Layer:
@@ -41,28 +57,31 @@ class Layer:
     def __init__(self, weights: LayerWeights, kv: KV, H: int, eps: float, window: int | None = None) -> None:
         D, F = weights.down.shape
         q, k = H * kv.E, kv.K * kv.E
-        shapes = ((q + 2 * k, D), (D, q), (2 * F, D), (D, F))
-        for name, packed, shape in zip(("qkv", "o", "gate_up", "down"), weights, shapes, strict=True):
-            if packed.shape != shape:
-                raise CoreError(None, name, f"must have shape {list(shape)}, got {list(packed.shape)}")
-        for name, array, size in (
-            ("input_norm", weights.input_norm, D),
-            ("post_norm", weights.post_norm, D),
-            ("qkv_bias", weights.qkv_bias, q + 2 * k),
-        ):
-            if array.shape != (size,) or array.dtype.str[1:] != "f4":
-                raise CoreError(None, name, f"must be float32 [{size}], got {array.dtype} {list(array.shape)}")
+        library()
         self.D, self.kv, self._held = D, kv, weights
         self._layer = ffi.new("qwq_layer *")
-        for name, value in {"D": D, "F": F, "H": H, "K": kv.K, "E": kv.E, "window": window or 0}.items():
-            setattr(self._layer, name, value)
-        self._layer.capacity, self._layer.eps, self._layer.kv_int8 = kv.capacity, eps, kv.form == "int8"
-        for name, packed in zip(("qkv", "o", "gate_up", "down"), weights, strict=True):
-            linear = getattr(self._layer, name)
-            linear.format, linear.w = c_format(packed.format)[0], at(packed.packed)
-        for name in ("input_norm", "post_norm", "qkv_bias"):
-            setattr(self._layer, name, at(getattr(weights, name)))
-        self._layer.center, self._layer.kv = at(kv.center), at(kv.buffer)
+        self._layer.D, self._layer.F, self._layer.H, self._layer.window = D, F, H, window or 0
+        self._layer.eps = eps
+        qkv, places = weights.qkv, self._layer.qkv
+        if isinstance(qkv, QKV):
+            projections = [("q", qkv.q, places.q, q), ("k", qkv.k, places.k, k), ("v", qkv.v, places.v, k)]
+        else:
+            projections = [("qkv", qkv, places.fused, q + 2 * k)]
+        rest = [
+            ("o", weights.o, self._layer.o, (D, q)),
+            ("gate_up", weights.gate_up, self._layer.gate_up, (2 * F, D)),
+            ("down", weights.down, self._layer.down, (D, F)),
+        ]
+        for name, packed, place, shape in [(n, w, at_, (rows, D)) for n, w, at_, rows in projections] + rest:
+            if packed.shape != shape:
+                raise CoreError(None, name, f"must have shape {list(shape)}, got {list(packed.shape)}")
+            fill_linear(place, packed)
+        for name, size in (("input_norm", D), ("post_norm", D), ("qkv_bias", q + 2 * k)):
+            array: Array = getattr(weights, name)
+            if array.shape != (size,) or array.dtype.str[1:] != "f4":
+                raise CoreError(None, name, f"must be float32 [{size}], got {array.dtype} {list(array.shape)}")
+            setattr(self._layer, name, at(array))
+        self._layer.kv = c_kv(kv)[0]
 
     def step(
         self,
@@ -89,18 +108,5 @@ class Layer:
             if array.shape != shape or array.dtype.str[1:] != "f4" or not array.flags.c_contiguous:
                 raise CoreError(None, name, f"must be contiguous float32 {list(shape)}, got {list(array.shape)}")
         room = scratch(library().qwq_layer_scratch(self._layer, pos, T, checked_threads(threads)))
-        check(
-            library().qwq_layer_step(
-                at(x),
-                self._layer,
-                at(cos),
-                at(sin),
-                at(room),
-                flag(stop),
-                pos,
-                T,
-                first,
-                isa_number(isa),
-                threads,
-            )
-        )
+        sizes = (flag(stop), pos, T, first, ISAS.index(isa), threads)
+        check(library().qwq_layer_step(at(x), self._layer, at(cos), at(sin), at(room), *sizes))

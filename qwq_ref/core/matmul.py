@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from ._ffi import Array, CoreError, Stop, at, check, expect, ffi, flag, library, shape_of
-from .formats import GROUP, c_format
+from .formats import GROUP
 from .isa import isa_number
 from .memory import scratch
 from .threads import checked_threads
-from .weights import Packed
+from .weights import Packed, linear
 
 
 def quantise_activations(x: Array, isa: str | None = None) -> tuple[Array, Array, Array]:
@@ -67,7 +67,8 @@ def matmul(
     y = np.empty(shape, np.float32) if out is None else out
     if y.shape != shape or y.dtype != np.float32 or not y.flags.c_contiguous:
         raise CoreError(None, "out", f"must be float32 {list(shape)}, and contiguous")
-    form = c_format(w.format)
-    room = scratch(library().qwq_matmul_scratch(form, T, K, checked_threads(threads)))
-    check(library().qwq_matmul(at(y), form, at(w.packed), at(x), fusion, at(room), T, N, K, isa_number(isa), threads))
+    weight = linear(w)
+    room = scratch(library().qwq_matmul_scratch(ffi.addressof(weight, "format"), T, K, checked_threads(threads)))
+    sizes = (T, N, K, isa_number(isa), threads)
+    check(library().qwq_matmul(at(y), weight, at(x), fusion, at(room), *sizes))
     return y

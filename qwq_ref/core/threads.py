@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import os
 
-from ._ffi import CoreError
+from ._ffi import CoreError, library
 
 MOST_THREADS = 1024  # QWQ_MOST_THREADS of csrc/qwq.h
 _forked = _teams = False  # this process was forked from one that used threads; this process used threads
+
+
+def threads_supported() -> bool:
+    """Return whether the core was built with OpenMP. Otherwise every call runs on one thread."""
+    return bool(library().qwq_openmp())
 
 
 def _after_fork() -> None:
@@ -22,7 +27,7 @@ if hasattr(os, "register_at_fork"):
 def checked_threads(number: int) -> int:
     """Return a number of threads that a call may ask for. Raises CoreError for another number.
 
-    The threads of OpenMP do not survive a fork: a child that asked for them would wait for ever. One thread works.
+    The threads of OpenMP do not survive a fork: a child that asks for them hangs. One thread works.
     """
     global _teams
     if not 1 <= number <= MOST_THREADS:

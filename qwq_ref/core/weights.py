@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ._ffi import Array, CoreError, at, check, ffi, library, shape_of
-from .formats import CODES, FORMATS, GROUP, PANEL, SCALES, SUPER, Format, c_format, packed_bytes
+from .formats import CODES, FORMATS, GROUP, PANEL, SCALES, SUPER, Format, c_format, c_values, packed_bytes
 from .isa import isa_number
 from .memory import aligned
 from .threads import checked_threads
@@ -37,6 +37,16 @@ class Packed:
         size = len(self.packed) // -(-self.shape[0] // PANEL)
         part = self.packed[begin // PANEL * size : -(-end // PANEL) * size]
         return Packed(self.format, part, (end - begin, self.shape[1]))
+
+
+def linear(w: Packed) -> Any:
+    """Return a packed weight as a `qwq_linear *` of C. The caller holds the weight."""
+    return ffi.new("qwq_linear *", (c_values(w.format), at(w.packed)))
+
+
+def fill_linear(struct: Any, w: Packed) -> None:
+    """Write a packed weight to a `qwq_linear` of C. The caller holds the weight."""
+    struct.format, struct.packed = c_values(w.format), at(w.packed)
 
 
 def empty(format: Format, shape: tuple[int, int]) -> Packed:

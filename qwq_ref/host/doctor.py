@@ -26,6 +26,7 @@ NAMES = {
     "avx2": "AVX2",
     "fma": "FMA",
     "f16c": "F16C",
+    "avx_vnni": "AVX-VNNI",
     "avx512f": "AVX-512 F",
     "avx512dq": "AVX-512 DQ",
     "avx512bw": "AVX-512 BW",
@@ -58,7 +59,7 @@ def engine_summary() -> str:
     problem = core_problem()
     if problem is not None:
         return "no core: NumPy" if problem == "is not built" else f"the core {problem}: NumPy"
-    threads = limits.cpus()
+    threads = limits.cpus() if core.threads_supported() else 1
     return f"core {core.chosen_isa()}, {threads} thread{'s' * (threads > 1)}"
 
 
@@ -110,7 +111,7 @@ def _lack(isa: str) -> str:
     """Return why an instruction set cannot run."""
     have = core.features()
     missing = [name for name in core.needs(isa) if name not in have]
-    instructions = [NAMES[name] for name in missing if name in NAMES]
+    instructions = [NAMES.get(name, name) for name in missing if name not in ("ymm", "zmm")]
     if instructions == [name for name in NAMES.values() if name.startswith("AVX-512")]:
         instructions = ["AVX-512"]
     if not have and platform.machine() not in ("x86_64", "AMD64"):

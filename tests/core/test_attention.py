@@ -32,7 +32,7 @@ def truth(q, k, v):
 
 def guarded_cache(form, capacity, K, E, center=None, fill=0xFF):
     """A cache that begins as NaNs, exactly as large as it must be, between guard bytes; and a check of those."""
-    size = getattr(core.lib, f"qwq_kv_{form}_bytes")(capacity, K, E)
+    size = ours.kv_bytes(form, capacity, K, E)
     memory = np.full(size + 2 * GUARD + core.ALIGN, 0xA5, np.uint8)
     start = GUARD + -(memory.ctypes.data + GUARD) % core.ALIGN
     memory[start : start + size] = fill
@@ -325,30 +325,28 @@ def test_impossible_calls_are_refused(call, message):
 @pytest.mark.parametrize(("T", "threads"), [(1, 1), (9, 3), (10, 2), (40, 3)])
 def test_results_and_scratch_are_kept_within(form, T, threads):
     """Guard bytes around both: 48 rows share the work by chunk, more by rows."""
-    S, H, K, E, isa = 1100, 5, 1, 32, len(ISAS) - 1
+    S, H, K, E, isa = 1100, 5, 1, 32, core.ISAS.index(ISAS[-1])
     rng = np.random.default_rng(0)
     q, k, v = (rng.standard_normal((n, h, E)).astype(np.float32) for n, h in ((T, H), (S, K), (S, K)))
     cache, _ = guarded_cache(form, S, K, E)
     ours.append(cache, k, v, 0)
     y = np.full(T * H * E + 2 * GUARD, 7, np.float32)
-    size = core.lib.qwq_attention_scratch(S - T, T, H, K, E, threads)
+    kv = ours.c_kv(cache)
+    queries = core.ffi.new("qwq_queries *", {"pos": S - T, "T": T, "H": H})
+    size = core.lib.qwq_attention_scratch(kv, queries, threads)
     scratch = np.full(size + 2 * GUARD, 0xA5, np.uint8)
 
     def at(array, kind):
         return core.ffi.cast(kind, array.ctypes.data)
 
-    sizes = (S - T, T, S, H, K, E, 0, *((0,) if form == "int8" else ()), core.ffi.NULL, isa, threads)
-    pointers = (
-        at(y[GUARD:], "float *"),
-        at(cache.buffer, "uint8_t *"),
-        at(q, "float *"),
-        at(scratch[GUARD:], "void *"),
-    )
-    attention, stop = getattr(core.lib, f"qwq_attention_{form}"), core.Stop()
+    stop = core.Stop()
     stop.set()
-    assert attention(*pointers, *sizes[:-3], stop.flag, *sizes[-2:]) == core.lib.QWQ_ESTOP
+    queries.stop = stop.flag
+    arguments = (at(y[GUARD:], "float *"), kv, at(q, "float *"), at(scratch[GUARD:], "void *"), queries, isa, threads)
+    assert core.lib.qwq_attention(*arguments) == core.lib.QWQ_ESTOP
     assert (y == 7).sum() > 2 * GUARD, "it was computed all the same"
-    assert attention(*pointers, *sizes) == 0
+    queries.stop = core.ffi.NULL
+    assert core.lib.qwq_attention(*arguments) == 0
     assert same(y[GUARD:-GUARD].reshape(T, H, E), meant(form, q, k, v))
     assert (y[:GUARD] == 7).all()
     assert (y[-GUARD:] == 7).all()

@@ -170,7 +170,7 @@ def test_a_layer_refuses_wrong_shapes_and_positions(nano):
     for field in ("D", "F", "H", "K", "E"):
         for value in (0, 2**40):
             broken = ffi.new("qwq_layer *", layer._layer[0])
-            setattr(broken, field, value)
+            setattr(broken.kv if field in "KE" else broken, field, value)
             assert lib.qwq_layer_scratch(broken, 0, 1, 1) == 0
             assert lib.qwq_layer_step(ffi.NULL, broken, *[ffi.NULL] * 4, 0, 1, 0, 0, 1) == lib.QWQ_ESIZE
     assert lib.qwq_layer_step(ffi.NULL, layer._layer, *[ffi.NULL] * 4, 0, 1, 0, 0, 1) == lib.QWQ_ENULL

@@ -57,7 +57,7 @@ def test_the_layout_is_the_documented_one(decode, form, N, sixteens, seed):
 @pytest.mark.parametrize("form", FORMATS, ids=name_of)
 def test_what_is_not_in_the_weight_is_zero(form):
     """One row in which all bits are set: there are as many in the bytes."""
-    K, ones = 80, {"q4": 4, "u4": 4, "u5": 5, "u6": 6, "q8": 8, "bf16": 16, "fp16": 16, "fp32": 32}[form.codes]
+    K, ones = 80, core.CODES[form.codes].bits
     set_bits = K * ones
     if not form.group:
         code = np.full((1, K * ones // 8), 255, np.uint8).view({"bf16": "u2", "fp16": "f2", "fp32": "f4"}[form.codes])

@@ -9,27 +9,26 @@ from typing import Any
 import numpy as np
 
 from qwq_ref import core
+from qwq_ref.core import attention as core_attention
 from qwq_ref.core.formats import c_format as c_format_of
 
 TAILS = (1, 15, 17, 31, 33, 63, 65)
+AFFINE = [codes for codes, of in core.CODES.items() if "zero" in of.scales]  # u4, u5, u6
 FORMATS = [
     ("q4", 64, "plain", 0),
     *(("q8", group, "plain", 0) for group in (16, 32, 64, 128)),
-    *((codes, group, "plain", 8) for codes in ("u4", "u5", "u6") for group in (16, 32, 64, 128)),
-    *(
-        (codes, group, scales, 0)
-        for codes in ("u4", "u5", "u6")
-        for group in (16, 128)
-        for scales in ("zero", "offset")
-    ),
-    *((codes, group, "super", 32) for codes in ("u4", "u5", "u6") for group in (16, 32)),
-    *((codes, group, "super_min", 0) for codes in ("u4", "u5", "u6") for group in (32, 64)),
-    *((codes, 0, "plain", 0) for codes in ("bf16", "fp16", "fp32")),
+    *((codes, group, "plain", 8) for codes in AFFINE for group in (16, 32, 64, 128)),
+    *((codes, group, scales, 0) for codes in AFFINE for group in (16, 128) for scales in ("zero", "offset")),
+    *((codes, group, "super", 32) for codes in AFFINE for group in (16, 32)),
+    *((codes, group, "super_min", 0) for codes in AFFINE for group in (32, 64)),
+    *((codes, 0, "plain", 0) for codes, of in core.CODES.items() if not of.groups),
 ]  # codes, group, scales, zero_point
 EXEMPT = {"qwq_cpu_features", "qwq_isa_needs", "qwq_isa_supported", "qwq_isas_ran", "qwq_uniform"}  # take no arrays
-EXEMPT |= {"qwq_peak", "qwq_peak_products"}
+EXEMPT |= {"qwq_isa_name", "qwq_feature_name", "qwq_code_name", "qwq_scales_name", "qwq_isa_table", "qwq_openmp"}
+EXEMPT |= {"qwq_format_layout"}
+EXEMPT |= {"qwq_peak", "qwq_peak_products", "qwq_peak_instructions"}
 EXEMPT |= {"qwq_packed_bytes", "qwq_matmul_scratch", "qwq_attention_scratch"}  # sizes, asked for in every call below
-EXEMPT |= {"qwq_kv_int8_bytes", "qwq_kv_fp32_bytes", "qwq_layer_scratch"}
+EXEMPT |= {"qwq_kv_bytes", "qwq_layer_scratch"}
 
 
 @dataclass
@@ -214,8 +213,7 @@ def pack_call(rng, form, N, K):
     codes, group, scales, _ = form
     fields = dict.fromkeys(("code", "scale", "zero_point", "offset", "sub_scale", "sub_min"))
     if group:
-        bits = {"q4": 4, "u4": 4, "u5": 5, "u6": 6, "q8": 8}[codes]
-        code = rng.integers(0, 2**bits, (N, K)).astype(np.uint8)
+        code = rng.integers(0, 2 ** core.CODES[codes].bits, (N, K)).astype(np.uint8)
         code[code == 128] = 0  # not among q8
         fields["code"] = Array(code)
         m, d = -(-K // group), -(-K // (256 if scales.startswith("super") else group))
@@ -255,10 +253,20 @@ def matmul(rng, form, tail):
             fusion[name] = Array(rng.standard_normal(shape).astype(np.float32), needed=False)
     y = out(T, N // 2 if swiglu else N)
     room = scratch(core.lib.qwq_matmul_scratch(c_format(form), T, K, threads), 64)
-    pointers = {"y": y, "format": format_struct(form), "w": w, "x": floats(rng.standard_normal((T, K)))}
+    linear = Struct("qwq_linear", {"format": format_struct(form), "packed": w})
+    pointers = {"y": y, "w": linear, "x": floats(rng.standard_normal((T, K)))}
     pointers |= {"fusion": Struct("qwq_fusion", fusion, needed=False), "scratch": room}
     numbers = {"T": T, "N": N, "K": K, "isa": 0, "threads": threads}
     yield Call("qwq_matmul", pointers | numbers, frozenset({("y", "fusion.residual")}))
+
+
+def kv_struct(rng, form, capacity, K, E):
+    """A cache of garbage."""
+    size = core_attention.kv_bytes(form, capacity, K, E)
+    center = Array(rng.standard_normal((K, E)).astype(np.float32), needed=False) if form == "int8" else None
+    data = Array(np.full(size, 0xFF, np.uint8), "inout", 64)
+    sizes = {"capacity": capacity, "K": K, "E": E, "int8": int(form == "int8")}
+    return Struct("qwq_kv", {"data": data, "center": center, **sizes})
 
 
 def attention(rng, form, tail):
@@ -266,49 +274,64 @@ def attention(rng, form, tail):
     E, K, G = tail, int(rng.integers(1, 3)), int(rng.integers(1, 9))
     S = int(rng.choice([1, 15, 17, 31, 33, 63, 65, 127, 129, 1023, 1025]))
     capacity, T = S + int(rng.integers(0, 4)), int(min(S, rng.choice([1, 2, 7, 49])))
-    size = getattr(core.lib, f"qwq_kv_{form}_bytes")(capacity, K, E)
-    kv = Array(np.full(size, 0xFF, np.uint8), "inout", 64)
+    kv = kv_struct(rng, form, capacity, K, E)
     k, v = (floats(rng.standard_normal((S, K, E))) for _ in range(2))
-    center = {}
-    if form == "int8":
-        center["center"] = Array(rng.standard_normal((K, E)).astype(np.float32), needed=False)
     how = {"isa": 0, "threads": 2}
-    numbers = {"pos": 0, "T": S, "capacity": capacity, "K": K, "E": E, **how}
-    append = Call(f"qwq_kv_{form}_append", {"kv": kv, "k": k, "v": v, **center, **numbers})
+    append = Call("qwq_kv_append", {"kv": kv, "k": k, "v": v, "pos": 0, "T": S, **how})
     yield append
-    kv = Array(append.results()["kv"], "in", 64)
-    H, pos = K * G, S - T
-    room = scratch(core.lib.qwq_attention_scratch(pos, T, H, K, E, 2), 1)
-    numbers = {"pos": pos, "T": T, "capacity": capacity, "H": H, "K": K, "E": E}
-    numbers["window"] = int(rng.choice([0, 1, 16, 1000]))
-    if form == "int8":
-        numbers["p_bits"] = int(rng.choice([0, 8, 16]))
+    kv = kv.changed("data", Array(append.results()["kv.data"], "in", 64))
+    H = K * G
+    fields = {"pos": S - T, "T": T, "H": H, "window": int(rng.choice([0, 1, 16, 1000])), "stop": going_on()}
+    fields["p_bits"] = int(rng.choice([0, 8, 16])) if form == "int8" else 0
+    queries = Struct("qwq_queries", fields)
+    room = scratch(core.lib.qwq_attention_scratch(unplaced("kv", kv), unplaced("queries", queries), 2), 1)
     pointers = {"y": out(T, H, E), "kv": kv, "q": floats(rng.standard_normal((T, H, E))), "scratch": room}
-    yield Call(f"qwq_attention_{form}", pointers | numbers | {"stop": going_on()} | how)
+    yield Call("qwq_attention", pointers | {"queries": queries} | how)
 
 
-def layer(rng, form, kv, tail):
-    """A whole decoder layer, at the end of a cache of garbage but for what it appends itself."""
+def unplaced(name, value):
+    """A C struct whose arrays are nowhere, to ask for sizes."""
+    struct = core.ffi.new(f"{value.kind} *")
+    value.fill(struct, name, dict.fromkeys(value.arrays(name), 0))
+    return struct
+
+
+def linear(rng, form, N, K):
+    packed = Array(pack_call(rng, form, N, K).results()["packed"], align=64)
+    return Struct("qwq_linear", {"format": format_struct(form), "packed": packed})
+
+
+NOTHING = Struct("qwq_linear", {"format": Struct("qwq_format", {}), "packed": None})
+
+
+def layer(rng, forms, kv, tail):
+    """A whole decoder layer, at the end of a cache of garbage but for what it appends itself.
+
+    forms: of q, k and v, which are packed apart, or one for all.
+    """
     D, F, E, K, G, T = tail, 32 * int(rng.integers(1, 3)), 2 * int(rng.integers(1, 9)), 2, int(rng.integers(1, 4)), 3
     H, threads, pos = K * G, int(rng.integers(1, 3)), 0
     q, k = H * E, K * E
-    fields = {"D": D, "F": F, "H": H, "K": K, "E": E, "window": int(rng.choice([0, 2])), "capacity": T, "eps": 1e-5}
-    for name, shape in {"qkv": (q + 2 * k, D), "o": (D, q), "gate_up": (2 * F, D), "down": (D, F)}.items():
-        packed = Array(pack_call(rng, form, *shape).results()["packed"], align=64)
-        fields[name] = Struct("qwq_linear", {"format": format_struct(form), "w": packed})
+    fields = {"D": D, "F": F, "H": H, "window": int(rng.choice([0, 2])), "eps": 1e-5}
+    if len(forms) == 1:
+        projections = {"fused": linear(rng, forms[0], q + 2 * k, D), "q": NOTHING, "k": NOTHING, "v": NOTHING}
+    else:
+        sizes = zip("qkv", forms, (q, k, k), strict=True)
+        projections = {"fused": NOTHING} | {name: linear(rng, form, rows, D) for name, form, rows in sizes}
+    fields["qkv"] = Struct("qwq_qkv", projections)
+    for name, shape in {"o": (D, q), "gate_up": (2 * F, D), "down": (D, F)}.items():
+        fields[name] = linear(rng, forms[0], *shape)
     for name, size in {"input_norm": D, "post_norm": D, "qkv_bias": q + 2 * k}.items():
         fields[name] = floats(rng.standard_normal(size))
-    fields["center"] = Array(rng.standard_normal(k).astype(np.float32), needed=False) if kv == "int8" else None
-    size = getattr(core.lib, f"qwq_kv_{kv}_bytes")(T, K, E)
-    fields["kv"] = Array(np.full(size, 0xFF, np.uint8), "inout", 64)
-    fields["kv_int8"] = int(kv == "int8")
+    fields["kv"] = kv_struct(rng, kv, T, K, E)
     x = Array(rng.standard_normal((T, D)).astype(np.float32), "inout")
     tables = {name: floats(rng.standard_normal((T, E // 2))) for name in ("cos", "sin")}
-    call = {"x": x, "layer": Struct("qwq_layer", fields), **tables, "scratch": None, "stop": going_on()}
-    call |= {"pos": pos, "T": T, "first": int(rng.integers(0, T + 1)), "isa": 0, "threads": threads}
+    layer = Struct("qwq_layer", fields)
     struct = core.ffi.new("qwq_layer *")
-    call["layer"].fill(struct, "layer", dict.fromkeys(call["layer"].arrays("layer"), 0))
-    call["scratch"] = scratch(core.lib.qwq_layer_scratch(struct, pos, T, threads), 64)
+    layer.fill(struct, "layer", dict.fromkeys(layer.arrays("layer"), core.ffi.cast("void *", 64)))
+    room = scratch(core.lib.qwq_layer_scratch(struct, pos, T, threads), 64)
+    call = {"x": x, "layer": layer, **tables, "scratch": room, "stop": going_on()}
+    call |= {"pos": pos, "T": T, "first": int(rng.integers(0, T + 1)), "isa": 0, "threads": threads}
     yield Call("qwq_layer_step", call)
 
 
@@ -334,7 +357,9 @@ def every(seed, tails=TAILS, formats=FORMATS):
         yield from small(rng, tail)
         for form in ("int8", "fp32"):
             yield from attention(rng, form, tail)
-            yield from layer(rng, formats[tail % len(formats)], form, tail)
+            first = tail % len(formats)
+            yield from layer(rng, formats[first : first + 1], form, tail)
+            yield from layer(rng, [formats[(first + 11 * i) % len(formats)] for i in range(3)], form, tail)
     yield from quantising(rng)
     yield from reading(rng)
     for i, form in enumerate(formats):

@@ -25,7 +25,7 @@ INTS = [-(1 << 31), (1 << 31) - 1]
 NUMBERS = [0.0, -1.0, 1e-45, 1e38, float("inf"), float("-inf"), float("nan")]
 # Never right, of whatever format: name -> values, error.
 WRONG = {
-    "isa": ([-1, 3, *INTS], "EISA"),
+    "isa": ([-1, len(core.ISAS), *INTS], "EISA"),
     "threads": ([0, -1, 1025, 10**6, *INTS], "ESIZE"),
     "p_bits": ([4, 17, *INTS], "ESIZE"),
     "dtype": ([-1, 0, 8, *INTS], "EFORMAT"),
@@ -96,11 +96,11 @@ def changed(call, name, value):
 
 def calls():
     """Of every entry point, some on each instruction set."""
-    n = 0
+    n, have = 0, core.isas()
     for i, tail in enumerate((1, 17, 65)):
         for call in core_calls.every(i, (tail,), core_calls.FORMATS[i::3]):
             n += 1
-            yield changed(call, "isa", n % len(core.isas()))
+            yield changed(call, "isa", core.ISAS.index(have[n % len(have)]))
 
 
 def attempt(call, chosen, side, log):

@@ -1,0 +1,163 @@
+/* The table of formats, and what follows from it for one format. qwq_ref/core/formats.py has the same table. */
+#include "common/formats.h"
+
+#include <string.h>
+
+#include "common/check.h"
+
+#define SCALES(kind) (1u << QWQ_##kind)
+enum { ANY_GROUP = 16 + 32 + 64 + 128, SUPER = 256 };
+static const unsigned ANY_SCALES = SCALES(PLAIN) | SCALES(ZERO) | SCALES(OFFSET) | SCALES(SUPER) | SCALES(SUPER_MIN);
+
+/* Bits of codes in planes: a byte of a plane holds `bits` of 8 / bits codes. Of four columns, a line of 64 bytes has
+ * rows 0-15, the next one rows 16-31. */
+static void put_planes(uint8_t *to, size_t r, const uint8_t *code, size_t columns, const qwq_layout *layout)
+{
+    unsigned shift = 0;
+    for (const uint8_t *bits = layout->planes; *bits; shift += *bits, to += (size_t)NIBBLES * *bits / 4, bits++)
+        for (size_t k = 0; k < columns; k++) {
+            size_t line = k / 4 * 2 + r / 16, in_a_byte = 8u / *bits;
+            uint8_t *byte = to + line / in_a_byte * LINE + r % 16 * 4 + k % 4;
+            unsigned some = (unsigned)code[k] >> shift & ((1u << *bits) - 1);
+            *byte = (uint8_t)(*byte | some << line % in_a_byte * *bits);
+        }
+}
+
+static void put_bytes(uint8_t *to, size_t r, const uint8_t *code, size_t columns, const qwq_layout *layout)
+{
+    for (size_t k = 0; k < columns; k++)
+        to[(k / 4 * 2 + r / 16) * LINE + r % 16 * 4 + k % 4] = (uint8_t)(code[k] + layout->excess);
+}
+
+static void put_floats(uint8_t *to, size_t r, const uint8_t *code, size_t columns, const qwq_layout *layout)
+{
+    size_t bytes = layout->code_bytes / (GROUP * PANEL);
+    for (size_t k = 0; k < columns; k++)
+        memcpy(to + (k * PANEL + r) * bytes, code + k * bytes, bytes);
+}
+
+const qwq_code_type qwq_code_types[QWQ_CODE_TYPES] = {
+    [QWQ_Q4] = {.name = "q4",
+                .bits = 4,
+                .element = 1,
+                .groups = GROUP,
+                .scales = SCALES(PLAIN),
+                .excess = Q4_EXCESS,
+                .most = 127,
+                .planes = {4},
+                .put = put_planes,
+                .unpack = qwq_unpack_q4},
+    [QWQ_U4] = {.name = "u4",
+                .bits = 4,
+                .element = 1,
+                .groups = ANY_GROUP,
+                .scales = ANY_SCALES,
+                .zero_point = 1,
+                .most = 15,
+                .planes = {4},
+                .put = put_planes,
+                .unpack = qwq_unpack_planes},
+    [QWQ_U5] = {.name = "u5",
+                .bits = 5,
+                .element = 1,
+                .groups = ANY_GROUP,
+                .scales = ANY_SCALES,
+                .zero_point = 1,
+                .most = 31,
+                .planes = {4, 1},
+                .put = put_planes,
+                .unpack = qwq_unpack_planes},
+    [QWQ_U6] = {.name = "u6",
+                .bits = 6,
+                .element = 1,
+                .groups = ANY_GROUP,
+                .scales = ANY_SCALES,
+                .zero_point = 1,
+                .most = 63,
+                .planes = {4, 2},
+                .put = put_planes,
+                .unpack = qwq_unpack_planes},
+    [QWQ_Q8] = {.name = "q8",
+                .bits = 8,
+                .element = 1,
+                .groups = ANY_GROUP,
+                .scales = SCALES(PLAIN),
+                .excess = Q8_EXCESS,
+                .most = 255,
+                .put = put_bytes,
+                .unpack = qwq_unpack_q8},
+    [QWQ_BF16] = {.name = "bf16", .bits = 16, .element = 2, .floats = 1, .put = put_floats},
+    [QWQ_FP16] = {.name = "fp16", .bits = 16, .element = 2, .floats = 1, .put = put_floats},
+    [QWQ_FP32] = {.name = "fp32", .bits = 32, .element = 4, .floats = 1, .put = put_floats},
+};
+
+const qwq_scales qwq_scale_kinds[QWQ_SCALE_KINDS] = {
+    [QWQ_PLAIN] = {.name = "plain", .of_group = 2, .zero_point = 1},
+    [QWQ_ZERO] = {.name = "zero", .of_group = 3},
+    [QWQ_OFFSET] = {.name = "offset", .of_group = 4, .offset = 1},
+    [QWQ_SUPER] = {.name = "super", .of_block = 2, .of_group = 1, .super = 1, .zero_point = 1},
+    [QWQ_SUPER_MIN] = {.name = "super_min", .of_block = 4, .of_group = 2, .super = 1, .offset = 1},
+};
+
+const char *qwq_code_name(int codes)
+{
+    return codes >= 0 && codes < QWQ_CODE_TYPES ? qwq_code_types[codes].name : NULL;
+}
+
+const char *qwq_scales_name(int scales)
+{
+    return scales >= 0 && scales < QWQ_SCALE_KINDS ? qwq_scale_kinds[scales].name : NULL;
+}
+
+static int exists(const qwq_format *f)
+{
+    if (f->codes < 0 || f->codes >= QWQ_CODE_TYPES || f->scales < 0 || f->scales >= QWQ_SCALE_KINDS)
+        return 0;
+    const qwq_code_type *type = &qwq_code_types[f->codes];
+    if (type->floats)
+        return !f->group && !f->scales && !f->zero_point;
+    int one_group = f->group > 0 && !(f->group & (f->group - 1)) && ((unsigned)f->group & type->groups);
+    int most_zero_point = type->zero_point && qwq_scale_kinds[f->scales].zero_point ? 63 : 0;
+    return one_group && type->scales >> f->scales & 1 && f->zero_point >= 0 && f->zero_point <= most_zero_point;
+}
+
+int qwq_layout_of(qwq_layout *l, const qwq_format *f)
+{
+    if (!exists(f))
+        return 0;
+    const qwq_code_type *type = &qwq_code_types[f->codes];
+    const qwq_scales *kind = &qwq_scale_kinds[f->scales];
+    memset(l, 0, sizeof *l);
+    l->code_bytes = (size_t)type->bits * GROUP * PANEL / 8;
+    l->columns = GROUP;
+    l->bytes = l->code_bytes;
+    l->subgroups = 1;
+    l->floats = type->floats;
+    if (type->floats)
+        return 1;
+    size_t group = (size_t)f->group;
+    l->columns = kind->super ? SUPER : group > GROUP ? group : GROUP;
+    l->subgroups = group >= GROUP ? 1 : GROUP / group;
+    l->in_block = l->columns / group;
+    l->group_bits = __builtin_ctzll(group);
+    l->scales_at = l->columns / GROUP * l->code_bytes;
+    l->bytes = up(l->scales_at + (kind->of_block + kind->of_group * l->in_block) * PANEL, LINE);
+    l->offset = kind->offset;
+    l->excess = type->excess ? type->excess : f->scales == QWQ_ZERO ? ZERO_EXCESS : f->zero_point;
+    l->most = type->most + (f->scales == QWQ_ZERO ? ZERO_EXCESS : 0);
+    memcpy(l->planes, type->planes, sizeof l->planes);
+    return 1;
+}
+
+int qwq_format_layout(void *layout, const qwq_format *format)
+{
+    return layout && format ? qwq_layout_of(layout, format) : 0;
+}
+
+size_t qwq_packed_bytes(const qwq_format *format, size_t N, size_t K)
+{
+    qwq_layout l;
+    if (!format || !qwq_layout_of(&l, format) || !N || !K || N > QWQ_MOST_SIZE || K > QWQ_MOST_SIZE)
+        return 0;
+    return up(N, PANEL) / PANEL * (up(K, l.columns) / l.columns) * l.bytes;
+}

@@ -1,0 +1,209 @@
+/* One decoder layer in one call: products, rope, cache and attention in the order of spec.model.block. A small model
+ * would spend its time between the calls. The whole call is checked once; then its parts run unchecked. */
+#include <string.h>
+
+#include "common/calls.h"
+#include "common/check.h"
+
+static size_t larger(size_t a, size_t b)
+{
+    return a > b ? a : b;
+}
+
+/* The products of a layer, with the sizes [rows, columns] of their weights. */
+enum { Q, KEYS, VALUES, O, GATE_UP, DOWN, WEIGHTS };
+typedef struct {
+    const qwq_linear *w;
+    size_t rows, columns;
+} weight;
+
+/* Fused, Q stands for all three projections; KEYS and VALUES then have no rows. */
+static void weights_of(weight *weights, const qwq_layer *l)
+{
+    const size_t q = l->H * l->kv.E, k = l->kv.K * l->kv.E;
+    const qwq_qkv *qkv = &l->qkv;
+    int fused = qkv->fused.packed != NULL;
+    weights[Q] = (weight){fused ? &qkv->fused : &qkv->q, fused ? q + 2 * k : q, l->D};
+    weights[KEYS] = (weight){&qkv->k, fused ? 0 : k, l->D};
+    weights[VALUES] = (weight){&qkv->v, fused ? 0 : k, l->D};
+    weights[O] = (weight){&l->o, l->D, q};
+    weights[GATE_UP] = (weight){&l->gate_up, 2 * l->F, l->D};
+    weights[DOWN] = (weight){&l->down, l->D, l->F};
+}
+
+/* Where a layer's intermediate results are. */
+typedef struct {
+    float *qkv, *q, *k, *v, *heads, *act;
+    void *rest; /* scratch of whatever is running */
+    size_t bytes;
+} places;
+
+/* Sizes that a layer can have, and of which no product here overflows. */
+static int possible(const qwq_layer *l, size_t pos, size_t T, int threads)
+{
+    const size_t most = 1 << 24, E = l->kv.E, K = l->kv.K;
+    return qwq_threads_are_possible(threads) && l->D && l->D <= most && l->F && l->F <= most && l->F % 32 == 0 && E &&
+           E <= most && E % 2 == 0 && K && K <= most && l->H && l->H <= most && l->H % K == 0 &&
+           l->H + 2 * K <= most / E && T <= most && pos <= most;
+}
+
+static places places_of(uint8_t *at, const qwq_layer *l, size_t pos, size_t T, int threads)
+{
+    const size_t q = l->H * l->kv.E, k = l->kv.K * l->kv.E;
+    const size_t all = l->qkv.fused.packed ? q + 2 * k : 0; /* three weights write to q, k and v */
+    places p;
+    uint8_t *start = at;
+    float **floats[] = {&p.qkv, &p.q, &p.k, &p.v, &p.heads, &p.act};
+    const size_t columns[] = {all, q, k, k, q, l->F};
+    for (size_t i = 0; i < sizeof columns / sizeof *columns; i++) {
+        *floats[i] = (float *)(void *)at;
+        at += up(T * columns[i] * sizeof(float), 64);
+    }
+    qwq_kv kv = l->kv;
+    kv.capacity = pos + T;
+    size_t rest = qwq_attention_scratch(&kv, &(qwq_queries){.pos = pos, .T = T, .H = l->H}, threads);
+    weight weights[WEIGHTS];
+    weights_of(weights, l);
+    for (int i = 0; i < WEIGHTS; i++)
+        if (weights[i].rows)
+            rest = larger(rest, qwq_matmul_scratch(&weights[i].w->format, T, weights[i].columns, threads));
+    p.rest = at;
+    p.bytes = (size_t)(at - start) + up(rest, 64);
+    return p;
+}
+
+size_t qwq_layer_scratch(const qwq_layer *layer, size_t pos, size_t T, int threads)
+{
+    return layer && possible(layer, pos, T, threads) ? places_of(NULL, layer, pos, T, threads).bytes : 0;
+}
+
+/* Columns of a matrix as a matrix of their own. */
+static void take(float *to, const float *from, size_t T, size_t columns, size_t ld)
+{
+    for (size_t t = 0; t < T; t++)
+        memcpy(to + t * columns, from + t * ld, columns * sizeof(float));
+}
+
+/* All that could be wrong with a call, before anything is written. */
+static int check(const float *x, const qwq_layer *l, const float *cos, const float *sin, const void *scratch,
+                 const int32_t *stop, size_t pos, size_t T, size_t first, int threads)
+{
+    if (!possible(l, pos, T, threads) || pos + T > l->kv.capacity || first > T)
+        return QWQ_ESIZE;
+    const size_t q = l->H * l->kv.E, k = l->kv.K * l->kv.E, half = T * (l->kv.E / 2), size = sizeof(float);
+    if (!qwq_attention_is_possible(&l->kv, &(qwq_queries){.pos = pos, .T = T, .H = l->H}))
+        return QWQ_ESIZE;
+    qwq_array arrays[10 + WEIGHTS] = {{x, T * l->D * size, size}, /* what is written comes first */
+                                      {l->kv.data, qwq_kv_bytes(&l->kv), 64},
+                                      {scratch, places_of(NULL, l, pos, T, threads).bytes, 64},
+                                      {cos, half * size, size},
+                                      {sin, half * size, size},
+                                      {l->input_norm, l->D * size, size},
+                                      {l->post_norm, l->D * size, size},
+                                      {l->qkv_bias, (q + 2 * k) * size, size},
+                                      {l->kv.center, l->kv.center && l->kv.int8 ? k * size : 0, size},
+                                      {stop, stop ? sizeof *stop : 0, sizeof *stop}};
+    weight weights[WEIGHTS];
+    weights_of(weights, l);
+    for (int i = 0; i < WEIGHTS; i++) {
+        const weight *w = &weights[i];
+        if (w->rows && !w->w->packed) /* neither fused nor apart: a format without weights says nothing */
+            return QWQ_ENULL;
+        size_t bytes = w->rows ? qwq_packed_bytes(&w->w->format, w->rows, w->columns) : 0;
+        if (w->rows && !bytes)
+            return QWQ_EFORMAT;
+        arrays[10 + i] = (qwq_array){w->w->packed, bytes, 64};
+    }
+    return qwq_check(arrays, 3, sizeof arrays / sizeof *arrays);
+}
+
+/* One call while it runs. */
+typedef struct {
+    const qwq_layer *layer;
+    const places *at;
+    const qwq_table *table;
+    const int32_t *stop;
+    int threads;
+} step;
+
+static int product(const step *s, float *y, const weight *w, const float *x, size_t T, qwq_fusion fusion)
+{
+    fusion.eps = s->layer->eps;
+    fusion.stop = s->stop;
+    return qwq_matmul_run(&(qwq_matmul_call){.y = y,
+                                             .w = w->w,
+                                             .x = x,
+                                             .fusion = &fusion,
+                                             .scratch = s->at->rest,
+                                             .T = T,
+                                             .N = w->rows,
+                                             .K = w->columns,
+                                             .table = s->table,
+                                             .threads = s->threads});
+}
+
+static void turn(const step *s, float *x, const float *cos, const float *sin, size_t T, size_t heads, size_t ld)
+{
+    qwq_rope_run(&(qwq_rope_call){x, cos, sin, T, heads, s->layer->kv.E, ld, s->table, s->threads});
+}
+
+/* Queries of rows from `first` on, keys and values of all, turned: x [T, D] -> at->q, at->k, at->v. */
+static int project(const step *s, const weight *weights, const float *x, const float *cos, const float *sin, size_t T,
+                   size_t first)
+{
+    const qwq_layer *l = s->layer;
+    const places *p = s->at;
+    const size_t q = l->H * l->kv.E, k = l->kv.K * l->kv.E, all = q + 2 * k, half = l->kv.E / 2, rest = T - first;
+    qwq_fusion fusion = {.norm = l->input_norm, .bias = l->qkv_bias};
+    int error;
+    if (l->qkv.fused.packed) {
+        if ((error = product(s, p->qkv, &weights[Q], x, T, fusion)))
+            return error;
+        turn(s, p->qkv, cos, sin, T, l->H + l->kv.K, all);
+        take(p->q, p->qkv + first * all, rest, q, all);
+        take(p->k, p->qkv + q, T, k, all);
+        take(p->v, p->qkv + q + k, T, k, all);
+        return 0;
+    }
+    if (rest && (error = product(s, p->q, &weights[Q], x + first * l->D, rest, fusion)))
+        return error;
+    fusion.bias = l->qkv_bias + q;
+    if ((error = product(s, p->k, &weights[KEYS], x, T, fusion)))
+        return error;
+    fusion.bias = l->qkv_bias + q + k;
+    if ((error = product(s, p->v, &weights[VALUES], x, T, fusion)))
+        return error;
+    turn(s, p->q, cos + first * half, sin + first * half, rest, l->H, q);
+    turn(s, p->k, cos, sin, T, l->kv.K, k);
+    return 0;
+}
+
+int qwq_layer_step(float *x, const qwq_layer *l, const float *cos, const float *sin, void *scratch, const int32_t *stop,
+                   size_t pos, size_t T, size_t first, int isa, int threads)
+{
+    if (!l)
+        return QWQ_ENULL;
+    const qwq_table *table = qwq_table_of(isa);
+    if (!table)
+        return QWQ_EISA;
+    int error = check(x, l, cos, sin, scratch, stop, pos, T, first, threads);
+    if (error || !T)
+        return error;
+    const places p = places_of(scratch, l, pos, T, threads);
+    const step s = {l, &p, table, stop, threads};
+    weight weights[WEIGHTS];
+    weights_of(weights, l);
+    if ((error = project(&s, weights, x, cos, sin, T, first)))
+        return error;
+    qwq_append_run(&(qwq_append_call){&l->kv, p.k, p.v, pos, T, table, threads});
+    x += first * l->D; /* from here on, only of the rows that are asked for */
+    T -= first;
+    if (!T)
+        return 0;
+    const qwq_queries queries = {.pos = pos + first, .T = T, .H = l->H, .window = l->window, .stop = stop};
+    if ((error = qwq_attention_run(&(qwq_attention_call){p.heads, &l->kv, p.q, p.rest, &queries, table, threads})) ||
+        (error = product(&s, x, &weights[O], p.heads, T, (qwq_fusion){.residual = x})) ||
+        (error = product(&s, p.act, &weights[GATE_UP], x, T, (qwq_fusion){.norm = l->post_norm, .swiglu = 1})))
+        return error;
+    return product(&s, x, &weights[DOWN], p.act, T, (qwq_fusion){.residual = x});
+}

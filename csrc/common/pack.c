@@ -1,0 +1,86 @@
+/* Packing: from the arrays of a weight to panels of 32 rows. */
+#include <string.h>
+
+#include "common/check.h"
+#include "common/formats.h"
+#include "common/parallel.h"
+
+/* Row n of a panel's block, which begins with column k0. */
+static void pack_row(uint8_t *block, const qwq_format *f, const qwq_layout *l, const qwq_weight *w, size_t n, size_t k0,
+                     size_t K)
+{
+    const qwq_code_type *type = &qwq_code_types[f->codes];
+    size_t r = n % PANEL, bytes = type->element;
+    const uint8_t *code = (const uint8_t *)w->code + (n * K + k0) * bytes;
+    for (size_t k = 0; k < l->columns && k0 + k < K; k += GROUP)
+        type->put(block + k / GROUP * l->code_bytes, r, code + k * bytes, smaller(GROUP, K - k0 - k), l);
+    if (l->floats)
+        return;
+    size_t group = (size_t)f->group, in_row = up(K, group) / group, per_block = l->columns / group;
+    uint8_t *scales = block + l->scales_at;
+    int super = qwq_scale_kinds[f->scales].super;
+    if (super) {
+        size_t at = n * (up(K, 256) / 256) + k0 / 256;
+        memcpy(scales + 2 * r, &w->scale[at], 2);
+        scales += 2 * PANEL;
+        if (f->scales == QWQ_SUPER_MIN) {
+            memcpy(scales + 2 * r, &w->offset[at], 2);
+            scales += 2 * PANEL;
+        }
+    }
+    for (size_t i = 0; i < per_block && k0 / group + i < in_row; i++) {
+        size_t at = n * in_row + k0 / group + i;
+        if (super) {
+            scales[i * PANEL + r] = w->sub_scale[at];
+            if (f->scales == QWQ_SUPER_MIN)
+                scales[(per_block + i) * PANEL + r] = w->sub_min[at];
+            continue;
+        }
+        memcpy(scales + (i * PANEL + r) * 2, &w->scale[at], 2);
+        if (f->scales == QWQ_OFFSET)
+            memcpy(scales + ((per_block + i) * PANEL + r) * 2, &w->offset[at], 2);
+        if (f->scales == QWQ_ZERO)
+            scales[(2 * per_block + i) * PANEL + r] = w->zero_point[at];
+    }
+}
+
+int qwq_pack(uint8_t *packed, const qwq_format *format, const qwq_weight *w, size_t N, size_t K, int threads)
+{
+    qwq_layout l;
+    if (!format || !w)
+        return QWQ_ENULL;
+    if (!qwq_layout_of(&l, format))
+        return QWQ_EFORMAT;
+    size_t bytes = qwq_packed_bytes(format, N, K), panels = up(N, PANEL) / PANEL;
+    if (!bytes || !qwq_threads_are_possible(threads))
+        return QWQ_ESIZE;
+    int32_t kind = format->scales;
+    int super = qwq_scale_kinds[kind].super;
+    size_t element = qwq_code_types[format->codes].element;
+    size_t groups = l.floats ? 0 : N * (up(K, (size_t)format->group) / (size_t)format->group); /* of the whole weight */
+    size_t scales = (super ? N * (up(K, 256) / 256) : groups) * 2;
+    const qwq_array arrays[] = {{packed, bytes, LINE},
+                                {w->code, N * K * element, element},
+                                {w->scale, scales, 2},
+                                {w->zero_point, kind == QWQ_ZERO ? groups : 0, 1},
+                                {w->offset, l.offset ? scales : 0, 2},
+                                {w->sub_scale, super ? groups : 0, 1},
+                                {w->sub_min, kind == QWQ_SUPER_MIN ? groups : 0, 1}};
+    int error = qwq_check(arrays, 1, 7);
+    if (error)
+        return error;
+    if (kind == QWQ_ZERO) /* more would not fit the bytes that are multiplied */
+        for (size_t i = 0; i < groups; i++)
+            if (w->zero_point[i] > ZERO_EXCESS)
+                return QWQ_EFORMAT;
+    size_t blocks = up(K, l.columns) / l.columns;
+    OMP(parallel for num_threads(threads) schedule(dynamic) if (threads > 1))
+    for (size_t p = 0; p < panels; p++) {
+        uint8_t *panel = packed + p * blocks * l.bytes;
+        memset(panel, 0, blocks * l.bytes);
+        for (size_t b = 0; b < blocks; b++)
+            for (size_t n = p * PANEL; n < smaller(N, (p + 1) * PANEL); n++)
+                pack_row(panel + b * l.bytes, format, &l, w, n, b * l.columns, K);
+    }
+    return 0;
+}

@@ -1,0 +1,155 @@
+/* Attention over a KV-cache, scalar: the reading copy, the twin of numerics/kv.py. Every variant gives these bits. */
+#include <math.h>
+
+#include "common/attention.h"
+#include "common/fixed.h"
+
+static float quantise(int8_t *q, const float *x, const float *center, size_t E)
+{
+    float largest = 0;
+    for (size_t e = 0; e < E; e++) {
+        float magnitude = fabsf(center ? x[e] - center[e] : x[e]);
+        largest = magnitude > largest ? magnitude : largest;
+    }
+    largest = fminf(largest, ATTENTION_LARGEST);
+    float inverse = largest >= ATTENTION_SMALLEST ? 127 / largest : 0;
+    for (size_t e = 0; e < E; e++)
+        q[e] = (int8_t)lrintf(fminf(fmaxf((center ? x[e] - center[e] : x[e]) * inverse, -127), 127));
+    return largest * (1.0f / 127.0f);
+}
+
+static void scores_int8(qwq_rows *rows, const qwq_chunk *chunk, size_t first, size_t last)
+{
+    const uint8_t *k = chunk->k;
+    const int8_t *q = rows->q;
+    size_t E = rows->E;
+    for (size_t r = 0; r < rows->rows; r++)
+        for (size_t t = first * SPAN; t < last * SPAN; t++) {
+            int32_t sum = rows->begin[r];
+            for (size_t e = 0; e < E; e++)
+                sum += k[t / 16 * 16 * E + e / 4 * 64 + t % 16 * 4 + e % 4] * q[(e / 4 * rows->rows + r) * 4 + e % 4];
+            rows->scores[r * STRIDE + t] = (float)sum * (rows->factor[r] * chunk->k_scale[t]);
+        }
+}
+
+/* The largest score that a row sees, and p = 2^(score - largest) in `p`; their sum. Others are 0. */
+static float softmax(float *p, float *total, const float *scores, size_t from, size_t to, size_t first, size_t last)
+{
+    float top = ATTENTION_LOWEST, lanes[16] = {0};
+    for (size_t t = from; t < to; t++)
+        top = scores[t] > top ? scores[t] : top;
+    for (size_t t = first * SPAN; t < last * SPAN; t++) {
+        p[t] = t >= from && t < to ? fixed_exp2(scores[t] - top) : 0;
+        lanes[t % 16] = lanes[t % 16] + p[t];
+    }
+    *total = fixed_lanes(lanes);
+    return top;
+}
+
+static void weights_int8(qwq_rows *rows, const qwq_chunk *chunk, size_t first, size_t last, int p_bits)
+{
+    for (size_t r = 0; r < rows->rows; r++) {
+        float *p = rows->scores + r * STRIDE, *out = rows->out + r * (rows->E + OUT_EXTRA) + rows->E;
+        out[OUT_TOP] = softmax(p, &out[OUT_TOTAL], p, rows->from[r], rows->to[r], first, last);
+        for (size_t b = first * SPAN / BLOCK; b < last * SPAN / BLOCK; b++) {
+            float w[BLOCK], largest = 0;
+            for (size_t i = 0; i < BLOCK; i++) {
+                float weight = p[b * BLOCK + i];
+                w[i] = weight > 0 ? weight * chunk->v_scale[b * BLOCK + i] : 0; /* unseen: anything may lie there */
+                largest = w[i] > largest ? w[i] : largest;
+            }
+            float inverse = largest >= ATTENTION_SMALLEST ? UNITS / largest : 0;
+            int32_t *weights = (int32_t *)rows->p + r * STRIDE + b * BLOCK, narrow[BLOCK], sum = 0, off = 0;
+            for (size_t i = 0; i < BLOCK; i++) {
+                weights[i] = (int32_t)lrintf(w[i] * inverse);
+                narrow[i] = (weights[i] + 128) / 256 * 256;
+                sum += weights[i];
+                off += weights[i] - narrow[i];
+            }
+            if (p_bits == 8 || (p_bits == 0 && (off < 0 ? -off : off) * 128 <= sum))
+                for (size_t i = 0; i < BLOCK; i++)
+                    weights[i] = narrow[i];
+            rows->unit[r][b] = largest * (1.0f / UNITS);
+        }
+    }
+}
+
+static void values_int8(qwq_rows *rows, const qwq_chunk *chunk, size_t first, size_t last)
+{
+    const int8_t *v = chunk->v;
+    size_t E = rows->E;
+    for (size_t r = 0; r < rows->rows; r++)
+        for (size_t e = 0; e < E; e++) {
+            float total = 0;
+            for (size_t b = first * SPAN / BLOCK; b < last * SPAN / BLOCK; b++) {
+                int32_t sum = 0;
+                for (size_t t = b * BLOCK; t < (b + 1) * BLOCK; t++)
+                    sum += ((const int32_t *)rows->p)[r * STRIDE + t] * v[value_at(t, e, E)];
+                total = total + (float)sum * rows->unit[r][b];
+            }
+            rows->out[r * (E + OUT_EXTRA) + e] = total;
+        }
+}
+
+static void scores_fp32(qwq_rows *rows, const qwq_chunk *chunk, size_t first, size_t last)
+{
+    const float *k = chunk->k, *q = rows->q;
+    size_t E = rows->E;
+    for (size_t r = 0; r < rows->rows; r++)
+        for (size_t t = first * SPAN; t < last * SPAN; t++) {
+            float lanes[16];
+            for (size_t j = 0; j < 16; j++)
+                lanes[j] = q[r * E + j] * k[t * E + j];
+            for (size_t e = 16; e < E; e++)
+                lanes[e % 16] = lanes[e % 16] + q[r * E + e] * k[t * E + e];
+            rows->scores[r * STRIDE + t] = fixed_lanes(lanes) * rows->factor[r];
+        }
+}
+
+static void weights_fp32(qwq_rows *rows, const qwq_chunk *chunk, size_t first, size_t last, int p_bits)
+{
+    (void)chunk;
+    (void)p_bits;
+    for (size_t r = 0; r < rows->rows; r++) {
+        float *p = rows->scores + r * STRIDE, *out = rows->out + r * (rows->E + OUT_EXTRA) + rows->E;
+        out[OUT_TOP] = softmax(p, &out[OUT_TOTAL], p, rows->from[r], rows->to[r], first, last);
+    }
+}
+
+static void values_fp32(qwq_rows *rows, const qwq_chunk *chunk, size_t first, size_t last)
+{
+    (void)first;
+    (void)last;
+    const float *v = chunk->v;
+    size_t E = rows->E;
+    for (size_t r = 0; r < rows->rows; r++)
+        for (size_t e = 0; e < E; e++) {
+            float total = 0;
+            for (size_t t = rows->from[r]; t < rows->to[r]; t++)
+                total = total + rows->scores[r * STRIDE + t] * v[t * E + e];
+            rows->out[r * (E + OUT_EXTRA) + e] = total;
+        }
+}
+
+static void merge(float *state, const float *out, size_t E)
+{
+    float top = fmaxf(state[E + OUT_TOP], out[E + OUT_TOP]);
+    float keep = fixed_exp2(state[E + OUT_TOP] - top), add = fixed_exp2(out[E + OUT_TOP] - top);
+    state[E + OUT_TOP] = top;
+    state[E + OUT_TOTAL] = state[E + OUT_TOTAL] * keep + out[E + OUT_TOTAL] * add;
+    for (size_t e = 0; e < E; e++)
+        state[e] = state[e] * keep + out[e] * add;
+}
+
+void qwq_scalar_attention(qwq_attention_kernels *kernels)
+{
+    kernels->quantise = quantise;
+    kernels->scores_int8 = scores_int8;
+    kernels->weights_int8 = weights_int8;
+    kernels->values_int8 = values_int8;
+    kernels->scores_fp32 = scores_fp32;
+    kernels->weights_fp32 = weights_fp32;
+    kernels->values_fp32 = values_fp32;
+    kernels->merge = merge;
+    kernels->rows = ROWS;
+}
