@@ -15,8 +15,6 @@ UNCHECKED = [
     "docs/kernels.md",
     # -
     # -
-    # core
-    "qwq_ref/core/",
 ]
 
 
