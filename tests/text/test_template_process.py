@@ -377,7 +377,7 @@ def test_a_child_that_is_taken_over(tmp_path, monkeypatch, name):
     """Its answers are data from a stranger."""
     answer, wanted = REFUSALS[name]
     worker = tmp_path / "worker.py"
-    worker.write_text(f"import os\nos.write(1, {answer!r})\n")
+    worker.write_text(f"import os\nos.read(0, 1 << 20)\nos.write(1, {answer!r})\n")
     monkeypatch.setattr(template_process, "_WORKER", worker)
     template = ChatTemplate(ECHO, "file", max_chars=100_000)
     with pytest.raises(TemplateError, match=f"^file: the template's process .*{wanted}"):
@@ -388,7 +388,7 @@ def test_a_child_that_is_taken_over(tmp_path, monkeypatch, name):
 
 def test_a_child_that_stays_silent(tmp_path, monkeypatch):
     worker = tmp_path / "worker.py"
-    worker.write_text("import os, time\nos.close(0)\nos.close(1)\ntime.sleep(60)\n")
+    worker.write_text("import os, time\nos.read(0, 1 << 20)\nos.close(0)\nos.close(1)\ntime.sleep(60)\n")
     monkeypatch.setattr(template_process, "_WORKER", worker)
     template = ChatTemplate(ECHO, "file")
     pid = pid_of(template)
