@@ -1,4 +1,4 @@
-/* Attention over a KV-cache, scalar: the reading copy, the twin of numerics/kv.py. Every variant gives these bits. */
+/* Attention over a KV cache, scalar: the reading copy, the twin of numerics/kv.py. Every variant gives these bits. */
 #include <math.h>
 
 #include "common/attention.h"

@@ -1,4 +1,4 @@
-/* Attention over a KV-cache, AVX2. A product of bytes can exceed 16 bits in pairs here, so bytes are widened first. */
+/* Attention over a KV cache, AVX2. A product of bytes can exceed 16 bits in pairs here, so bytes are widened first. */
 #if defined(__x86_64__)
 #include <immintrin.h>
 

@@ -1,4 +1,4 @@
-/* Attention over a KV-cache, AVX-512 with VNNI: 16 tokens, or 16 dimensions, a register. */
+/* Attention over a KV cache, AVX-512 with VNNI: 16 tokens, or 16 dimensions, a register. */
 #if defined(__x86_64__)
 #include <immintrin.h>
 
