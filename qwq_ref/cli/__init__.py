@@ -19,13 +19,13 @@ from ..errors import QwqError, UsageError
 
 COMMANDS = {
     "generate": "answer a prompt",
-    "info": "show the costs of a model: parameters, bytes, memory, traffic",
-    "convert": "pack the weights of a model, so that it loads faster",
-    "eval": "measure the accuracy of a model on the 23 categories of the recipe",
-    "golden": "record reference activations; compare an implementation with them",
+    "info": "show the size of a model: parameters, memory, bytes read and operations for each token",
+    "convert": "pack the weights of a model into a new folder, so that the model loads faster",
+    "eval": "measure how many small problems a model answers correctly",
+    "golden": "record reference values of a model; compare an implementation with them",
     "train": "run one stage of the training recipe",
-    "doctor": "show what this machine can run, and how to improve it",
-    "bench": "measure the speed of a model or an operation, beside the limits of the processor",
+    "doctor": "show which models fit on this machine, how fast they can be, and how to fix problems",
+    "bench": "measure the speed of a model or an operation, and the limits of the machine",
 }
 
 
@@ -52,8 +52,13 @@ class _Version(argparse.Action):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; return its exit status."""
     given = sys.argv[1:] if arguments is None else list(arguments)
-    parser = _Parser(prog="qwq", description="QwQ-32B and other Qwen2 models, on a CPU.")
-    parser.add_argument("--version", action=_Version, nargs=0, help="print the version, the core and its threads")
+    parser = _Parser(
+        prog="qwq",
+        description="Run and examine QwQ-32B and other models of the Qwen2 architecture, on a CPU.",
+        epilog="`qwq COMMAND --help` lists the options of a command.",
+    )
+    version = "print the version, the instruction set of the C core, and the number of threads"
+    parser.add_argument("--version", action=_Version, nargs=0, help=version)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, summary in COMMANDS.items():
         command = commands.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.")

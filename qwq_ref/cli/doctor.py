@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ..bench.speed import Speed
 
 _REAL = ("qwq-32b", "Qwen/QwQ-32B")  # the shipped config, and the hub id of its weights
+_GIVEN = {"always": "given always", "madvise": "given on request", "never": "never given"}  # by `huge_page_mode`
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,8 @@ class Asked:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     what = f"a config.json, {MODELS}, qwq-32b; default: qwq-32b and {DEFAULT_MODEL}"
     parser.add_argument("-m", "--model", action="append", help=what.replace(" (the default)", ""))
-    parser.add_argument("-t", "--threads", type=threads, metavar="N", help="threads; default: one for each CPU")
-    parser.add_argument("--isa", metavar="NAME", help="instruction set, such as avx2; default: QWQ_ISA, or the best")
+    parser.add_argument("-t", "--threads", type=threads, metavar="N", help="threads; default: one for each usable CPU")
+    parser.add_argument("--isa", metavar="NAME", help="instruction set, such as avx2; default: QWQ_ISA, or the fastest")
     parser.add_argument("--json", action="store_true", help="print JSON, with exact numbers")
 
 
@@ -163,9 +164,9 @@ def screen(facts: dict[str, Any]) -> str:
         lines += ["", *_model(model)]
     limits = [limit for model in facts["models"] for limit in model["limits"].values()]
     if any(limit["output"] for limit in limits):
-        lines += ["", "Tokens/s are ceilings at an empty context: memory and instructions allow no more."]
+        lines += ["", "Tokens/s are upper limits for an empty context: memory and instructions allow no more."]
         if any(limit["cached"] for limit in limits):
-            lines.append("* The caches hold these weights, so memory is no limit.")
+            lines.append("* The processor's caches hold these weights, so the speed of memory is no limit.")
     found = facts["problems"]
     lines += ["", "Problems:" if found else "No problems were found."]
     return "\n".join([*lines, *(f"- {each['problem']} -> {each['advice']}" for each in found)])
@@ -184,7 +185,7 @@ def _cpu(facts: dict[str, Any]) -> str:
     parts.append("cores unknown" if cores is None else _plural(cores, "core"))
     parts.append("NUMA unknown" if facts["nodes"] is None else _plural(facts["nodes"], "NUMA node"))
     cache = facts["last_cache"]
-    parts.append("cache unknown" if cache is None else f"last cache {_short(cache)}")
+    parts.append("cache unknown" if cache is None else f"last-level cache {_short(cache)}")
     return ", ".join(parts)
 
 
@@ -215,9 +216,10 @@ def _memory(facts: dict[str, Any]) -> str:
 
 
 def _huge_pages(memory: dict[str, Any], speed: dict[str, Any] | None) -> str:
-    mode = memory["huge_page_mode"] or "unknown"
+    mode = memory["huge_page_mode"]
+    given = "unknown when the system gives them" if mode is None else f"{_GIVEN.get(mode, 'given')} ({mode})"
     share = None if speed is None else speed["huge_pages"]
-    return f"{mode}; " + ("not measured" if share is None else f"{share:.0%} of an array lies on them")
+    return f"{given}; " + ("not measured" if share is None else f"{share:.0%} of a test array lies on them")
 
 
 def _speed(facts: dict[str, Any]) -> list[tuple[str, str]]:
@@ -227,8 +229,8 @@ def _speed(facts: dict[str, Any]) -> list[tuple[str, str]]:
         return [("speed", f"not measured: {why}")]
     reads = ", ".join(f"{rate / 1e9:.1f} GB/s on {_plural(int(n), 'thread')}" for n, rate in speed["reads"].items())
     on = f"on {_plural(speed['threads'], 'thread')}"
-    products = [f"{rate / 1e9:.1f} GMAC/s {on}: {name}" for name, rate in speed["peaks"].items()]
-    products = products or ["no ceiling is known for scalar code"]
+    products = [f"{rate / 1e9:.1f} billion multiply-adds/s {on}, by {name}" for name, rate in speed["peaks"].items()]
+    products = products or ["no upper limit is known for scalar code"]
     return [("reading", reads), *zip(["products", *[""] * len(products)], products, strict=False)]
 
 
@@ -252,7 +254,7 @@ def _model(facts: dict[str, Any]) -> list[str]:
             speeds[0] += "*"
         lines.append([weights, human(row[0]["weight_bytes"]), *cells, *speeds])
     return [
-        f"{facts['model']}: context that fits now, of {facts['positions']:,} positions; tokens/s at most",
+        f"{facts['model']}: the context that fits in memory now, of {facts['positions']:,} positions; tokens/s at most",
         table.text(lines),
         f"to run: {facts['command']}" if facts["command"] else "nothing fits",
     ]

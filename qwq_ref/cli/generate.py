@@ -36,36 +36,72 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_argument(parser)
     parser.add_argument("-s", "--system", help="a system prompt")
     parser.add_argument(
-        "-n", "--max-tokens", type=count, metavar="N", help="most output tokens; default: to the end of the answer"
+        "-n",
+        "--max-tokens",
+        type=count,
+        metavar="N",
+        help="largest number of output tokens, reasoning included; default: until the model ends its answer",
     )
     parser.add_argument(
-        "-c", "--ctx-size", type=count, metavar="N", help="context in tokens; default: the largest that fits"
+        "-c",
+        "--ctx-size",
+        type=count,
+        metavar="N",
+        help="room for prompt and output, in tokens; default: the model's whole context, or the largest half, quarter "
+        "or smaller part that fits in memory",
     )
-    parser.add_argument("--raw", action="store_true", help="continue the text as it is, without the chat template")
+    parser.add_argument("--raw", action="store_true", help="continue the prompt as plain text, without chat template")
     parser.add_argument("--chat-template-file", metavar="FILE", help="a Jinja template instead of the model's own")
     parser.add_argument("--offline", action="store_true", help="download nothing")
-    parser.add_argument("--json", action="store_true", help="one JSON object at the end instead of a stream")
-    sampling = parser.add_argument_group("sampling", "defaults come from the model's generation_config.json")
+    parser.add_argument("--json", action="store_true", help="print one JSON object at the end, and no stream of text")
+    sampling = parser.add_argument_group("sampling", "Defaults come from the model's generation_config.json.")
     sampling.add_argument("--temp", type=number(0), metavar="X", help="temperature; 0 takes the likeliest token")
     sampling.add_argument("--top-k", type=integer(0), metavar="N", help="keep the N likeliest tokens; 0 keeps all")
     sampling.add_argument(
-        "--top-p", type=fraction, metavar="X", help="keep the likeliest tokens whose probabilities sum to X"
+        "--top-p",
+        type=fraction,
+        metavar="X",
+        help="keep the fewest likeliest tokens whose probabilities sum to at least X; 1 keeps all",
     )
-    sampling.add_argument("--min-p", type=fraction, metavar="X", help="keep tokens X times as likely as the likeliest")
     sampling.add_argument(
-        "--presence-penalty", type=number(), metavar="X", help="make repeated tokens less likely: 0 to 2"
+        "--min-p",
+        type=fraction,
+        metavar="X",
+        help="keep tokens whose probability is at least X times that of the likeliest; 0 keeps all",
     )
     sampling.add_argument(
-        "--repeat-penalty", type=number(0), metavar="X", help="make repeated tokens less likely: above 1"
+        "--presence-penalty",
+        type=number(),
+        metavar="X",
+        help="subtract X from the logit of each token that the output contains: usually 0 to 2",
     )
-    sampling.add_argument("--samplers", metavar="A;B;...", help="the order of: penalties;temperature;top_k;top_p;min_p")
-    sampling.add_argument("--seed", type=seed, metavar="N", help="the same seed gives the same answer")
+    sampling.add_argument(
+        "--repeat-penalty",
+        type=number(0),
+        metavar="X",
+        help="make the tokens of prompt and output less likely: divide positive logits by X, and multiply negative "
+        "ones; 1 has no effect",
+    )
+    sampling.add_argument(
+        "--samplers",
+        metavar="A;B;...",
+        help="the steps and their order; default: penalties;temperature;top_k;top_p;min_p",
+    )
+    sampling.add_argument(
+        "--seed", type=seed, metavar="N", help="the same seed gives the same answer; default: a random seed"
+    )
     thinking = parser.add_argument_group("reasoning")
     thinking.add_argument(
-        "--think", **one_of(["show", "hide", "only"]), default="show", help="the reasoning; default: show, on stderr"
+        "--think",
+        **one_of(["show", "hide", "only"]),
+        default="show",
+        help="show the reasoning on stderr (default), hide it, or print only the reasoning, on stdout",
     )
     thinking.add_argument(
-        "--think-budget", type=integer(0), metavar="N", help="end the reasoning after N tokens; 0: no reasoning"
+        "--think-budget",
+        type=integer(0),
+        metavar="N",
+        help="end the reasoning after N tokens; 0: answer without reasoning; default: no limit",
     )
     add_engine_arguments(parser)
     add_rope_arguments(parser)

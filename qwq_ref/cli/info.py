@@ -1,4 +1,4 @@
-"""`qwq info`: the costs of a model, from its config.json alone; and the weights that are stored beside it."""
+"""`qwq info`: the sizes of a model, from its config.json alone; and the weights that are stored beside it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-c", "--ctx-size", type=count, action="append", metavar="N", help="show this context; may be repeated"
     )
-    parser.add_argument("--check", action="store_true", help="read every weight of a checkpoint; find NaN and infinity")
+    parser.add_argument("--check", action="store_true", help="read every weight; fail at a NaN or an infinity")
     parser.add_argument("--offline", action="store_true", help="download nothing")
     parser.add_argument("--json", action="store_true", help="print JSON, with exact numbers")
     add_rope_arguments(parser)
@@ -133,7 +133,8 @@ def _table(name: str, config: Config, facts: dict[str, Any]) -> str:
             [["  per token", *(f"{size / 1024:.1f} KiB" for size in facts["kv_bytes_per_token"].values())]]
         ),
         "",
-        "GiB of weights + KV cache; for one decoded token: operations, and reading that GQA saves (in bf16)",
+        "Memory for weights + KV cache, in GiB. For one decoded token: operations (GFLOP), and the share",
+        "of reading that grouped-query attention saves, in the KV cache and in the whole step (bf16).",
         Table(["context ", *modes, "GFLOP", "KV saved", "step saved"], ">" * (len(modes) + 4)).text(
             [
                 f"{row['context']:,}" + ("*" if row["context"] > config.positions else " "),
@@ -146,7 +147,7 @@ def _table(name: str, config: Config, facts: dict[str, Any]) -> str:
         ),
     ]
     if any(row["context"] > config.positions for row in facts["contexts"]):
-        lines.append(f"* beyond the model's {config.positions:,} positions: see --rope-scaling")
+        lines.append(f"* more than the model's {config.positions:,} positions: see --rope-scaling")
     if "stored_bytes" in facts:
         stored = ", ".join(f"{human(size)} of {dtype}" for dtype, size in facts["stored_bytes"].items())
         lines += ["", f"stored: {stored}" + ("; every weight is finite" if facts["checked"] else "")]

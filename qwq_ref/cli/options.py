@@ -16,7 +16,10 @@ from ..forms import FORMS, KV_FORMS
 from .values import count, number, one_of, threads
 
 DEFAULT_MODEL = "qwq-nano"
-MODELS = "a folder, a .safetensors file, a hub id, or a shipped model: qwq-nano (the default), qwq-nano-base"
+MODELS = (
+    "a folder, a .safetensors file, an id of the Hugging Face hub, or a model in the package: "
+    "qwq-nano (the default), qwq-nano-base"
+)
 
 
 def set_threads(threads: int) -> None:
@@ -40,18 +43,36 @@ def require_core() -> None:
 
 def add_prompt_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options that `read_prompt` reads."""
-    parser.add_argument("positional", nargs="?", metavar="PROMPT", help="the prompt; default: -p, -f or standard input")
-    parser.add_argument("-p", "--prompt", help="the prompt")
-    parser.add_argument("-f", "--file", help="read the prompt from a file; it follows PROMPT if both are given")
+    parser.add_argument(
+        "positional",
+        nargs="?",
+        metavar="PROMPT",
+        help="the prompt; without PROMPT, -p or -f, the prompt comes from standard input",
+    )
+    parser.add_argument("-p", "--prompt", help="the prompt, as an option")
+    parser.add_argument(
+        "-f", "--file", help="read the prompt from FILE; with PROMPT or -p, the text of the file comes second"
+    )
 
 
 def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options that `engine_choices` reads."""
     group = parser.add_argument_group("engine")
-    group.add_argument("--backend", **one_of(["core", "numpy"]), help="default: core, where the C core is built")
-    group.add_argument("--weights", **one_of(FORMS), help="weight form; default: the most exact that fits")
-    group.add_argument("--kv", **one_of(KV_FORMS), help="cache form; default: int8 with q8 and q4, else fp32")
-    group.add_argument("--isa", metavar="NAME", help="instruction set; default: the best. The results are identical")
+    group.add_argument(
+        "--backend", **one_of(["core", "numpy"]), help="the C core or the spec in NumPy; default: core, if it is built"
+    )
+    group.add_argument(
+        "--weights", **one_of(FORMS), help="weight form; default: the most exact form that fits in memory"
+    )
+    group.add_argument(
+        "--kv", **one_of(KV_FORMS), help="form of the KV cache; default: int8 with q8 and q4, fp32 with fp32 and bf16"
+    )
+    group.add_argument(
+        "--isa",
+        metavar="NAME",
+        help="instruction set, such as avx2; default: QWQ_ISA, or the fastest. Every instruction set gives the same "
+        "results",
+    )
     add_threads_argument(group)
 
 
@@ -67,7 +88,7 @@ def engine_choices(options: argparse.Namespace) -> dict[str, Any]:
 
 def add_threads_argument(parser: Any, what: str = "threads") -> None:
     """Add `--threads` to a parser or a group of options."""
-    parser.add_argument("-t", "--threads", type=threads, metavar="N", help=f"{what}; default: one for each CPU")
+    parser.add_argument("-t", "--threads", type=threads, metavar="N", help=f"{what}; default: one for each usable CPU")
 
 
 def check_isas(names: Sequence[str]) -> None:
@@ -83,13 +104,19 @@ def check_isas(names: Sequence[str]) -> None:
 def add_rope_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options that `chosen_rope` reads."""
     group = parser.add_argument_group("long context")
-    group.add_argument("--rope-scaling", **one_of(["none", "yarn"]), help="position scaling; default: the config's")
-    group.add_argument("--rope-scale", type=number(0), default=4.0, metavar="X", help="factor of YaRN (default 4)")
+    group.add_argument(
+        "--rope-scaling",
+        **one_of(["none", "yarn"]),
+        help="yarn: extend the context with YaRN; default: as in the config",
+    )
+    group.add_argument(
+        "--rope-scale", type=number(0), default=4.0, metavar="X", help="YaRN: factor of the context (default 4)"
+    )
     group.add_argument(
         "--yarn-orig-ctx",
         type=count,
         metavar="N",
-        help="context length in training, 32768 for QwQ-32B; default: the config's",
+        help="YaRN: context length in training, 32768 for QwQ-32B; default: as in the config",
     )
 
 

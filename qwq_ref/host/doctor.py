@@ -191,11 +191,12 @@ def _thread_problems(facts: Mapping[str, Any], speed: Mapping[str, Any] | None) 
     most, why = min(bounds)
     if threads > most:
         found.append((why, f"-t {most}"))
-    load, busy = facts["load"], "so other programs are at work, and speeds could be higher"
+    load, busy = facts["load"], "so other programs make the measured speeds lower"
+    later = "end them, or run qwq doctor again later"
     if speed is not None and load is not None and load > facts["online"] / 2:
-        found.append((f"the load is {load:g} on {facts['online']} CPUs, {busy}", "end them, or ask again later"))
+        found.append((f"the load is {load:g} on {facts['online']} CPUs, {busy}", later))
     elif speed is not None and speed["reads"][str(speed["threads"])] < 0.9 * speed["reads"]["1"]:
-        found.append((f"{threads} threads read more slowly than one, {busy}", "end them, or ask again later"))
+        found.append((f"{threads} threads read more slowly than one, {busy}", later))
     if (facts["nodes"] or 1) > 1:
         why = f"{facts['nodes']} NUMA nodes, and a model may lie in one of them"
         found.append((why, "compare numactl --interleave=all qwq doctor with numactl -N 0 -m 0 qwq doctor"))
