@@ -95,8 +95,8 @@ def rope_frequencies(rope: Rope, E: int) -> Array:
     The radians per position of each pair of dimensions, theta^(-2i/E), in float32 in every precision. YaRN changes
     them: see `yarn_frequencies`.
 
-    At position 131,071 the last bit of a frequency moves an angle by 7e-3 radians, so the bits are part of the spec.
-    Libraries differ in float32 `theta ** t` by up to 2 ulp. Here the exponent 2i/E is rounded to float32. The power is
+    At position 131,071 the last bit of a frequency moves an angle by up to 8e-3 radians, so the spec fixes the bits.
+    Libraries differ in the frequencies by up to 2 ulp. Here the exponent 2i/E is rounded to float32. The power is
     computed in float64 and rounded once, which gives the correctly rounded float32 power. The reciprocal is float32.
     """
     exponents = np.arange(0, E, 2, dtype=np.float32) / np.float32(E)
@@ -224,7 +224,7 @@ def swiglu(gate: Array, up: Array, beta: float = 1.0, rnd: Round = exact) -> Arr
     swish_beta(gate) * up, with swish_beta(x) = x * sigmoid(beta x); beta = 1 is SiLU, which the published model uses.
     Shazeer 2020, arXiv:2002.05202; HF: `Qwen2MLP`.
     """
-    # The argument of exp is never positive. HF's 1 / (1 + exp(-x)) overflows below -88 and gives 0; this does not.
+    # The argument of exp is never positive. HF's 1 / (1 + exp(-x)) overflows below -88.7 and gives 0; this does not.
     scaled = beta * gate
     sigmoid = np.exp(np.minimum(scaled, 0)) / (1 + np.exp(-np.abs(scaled)))
     return rnd(rnd(gate * sigmoid) * up)
