@@ -29,13 +29,6 @@ static void put_bytes(uint8_t *to, size_t r, const uint8_t *code, size_t columns
         to[(k / 4 * 2 + r / 16) * LINE + r % 16 * 4 + k % 4] = (uint8_t)(code[k] + layout->excess);
 }
 
-static void put_floats(uint8_t *to, size_t r, const uint8_t *code, size_t columns, const qwq_layout *layout)
-{
-    size_t bytes = layout->code_bytes / (GROUP * PANEL);
-    for (size_t k = 0; k < columns; k++)
-        memcpy(to + (k * PANEL + r) * bytes, code + k * bytes, bytes);
-}
-
 const qwq_code_type qwq_code_types[QWQ_CODE_TYPES] = {
     [QWQ_Q4] = {.name = "q4",
                 .bits = 4,
@@ -86,9 +79,9 @@ const qwq_code_type qwq_code_types[QWQ_CODE_TYPES] = {
                 .most = 255,
                 .put = put_bytes,
                 .unpack = qwq_unpack_q8},
-    [QWQ_BF16] = {.name = "bf16", .bits = 16, .element = 2, .floats = 1, .put = put_floats},
-    [QWQ_FP16] = {.name = "fp16", .bits = 16, .element = 2, .floats = 1, .put = put_floats},
-    [QWQ_FP32] = {.name = "fp32", .bits = 32, .element = 4, .floats = 1, .put = put_floats},
+    [QWQ_BF16] = {.name = "bf16", .bits = 16, .element = 2, .floats = 1},
+    [QWQ_FP16] = {.name = "fp16", .bits = 16, .element = 2, .floats = 1},
+    [QWQ_FP32] = {.name = "fp32", .bits = 32, .element = 4, .floats = 1},
 };
 
 const qwq_scales qwq_scale_kinds[QWQ_SCALE_KINDS] = {

@@ -19,7 +19,7 @@ typedef struct {
     int32_t excess;    /* what unpacked bytes exceed their levels by, where that is fixed */
     int most;          /* what no unpacked byte exceeds */
     uint8_t planes[4]; /* for put_planes: the widths of the planes of bits, from the lowest, which is 4; 0 ends */
-    put_fn *put;       /* packs */
+    put_fn *put;       /* packs; NULL for floats, which qwq_pack_floats packs */
     unpack_fn *unpack; /* scalar: other rungs inherit it, or have their own; NULL for floats */
 } qwq_code_type;
 
@@ -37,6 +37,9 @@ extern const qwq_scales qwq_scale_kinds[QWQ_SCALE_KINDS];
 /* Scalar code that others name: scalar/matmul.c. */
 unpack_fn qwq_unpack_q4, qwq_unpack_q8, qwq_unpack_planes;
 wide_fn qwq_scalar_wide;
+
+/* Packs up to 32 rows of floats of `element` bytes, [rows, K], as one panel. */
+void qwq_pack_floats(uint8_t *panel, const uint8_t *w, size_t rows, size_t K, size_t element);
 
 /* Finds the layout of a format; 0 if there is no such. */
 int qwq_layout_of(qwq_layout *layout, const qwq_format *format);

@@ -14,8 +14,6 @@ static void pack_row(uint8_t *block, const qwq_format *f, const qwq_layout *l, c
     const uint8_t *code = (const uint8_t *)w->code + (n * K + k0) * bytes;
     for (size_t k = 0; k < l->columns && k0 + k < K; k += GROUP)
         type->put(block + k / GROUP * l->code_bytes, r, code + k * bytes, smaller(GROUP, K - k0 - k), l);
-    if (l->floats)
-        return;
     size_t group = (size_t)f->group, in_row = up(K, group) / group, per_block = l->columns / group;
     uint8_t *scales = block + l->scales_at;
     int super = qwq_scale_kinds[f->scales].super;
@@ -77,6 +75,11 @@ int qwq_pack(uint8_t *packed, const qwq_format *format, const qwq_weight *w, siz
     OMP(parallel for num_threads(threads) schedule(dynamic) if (threads > 1))
     for (size_t p = 0; p < panels; p++) {
         uint8_t *panel = packed + p * blocks * l.bytes;
+        if (l.floats) {
+            const uint8_t *rows = (const uint8_t *)w->code + p * PANEL * K * element;
+            qwq_pack_floats(panel, rows, smaller(N - p * PANEL, PANEL), K, element);
+            continue;
+        }
         memset(panel, 0, blocks * l.bytes);
         for (size_t b = 0; b < blocks; b++)
             for (size_t n = p * PANEL; n < smaller(N, (p + 1) * PANEL); n++)

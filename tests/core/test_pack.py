@@ -1,0 +1,32 @@
+"""Packing floats: the panels of any shape, and their rows."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qwq_ref import core
+
+if not core.available():
+    pytest.skip("the C core is not built: there was no compiler", allow_module_level=True)
+FLOATS = [name for name, codes in core.CODES.items() if not codes.groups]
+shapes = st.tuples(st.integers(1, 100), st.integers(1, 200))
+
+
+def random_codes(name, shape, seed):
+    """Any bits at all: NaN and infinity among them."""
+    dtype = np.dtype(core.CODES[name].dtype)
+    size = shape[0] * shape[1] * dtype.itemsize
+    return np.random.default_rng(seed).integers(0, 256, size, np.uint8).view(dtype).reshape(shape)
+
+
+@pytest.mark.parametrize("name", FLOATS)
+@given(shape=shapes, seed=st.integers(0, 2**32 - 1))
+def test_a_panel_has_its_rows_side_by_side_and_zeros_elsewhere(name, shape, seed):
+    codes, (N, K) = random_codes(name, shape, seed), shape
+    made = core.empty(core.FORMATS[name], shape)
+    made.packed[:] = 255
+    core.pack(core.FORMATS[name], codes, out=made)
+    wanted = np.zeros((-(-N // core.PANEL) * core.PANEL, -(-K // 64) * 64), codes.dtype)
+    wanted[:N, :K] = codes
+    assert made.packed.tobytes() == wanted.reshape(-1, core.PANEL, wanted.shape[1]).swapaxes(1, 2).tobytes()
