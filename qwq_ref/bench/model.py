@@ -57,7 +57,8 @@ class Work:
 def work(config: Config, weights: str, kv: str, test: Trial) -> Work:
     """Return the work of a test: each packed weight is read once a step, the cache once for the step's tokens."""
     planned = plan(config, weights)
-    head, row = planned.pop(HEAD), planned[EMBEDDING].nbytes // config.V
+    head, embedding = planned.pop(HEAD), planned.get(EMBEDDING)
+    row = 0 if embedding is None else embedding.nbytes // config.V  # 0: the head is read whole
     matrices = {name: math.prod(stored.shape) for name, stored in planned.items() if stored.format is not None}
     # In the last layer of a prompt only one row continues after keys and values, and through the head.
     last = sum(size for name, size in matrices.items() if name.startswith(f"model.layers.{config.L - 1}."))

@@ -10,7 +10,7 @@ from .isa import FEATURES, ISAS, chosen_isa, features, isas, needs
 from .matmul import matmul, quantise_activations
 from .memory import aligned
 from .threads import MOST_THREADS, threads_supported
-from .weights import Packed, empty, interleave, pack, quantise, quantise_q4, quantise_q8
+from .weights import Packed, empty, interleave, pack, quantise, quantise_q4, quantise_q8, unpack_rows
 
 __all__ = [
     "ALIGN",
@@ -45,4 +45,5 @@ __all__ = [
     "quantise_q4",
     "quantise_q8",
     "threads_supported",
+    "unpack_rows",
 ]

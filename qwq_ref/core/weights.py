@@ -133,6 +133,22 @@ def pack(
     return made
 
 
+def unpack_rows(w: Packed, rows: Array) -> Array:
+    """Return rows of a packed weight [n, k] in floats: rows [T] -> [T, k], in the dtype that `pack` takes.
+
+    Raises CoreError for a format with scales, and for a row that the weight does not have.
+    """
+    if w.format.group:
+        raise CoreError(None, "format", f"{w.format.codes} is not a format of floats")
+    N, K = w.shape
+    rows = np.asarray(rows)
+    if rows.size and not 0 <= rows.min() <= rows.max() < N:
+        raise CoreError(None, "rows", f"must be 0 to {N - 1}, got {rows.min()} to {rows.max()}")
+    panels = w.packed.view(CODES[w.format.codes].dtype).reshape(-(-N // PANEL), -1, PANEL)
+    unpacked: Array = panels[rows // PANEL, :K, rows % PANEL]
+    return unpacked
+
+
 def _bytes_of(name: str, value: Array, signed: bool) -> Array:
     """Return an array of scales as C reads it: float16, or bytes, which are signed for sub_scale of "super"."""
     if name in ("scale", "offset"):

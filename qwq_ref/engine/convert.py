@@ -39,8 +39,8 @@ def convert(
     weights   one of `FORMS`
     progress  called with the number of weights read since its last call, of `footprint.parameters`
 
-    One matrix is held in memory at a time, or two of a model whose head is tied to its embedding. The file appears when
-    it is complete; an interrupted run leaves no file.
+    One matrix is held in memory at a time, or two where a tied head and its embedding differ in format. The file
+    appears when it is complete; an interrupted run leaves no file.
 
     Raises a QwqError before anything is written. The reasons are a model that cannot be read or is packed already, a
     folder that holds something else, and a disk that is too small.

@@ -75,7 +75,9 @@ def packed_tensors(
     progress: Progress | None = None,
     allocate: Callable[[int], Array] = core.aligned,
 ) -> Iterator[tuple[str, Packed | Array]]:
-    """Yield the tensors of `plan`, one after another, packed from floats. The head follows the embedding.
+    """Yield the tensors of `plan`, one after another, packed from floats.
+
+    The head comes first, or follows the embedding.
 
     weights   a source's tensors, or name -> array
     progress  called with the number of weights read since its last call
@@ -144,9 +146,10 @@ class _Packer:
     def jobs(self) -> Iterator[_Job]:
         """Start the jobs of all tensors. Each begins when the caller asks for it."""
         config = self._config
-        yield self._embedding()
-        if not config.tie_word_embeddings:
-            yield self._matrix(HEAD, self._joined([HEAD]))
+        if EMBEDDING in self._plan:
+            yield self._embedding()
+        if EMBEDDING not in self._plan or not config.tie_word_embeddings:
+            yield self._matrix(HEAD, self._joined([config.head_name]))
         for i in range(config.L):
             path = f"model.layers.{i}."
             norm, qkv, bias, o, post_norm, gate_up, down = layer_names(i)
@@ -178,7 +181,7 @@ class _Packer:
         return _Job({name: whole}, self._start(whole.shape, piece))
 
     def _embedding(self) -> _Job:
-        """Read the embedding. If the head is tied to it, pack the head from the same rows."""
+        """Read the embedding. If the head is tied to it, pack the head from the same rows, in another format."""
         stored, rows = self._plan[EMBEDDING], self._joined([EMBEDDING])
         dtype = np.dtype(np.float32) if stored.dtype == "F32" else _BF16
         array = self._allocate(stored.nbytes).view(dtype).reshape(stored.shape)

@@ -27,13 +27,14 @@ EMBEDDING, NORM, HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_he
 def plan(config: Config, form: str) -> dict[str, Stored]:
     """Return the tensors of a model in one weight form: name -> shape and format, in the order of the computation.
 
-    The MLP is padded to a multiple of 32. A tied head is a tensor of its own: its format differs from the embedding's.
+    The MLP is padded to a multiple of 32. A tied head in floats is the embedding, too: there is no other one. In q8 it
+    is a tensor of its own, because its format differs from the embedding's.
     """
     kept = FORMS[form]
     matrix, head = FORMATS[kept.matrix], FORMATS[kept.head]
     D, q, k = config.D, config.H * config.E, config.K * config.E
     F = -(-config.F // 32) * 32
-    stored = {EMBEDDING: Stored((config.V, D), dtype=kept.embedding)}
+    stored = {} if head_is_embedding(config, form) else {EMBEDDING: Stored((config.V, D), dtype=kept.embedding)}
     of_layer = (
         Stored((D,)),
         Stored((q + 2 * k, D), matrix),
@@ -46,6 +47,12 @@ def plan(config: Config, form: str) -> dict[str, Stored]:
     for i in range(config.L):
         stored |= zip(layer_names(i), of_layer, strict=True)
     return stored | {NORM: Stored((D,)), HEAD: Stored((config.V, D), head)}
+
+
+def head_is_embedding(config: Config, form: str) -> bool:
+    """Return whether the head of a tied model holds the same numbers as its embedding would, and so replaces it."""
+    kept = FORMS[form]
+    return config.tie_word_embeddings and kept.head == {"F32": "fp32", "BF16": "bf16"}[kept.embedding]
 
 
 def layer_names(layer: int) -> list[str]:
@@ -61,5 +68,6 @@ def model_bytes(config: Config, form: str) -> int:
 def step_bytes(config: Config, form: str) -> int:
     """Return the bytes of weights that decoding one token reads: all, but of the embedding one row."""
     planned = plan(config, form)
-    embedding = planned.pop(EMBEDDING)
-    return sum(stored.nbytes for stored in planned.values()) + embedding.nbytes // config.V
+    embedding = planned.pop(EMBEDDING, None)
+    row = 0 if embedding is None else embedding.nbytes // config.V  # 0: the head is read whole
+    return sum(stored.nbytes for stored in planned.values()) + row

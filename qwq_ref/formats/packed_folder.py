@@ -76,8 +76,11 @@ class PackedFolder:
         """Return the weights of a form. Raises CheckpointError for a file that is not what is planned."""
         path = self._files[form]
         with PackedFile(path) as file:
-            for name in {**planned, **file.weights}:
-                if file.weights.get(name) != planned.get(name):
-                    wanted, found = planned.get(name, "nothing"), file.weights.get(name, "nothing")
-                    raise CheckpointError(path, name, f"must be {wanted} by {CONFIG}, but is {found}")
+            for name, stored in {**planned, **file.weights}.items():
+                if name not in planned:
+                    problem = f"must be absent from {form} by {CONFIG}: convert the checkpoint again"
+                    raise CheckpointError(path, name, problem)
+                if stored != planned[name] or name not in file.weights:
+                    found = file.weights.get(name, "missing")
+                    raise CheckpointError(path, name, f"must be {planned[name]} by {CONFIG}, but is {found}")
             return file.read(threads, progress=progress)

@@ -30,3 +30,25 @@ def test_a_panel_has_its_rows_side_by_side_and_zeros_elsewhere(name, shape, seed
     wanted = np.zeros((-(-N // core.PANEL) * core.PANEL, -(-K // 64) * 64), codes.dtype)
     wanted[:N, :K] = codes
     assert made.packed.tobytes() == wanted.reshape(-1, core.PANEL, wanted.shape[1]).swapaxes(1, 2).tobytes()
+
+
+@pytest.mark.parametrize("name", FLOATS)
+@given(shape=shapes, seed=st.integers(0, 2**32 - 1), data=st.data())
+def test_rows_are_unpacked_as_they_were(name, shape, seed, data):
+    codes = random_codes(name, shape, seed)
+    rows = data.draw(st.lists(st.integers(0, shape[0] - 1), max_size=9))
+    got = core.unpack_rows(core.pack(core.FORMATS[name], codes), np.array(rows, int))
+    assert got.dtype == codes.dtype
+    assert got.tobytes() == codes[rows].tobytes()
+
+
+@pytest.mark.parametrize("rows", [[33], [0, -1]])
+def test_rows_that_a_weight_does_not_have_are_refused(rows):
+    weight = core.pack(core.FORMATS["fp32"], np.ones((33, 5), np.float32))  # its second panel has 31 rows of zeros
+    with pytest.raises(core.CoreError, match="rows: must be 0 to 32, got"):
+        core.unpack_rows(weight, np.array(rows))
+
+
+def test_rows_of_integers_are_refused():
+    with pytest.raises(core.CoreError, match="q8 is not a format of floats"):
+        core.unpack_rows(core.quantise(np.ones((32, 64), np.float32), "q8"), np.array([0]))
