@@ -2,7 +2,6 @@
 
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 
@@ -61,12 +60,3 @@ def test_the_set_up_is_two_lines_and_ci_runs_the_second():
     assert first in (ROOT / "docs" / "install.md").read_text()
     script = (ROOT / ".ci" / "run").read_text().splitlines()
     assert script[script.index('cd "$(dirname "$0")/.."') + 1 :] == [second]
-
-
-@pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
-def test_no_page_or_source_names_a_path_of_one_machine():
-    files = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
-    for name in files:
-        path = ROOT / name
-        if path.suffix in (".py", ".md", ".toml", "") and path.is_file():
-            assert not re.search(r"(^|[^\w.])/(work|root|home)/", path.read_text()), name

@@ -33,6 +33,13 @@ def test_no_file_is_long(files):
     assert not short, f"delete these lines of LONG: {short}"
 
 
+def test_no_page_or_source_names_a_path_of_one_machine(files):
+    for name in files:
+        path = ROOT / name
+        if path.suffix in (".py", ".c", ".h", ".md", ".toml", ".yml", ".yaml", ".cff", ""):
+            assert not re.search(r"(^|[^\w.])/(work|root|home)/", path.read_text()), name
+
+
 PACKAGES = sorted(PACKAGE.rglob("__init__.py"))
 
 

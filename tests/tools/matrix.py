@@ -177,7 +177,8 @@ def other_python(folder, version):
     small = [package for package in extras if not package.startswith(("torch", "transformers"))]
     made = new_environment(folder, python, ["-e", ".", *small], {"PYTHONPATH": ""})
     tests = tests_without_torch(source)
-    pytest(made, source, "-n", "2", *tests)
+    pages = "test_snippets_run and (adapters or oracle)"  # their snippets import torch
+    pytest(made, source, "-n", "2", "-k", f"not ({pages})", *tests)
     return f"{len(tests)} test files that need no torch"
 
 
