@@ -6,6 +6,7 @@ all other rows repeat them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -14,9 +15,11 @@ import numpy as np
 from .. import core
 from ..config import Config
 from ..core import Array, Format, Packed
+from ..core.formats import CODES
 from ..engine.plan import plan
 from ..engine.weights import ModelWeights
 from ..formats.packed import Stored
+from ..numerics.quant import CODEBOOK
 
 ROWS = 256  # different rows of a weight; the others repeat them, which changes no instruction
 
@@ -43,6 +46,13 @@ def weight(form: Format, shape: tuple[int, ...], size: float = 0.3) -> Packed:
     return Packed(form, packed, (N, K))
 
 
+def _level_size(codes: str) -> float:
+    """Return the root mean square of the levels of uniform codes."""
+    if codes == "q4":
+        return float(np.sqrt(np.mean(CODEBOOK.astype(float) ** 2)))
+    return math.sqrt((4 ** CODES[codes].bits - 1) / 12)
+
+
 def _pack_random(form: Format, n: int, k: int, size: float) -> Packed:
     """Return an [n, k] weight whose rows are all random."""
     rng = np.random.default_rng(0)
@@ -54,10 +64,10 @@ def _pack_random(form: Format, n: int, k: int, size: float) -> Packed:
     if form.codes == "q8":
         code: Array = rng.integers(-127, 128, (n, k), np.int8)
     else:
-        code = rng.integers(0, 1 << int(form.codes[1]), (n, k), np.uint8)
+        code = rng.integers(0, 1 << CODES[form.codes].bits, (n, k), np.uint8)
     m, blocks = -(-k // form.group), -(-k // 256)
     super_ = form.scales.startswith("super")
-    levels = {"q4": 30, "u4": 4.6, "u5": 9.2, "u6": 18, "q8": 73}[form.codes]  # the root mean square of such codes
+    levels = _level_size(form.codes)
     parts: dict[str, Any] = {"scale": np.full((n, blocks if super_ else m), size / levels, np.float16)}
     if form.scales == "zero":
         parts["zero_point"] = rng.integers(0, 16, (n, m), np.uint8)

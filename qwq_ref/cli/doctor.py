@@ -190,14 +190,14 @@ def _cpu(facts: dict[str, Any]) -> str:
 
 
 def _features(facts: dict[str, bool] | None) -> str:
-    from ..host.doctor import NAMES
+    from ..host.doctor import label
 
     if facts is None:
         return "unknown"
     wide = "AVX-512 "
     texts = []
     for has in (True, False):
-        names = [NAMES[name] for name in facts if facts[name] == has]
+        names = [label(name) for name in facts if facts[name] == has]
         parts = [name for name in names if not name.startswith(wide)]
         more = [name.removeprefix(wide) for name in names if name.startswith(wide)]
         texts.append(", ".join(parts + ([wide + " ".join(more)] if more else [])))

@@ -9,6 +9,7 @@ import importlib
 import math
 import os
 import platform
+import re
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -22,17 +23,22 @@ from ..footprint import human
 from . import cpu, limits, memory
 from .system import ROOT
 
-NAMES = {
-    "avx2": "AVX2",
-    "fma": "FMA",
-    "f16c": "F16C",
-    "avx_vnni": "AVX-VNNI",
-    "avx512f": "AVX-512 F",
-    "avx512dq": "AVX-512 DQ",
-    "avx512bw": "AVX-512 BW",
-    "avx512vl": "AVX-512 VL",
-    "avx512_vnni": "AVX-512 VNNI",
-}  # those of core.FEATURES that are the processor's
+REGISTERS = ("ymm", "zmm")  # of core.FEATURES: kept by the operating system, and no instructions
+
+
+def instructions() -> list[str]:
+    """Return the processor features that a rung may need, by their names in /proc/cpuinfo.
+
+    Without the core, nobody knows its list: these are the ones that its rungs have needed so far.
+    """
+    known = [name for name in core.FEATURES if name not in REGISTERS]
+    return known or ["avx2", "fma", "f16c", "avx_vnni", "avx512f", "avx512dq", "avx512bw", "avx512vl", "avx512_vnni"]
+
+
+def label(feature: str) -> str:
+    """Return how people write a feature: "AVX-512 BW" for avx512bw, "AVX-VNNI" for avx_vnni."""
+    wide = re.fullmatch(r"avx512_?(\w+)", feature)
+    return f"AVX-512 {wide[1].upper()}" if wide else feature.upper().replace("_", "-")
 
 
 def program_facts() -> dict[str, Any]:
@@ -64,9 +70,9 @@ def engine_summary() -> str:
 
 
 def cpu_facts(threads: int, root: Path = ROOT, usable: set[int] | None = None) -> dict[str, Any]:
-    """Return the processors, and which of `NAMES` they have: by the core, or by the system where it is not built."""
+    """Return the processors, and which `instructions` they have, from the core, or else from the system."""
     have = core.features() if core.available() else cpu.cpu_flags(root)
-    features = None if have is None else {name: name in have for name in NAMES}
+    features = None if have is None else {name: name in have for name in instructions()}
     return asdict(cpu.processors(root, usable)) | {"threads": threads, "features": features}
 
 
@@ -111,13 +117,14 @@ def _lack(isa: str) -> str:
     """Return why an instruction set cannot run."""
     have = core.features()
     missing = [name for name in core.needs(isa) if name not in have]
-    instructions = [NAMES.get(name, name) for name in missing if name not in ("ymm", "zmm")]
-    if instructions == [name for name in NAMES.values() if name.startswith("AVX-512")]:
-        instructions = ["AVX-512"]
+    lacking = [label(name) for name in missing if name not in REGISTERS]
+    wide = [label(name) for name in core.needs(isa) if name.startswith("avx512")]
+    if wide and set(wide) <= set(lacking):
+        lacking = [*(name for name in lacking if name not in wide), "AVX-512"]
     if not have and platform.machine() not in ("x86_64", "AMD64"):
         return f"there is no other for {platform.machine() or 'this processor'}"
-    if instructions:
-        return f"the processor lacks {', '.join(instructions)}"
+    if lacking:
+        return f"the processor lacks {', '.join(lacking)}"
     return f"the operating system does not keep {' and '.join(missing).upper()} registers"
 
 

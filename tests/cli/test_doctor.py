@@ -20,7 +20,7 @@ from qwq_ref.cli import main
 from qwq_ref.formats import resolve
 from qwq_ref.forms import FORMS
 from qwq_ref.host import cpu, memory
-from qwq_ref.host.doctor import NAMES
+from qwq_ref.host.doctor import instructions
 from qwq_ref.host.limits import cpus
 
 needs_core = pytest.mark.skipif(not core.available(), reason="the C core is not built: there was no compiler")
@@ -76,7 +76,7 @@ def test_json(capsys):
     assert list(facts["program"]) == ["qwq_ref", "python", "numpy", "core", "core_problem"]
     processors = ["model", "online", "usable", "quota", "cores", "nodes", "last_cache", "last_caches", "load"]
     assert list(facts["cpu"]) == [*processors, "threads", "features"]
-    assert list(facts["cpu"]["features"]) == [*NAMES]
+    assert list(facts["cpu"]["features"]) == instructions()
     assert list(facts["isa"]) == ["chosen", "forced_by", "why", "can_run"]
     assert list(facts["memory"]) == ["total", "available", "group_available", "swap_used", "huge_page_mode"]
     assert list(facts["speed"]) == ["isa", "threads", "reads", "peaks", "huge_pages"]
@@ -170,7 +170,7 @@ def test_without_the_core(capsys, monkeypatch):
     assert facts["program"]["core_problem"] == "is not built"
     assert (facts["isa"], facts["speed"]) == (None, None)
     flags = cpu.cpu_flags()
-    assert facts["cpu"]["features"] == (None if flags is None else {name: name in flags for name in NAMES})
+    assert facts["cpu"]["features"] == (None if flags is None else {name: name in flags for name in instructions()})
     first, second = facts["problems"][:2]
     assert first["problem"].startswith("the C core is not built, and NumPy is slow")
     assert first["advice"].endswith("pip install --force-reinstall --no-deps .")
