@@ -47,6 +47,8 @@ def pread_exactly(
             raise error(path, None, f"cannot be read ({problem.strerror})") from None
         if got == 0:
             raise error(path, None, f"ends at byte {offset}: it is shorter than it was when opened")
+        if got == sum(map(len, waiting)):
+            return
         offset += got
         done = 0
         while done < len(waiting) and got >= len(waiting[done]):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 
 from .. import core
 from ..config import Config, Rope
@@ -16,7 +18,7 @@ from ..host import memory
 from ..host.limits import cpus
 from ..spec.ops import Array
 from ..text import load_tokenizer
-from ..text.template import load_chat_template
+from ..text.template import ChatTemplate, load_chat_template
 from .backends import Backend, Progress
 from .backends.core import CoreBackend
 from .backends.numpy import NumpyBackend
@@ -64,11 +66,10 @@ def load(
     path = resolve(model, offline=offline)
     with open_source(path) as source:
         config = source.config if rope is None else dataclasses.replace(source.config, rope=rope)
-        template = load_chat_template(source.template, chat_template)  # its process starts while the rest is read
+        template = load_chat_template(source.template, chat_template)  # its process starts meanwhile
         tokenizer = load_tokenizer(source.tokenizer, config.vocab_size)
         defaults = source.generation_config()
-        if template is not None:
-            template.check()
+        progress, compiled = _until_compiled(template, progress)
         made: Backend
         if backend == "numpy":
             if source.floats is None:
@@ -83,7 +84,33 @@ def load(
             form, kv, context = fitting_forms(config, [weights] if weights else forms, kv, context, model)
             _announce(announce, f"weights {form}, KV cache {kv}", context, core_needs(config, form, kv))
             made = CoreBackend(config, read_model(source, form, threads, progress), context, kv, isa, threads)
+        compiled.result()
     return Model(path, made, tokenizer, template, defaults)
+
+
+def _until_compiled(template: ChatTemplate | None, progress: Progress | None) -> tuple[Progress, Future[None]]:
+    """Wait in a thread until the template is compiled: its process starts while weights are read.
+
+    Returns a `progress` that raises TemplateError as soon as the template is known to be wrong, and the result.
+    """
+    compiled = Future[None]()
+
+    def wait() -> None:
+        try:
+            if template is not None:
+                template.check()
+            compiled.set_result(None)
+        except BaseException as problem:
+            compiled.set_exception(problem)
+
+    def told(count: float) -> None:
+        if compiled.done():
+            compiled.result()
+        if progress is not None:
+            progress(count)
+
+    threading.Thread(target=wait, daemon=True).start()  # Ctrl-C does not wait for it
+    return told, compiled
 
 
 def _numpy_backend(

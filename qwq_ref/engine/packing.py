@@ -6,6 +6,7 @@ checkpoint that is packed as bf16 is never widened: its bits are read into the p
 
 from __future__ import annotations
 
+import math
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,7 +28,7 @@ from ..spec.ops import Array
 from .plan import EMBEDDING, HEAD, NORM, layer_names, model_bytes, plan
 from .weights import ModelWeights
 
-SLICE = 1 << 23  # weights that all threads together read and pack at a time
+SLICE = 1 << 22  # weights that all threads together read and pack at a time
 _PIECE = 1 << 20  # weights that one thread takes at most: they stay in the processor's cache until they are packed
 _BF16 = np.dtype(ml_dtypes.bfloat16)
 
@@ -226,7 +227,7 @@ class _Packer:
 
     def _scratch(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
         """Return memory of this thread: its next call overwrites it. Fresh pages would cost more than reading."""
-        size = int(np.prod(shape)) * dtype.itemsize
+        size = math.prod(shape) * dtype.itemsize
         if len(getattr(self._thread, "memory", ())) < size:
             self._thread.memory = core.aligned(size)
         scratch: Array = self._thread.memory[:size].view(dtype).reshape(shape)
@@ -278,9 +279,12 @@ class _Packer:
         return dtypes.pop() if len(dtypes) == 1 else np.dtype(np.float32)
 
     def _read(self, name: str, begin: int, out: Sequence[Array]) -> int:
-        """Fill arrays with the rows of a tensor from `begin` on, with zeros in columns that it has not."""
+        """Fill arrays with the rows of a tensor from `begin` on, with zeros in columns that it has not.
+
+        out  arrays of one dtype and width, with any number of rows
+        """
         columns, end = self._tensors.shape(name)[1:], begin + sum(map(len, out))
-        if all(part.dtype == self._tensors.dtype(name) and part.shape[1:] == columns for part in out):
+        if out[0].dtype == self._tensors.dtype(name) and out[0].shape[1:] == columns:
             self._tensors.read_into(name, begin, out)
         else:
             rows = self._tensors.rows(name, begin, end)
@@ -292,7 +296,7 @@ class _Packer:
                     part[:, columns[0] :] = 0
                 start += len(part)
         self._tensors.forget(name, begin, end)
-        return int((end - begin) * np.prod(columns, dtype=int))
+        return (end - begin) * math.prod(columns)
 
 
 def _copy(out: Array, rows: Array) -> None:

@@ -98,9 +98,8 @@ class SafetensorsFile:
         out  contiguous arrays of the stored dtype, each a number of rows. Raises CheckpointError if the file shrank.
         """
         tensor = self.tensors[name]
-        for part in out:
-            assert part.dtype == DTYPES[tensor.dtype]
-            assert part.shape[1:] == tensor.shape[1:]
+        dtype, columns = DTYPES[tensor.dtype], tensor.shape[1:]
+        assert all(part.dtype == dtype and part.shape[1:] == columns for part in out)
         assert begin + sum(map(len, out)) <= tensor.shape[0]
         self._fill(out, tensor.begin + begin * (tensor.nbytes // max(1, tensor.shape[0])))
 

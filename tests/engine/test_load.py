@@ -2,14 +2,16 @@
 
 import itertools
 import re
+import threading
 
 import pytest
 
 import qwq_ref
 from qwq_ref import core
 from qwq_ref.cli import main
+from qwq_ref.engine import loader
 from qwq_ref.engine.fit import core_needs
-from qwq_ref.errors import MemoryLimitError, UsageError
+from qwq_ref.errors import MemoryLimitError, TemplateError, UsageError
 from qwq_ref.formats import Checkpoint, safetensors
 from qwq_ref.formats import checkpoint as reader
 from qwq_ref.host import memory
@@ -98,6 +100,34 @@ def test_less_memory_takes_smaller_weights(random_folder, monkeypatch):
     monkeypatch.setattr(memory, "available_bytes", lambda: needs["q4"] - 1)
     with pytest.raises(MemoryLimitError):
         qwq_ref.load(random_folder)
+
+
+@pytest.mark.parametrize("backend", ["core", "numpy"])
+def test_a_template_that_does_not_compile_is_refused(random_folder, tmp_path, backend):
+    if backend == "core" and not core.available():
+        pytest.skip("the C core is not built: there was no compiler")
+    file = tmp_path / "bad.jinja"
+    file.write_text("{% if %}")
+    with pytest.raises(TemplateError, match="line 1"):
+        qwq_ref.load(random_folder, backend=backend, chat_template=file)
+
+
+def test_a_bad_template_stops_the_reading_of_weights():
+    """Weights are read while the template is compiled. The next report of progress raises the error."""
+    counts, released = [], threading.Event()
+
+    class Template:
+        def check(self):
+            released.wait(60)
+            raise TemplateError(None, None, "is wrong")
+
+    progress, compiled = loader._until_compiled(Template(), counts.append)
+    progress(1)
+    released.set()
+    assert isinstance(compiled.exception(60), TemplateError)
+    with pytest.raises(TemplateError):
+        progress(2)
+    assert counts == [1]
 
 
 @pytest.mark.parametrize(
