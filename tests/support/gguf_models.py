@@ -3,7 +3,7 @@
 import numpy as np
 
 from qwq_ref.config import Config
-from qwq_ref.interop.llama_cpp.gguf import GGUF_NAMES
+from qwq_ref.interop.llama_cpp.gguf import GGUF_NAMES, add_config
 from tests.support.models import config_values
 
 
@@ -30,16 +30,7 @@ def peer_config(**changes):
 def write_gguf(gguf, path, config, weights, kind="F32", fused=False, metadata=()):
     """A model without a vocabulary. Matrices are of the type `kind`, vectors float32, as in every GGUF file."""
     writer = gguf.GGUFWriter(path, "qwen2")
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.D)
-    writer.add_block_count(config.L)
-    writer.add_feed_forward_length(config.F)
-    writer.add_head_count(config.H)
-    writer.add_head_count_kv(config.K)
-    writer.add_rope_freq_base(config.rope.theta)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_vocab_size(config.V)
-    writer.add_tokenizer_model("no_vocab")
+    add_config(writer, config)
     if config.rope.type == "yarn":
         writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
         writer.add_rope_scaling_factor(config.rope.factor)

@@ -171,6 +171,20 @@ def _nbytes(shape: Sequence[int], kind: str) -> int:
     return math.prod(shape) // block.weights * block.nbytes
 
 
+def add_config(writer: Any, config: Config) -> None:
+    """Add the metadata of a model without a vocabulary to a `gguf.GGUFWriter`: its sizes, RoPE base and norm."""
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.D)
+    writer.add_block_count(config.L)
+    writer.add_feed_forward_length(config.F)
+    writer.add_head_count(config.H)
+    writer.add_head_count_kv(config.K)
+    writer.add_rope_freq_base(config.rope.theta)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_vocab_size(config.V)
+    writer.add_tokenizer_model("no_vocab")  # then llama.cpp asks for the size alone
+
+
 def _write_header(path: str, config: Config, quant: str, tensors: Mapping[str, tuple[tuple[int, ...], str]]) -> None:
     """Write everything in front of the tensors with the package `gguf`."""
     gguf: Any = importlib.import_module("gguf")
@@ -178,16 +192,7 @@ def _write_header(path: str, config: Config, quant: str, tensors: Mapping[str, t
     try:
         writer.add_file_type(gguf.LlamaFileType[QUANTS[quant]])
         writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-        writer.add_context_length(config.max_position_embeddings)
-        writer.add_embedding_length(config.D)
-        writer.add_block_count(config.L)
-        writer.add_feed_forward_length(config.F)
-        writer.add_head_count(config.H)
-        writer.add_head_count_kv(config.K)
-        writer.add_rope_freq_base(config.rope.theta)
-        writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-        writer.add_vocab_size(config.V)
-        writer.add_tokenizer_model("no_vocab")  # then llama.cpp asks for the size alone
+        add_config(writer, config)
         for name, (shape, kind) in tensors.items():
             # A quantised tensor's shape is given in bytes.
             size = shape if kind == "F32" else (shape[0], _nbytes(shape[1:], kind))
