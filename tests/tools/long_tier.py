@@ -3,8 +3,8 @@
     python -m tests.tools.long_tier RECORD [-n WORKERS] [FILE ...]
 
 The long tier takes hours. RECORD is a file of JSON lines: for each test file its seconds, its counts and the commit. A
-later call skips the files that passed before, so an interrupted run goes on where it stopped. Exit status 1 if a test
-failed.
+later call skips the files that passed at the same commit, so an interrupted run goes on where it stopped. Exit status 1
+if a test failed.
 """
 
 import argparse
@@ -18,9 +18,10 @@ from pathlib import Path
 from tests.support.paths import ROOT
 
 
-def read(record):
-    """All lines of a record; none if there is no such file."""
-    return [json.loads(line) for line in record.read_text().splitlines()] if record.exists() else []
+def read(record, commit):
+    """{file: its last line} of a record, for one commit: another commit is other code."""
+    lines = [json.loads(line) for line in record.read_text().splitlines()] if record.exists() else []
+    return {line["file"]: line for line in lines if line["commit"] == commit}
 
 
 def run(file, workers, commit):
@@ -52,15 +53,16 @@ def main():
     parser.add_argument("-n", "--workers", type=int, default=2)
     options = parser.parse_args()
     head = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
-    passed = {line["file"] for line in read(options.record) if line["status"] in (0, 5)}
+    commit = head.stdout.strip()
+    passed = {file for file, line in read(options.record, commit).items() if line["status"] in (0, 5)}
     every = [str(path.relative_to(ROOT)) for path in sorted((ROOT / "tests").rglob("test_*.py"))]
     for file in options.files or every:
         if file not in passed:
-            line = run(file, options.workers, head.stdout.strip())
+            line = run(file, options.workers, commit)
             with options.record.open("a") as record:
                 record.write(json.dumps(line) + "\n")
             print(json.dumps(line), flush=True)
-    lines = {line["file"]: line for line in read(options.record)}
+    lines = read(options.record, commit)
     failed = [file for file, line in lines.items() if line["status"] not in (0, 5)]
     total = sum(line.get("passed", 0) for line in lines.values())
     hours = sum(line["seconds"] for line in lines.values()) / 3600
