@@ -6,6 +6,7 @@ The classes are few on purpose: one per kind of input, so that a caller can catc
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 
 
 class QwqError(Exception):
@@ -49,6 +50,30 @@ class MemoryLimitError(QwqError):
 
 class UsageError(QwqError):
     """An option or argument has an impossible value; the command line exits with 2."""
+
+
+def did_you_mean(name: str, known: Iterable[str], most: int = 3) -> str:
+    """Return " (did you mean A or B?)" with the known names that are nearest to a wrong one; "" if none is near.
+
+    Case, leading hyphens, and underscores for hyphens make no difference. The beginning of a name is near to it.
+    """
+    from difflib import SequenceMatcher  # only errors need it
+
+    def plain(text: str) -> str:
+        return text[:100].lstrip("-").replace("_", "-").casefold()
+
+    wanted = plain(name)
+    matcher = SequenceMatcher(None, autojunk=False)
+    matcher.set_seq2(wanted)
+    scores = {}
+    for other in known:
+        matcher.set_seq1(plain(other))
+        begins = len(wanted) > 1 and plain(other).startswith(wanted)
+        scores[other] = max(matcher.ratio(), 0.9 if begins else 0)
+    best = max(scores.values(), default=0)
+    near = [other for other, score in scores.items() if score >= max(0.6, best - 0.03)]
+    near.sort(key=scores.__getitem__, reverse=True)
+    return f" (did you mean {' or '.join(near[:most])}?)" if near else ""
 
 
 def _printable(text: str) -> str:
