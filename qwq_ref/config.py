@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -28,6 +29,18 @@ DIMENSIONS = {
 }
 
 LayerType = Literal["full_attention", "sliding_attention"]
+_LAYER_TYPES = ("full_attention", "sliding_attention")
+# The defaults of Qwen2Config in HF, for the fields that published files leave out.
+_DEFAULT_WINDOW, _DEFAULT_WINDOW_LAYERS = 4096, 28
+_OPTIONAL = ("attention_factor", "mscale", "mscale_all_dim")  # fields of YaRN that may be absent
+_YARN_FIELDS = (
+    "factor",
+    "original_max_position_embeddings",
+    *_OPTIONAL,
+    "beta_fast",
+    "beta_slow",
+    "truncate",
+)
 
 _CONFIG_BYTES = 1 << 20
 # A larger dimension means a broken file: each limit is at least 8 x that of the largest published Qwen2.
@@ -172,7 +185,7 @@ class Config:
 
     def with_rope(self, values: dict[str, Any], source: StrPath) -> Config:
         """Return the model with another position embedding, given as `rope_parameters`. Raises ConfigError."""
-        rope = _rope(FieldReader({"rope_parameters": values}, source), self.max_position_embeddings)
+        rope = _rope(FieldReader({"rope_parameters": values}, source), self.max_position_embeddings, ())
         return dataclasses.replace(self, rope=rope)
 
     def to_dict(self) -> dict[str, Any]:
@@ -208,12 +221,10 @@ class Config:
         """
         read = FieldReader(values, source)
         read.expect("model_type", "qwen2")
-        read.expect("architectures", ["Qwen2ForCausalLM"])
-        read.expect("hidden_act", "silu")
-        if values.get("quantization_config") is not None:
-            raise read.error(
-                "quantization_config", "quantised checkpoints are not read yet; use an fp32, fp16 or bf16 one"
-            )
+        read.expect("architectures", ["Qwen2ForCausalLM"], ["Qwen2Model"], [])  # the second is saved without a head
+        read.expect("hidden_act", "silu", "swish")  # two names of one function
+        read.expect("is_causal", True)  # models for embeddings may see later positions
+        _check_quantisation(read)
 
         layers = read.integer("num_hidden_layers")
         hidden = read.integer("hidden_size")
@@ -240,7 +251,7 @@ class Config:
             num_key_value_heads=kv_heads,
             head_dim=head_dim,
             rms_norm_eps=read.positive("rms_norm_eps"),
-            rope=_rope(read, max_positions),
+            rope=_rope(read, max_positions, layer_types),
             max_position_embeddings=max_positions,
             tie_word_embeddings=read.boolean("tie_word_embeddings", default=False),
             sliding_window=window,
@@ -249,48 +260,113 @@ class Config:
         )
 
 
+def _check_quantisation(read: FieldReader) -> None:
+    """Refuse a quantised checkpoint, by the name of its method."""
+    for name, method in (("quantization_config", "quant_method"), ("quantization", "mode")):
+        given = read.values.get(name)
+        if given is not None:
+            kind = given.get(method) if isinstance(given, dict) else None
+            what = f"{kind[:40]}: " if isinstance(kind, str) else ""
+            problem = "quantised checkpoints are not read yet; use the fp32, fp16 or bf16 one that it was made from"
+            raise read.error(name, what + problem)
+
+
 def _attention_pattern(read: FieldReader, layers: int) -> tuple[int | None, tuple[LayerType, ...]]:
     """Return the window, and the type of each layer. As in HF, `layer_types` overrides `max_window_layers`."""
     types = read.values.get("layer_types")
-    if types is not None:
-        known = ("full_attention", "sliding_attention")
-        if not isinstance(types, list) or len(types) != layers or any(kind not in known for kind in types):
-            raise read.error("layer_types", f"must list {layers} entries, each one of {' or '.join(known)}")
-    if not read.boolean("use_sliding_window", default=False) or read.values.get("sliding_window") is None:
+    listed = isinstance(types, list) and len(types) == layers and all(kind in _LAYER_TYPES for kind in types)
+    if types is not None and not listed:
+        raise read.error("layer_types", f"must list {layers} entries, each one of {' or '.join(_LAYER_TYPES)}")
+    # In HF, null is no window, and an absent field has the default of Qwen2Config.
+    window = read.values.get("sliding_window", _DEFAULT_WINDOW)
+    if not read.boolean("use_sliding_window", default=False) or window is None:
         if types is not None and "sliding_attention" in types:
             raise read.error(
                 "layer_types", "names sliding_attention, but use_sliding_window or sliding_window is not set"
             )
         return None, ()
-    window = read.integer("sliding_window")
+    window = read.integer("sliding_window", default=_DEFAULT_WINDOW)
     if types is None:
-        full = read.integer("max_window_layers", smallest=0)
+        full = read.integer("max_window_layers", default=_DEFAULT_WINDOW_LAYERS, smallest=0)
         types = ["full_attention" if layer < full else "sliding_attention" for layer in range(layers)]
     return window, tuple(types)
 
 
-def _rope(read: FieldReader, max_positions: int) -> Rope:
-    """Read `rope_scaling` (with `type` or `rope_type`) or, in newer files, `rope_parameters`."""
-    name = "rope_scaling" if read.values.get("rope_scaling") else "rope_parameters"
-    given = read.values.get(name) or {}
-    if not isinstance(given, dict):
-        raise read.error(name, f"must be an object, got {_show(given)}")
-    rope = FieldReader(given, read.source, prefix=f"{name}.")
-    theta = rope.positive("rope_theta") if "rope_theta" in given else read.positive("rope_theta")
+def _rope(read: FieldReader, max_positions: int, layer_types: Collection[str]) -> Rope:
+    """Read `rope_scaling`, or `rope_parameters` of newer files, or both.
+
+    Model cards advise to add `rope_scaling`. In a file of transformers 5, it then stands beside `rope_parameters`,
+    which hold `rope_theta`. Two blocks that describe different RoPEs with scaling have no single meaning.
+    """
+    scaling, parameters = read.inner("rope_scaling"), read.inner("rope_parameters")
+    by_layer = [name for name in parameters.values if name in _LAYER_TYPES]
+    if by_layer:
+        return _rope_of_layers(read, parameters, max_positions, layer_types)
+    if not scaling.values:
+        return _rope_block([parameters, read], max_positions)
+    rope = _rope_block([scaling, read, parameters], max_positions)
+    if _rope_type(parameters) != "default":
+        other = _rope_block([parameters, read], max_positions)
+        if other != dataclasses.replace(rope, theta=other.theta):
+            raise read.error("rope_scaling", "differs from rope_parameters: keep one of them")
+    return rope
+
+
+def _rope_of_layers(
+    read: FieldReader, parameters: FieldReader, max_positions: int, layer_types: Collection[str]
+) -> Rope:
+    """Read `rope_parameters` with one block for each layer type. The types that the model has must agree."""
+    if read.values.get("rope_scaling"):
+        raise read.error("rope_scaling", "is given beside rope_parameters of layer types: keep one of them")
+    stray = next((name for name in parameters.values if name not in _LAYER_TYPES), None)
+    if stray is not None:
+        raise parameters.error(stray, "stands beside blocks of layer types: keep one spelling")
+    used = sorted(set(layer_types)) or ["full_attention"]
+    ropes = [_rope_block([parameters.inner(kind, needed=True), read], max_positions) for kind in used]
+    if len(set(ropes)) > 1:
+        raise read.error("rope_parameters", f"differs between {' and '.join(used)}; this architecture has one RoPE")
+    return ropes[0]
+
+
+def _rope_type(block: FieldReader) -> Any:
+    """Return the type of a block of RoPE fields: `rope_type` or, in older files, `type`."""
+    kind = block.values.get("rope_type")
+    if kind is None:
+        kind = block.values.get("type")
+    if kind is not None:
+        return kind
+    scaled = next((name for name in _YARN_FIELDS if block.values.get(name) is not None), None)
+    if scaled is not None:
+        raise block.error("rope_type", f"is missing, although {scaled} is given")
+    return "default"
+
+
+def _rope_block(places: Sequence[FieldReader], max_positions: int) -> Rope:
+    """Read one block of RoPE fields.
+
+    places  the block, the whole config, and perhaps another block: the first that has `rope_theta` gives it
+    """
+    rope, read = places[:2]
+    given = rope.values
+    place = next((place for place in places if place.values.get("rope_theta") is not None), read)
+    theta = place.positive("rope_theta")
     if theta <= 1:
-        raise read.error("rope_theta", f"must be > 1, got {theta:g}")
+        raise place.error("rope_theta", f"must be > 1, got {theta:g}")
     for where in (read, rope):
         if where.values.get("partial_rotary_factor") not in (None, 1, 1.0):
             raise where.error("partial_rotary_factor", "only whole heads are rotated in this architecture")
-    kind = given.get("rope_type", given.get("type", "default"))
+    kind = _rope_type(rope)
     if kind == "default":
         return Rope(theta=theta)
     if kind != "yarn":
         raise rope.error("rope_type", f'unknown type {_show(kind)}; this architecture has "default" and "yarn"')
+    _check_spelling(rope)
 
     # As in HF: a value at the top level wins; without any, the trained length is max_position_embeddings.
     at_top = read.values.get("original_max_position_embeddings") is not None
-    original = (read if at_top else rope).integer("original_max_position_embeddings", default=max_positions)
+    original = (read if at_top else rope).integer(
+        "original_max_position_embeddings", default=max_positions, whole_float=True
+    )
     factor = rope.positive("factor", default=max_positions / original)
     if factor < 1:
         raise rope.error("factor", f"must be >= 1, got {factor:g}")
@@ -298,11 +374,9 @@ def _rope(read: FieldReader, max_positions: int) -> Rope:
     beta_slow = rope.positive("beta_slow", default=1.0)
     if beta_fast < beta_slow:
         raise rope.error("beta_fast", f"{beta_fast:g} is below beta_slow {beta_slow:g}")
-    optional = {
-        key: rope.positive(key)
-        for key in ("attention_factor", "mscale", "mscale_all_dim")
-        if given.get(key) is not None
-    }
+    if given.get("truncate", True) is None:
+        raise rope.error("truncate", "must be true or false, got None")  # in HF, null here is not the default
+    optional = {key: rope.positive(key) for key in _OPTIONAL if given.get(key) is not None}
     return Rope(
         theta=theta,
         type="yarn",
@@ -313,6 +387,17 @@ def _rope(read: FieldReader, max_positions: int) -> Rope:
         truncate=rope.boolean("truncate", default=True),
         **optional,
     )
+
+
+def _check_spelling(rope: FieldReader) -> None:
+    """Refuse a name that is almost one of YaRN's fields: ignored, it would give another model."""
+    known = {*_YARN_FIELDS, "rope_theta", "rope_type", "type", "partial_rotary_factor"}
+    for name in rope.values.keys() - known:
+        import difflib  # here, because files have such names seldom
+
+        close = difflib.get_close_matches(name, _YARN_FIELDS, 1, 0.85)
+        if close:
+            raise rope.error(name, f"does not exist; is {close[0]} meant?")
 
 
 class FieldReader:
@@ -335,14 +420,24 @@ class FieldReader:
             raise self.error(name, "is missing")
         return value
 
-    def expect(self, name: str, wanted: Any) -> None:
+    def inner(self, name: str, needed: bool = False) -> FieldReader:
+        """Return a reader of an object inside this one. Absent, null and false mean an empty one, as in HF."""
+        value = self.values.get(name) or ({} if not needed else self._get(name, None))
+        if not isinstance(value, dict):
+            raise self.error(name, f"must be an object, got {_show(value)}")
+        return FieldReader(value, self.source, f"{self.prefix}{name}.")
+
+    def expect(self, name: str, *wanted: Any) -> None:
         """Check a field that names the architecture. It may be absent; another value means another model."""
         value = self.values.get(name)
-        if value is not None and value != wanted:
-            raise self.error(name, f"must be {_show(wanted)}, got {_show(value)}")
+        if value is not None and value not in wanted:
+            raise self.error(name, f"must be {_show(wanted[0])}, got {_show(value)}")
 
-    def integer(self, name: str, default: int | None = None, smallest: int = 1) -> int:
+    def integer(self, name: str, default: int | None = None, smallest: int = 1, whole_float: bool = False) -> int:
+        """Return an integer. `whole_float` accepts a float without a fraction, where HF's own reader does."""
         value = self._get(name, default)
+        if whole_float and isinstance(value, float) and value.is_integer():
+            value = int(value)
         if isinstance(value, bool) or not isinstance(value, int):
             raise self.error(name, f"must be an integer, got {_show(value)}")
         if not smallest <= value <= _LIMITS[name]:

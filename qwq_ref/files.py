@@ -76,7 +76,8 @@ def read_file(path: StrPath, limit: int, error: type[QwqError]) -> bytes:
 def parse_json(data: bytes, path: StrPath, error: type[QwqError]) -> dict[str, Any]:
     """Parse a JSON object strictly: UTF-8, no duplicate keys, no NaN or infinity. Raises `error`.
 
-    `json.loads` alone accepts all three. It keeps the last of two equal keys, and reads 1e999 as infinity.
+    `json.loads` alone accepts all three. It keeps the last of two equal keys, and reads 1e999 as infinity. A byte order
+    mark, which some editors write, is skipped.
     """
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -98,7 +99,10 @@ def parse_json(data: bytes, path: StrPath, error: type[QwqError]) -> dict[str, A
 
     try:
         value = json.loads(
-            data.decode("utf-8"), object_pairs_hook=unique, parse_float=finite, parse_constant=not_a_number
+            data.decode("utf-8").removeprefix("\ufeff"),
+            object_pairs_hook=unique,
+            parse_float=finite,
+            parse_constant=not_a_number,
         )
     except UnicodeDecodeError as problem:
         raise error(path, None, f"is not UTF-8 (byte {problem.start})") from None

@@ -118,10 +118,13 @@ def test_unknown_rope_type_in_the_old_spelling():
     refused(lambda: Config.from_dict(values, "c"), "c", "rope_scaling.rope_type", "unknown type 'dynamic'")
 
 
-def test_sliding_window_without_its_layers():
+def test_sliding_window_of_impossible_values():
     values = config_values(use_sliding_window=True, sliding_window=3)
-    refused(lambda: Config.from_dict(values, "c"), "c", "max_window_layers", "missing")
     refused(lambda: Config.from_dict(values | {"sliding_window": 0}, "c"), "c", "sliding_window", "must be 1 to")
+    for layers, words in ((-1, "must be 0 to"), (1.0, "must be an integer"), ("1", "must be an integer")):
+        refused(
+            lambda v=layers: Config.from_dict(values | {"max_window_layers": v}, "c"), "c", "max_window_layers", words
+        )
 
 
 def test_hidden_size_without_head_dim():
