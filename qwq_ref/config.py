@@ -32,6 +32,8 @@ LayerType = Literal["full_attention", "sliding_attention"]
 _LAYER_TYPES = ("full_attention", "sliding_attention")
 # The defaults of Qwen2Config in HF, for the fields that published files leave out.
 _DEFAULT_WINDOW, _DEFAULT_WINDOW_LAYERS = 4096, 28
+# The context length in training of QwQ-32B and of most models that it descends from (Qwen2.5, arXiv:2412.15115).
+TRAINED_POSITIONS = 32_768
 _OPTIONAL = ("attention_factor", "mscale", "mscale_all_dim")  # fields of YaRN that may be absent
 _YARN_FIELDS = (
     "factor",

@@ -24,6 +24,7 @@ from .options import (
     check_isas,
     chosen_rope,
     progress_bar,
+    refuse_rope_options,
     require_core,
     set_threads,
 )
@@ -95,6 +96,7 @@ def run(options: argparse.Namespace) -> int:
     require_core()
     if options.op is None:
         return _models(options, numbers)
+    refuse_rope_options(options, "has no effect with --op")
     return _operations(options, numbers if options.threads else sorted({1, *numbers}))
 
 

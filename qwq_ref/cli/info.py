@@ -60,6 +60,7 @@ def run(options: argparse.Namespace) -> int:
 def describe(config: Config, contexts: tuple[int, ...]) -> dict[str, Any]:
     """Return the costs that follow from a config, in exact numbers.
 
+    positions             that the model is made for, with its RoPE, whose fields are in rope
     checkpoint_bytes      all parameters in one dtype
     weight_bytes          of each weight form, as `qwq convert` writes it and the engine holds it
     read_bytes_per_token  of those, for one decoded token
@@ -88,6 +89,8 @@ def describe(config: Config, contexts: tuple[int, ...]) -> dict[str, Any]:
     return {
         "tensors": len(config.tensors()),
         "parameters": footprint.parameters(config),
+        "positions": config.positions,
+        "rope": {name: value for name, value in dataclasses.asdict(config.rope).items() if value is not None},
         "checkpoint_bytes": {dtype: footprint.weight_bytes(config, dtype) for dtype in footprint.DTYPE_BYTES},
         "weight_bytes": weights,
         "read_bytes_per_token": {form: step_bytes(config, form) for form in FORMS},

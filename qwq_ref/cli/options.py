@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..config import Config, Rope
+from ..config import TRAINED_POSITIONS, Config, Rope
 from ..errors import UsageError
 from ..forms import FORMS, KV_FORMS
-from .values import count, number, one_of, threads
+from .values import integer, number, one_of, threads
 
 DEFAULT_MODEL = "qwq-nano"
 MODELS = (
@@ -110,25 +111,49 @@ def add_rope_arguments(parser: argparse.ArgumentParser) -> None:
         help="yarn: extend the context with YaRN; default: as in the config",
     )
     group.add_argument(
-        "--rope-scale", type=number(0), default=4.0, metavar="X", help="YaRN: factor of the context (default 4)"
+        "--rope-scale",
+        type=number(1, 1 << 16),
+        metavar="X",
+        help="YaRN: factor of the context; default: as in the config, or else 4",
     )
     group.add_argument(
         "--yarn-orig-ctx",
-        type=count,
+        type=integer(1, 1 << 26),
         metavar="N",
-        help="YaRN: context length in training, 32768 for QwQ-32B; default: as in the config",
+        help="YaRN: context length in training, 32768 for QwQ-32B; default: as in the config, or else at most 32768",
     )
 
 
 def chosen_rope(options: argparse.Namespace, config: Config) -> Rope | None:
-    """Return the position embedding that the options ask for, or None for the config's own. Raises ConfigError."""
-    if options.rope_scaling is None:
-        return None
-    scaling: dict[str, Any] = {"rope_type": "default"}
-    if options.rope_scaling == "yarn":
-        original = options.yarn_orig_ctx or config.rope.original_max_position_embeddings or None
-        scaling = {"rope_type": "yarn", "factor": options.rope_scale, "original_max_position_embeddings": original}
-    return config.with_rope({"rope_theta": config.rope.theta, **scaling}, "command line").rope
+    """Return the position embedding that the options ask for, or None for the config's own.
+
+    The options replace single fields of the config's own YaRN. The context length in training is assumed where
+    neither tells it, and a line on stderr says so. Raises UsageError for an option without effect.
+    """
+    if options.rope_scaling != "yarn":
+        refuse_rope_options(options, "needs --rope-scaling yarn", ("rope_scale", "yarn_orig_ctx"))
+        return None if options.rope_scaling is None else Rope(theta=config.rope.theta)
+    own = config.rope
+    original = options.yarn_orig_ctx or own.original_max_position_embeddings or assumed_length(config)
+    if options.yarn_orig_ctx is None and not own.original_max_position_embeddings:
+        problem = "is assumed, because config.json does not tell the context length in training"
+        print(f"qwq: --yarn-orig-ctx {original} {problem}", file=sys.stderr)
+    factor = options.rope_scale or (own.factor if own.type == "yarn" else 4.0)
+    return dataclasses.replace(own, type="yarn", factor=factor, original_max_position_embeddings=original)
+
+
+def assumed_length(config: Config) -> int:
+    """Return the context length in training of a model whose config does not tell it."""
+    return min(config.max_position_embeddings, TRAINED_POSITIONS)
+
+
+def refuse_rope_options(
+    options: argparse.Namespace, problem: str, names: Sequence[str] = ("rope_scaling", "rope_scale", "yarn_orig_ctx")
+) -> None:
+    """Raise UsageError if one of these options is given: it would have no effect."""
+    for name in names:
+        if getattr(options, name) is not None:
+            raise UsageError(None, name.replace("_", "-"), problem)
 
 
 def read_prompt(options: argparse.Namespace) -> str:
