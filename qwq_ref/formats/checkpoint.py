@@ -20,13 +20,17 @@ from .names import CONFIG, INDEX, SINGLE
 from .safetensors import (
     DROP_FROM,
     DTYPES,
+    FLOATS,
+    SIZES,
     SafetensorsFile,
     Tensor,
+    equal_values,
     first_non_finite,
 )
 
 _INDEX_BYTES = 1 << 20  # as for a header: QwQ-32B's is 0.06 MB
-_HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
+_HEAD, _EMBEDDING, _NORM = "lm_head.weight", "model.embed_tokens.weight", "model.norm.weight"
+_QUANTISED = (".qweight", ".scales", ".weight_scale", ".weight_scale_inv", ".weight_packed", ".absmax", ".SCB")
 
 
 class Checkpoint(Mapping[str, NDArray[np.float32]]):
@@ -67,11 +71,15 @@ class Checkpoint(Mapping[str, NDArray[np.float32]]):
             if is_folder and not os.path.lexists(path / SINGLE):
                 if not os.path.lexists(path / INDEX):
                     raise CheckpointError(path, None, f"holds neither {SINGLE} nor {INDEX}; other formats are not read")
-                homes = _open_shards(path / INDEX, config, files)
+                listing = path / INDEX
+                homes = _open_shards(listing, config, files)
             else:
-                file = _open_file(path / SINGLE if is_folder else path, files)
-                _check_names(file.tensors, config, file.path)
+                listing = path / SINGLE if is_folder else path
+                file = _open_file(listing, files)
                 homes = dict.fromkeys(file.tensors, file)
+            _share_head(homes, config)
+            _check_names(homes, config, listing)
+            _check_dtypes(homes, config)
             _check_shapes(homes, config)
             _check_tied_head(homes, config)
             return cls(path, config, homes, files.pop_all())
@@ -171,57 +179,108 @@ def read_config(path: Path) -> Config:
 
 
 def read_index(path: Path) -> dict[str, str]:
-    """Read a shard index -> tensor name -> base name of the file that holds it. Raises CheckpointError."""
+    """Read a shard index -> tensor name -> the file that holds it, below the index's folder. Raises CheckpointError."""
     weight_map = read_json(path, _INDEX_BYTES, CheckpointError).get("weight_map")
     if not isinstance(weight_map, dict):
         raise CheckpointError(path, "weight_map", "must be an object that maps tensors to files")
     for name, shard in weight_map.items():
-        if not isinstance(shard, str) or shard in ("", ".", "..") or not set(shard).isdisjoint("/\\\0"):
-            raise CheckpointError(path, name, f"must be mapped to the name of a file in this folder, got {shard!r:.80}")
+        parts = shard.split("/") if isinstance(shard, str) else [""]
+        if not {"", ".", ".."}.isdisjoint(parts) or not set(shard).isdisjoint("\\\0"):
+            problem = f"must be mapped to the name of a file in this folder or below, got {shard!r:.80}"
+            raise CheckpointError(path, name, problem)
     return weight_map
 
 
 def _open_file(path: Path, files: ExitStack) -> SafetensorsFile:
-    file = SafetensorsFile(path)
+    """Open a file whose tensors get the names of `Config.tensors`."""
+    file = SafetensorsFile(path, SIZES)  # tensors that are not read may have any dtype
     files.callback(file.close)
+    tensors = {_full_name(name): tensor for name, tensor in file.tensors.items()}
+    if len(tensors) < len(file.tensors):
+        twice = next(name for name in file.tensors if _full_name(name) != name and _full_name(name) in file.tensors)
+        raise CheckpointError(path, twice, f"is here, and {_full_name(twice)} too: they are one tensor")
+    file.tensors = tensors
     return file
 
 
+def _full_name(name: str) -> str:
+    """Return a tensor's name in the whole model: Qwen2Model, saved without a head, writes names without `model.`."""
+    return f"model.{name}" if name.startswith(("embed_tokens.", "layers.", "norm.")) else name
+
+
 def _open_shards(index: Path, config: Config, files: ExitStack) -> dict[str, SafetensorsFile]:
-    """Open every shard. Index and headers must agree both ways, so that no tensor can be in two files."""
-    weight_map = read_index(index)
-    _check_names(weight_map, config, index)
+    """Open every shard of an index -> tensor -> the file that holds it.
+
+    Shards may hold tensors that the index has elsewhere, or does not have. A tensor in two shards must have the same
+    values in both: else the model has two meanings.
+    """
+    shards = read_index(index)
+    wanted = config.tensors()
+    listed = {_full_name(name): shard for name, shard in shards.items()}
+    if any(not _expected(name, wanted, config) for name in listed):
+        _check_names(listed, config, index)  # another model: no shard need be opened
     homes: dict[str, SafetensorsFile] = {}
-    for shard in sorted(set(weight_map.values())):
+    for shard in sorted(set(shards.values())):
         file = _open_file(index.parent / shard, files)
         for name in file.tensors:
-            if weight_map.get(name) != shard:
-                raise CheckpointError(
-                    file.path, name, f"is here, but {INDEX} has it in {weight_map.get(name, 'no file')}"
-                )
-            homes[name] = file
-    for name, shard in weight_map.items():
+            if not _expected(name, wanted, config):
+                raise CheckpointError(file.path, name, f"unexpected: {CONFIG} and {INDEX} do not imply it")
+            first = homes.setdefault(name, file)
+            if first is not file and name in wanted:
+                _check_dtypes({name: first}, config)
+                _check_dtypes({name: file}, config)
+                if not equal_values(first, file, name):
+                    raise CheckpointError(file.path, name, f"differs from the tensor of this name in {first.path}")
+    for name, shard in listed.items():
         if name not in homes:
             raise CheckpointError(index.parent / shard, name, f"is not here, but {INDEX} says so")
     return homes
+
+
+def _share_head(homes: dict[str, SafetensorsFile], config: Config) -> None:
+    """Let the head be the embedding of a tied model: some writers keep one name of a shared tensor, and it is this."""
+    if config.tie_word_embeddings and _EMBEDDING not in homes and _HEAD in homes:
+        homes[_EMBEDDING] = file = homes.pop(_HEAD)
+        file.tensors[_EMBEDDING] = file.tensors[_HEAD]
 
 
 def _check_names(found: Collection[str], config: Config, path: StrPath) -> None:
     wanted = config.tensors()
     missing = [name for name in wanted if name not in found]
     if missing:
-        hint = "; is tie_word_embeddings: true missing there?" if missing == [_HEAD] else ""
+        hint = _missing_hint(missing, found, path)
         raise CheckpointError(path, _first_three(missing), f"missing: {len(missing)} of the tensors of {CONFIG}{hint}")
-    extra = [name for name in found if name not in wanted and not _tolerated(name, config)]
+    extra = [name for name in found if not _expected(name, wanted, config)]
     if extra:
         raise CheckpointError(
             path, _first_three(extra), f"unexpected: {len(extra)} tensors that {CONFIG} does not imply"
         )
 
 
-def _tolerated(name: str, config: Config) -> bool:
+def _missing_hint(missing: list[str], found: Collection[str], path: StrPath) -> str:
+    """Return a probable reason why tensors are missing, or an empty string."""
+    if missing == [_HEAD]:
+        return "; is tie_word_embeddings: true missing there? A Qwen2Model that was saved alone has no output head"
+    if any(name.endswith(_QUANTISED) for name in found):
+        return "; the tensors are quantised: use the fp32, fp16 or bf16 checkpoint that they were made from"
+    longer = next((name for name in found if name.endswith(f".{_NORM}")), None)
+    if longer is not None:
+        return f"; names begin with {longer.removesuffix(_NORM)[:40]}: save the model inside of its wrapper"
+    if Path(path).name not in (SINGLE, INDEX) and os.path.lexists(Path(path).parent / INDEX):
+        return "; this is one of several files: open their folder"
+    return ""
+
+
+def _expected(name: str, wanted: Collection[str], config: Config) -> bool:
     """Accept the RoPE frequencies of old files, which the config implies, and a head that is tied to the embedding."""
-    return name.endswith("rotary_emb.inv_freq") or (name == _HEAD and config.tie_word_embeddings)
+    return name in wanted or name.endswith("rotary_emb.inv_freq") or (name == _HEAD and config.tie_word_embeddings)
+
+
+def _check_dtypes(homes: Mapping[str, SafetensorsFile], config: Config) -> None:
+    for name in [*config.tensors(), _HEAD]:
+        if name in homes and (dtype := homes[name].tensors[name].dtype) not in FLOATS:
+            problem = f"dtype must be one of {', '.join(FLOATS)}, got {dtype}: save the model in one of these"
+            raise CheckpointError(homes[name].path, name, problem)
 
 
 def _check_shapes(homes: Mapping[str, SafetensorsFile], config: Config) -> None:
@@ -234,18 +293,12 @@ def _check_shapes(homes: Mapping[str, SafetensorsFile], config: Config) -> None:
 
 
 def _check_tied_head(homes: Mapping[str, SafetensorsFile], config: Config) -> None:
-    """Check that the saved head of a tied model equals the embedding to the bit: else one of them is wrong."""
-    if not config.tie_word_embeddings or _HEAD not in homes:
-        return
-    head, embedding = homes[_HEAD], homes[_EMBEDDING]
-    ours, theirs = head.tensors[_HEAD], embedding.tensors[_EMBEDDING]
-    if (ours.dtype, ours.shape) != (theirs.dtype, theirs.shape) or any(
-        not np.array_equal(a, b)
-        for (_, a), (_, b) in zip(head.blocks(_HEAD), embedding.blocks(_EMBEDDING), strict=True)
-    ):
-        raise CheckpointError(
-            head.path, _HEAD, f"differs from {_EMBEDDING}, but {CONFIG} has tie_word_embeddings: true"
-        )
+    """Check that the saved head of a tied model has the values of the embedding: else one of them is wrong."""
+    if config.tie_word_embeddings and _HEAD in homes:
+        head = homes[_HEAD]
+        if not equal_values(head, homes[_EMBEDDING], _HEAD, _EMBEDDING):
+            problem = f"differs from {_EMBEDDING}, but {CONFIG} has tie_word_embeddings: true"
+            raise CheckpointError(head.path, _HEAD, problem)
 
 
 def _first_three(names: list[str]) -> str:

@@ -47,6 +47,11 @@ DTYPES: dict[str, np.dtype[Any]] = {
     "U8": np.dtype("u1"),
 }
 FLOATS = ("F32", "F16", "BF16")
+# The bytes of one element, of each dtype that may stand in a header.
+SIZES = {name: dtype.itemsize for name, dtype in DTYPES.items()} | {
+    **{"F64": 8, "I64": 8, "U64": 8, "C64": 8, "U32": 4, "I16": 2, "U16": 2, "BOOL": 1},
+    **{"F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "F8_E4M3FNUZ": 1, "F8_E5M2FNUZ": 1},
+}
 DROP_FROM = 4 << 30  # bytes of weights from which on the system need not keep its own copy of the file
 _EXPONENT = {"F32": 0x7F80_0000, "F16": 0x7C00, "BF16": 0x7F80}
 
@@ -116,15 +121,17 @@ class SafetensorsFile:
                 flat[start : start + len(block)] = block.view(DTYPES[tensor.dtype])
         return result
 
-    def blocks(self, name: str) -> Iterator[tuple[int, NDArray[np.unsignedinteger]]]:
+    def blocks(self, name: str, most: int | None = None) -> Iterator[tuple[int, NDArray[np.unsignedinteger]]]:
         """Yield the bits of all elements in pieces of at most 8 MiB: (flat index of the first, unsigned integers [n]).
+
+        most  the number of elements of a piece, if it must not be as large
 
         The next piece overwrites the last one. Raises CheckpointError if the file shrank.
         """
         tensor = self.tensors[name]
         size = DTYPES[tensor.dtype].itemsize
         count = tensor.nbytes // size
-        buffer = np.empty(min(count, _BLOCK_BYTES // size), f"<u{size}")
+        buffer = np.empty(min(count, most or _BLOCK_BYTES // size), f"<u{size}")
         for start in range(0, count, max(1, len(buffer))):
             block = buffer[: count - start]
             self._fill([block], tensor.begin + start * size)
@@ -140,6 +147,28 @@ class SafetensorsFile:
         # ml_dtypes arrays give no buffers, so that bytes are read.
         buffers = [array.reshape(-1).view(np.uint8).data for array in arrays]
         pread_exactly(self._file.fileno(), buffers, offset, self.path, CheckpointError)
+
+
+def equal_values(first: SafetensorsFile, second: SafetensorsFile, name: str, other: str | None = None) -> bool:
+    """Return whether two tensors of floats have one shape and equal values, whatever their dtypes.
+
+    name, other  the tensor in the first file, and that in the second; None: of the same name
+
+    Reads both in pieces. Raises CheckpointError if a file shrank.
+    """
+    other = name if other is None else other
+    ours, theirs = first.tensors[name], second.tensors[other]
+    if ours.shape != theirs.shape:
+        return False
+    most = _BLOCK_BYTES // np.dtype(np.float32).itemsize
+    for (_, a), (_, b) in zip(first.blocks(name, most), second.blocks(other, most), strict=True):
+        if ours.dtype == theirs.dtype and np.array_equal(a, b):
+            continue
+        with np.errstate(all="ignore"):  # NaN is for `check_finite`
+            values = (a.view(DTYPES[ours.dtype]).astype(np.float32), b.view(DTYPES[theirs.dtype]).astype(np.float32))
+        if not np.array_equal(*values, equal_nan=True):
+            return False
+    return True
 
 
 def forget_range(descriptor: int, begin: int, count: int) -> None:
@@ -181,7 +210,9 @@ def _read_header(descriptor: int, path: StrPath, dtypes: Collection[str]) -> tup
     except CheckpointError as problem:
         raise CheckpointError(path, problem.field or "header", problem.problem) from None
 
-    metadata = fields.pop("__metadata__", {})
+    metadata = fields.pop("__metadata__", None)
+    if metadata is None:  # absent, or null
+        metadata = {}
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise CheckpointError(path, "__metadata__", "must map strings to strings")
     tensors = {name: _tensor(entry, data, path, name, dtypes) for name, entry in fields.items()}
@@ -223,7 +254,7 @@ def _tensor(entry: Any, data: int, path: StrPath, name: str, dtypes: Collection[
     if not integers(offsets, 1 << 63) or len(offsets) != 2 or offsets[1] < offsets[0]:
         raise error("data_offsets must be two integers, 0 <= begin <= end")
     begin, end = offsets
-    wanted = math.prod(shape) * DTYPES[dtype].itemsize
+    wanted = math.prod(shape) * SIZES[dtype]
     if end - begin != wanted:
         raise error(f"data_offsets: spans {end - begin:,} bytes; {dtype} {shape} takes {wanted:,}")
     return Tensor(dtype, tuple(shape), data + begin, data + end)

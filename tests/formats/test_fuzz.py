@@ -92,4 +92,5 @@ def test_any_shard_name(tmp_path_factory, shard, name):
     folder = tmp_path_factory.mktemp("index")
     got = read_or_refused(write(folder, shards, weight_map | {name: shard}))
     shutil.rmtree(folder)
-    assert (got is not None) == (weight_map.get(name) == shard)
+    # Each shard is needed by other tensors, too, and tells which it holds: the index may be wrong about one.
+    assert (got is not None) == (name in weight_map and shard in shards)

@@ -60,7 +60,6 @@ FILES = {
     "duplicate metadata": (pack(TEXT.replace(b'"pt"', b'"pt", "format": "pt"'), DATA), "format", "appears twice"),
     "metadata is a list": (pack(GOOD | {"__metadata__": []}, DATA), "__metadata__", "strings to strings"),
     "metadata of an integer": (pack(GOOD | {"__metadata__": {"n": 1}}, DATA), "__metadata__", "strings to strings"),
-    "metadata is null": (pack(GOOD | {"__metadata__": None}, DATA), "__metadata__", "strings to strings"),
     "trailing byte": (pack(GOOD, DATA + b"\0"), "header", "last 1 bytes"),
     "data but no tensors": (pack({}, DATA), "header", "last 28 bytes"),
     "data cut short": (pack(GOOD, DATA[:-1]), "b", "ends 1 bytes past the end"),
