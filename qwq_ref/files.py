@@ -13,6 +13,27 @@ from .errors import QwqError
 
 StrPath = str | os.PathLike[str]
 _MOST_BUFFERS = 1024  # of one preadv: IOV_MAX of Linux
+_AGAIN = "download the file again"
+_STARTS = (
+    (b"version https://git-lfs.github.com/spec/", "a git-lfs pointer to it: run `git lfs pull` in its folder"),
+    (b"# xet version ", "a git-xet pointer to it: run `git xet pull` in its folder"),
+    (b"<!doctype html", f"a web page, such as a login or an error page: {_AGAIN}"),
+    (b"<html", f"a web page, such as a login or an error page: {_AGAIN}"),
+    (b"<?xml", f"an XML document, such as the error of a server: {_AGAIN}"),
+    (b"GGUF", "a GGUF file of llama.cpp: take the checkpoint that it was made from"),
+    (b"lmgg", "a GGML file of llama.cpp: take the checkpoint that it was made from"),
+    (b"tjgg", "a GGML file of llama.cpp: take the checkpoint that it was made from"),
+    (b"PK\3\4", "a zip archive, such as a .bin file of PyTorch or an .npz file"),
+    (b"\x80\2", "a pickle, such as an old .bin file of PyTorch"),
+    (b"\x80\4", "a pickle, such as an old .bin file of PyTorch"),
+    (b"\x89HDF", "an HDF5 file, such as an .h5 file of TensorFlow"),
+    (b"\x93NUMPY", "a NumPy array"),
+    (b"\x1f\x8b", "a gzip archive: unpack it"),
+    (b"\x28\xb5\x2f\xfd", "a zstd archive: unpack it"),
+    (b"\xfd7zXZ", "an xz archive: unpack it"),
+    (b"BZh", "a bzip2 archive: unpack it"),
+)
+START = 512  # bytes that `foreign` looks at
 
 
 def open_regular(path: StrPath, error: type[QwqError]) -> int:
@@ -73,6 +94,33 @@ def read_file(path: StrPath, limit: int, error: type[QwqError]) -> bytes:
         os.close(descriptor)
 
 
+def foreign(start: bytes) -> str | None:
+    """Return a phrase for a file that is none of a model's: its kind, and where it helps what to do with it.
+
+    start  the first `START` bytes of the file, or all of a shorter one
+    """
+    if start[5:9] == b"\0\0\0{":  # the length of a header and its brace
+        return "a safetensors file"
+    text = start.removeprefix(b"\xef\xbb\xbf").lstrip()
+    for magic, phrase in _STARTS:
+        data = text.lower() if magic.startswith(b"<") else start
+        if data.startswith(magic):
+            return phrase
+    if start[257:262] == b"ustar":
+        return "a tar archive: unpack it"
+    if len(start) >= START and not any(start):
+        return f"zeros, such as an interrupted download leaves: {_AGAIN}"
+    return None
+
+
+def foreign_text(start: bytes) -> str | None:
+    """Return a phrase for a short text, such as the answer of a server, in a file that should hold weights."""
+    text = start[:START].decode("utf-8", "replace").strip()
+    if not text or len(start) >= START or not text.replace("\n", " ").isprintable():
+        return None
+    return f'the text "{text.splitlines()[0][:80]}": {_AGAIN}'
+
+
 def parse_json(data: bytes, path: StrPath, error: type[QwqError]) -> dict[str, Any]:
     """Parse a JSON object strictly: UTF-8, no duplicate keys, no NaN or infinity. Raises `error`.
 
@@ -105,10 +153,15 @@ def parse_json(data: bytes, path: StrPath, error: type[QwqError]) -> dict[str, A
             parse_constant=not_a_number,
         )
     except UnicodeDecodeError as problem:
-        raise error(path, None, f"is not UTF-8 (byte {problem.start})") from None
+        kind = foreign(data[:START])
+        problem_text = f"is not JSON, but {kind}" if kind else f"is not UTF-8 (byte {problem.start})"
+        raise error(path, None, problem_text) from None
     except RecursionError:
         raise error(path, None, "is nested too deeply") from None
     except json.JSONDecodeError as problem:
+        kind = foreign(data[:START])
+        if kind or not data.strip():
+            raise error(path, None, f"is not JSON, but {kind or 'empty'}") from None
         raise error(path, None, f"is not JSON (line {problem.lineno}, column {problem.colno}: {problem.msg})") from None
     except ValueError as problem:  # an integer of more digits than Python converts
         raise error(path, None, f"is not JSON ({problem})") from None

@@ -28,11 +28,12 @@ def run(options: argparse.Namespace) -> int:
     set_threads(1)  # BLAS is not used
     from ..engine.convert import convert
     from ..footprint import human, parameters
-    from ..formats import resolve
+    from ..formats import recognise, resolve
     from ..formats.checkpoint import read_config
 
     require_core()
     path = resolve(options.model, offline=options.offline)
+    recognise.require(path, options.model)
     config = read_config(path)
     with progress_bar("packing", parameters(config), "weight") as progress:
         file = convert(

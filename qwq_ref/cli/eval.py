@@ -196,10 +196,11 @@ def _pairs_row(pairs: Pairs) -> str:
 
 def _load(options: argparse.Namespace, choices: dict[str, Any]) -> Model:
     from ..engine.loader import load
-    from ..formats import resolve
+    from ..formats import recognise, resolve
     from ..formats.checkpoint import read_config
 
     path = resolve(options.model, offline=options.offline)
+    recognise.require(path, options.model)
     config = read_config(path)
     context = min(config.positions, _PROMPT + options.max_tokens)
     # Each worker has a sequence of its own, on one thread.

@@ -120,10 +120,11 @@ def run(options: argparse.Namespace) -> int:
 
     from ..engine.loader import load
     from ..footprint import parameters
-    from ..formats import resolve
+    from ..formats import recognise, resolve
     from ..formats.checkpoint import read_config
 
     path = resolve(options.model, offline=options.offline)
+    recognise.require(path, options.model)
     config = read_config(path)
 
     def announce(line: str, size: int) -> None:

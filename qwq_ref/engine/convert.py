@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..errors import UsageError
 from ..footprint import human
-from ..formats import open_source, resolve
+from ..formats import open_source, recognise, resolve
 from ..formats.names import CONFIG, GENERATION_CONFIG, packed_name
 from ..formats.packed import writing
 from ..formats.packed_folder import packed_files
@@ -48,6 +48,7 @@ def convert(
     if weights not in FORMS:
         raise UsageError(None, "weights", f"must be one of {', '.join(FORMS)}, got {weights[:40]}")
     path, folder = resolve(model, offline=offline), Path(folder)
+    recognise.require(path, model)
     with open_source(path) as source:
         if source.floats is None:
             raise UsageError(path, None, "is packed already: convert the checkpoint that it was made from")

@@ -12,7 +12,7 @@ from .. import core
 from ..config import Config, Rope
 from ..errors import UsageError
 from ..footprint import human
-from ..formats import Tensors, open_source, resolve
+from ..formats import Tensors, open_source, recognise, resolve
 from ..forms import FORMS, KV_FORMS
 from ..host import memory
 from ..host.limits import cpus
@@ -64,6 +64,7 @@ def load(
     backend = backend or ("core" if core.available() else "numpy")
     _check_choices(backend, weights, kv, threads)
     path = resolve(model, offline=offline)
+    recognise.require(path, model)
     with open_source(path) as source:
         config = source.config if rope is None else dataclasses.replace(source.config, rope=rope)
         template = load_chat_template(source.template, chat_template)  # its process starts meanwhile

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from ..config import Config
 from ..errors import CheckpointError, UsageError
 from ..files import StrPath, read_json
+from . import recognise
 from .generation_config import GenerationConfig
 from .names import CONFIG, INDEX, SINGLE
 from .safetensors import (
@@ -66,11 +67,10 @@ class Checkpoint(Mapping[str, NDArray[np.float32]]):
         path = Path(path)
         if not os.path.lexists(path):
             raise CheckpointError(path, None, "no such file or folder")
+        recognise.require(path)
         config, is_folder = read_config(path), os.path.isdir(path)
         with ExitStack() as files:
             if is_folder and not os.path.lexists(path / SINGLE):
-                if not os.path.lexists(path / INDEX):
-                    raise CheckpointError(path, None, f"holds neither {SINGLE} nor {INDEX}; other formats are not read")
                 listing = path / INDEX
                 homes = _open_shards(listing, config, files)
             else:

@@ -8,12 +8,12 @@ from pathlib import Path
 
 from ..errors import CheckpointError
 from ..files import StrPath
+from . import recognise
 from .checkpoint import read_index
-from .names import CONFIG, INDEX, SINGLE
+from .names import CONFIG, INDEX, SHIPPED, SINGLE
 
 # Narrower than the hub's own rules: an id that passes cannot leave the cache folder in any version of the hub's code.
 _HUB_ID = re.compile(r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(?:@(?P<revision>\w[\w./-]*))?", re.ASCII)
-_SHIPPED = Path(__file__).parents[1] / "models"
 _PATTERNS = ["*.json", "*.safetensors", "*.jinja", "merges.txt", "vocab.txt"]
 
 
@@ -29,13 +29,10 @@ def resolve(model: StrPath, *, offline: bool = False, cache_dir: StrPath | None 
     if os.path.isdir(name):
         return Path(name)
     if os.path.lexists(name):
-        if not name.endswith(".safetensors") or not os.path.isfile(name):
-            raise CheckpointError(name, None, "is neither a folder nor a .safetensors file")
-        if not os.path.isfile(Path(name).parent / CONFIG):
-            raise CheckpointError(name, None, f"there is no {CONFIG} in its folder")
+        recognise.require(Path(name), name)
         return Path(name)
-    if re.fullmatch(r"[a-z0-9-]+", name) and (_SHIPPED / name).is_dir():
-        return _SHIPPED / name
+    if re.fullmatch(r"[a-z0-9-]+", name) and (SHIPPED / name).is_dir():
+        return SHIPPED / name
     match = _HUB_ID.fullmatch(name)
     if match is None or ".." in name:
         raise CheckpointError(

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 CONFIG = "config.json"
 GENERATION_CONFIG = "generation_config.json"
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+
+SHIPPED = Path(__file__).parents[1] / "models"
+ONLY_CONFIGS = {"qwq-32b": "Qwen/QwQ-32B"}  # shipped without weights -> the hub id of the weights
 
 _PACKED = re.compile(r"packed-([a-z0-9]+)\.safetensors")
 

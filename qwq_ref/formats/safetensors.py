@@ -11,6 +11,7 @@ It accepts duplicate keys and unknown fields. The package writes our files, and 
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 from collections.abc import Collection, Iterator, Sequence
@@ -23,7 +24,10 @@ from numpy.typing import NDArray
 
 from ..errors import CheckpointError
 from ..files import (
+    START,
     StrPath,
+    foreign,
+    foreign_text,
     open_regular,
     parse_json,
     pread_exactly,
@@ -87,6 +91,14 @@ class SafetensorsFile:
         self._file = os.fdopen(open_regular(path, CheckpointError), "rb", buffering=0)
         try:
             self.tensors, self.metadata = _read_header(self._file.fileno(), path, dtypes)
+        except CheckpointError as problem:
+            start = b""
+            with contextlib.suppress(OSError), self._file:
+                start = os.pread(self._file.fileno(), START, 0)
+            kind = foreign(start) or foreign_text(start)
+            if kind and not kind.startswith("a safetensors"):
+                raise CheckpointError(path, None, f"is not a safetensors file, but {kind}") from None
+            raise problem
         except BaseException:
             self.close()
             raise

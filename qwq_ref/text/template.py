@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import TemplateError
-from ..files import StrPath, read_file, read_json
+from ..files import START, StrPath, foreign, read_file, read_json
 from .mask import Mask, strings_of
 from .messages import Message, checked_conversation
 from .template_process import Limits, TemplateProcess
@@ -129,8 +129,11 @@ def load_chat_template(folder: StrPath, override_file: StrPath | None = None) ->
     own = Path(folder) / "chat_template.jinja"
     if override_file is not None or own.exists():
         file = Path(override_file if override_file is not None else own)
+        data = read_file(file, _TEMPLATE_BYTES, TemplateError)
+        if kind := foreign(data[:START]):
+            raise TemplateError(file, None, f"is not a template, but {kind}")
         try:
-            source: Any = read_file(file, _TEMPLATE_BYTES, TemplateError).decode("utf-8")
+            source: Any = data.decode("utf-8")
         except UnicodeDecodeError as problem:
             raise TemplateError(file, None, f"is not UTF-8 (byte {problem.start})") from None
         return ChatTemplate(source, file, variables)

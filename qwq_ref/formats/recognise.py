@@ -1,0 +1,220 @@
+"""Say what a folder, a file or a repository is, where it is no checkpoint that this project reads, and what to do."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from ..errors import CheckpointError
+from ..files import START, StrPath, foreign, foreign_text, open_regular, read_json
+from .names import CONFIG, INDEX, ONLY_CONFIGS, SHIPPED, SINGLE, packed_form
+
+Values = Callable[[str], Mapping[str, Any]]  # the name of a JSON file -> its object; empty if it cannot be read
+
+_JSON_BYTES = 1 << 20
+_MOST_NAMES, _MOST_INNER = 10_000, 100
+_ORIGINAL = "take the checkpoint in safetensors that they were made from"
+_SHARD = r"model-\d+-of-(\d+)\.safetensors"
+_UNFINISHED = ("*.incomplete", "*.part", "*.partial", "*.crdownload", "*.aria2", "*.download")
+
+# Patterns of names -> what the files are, and what to do. The first row with a file decides.
+_OTHERS = (
+    (("*.gguf",), "GGUF files of llama.cpp", _ORIGINAL),
+    (("*.ggml",), "GGML files, an old format of llama.cpp", _ORIGINAL),
+    (("zero_to_fp32.py",), "a checkpoint of DeepSpeed", "run its zero_to_fp32.py, and save the result as safetensors"),
+    (
+        ("pytorch_model*.bin", "pytorch_model.bin.index.json", "*.pth", "model*.pt"),
+        "weights of PyTorch, which can run code when they are read",
+        "save them as safetensors, with save_pretrained of transformers",
+    ),
+    (("tf_model*.h5", "saved_model.pb", "*.tflite"), "weights of TensorFlow", _ORIGINAL),
+    (("flax_model*.msgpack",), "weights of Flax", _ORIGINAL),
+    (("*.onnx", "onnx/*.onnx"), "an ONNX model", _ORIGINAL),
+    (("openvino_model*", "openvino/*"), "an OpenVINO model", _ORIGINAL),
+    (("*.mlpackage/", "*.mlmodel", "coreml/"), "a Core ML model", _ORIGINAL),
+    (("*.engine", "rank*.safetensors"), "an engine of TensorRT-LLM", _ORIGINAL),
+    (("*.nemo",), "a NeMo model", _ORIGINAL),
+    (("weights*.npz",), "an MLX model", _ORIGINAL),
+    (("Modelfile", "manifests/"), "models of Ollama, which are GGUF files", _ORIGINAL),
+)
+
+
+def require(path: Path, name: StrPath | None = None) -> None:
+    """Raise CheckpointError if a folder or file cannot be a checkpoint or packed weights, by its names alone.
+
+    name  what the user called it
+    """
+    found = folder_problem(path) if path.is_dir() else file_problem(path)
+    if found is not None:
+        raise CheckpointError(path if name is None else name, None, found)
+
+
+def file_problem(path: Path) -> str | None:
+    """Return what is wrong with a file that should hold weights: its kind, or no config beside it."""
+    odd = "is neither a folder nor a .safetensors file"
+    try:
+        descriptor = open_regular(path, CheckpointError)
+    except CheckpointError as problem:
+        return f"{odd}: {problem.problem}"
+    with os.fdopen(descriptor, "rb") as file:
+        start = file.read(START)
+    kind = foreign(start) or (foreign_text(start) if path.suffix == ".safetensors" else None)
+    if kind and not kind.startswith("a safetensors"):
+        return f"is not a safetensors file, but {kind}"
+    if path.suffix != ".safetensors":
+        return f"{odd}; give its folder, {path.parent}" if path.name in (CONFIG, INDEX) else odd
+    shard = re.fullmatch(_SHARD, path.name)
+    if shard and int(shard[1]) > 1 and (path.parent / INDEX).is_file():
+        return f"is one shard of a checkpoint: give its folder, {path.parent}"
+    if not (path.parent / CONFIG).is_file():
+        return f"there is no {CONFIG} in its folder"
+    return None
+
+
+def folder_problem(folder: Path) -> str | None:
+    """Return what a folder is, if it is neither a checkpoint nor packed weights."""
+
+    def values(name: str) -> Mapping[str, Any]:
+        try:
+            return read_json(folder / name, _JSON_BYTES, CheckpointError)
+        except CheckpointError:
+            return {}
+
+    if folder.parent == SHIPPED and folder.name in ONLY_CONFIGS:
+        return f"is a config without {SINGLE}; the weights are in the Hugging Face hub: {ONLY_CONFIGS[folder.name]}"
+    try:
+        names = _names(folder)
+    except OSError as problem:
+        return f"cannot be read ({problem.strerror})"
+    return problem_of(names, values) or _unfinished(names)
+
+
+def problem_of(names: Collection[str], values: Values) -> str | None:
+    """Return what a list of files is, if it is neither a checkpoint nor packed weights.
+
+    names   relative names of the files of a folder or a repository
+    values  reads one of its JSON files
+    """
+    weights = [name for name in names if name in (SINGLE, INDEX) or packed_form(name)]
+    if weights and CONFIG in names:
+        return _quantised(values(CONFIG))
+    if weights:
+        return f"there is no {CONFIG} beside {weights[0]}: download it too"
+    if "adapter_config.json" in names or "adapter_model.safetensors" in names:
+        return _adapter(values("adapter_config.json"))
+    absent = f"holds neither {SINGLE} nor {INDEX}"
+    tensors = sorted(name for name in names if name.endswith(".safetensors") and "/" not in name)
+    if any(re.fullmatch(_SHARD, name) for name in tensors):
+        return f"holds shards, but no {INDEX}: download it too"
+    if found := _place(names):
+        return found
+    for patterns, what, advice in _OTHERS:
+        if match := _first(names, patterns):
+            return f"{absent}, but {what} ({match}): {advice}"
+    if "model_index.json" in names:
+        return "holds a pipeline of Diffusers, which makes images and no text"
+    if "modules.json" in names or "config_sentence_transformers.json" in names:
+        return "holds an embedding model of Sentence Transformers, which writes no text"
+    if _unfinished(names):
+        return _unfinished(names)
+    if tensors and CONFIG in names:
+        return f"{absent}, but {tensors[0]}: give the name of that file"
+    if CONFIG in names:
+        return f"{absent}: there are no weights beside the {CONFIG}"
+    if "tokenizer.json" in names or "tokenizer_config.json" in names:
+        return "holds a tokenizer, and no model"
+    return "is empty" if not names else f"holds no model: there is no {CONFIG}"
+
+
+def snapshot(repository: Path, revision: str | None = None) -> Path | None:
+    """Return the snapshot of a revision in a repository's folder in the hub's cache, such as `models--owner--name`.
+
+    revision  a branch, a tag or a commit; None: main, or the only snapshot that is there
+    """
+    name = revision or "main"
+    try:
+        commit = (repository / "refs" / name).read_text("utf-8").strip()
+    except (OSError, ValueError):
+        commit = name
+    folder = repository / "snapshots" / commit
+    if commit and commit == os.path.basename(commit) and folder.is_dir():
+        return folder
+    if revision is None and (repository / "snapshots").is_dir():
+        folders = [each for each in (repository / "snapshots").iterdir() if each.is_dir()]
+        return folders[0] if len(folders) == 1 else None
+    return None
+
+
+def _names(folder: Path) -> list[str]:
+    """Return the names in a folder, and those in its folders: `file`, `folder/`, `folder/file`."""
+    names = []
+    with os.scandir(folder) as entries:
+        found = list(itertools.islice(entries, _MOST_NAMES))
+    for entry in sorted(found, key=lambda entry: entry.name):
+        if not os.path.isdir(entry.path):  # `entry.is_dir` fails at a loop of links
+            names.append(entry.name)
+            continue
+        names.append(entry.name if entry.name in (CONFIG, INDEX, SINGLE) else f"{entry.name}/")
+        try:
+            with os.scandir(entry.path) as inner:
+                names += [f"{entry.name}/{each.name}" for each in itertools.islice(inner, _MOST_INNER)]
+        except OSError:
+            continue  # a folder that may not be read says nothing
+    return names
+
+
+def _place(names: Collection[str]) -> str | None:
+    """Recognise folders that hold models at a deeper place: parts of the hub's cache, and runs of training."""
+    folders = sorted(name.partition("/")[0] for name in names if "/" in name)
+    if "snapshots" in folders and "blobs" in folders:  # `hub.resolve` finds the snapshot of a complete one
+        inner = [name for name in names if name.startswith("snapshots/") and name != "snapshots/"]
+        return f"is the cache of a repository: give a snapshot, such as {inner[0]}" if inner else "is an empty cache"
+    cached = [name for name in folders if name.startswith("models--")]
+    if cached:
+        return f"is the Hugging Face cache: give an id, such as {'/'.join(cached[0].split('--')[1:])}"
+    if any(name.startswith("hub/models--") for name in names):
+        return "is the folder of the Hugging Face cache: give the id of a model"
+    runs = [name for name in dict.fromkeys(folders) if re.fullmatch(r"checkpoint-\d+", name)]
+    if runs and CONFIG not in names:
+        return f"holds the checkpoints of a training run: give one of them, such as {runs[-1]}"
+    inner = [name for name in names if name.endswith(f"/{CONFIG}")]
+    if inner and CONFIG not in names and "model_index.json" not in names:
+        return f"holds no model, but its folder {inner[0].partition('/')[0]} may: give that"
+    return None
+
+
+def _first(names: Iterable[str], patterns: Iterable[str]) -> str | None:
+    """Return the first name that one of the patterns matches: a * does not match "/"."""
+    for name in sorted(names):
+        if any(name.count("/") == each.count("/") and fnmatchcase(name, each) for each in patterns):
+            return name
+    return None
+
+
+def _unfinished(names: Iterable[str]) -> str | None:
+    name = _first(names, _UNFINISHED)
+    return name and f"holds an unfinished download, {name}: download it again"
+
+
+def _adapter(values: Mapping[str, Any]) -> str:
+    kind, base = values.get("peft_type"), values.get("base_model_name_or_path")
+    what = f"an adapter ({kind})" if isinstance(kind, str) and kind != "LORA" else "a LoRA adapter"
+    of = f" of {base}" if isinstance(base, str) and base else ""
+    return f"holds {what}{of}, not a model: merge it into its base model with PEFT's merge_and_unload"
+
+
+def _quantised(values: Mapping[str, Any]) -> str | None:
+    """Return the quantisation that a config tells, by the keys of transformers or of MLX."""
+    theirs, mlx = values.get("quantization_config"), values.get("quantization")
+    method = theirs.get("quant_method") if isinstance(theirs, dict) else None
+    if isinstance(mlx, dict) and "group_size" in mlx:  # MLX writes both keys, and no method
+        method = "MLX"
+    elif theirs is None:
+        return None
+    kind = f"in the format {str(method)[:40].upper()}" if method else "in a format of its own"
+    return f"holds quantised weights {kind}, which are not read yet: take the checkpoint in bfloat16 or float16"

@@ -1,0 +1,230 @@
+"""Folders and files that are no checkpoint are named for what they are, with what to do."""
+
+import gzip
+import io
+import json
+import pickle
+import tarfile
+import zipfile
+
+import numpy as np
+import pytest
+
+import qwq_ref
+from qwq_ref.engine.convert import convert
+from qwq_ref.errors import CheckpointError, ConfigError, QwqError, TemplateError, TokenizerError
+from qwq_ref.formats import Checkpoint, open_source, recognise, resolve
+from qwq_ref.formats.names import CONFIG, INDEX, SINGLE
+from qwq_ref.text import load_chat_template, load_tokenizer
+from tests.support.safetensors_files import VALUES, WEIGHTS, write
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 4567\n"
+PAGE = b"\n<!DOCTYPE html>\n<html><head><title>Log in</title></head></html>\n"
+
+
+def packed_in_tar():
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as archive:
+        archive.addfile(tarfile.TarInfo("x"))
+    return file.getvalue()
+
+
+def packed_in_zip():
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("archive/data.pkl", "x")
+    return file.getvalue()
+
+
+def numpy_file():
+    file = io.BytesIO()
+    np.save(file, np.zeros(9))
+    return file.getvalue()
+
+
+# contents -> what they are called
+CONTENTS = {
+    "a pointer": (POINTER, "a git-lfs pointer to it: run `git lfs pull`"),
+    "a pointer of git-xet": (b"# xet version 0\nfilesize = 9\nhash = 'x'\n", "a git-xet pointer"),
+    "a page": (PAGE, "a web page, such as a login or an error page"),
+    "a page in capitals": (PAGE.upper(), "a web page"),
+    "a page without a type": (b"<html lang=en>" + b"x" * 9000, "a web page"),
+    "a page with a byte order mark": (b"\xef\xbb\xbf" + PAGE, "a web page"),
+    "an error of a store": (b'<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>', "an XML document"),
+    "GGUF": (b"GGUF\3\0\0\0" + bytes(600), "a GGUF file of llama.cpp"),
+    "zip": (packed_in_zip(), "a zip archive, such as a .bin file of PyTorch"),
+    "pickle": (pickle.dumps({"x": list(range(300))}, protocol=2), "a pickle"),
+    "HDF5": (b"\x89HDF\r\n\x1a\n" + bytes(600), "an HDF5 file"),
+    "NumPy": (numpy_file(), "a NumPy array"),
+    "gzip": (gzip.compress(bytes(range(200))), "a gzip archive: unpack it"),
+    "tar": (packed_in_tar(), "a tar archive: unpack it"),
+    "zeros": (bytes(4096), "zeros, such as an interrupted download leaves"),
+}
+
+
+@pytest.mark.parametrize("name", CONTENTS)
+def test_weights_that_are_something_else(tmp_path, name):
+    contents, words = CONTENTS[name]
+    folder = write(tmp_path, {SINGLE: contents})
+    for call in (
+        lambda: open_source(folder),
+        lambda: Checkpoint.open(folder / SINGLE),
+        lambda: resolve(folder / SINGLE),
+    ):
+        with pytest.raises(CheckpointError) as caught:
+            call()
+        assert caught.value.file == str(folder / SINGLE)
+        assert caught.value.problem.startswith("is not a safetensors file, but ")
+        assert words in caught.value.problem
+
+
+@pytest.mark.parametrize("text", ["Entry not found", "Invalid username or password.\n", '{"error":"not found"}'])
+def test_weights_that_are_the_answer_of_a_server(tmp_path, text):
+    folder = write(tmp_path, {SINGLE: text.encode()})
+    with pytest.raises(CheckpointError, match="but the text") as caught:
+        open_source(folder)
+    assert text.strip() in str(caught.value)
+
+
+@pytest.mark.parametrize("name", CONTENTS)
+def test_json_that_is_something_else(tmp_path, name):
+    contents, words = CONTENTS[name]
+    folder = write(tmp_path, {SINGLE: WEIGHTS})
+    (folder / CONFIG).write_bytes(contents)
+    (folder / "tokenizer.json").write_bytes(contents)
+    calls = {ConfigError: lambda: open_source(folder), TokenizerError: lambda: load_tokenizer(folder)}
+    for error, call in calls.items():
+        with pytest.raises(error) as caught:
+            call()
+        assert caught.value.problem.startswith("is not JSON, but ")
+        assert words in caught.value.problem
+
+
+def test_json_that_is_a_safetensors_file(tmp_path):
+    folder = write(tmp_path, {SINGLE: WEIGHTS})
+    (folder / CONFIG).write_bytes((folder / SINGLE).read_bytes())
+    with pytest.raises(ConfigError, match="is not JSON, but a safetensors file"):
+        open_source(folder)
+
+
+def test_a_damaged_safetensors_file_is_still_called_one(tmp_path):
+    folder = write(tmp_path, {SINGLE: WEIGHTS})
+    file = folder / SINGLE
+    file.write_bytes(file.read_bytes()[:-4])
+    with pytest.raises(CheckpointError, match="past the end of the file"):
+        open_source(folder)
+
+
+AWQ = VALUES | {"quantization_config": {"quant_method": "awq", "bits": 4}}
+MLX = VALUES | {"quantization": {"group_size": 64, "bits": 4}, "quantization_config": {"group_size": 64, "bits": 4}}
+ADAPTER = {"peft_type": "LORA", "base_model_name_or_path": "Qwen/Qwen2.5-0.5B"}
+# name -> (files with their contents, what the folder is called)
+FOLDERS = {
+    "nothing": ({}, "is empty"),
+    "LoRA": ({"adapter_config.json": ADAPTER, "adapter_model.safetensors": b""}, "a LoRA adapter of Qwen/Qwen2.5-0.5B"),
+    "LoRA with a config": ({"adapter_config.json": ADAPTER, CONFIG: VALUES}, "merge_and_unload"),
+    "another adapter": ({"adapter_config.json": {"peft_type": "IA3"}}, "an adapter (IA3), not a model"),
+    "an adapter that cannot be read": ({"adapter_config.json": POINTER}, "a LoRA adapter, not a model"),
+    "GGUF": ({"x-q4_k_m.gguf": b"GGUF"}, "GGUF files of llama.cpp (x-q4_k_m.gguf)"),
+    "GGUF and a config": ({"x.gguf": b"GGUF", CONFIG: VALUES}, "GGUF files of llama.cpp (x.gguf)"),
+    "PyTorch": ({CONFIG: VALUES, "pytorch_model.bin": b""}, "weights of PyTorch, which can run code"),
+    "PyTorch shards": ({"pytorch_model-00001-of-00002.bin": b""}, "weights of PyTorch"),
+    "original": ({"consolidated.00.pth": b"", "params.json": {}}, "weights of PyTorch"),
+    "TensorFlow": ({CONFIG: VALUES, "tf_model.h5": b""}, "weights of TensorFlow"),
+    "Flax": ({CONFIG: VALUES, "flax_model.msgpack": b""}, "weights of Flax"),
+    "ONNX": ({CONFIG: VALUES, "onnx/model.onnx": b""}, "an ONNX model (onnx/model.onnx)"),
+    "OpenVINO": ({CONFIG: VALUES, "openvino_model.xml": b""}, "an OpenVINO model"),
+    "DeepSpeed": ({CONFIG: VALUES, "zero_to_fp32.py": b"", "global_step9/x.pt": b""}, "run its zero_to_fp32.py"),
+    "Diffusers": ({"model_index.json": {}, "unet/config.json": {}}, "a pipeline of Diffusers"),
+    "Sentence Transformers": ({"modules.json": b"[]", CONFIG: VALUES}, "an embedding model"),
+    "Ollama": ({"manifests/x": b"", "blobs/sha256-0": b""}, "models of Ollama"),
+    "a config alone": ({CONFIG: VALUES}, "holds neither model.safetensors nor model.safetensors.index.json"),
+    "a tokenizer": ({"tokenizer.json": {}}, "a tokenizer, and no model"),
+    "no config": ({SINGLE: WEIGHTS}, "there is no config.json beside model.safetensors"),
+    "no config beside packed weights": ({"packed-q4.safetensors": b""}, "no config.json beside packed-q4.safetensors"),
+    "shards without an index": ({CONFIG: VALUES, "model-00001-of-00002.safetensors": b""}, f"but no {INDEX}"),
+    "another name": ({CONFIG: VALUES, "consolidated.safetensors": b""}, "give the name of that file"),
+    "a training run": ({"checkpoint-500/config.json": VALUES, "checkpoint-90/x": b""}, "a training run"),
+    "one folder too high": ({"qwen/config.json": VALUES, "README.md": b""}, "its folder qwen may"),
+    "half a download": ({CONFIG: VALUES, "model.safetensors.part": b""}, "an unfinished download, model.safetensors"),
+    "the cache": ({"models--Qwen--QwQ-32B/refs/main": b""}, "give an id, such as Qwen/QwQ-32B"),
+    "the folder of the cache": ({"hub/models--a--b/x": b"", "token": b""}, "the folder of the Hugging Face cache"),
+    "AWQ": ({CONFIG: AWQ, SINGLE: WEIGHTS}, "quantised weights in the format AWQ, which are not read yet"),
+    "MLX": ({CONFIG: MLX, SINGLE: WEIGHTS}, "in the format MLX"),
+    "quantised without a method": ({CONFIG: VALUES | {"quantization_config": {}}, SINGLE: WEIGHTS}, "of its own"),
+    "something else": ({"README.md": b"text"}, "holds no model: there is no config.json"),
+}
+
+
+def make(folder, files):
+    for name, contents in files.items():
+        file = folder / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if name == SINGLE and isinstance(contents, dict):
+            write(folder, {SINGLE: contents})
+            if CONFIG not in files:
+                (folder / CONFIG).unlink()
+        else:
+            file.write_bytes(contents if isinstance(contents, bytes) else json.dumps(contents).encode())
+    return folder
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_folders_that_are_something_else(tmp_path, name):
+    files, words = FOLDERS[name]
+    folder = make(tmp_path, {key: value for key, value in files.items() if value is not WEIGHTS})
+    folder = make(tmp_path, {key: value for key, value in files.items() if value is WEIGHTS} | files)
+    with pytest.raises(QwqError) as caught:
+        Checkpoint.open(folder)
+    assert words in str(caught.value)
+    assert caught.value.file == str(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_checkpoint_has_no_problem(tmp_path):
+    """Files of other formats beside it make no difference."""
+    folder = make(tmp_path, {"x.gguf": b"", "pytorch_model.bin": b"", "onnx/model.onnx": b"", SINGLE: WEIGHTS})
+    (folder / CONFIG).write_text(json.dumps(VALUES))
+    assert recognise.folder_problem(folder) is None
+    assert recognise.file_problem(folder / SINGLE) is None
+
+
+def test_files_that_are_no_weights(tmp_path):
+    (tmp_path / "x.gguf").write_bytes(b"GGUF\3\0\0\0")
+    (tmp_path / CONFIG).write_text(json.dumps(VALUES))
+    (tmp_path / INDEX).write_text("{}")
+    (tmp_path / "model-00002-of-00003.safetensors").write_bytes(b"\1\0\0\0\0\0\0\0{" + bytes(9))
+    (tmp_path / "notes.txt").write_text("text")
+    for name, words in {
+        "x.gguf": "a GGUF file of llama.cpp",
+        CONFIG: f"is neither a folder nor a .safetensors file; give its folder, {tmp_path}",
+        INDEX: "give its folder",
+        "model-00002-of-00003.safetensors": "is one shard of a checkpoint: give its folder",
+        "notes.txt": "is neither a folder nor a .safetensors file",
+    }.items():
+        with pytest.raises(CheckpointError) as caught:
+            resolve(tmp_path / name)
+        assert words in caught.value.problem
+
+
+@pytest.mark.parametrize("call", [qwq_ref.load, lambda model: convert(model, "never", "q4")])
+def test_a_shipped_config_names_its_weights(call):
+    with pytest.raises(CheckpointError, match=r"^qwq-32b: is a config without .*: Qwen/QwQ-32B$"):
+        call("qwq-32b")
+
+
+def test_a_folder_of_many_files_is_looked_at_in_part(tmp_path, monkeypatch):
+    monkeypatch.setattr(recognise, "_MOST_NAMES", 50)
+    for number in range(99):
+        (tmp_path / f"{number}.txt").touch()
+    assert recognise.folder_problem(tmp_path) == "holds no model: there is no config.json"
+
+
+@pytest.mark.parametrize("name", CONTENTS)
+def test_a_template_that_is_something_else(tmp_path, name):
+    contents, words = CONTENTS[name]
+    (tmp_path / "chat_template.jinja").write_bytes(contents)
+    with pytest.raises(TemplateError) as caught:
+        load_chat_template(tmp_path)
+    assert caught.value.problem.startswith("is not a template, but ")
+    assert words in caught.value.problem
