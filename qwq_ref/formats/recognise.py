@@ -19,7 +19,7 @@ Values = Callable[[str], Mapping[str, Any]]  # the name of a JSON file -> its ob
 _JSON_BYTES = 1 << 20
 _MOST_NAMES, _MOST_INNER = 10_000, 100
 _ORIGINAL = "take the checkpoint in safetensors that they were made from"
-_SHARD = r"model-\d+-of-(\d+)\.safetensors"
+_SHARD = r"model-\d+-of-\d+\.safetensors"
 _UNFINISHED = ("*.incomplete", "*.part", "*.partial", "*.crdownload", "*.aria2", "*.download")
 
 # Patterns of names -> what the files are, and what to do. The first row with a file decides.
@@ -68,9 +68,6 @@ def file_problem(path: Path) -> str | None:
         return f"is not a safetensors file, but {kind}"
     if path.suffix != ".safetensors":
         return f"{odd}; give its folder, {path.parent}" if path.name in (CONFIG, INDEX) else odd
-    shard = re.fullmatch(_SHARD, path.name)
-    if shard and int(shard[1]) > 1 and (path.parent / INDEX).is_file():
-        return f"is one shard of a checkpoint: give its folder, {path.parent}"
     if not (path.parent / CONFIG).is_file():
         return f"there is no {CONFIG} in its folder"
     return None
