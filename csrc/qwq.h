@@ -52,8 +52,6 @@ int qwq_isa_supported(int isa);
 int qwq_isas_ran(void);
 /* The table of an instruction set, whether it can run or not: a qwq_table of common/table.h. For tests. */
 const void *qwq_isa_table(int isa);
-/* 1 if the core was built with OpenMP. Otherwise every call runs on one thread, whatever it asks for. */
-int qwq_openmp(void);
 
 /* What the numbers of a packed weight are: common/formats.c has the table. */
 enum { QWQ_Q4, QWQ_U4, QWQ_U5, QWQ_U6, QWQ_Q8, QWQ_BF16, QWQ_FP16, QWQ_FP32, QWQ_CODE_TYPES };

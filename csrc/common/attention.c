@@ -24,6 +24,8 @@ typedef struct {
     float *y;
     int fp32;
     size_t G, wide, step;
+    size_t rows, first, chunks; /* of a KV head; the first chunk that is seen, and their number */
+    float *scratch, *kept;
 } job;
 
 /* So all products of sizes stay below 2^63: the most are 2^30 tokens, 2^16 heads, and 8 bytes of 2^12 dimensions. */
@@ -103,16 +105,20 @@ int qwq_kv_append(const qwq_kv *kv, const float *k, const float *v, size_t pos, 
     return code;
 }
 
-void qwq_append_run(const qwq_append_call *c)
+static size_t spans_of(const qwq_append_call *c)
 {
+    return (c->pos + c->T - 1) / SPAN + 1 - c->pos / SPAN;
+}
+
+/* A piece is one span of one head: threads share no line of the cache. */
+static void append_spans(const void *call, size_t first, size_t last, int worker)
+{
+    const qwq_append_call *c = call;
     const qwq_kv *kv = c->kv;
-    size_t pos = c->pos, end = pos + c->T, E = kv->E;
-    if (!c->T)
-        return;
-    size_t first = pos / SPAN, spans = (end - 1) / SPAN + 1 - first; /* threads share no line of the cache */
-    OMP(parallel for num_threads(c->threads) schedule(static) if (c->threads > 1 && c->T > 1))
-    for (size_t n = 0; n < kv->K * spans; n++) {
-        size_t head = n / spans, start = (first + n % spans) * SPAN;
+    size_t pos = c->pos, end = pos + c->T, E = kv->E, spans = spans_of(c);
+    (void)worker;
+    for (size_t n = first; n < last; n++) {
+        size_t head = n / spans, start = (pos / SPAN + n % spans) * SPAN;
         qwq_chunk span = chunk_at(kv, head, start);
         const float *center = kv->center ? kv->center + head * E : NULL;
         for (size_t p = start > pos ? start : pos; p < end && p < start + SPAN; p++) {
@@ -123,6 +129,12 @@ void qwq_append_run(const qwq_append_call *c)
                 place_fp32(span, p - start, c->k + from, c->v + from, E);
         }
     }
+}
+
+void qwq_append_run(const qwq_append_call *c)
+{
+    if (c->T)
+        qwq_parallel_for(append_spans, c, c->kv->K * spans_of(c), c->T > 1 ? c->threads : 1);
 }
 
 /* What a thread works in: queries, scores, weights, the result of one chunk, and those of all before. */
@@ -268,50 +280,48 @@ static void finish(const job *j, size_t head, size_t row, const float *state)
         y[e] = state[e] * inverse;
 }
 
-/* Few rows: work is shared by head and chunk, and each row's results are merged in order at the end. */
-static void by_chunk(const job *j, float *scratch, float *kept)
+/* Few rows: a piece is a head's rows on one chunk. Its results are kept until all are there. */
+static void attend_chunks(const void *of, size_t from, size_t end, int worker)
 {
-    size_t rows = j->queries.T * j->G, first = seen_from(j, j->queries.pos) / CHUNK,
-           chunks = (j->queries.pos + j->queries.T - 1) / CHUNK + 1 - first;
-    workspace w = workspace_at(scratch, thread_number(), j->kv.E);
+    const job *j = of;
+    workspace w = workspace_at(j->scratch, worker, j->kv.E);
     pass p = {.head = j->kv.K}; /* of no head yet */
-    OMP(for schedule(guided))
-    for (size_t n = 0; n < j->kv.K * chunks; n++) {
-        if (stopped(j->queries.stop))
-            continue;
-        float *out = kept + n * rows * j->step;
-        if (p.head != n / chunks)
-            prepare(&p, j, n / chunks, 0, rows, w.q);
+    for (size_t n = from; n < end && !stopped(j->queries.stop); n++) {
+        float *out = j->kept + n * j->rows * j->step;
+        if (p.head != n / j->chunks)
+            prepare(&p, j, n / j->chunks, 0, j->rows, w.q);
         for (size_t tile = 0; tile < p.tiles; tile++) {
             float *part = out + tile_row(&p, tile) * j->step;
-            if (!attend(j, &p, tile, first + n % chunks, w, part))
+            if (!attend(j, &p, tile, j->first + n % j->chunks, w, part))
                 for (size_t r = tile_row(&p, tile); r < tile_row(&p, tile + 1); r++)
                     empty(out + r * j->step, j->wide);
         }
     }
-    OMP(for schedule(static))
-    for (size_t n = 0; n < j->kv.K * rows; n++) {
-        if (stopped(j->queries.stop))
-            continue;
-        size_t head = n / rows, row = n % rows;
+}
+
+/* A piece is one row of a head: the results of all chunks, merged in order. */
+static void merge_rows(const void *of, size_t from, size_t end, int worker)
+{
+    const job *j = of;
+    workspace w = workspace_at(j->scratch, worker, j->kv.E);
+    for (size_t n = from; n < end && !stopped(j->queries.stop); n++) {
+        size_t head = n / j->rows, row = n % j->rows;
         empty(w.state, j->wide);
-        for (size_t c = 0; c < chunks; c++)
-            j->kernels->merge(w.state, kept + ((head * chunks + c) * rows + row) * j->step, j->wide);
+        for (size_t c = 0; c < j->chunks; c++)
+            j->kernels->merge(w.state, j->kept + ((head * j->chunks + c) * j->rows + row) * j->step, j->wide);
         finish(j, head, row, w.state);
     }
 }
 
-/* Many rows: work is shared by head and rows, each of which walk through the chunks in order. */
-static void by_rows(const job *j, float *scratch)
+/* Many rows: a piece is some rows of a head, which walk through the chunks in order. */
+static void attend_rows(const void *of, size_t from, size_t end, int worker)
 {
-    size_t rows = j->queries.T * j->G, passes = (rows + PASS - 1) / PASS;
-    workspace w = workspace_at(scratch, thread_number(), j->kv.E);
-    OMP(for schedule(dynamic, 1))
-    for (size_t n = 0; n < j->kv.K * passes; n++) {
-        if (stopped(j->queries.stop))
-            continue;
+    const job *j = of;
+    size_t passes = up(j->rows, PASS) / PASS;
+    workspace w = workspace_at(j->scratch, worker, j->kv.E);
+    for (size_t n = from; n < end && !stopped(j->queries.stop); n++) {
         size_t row = (passes - 1 - n % passes) * PASS; /* the last rows see most: they begin */
-        size_t some = rows - row < PASS ? rows - row : PASS;
+        size_t some = smaller(j->rows - row, PASS);
         size_t first = seen_from(j, j->queries.pos + row / j->G) / CHUNK;
         size_t last = (j->queries.pos + (row + some - 1) / j->G) / CHUNK;
         pass p;
@@ -328,15 +338,6 @@ static void by_rows(const job *j, float *scratch)
         for (size_t r = 0; r < some; r++)
             finish(j, p.head, row + r, w.state + r * j->step);
     }
-}
-
-/* What each thread does of a call, or the only one all of. */
-static void work(const job *j, float *scratch, int threads)
-{
-    if (j->queries.T * j->G <= PASS)
-        by_chunk(j, scratch, scratch + (size_t)threads * (workspace_bytes(j->kv.E) / sizeof(float)));
-    else
-        by_rows(j, scratch);
 }
 
 int qwq_attention(float *y, const qwq_kv *kv, const float *q, void *scratch, const qwq_queries *queries, int isa,
@@ -366,24 +367,28 @@ int qwq_attention_run(const qwq_attention_call *c)
     const qwq_queries *q = c->queries;
     if (!q->T)
         return 0;
-    const job j = {.kernels = &c->table->attention,
-                   .kv = *c->kv,
-                   .queries = *q,
-                   .q = c->q,
-                   .y = c->y,
-                   .fp32 = !c->kv->int8,
-                   .G = q->H / c->kv->K,
-                   .wide = up(c->kv->E, DIMS),
-                   .step = step_of(c->kv->E)};
     size_t context = q->window && q->window < q->pos + q->T ? q->window : q->pos + q->T;
     int one = (double)q->T * (double)q->H * (double)context * (double)c->kv->E < LEAST_WORK;
     int threads = one ? 1 : c->threads;
-    float *at = (float *)(((uintptr_t)c->scratch + 63) / 64 * 64);
-    if (threads == 1) { /* without the half microsecond that a team of one takes */
-        work(&j, at, 1);
+    job j = {.kernels = &c->table->attention,
+             .kv = *c->kv,
+             .queries = *q,
+             .q = c->q,
+             .y = c->y,
+             .fp32 = !c->kv->int8,
+             .G = q->H / c->kv->K,
+             .wide = up(c->kv->E, DIMS),
+             .step = step_of(c->kv->E),
+             .scratch = (float *)(((uintptr_t)c->scratch + 63) / 64 * 64)};
+    j.rows = q->T * j.G;
+    j.first = seen_from(&j, q->pos) / CHUNK;
+    j.chunks = (q->pos + q->T - 1) / CHUNK + 1 - j.first;
+    j.kept = j.scratch + (size_t)threads * (workspace_bytes(j.kv.E) / sizeof(float));
+    if (j.rows <= PASS) {
+        qwq_parallel_for(attend_chunks, &j, j.kv.K * j.chunks, threads);
+        qwq_parallel_for(merge_rows, &j, j.kv.K * j.rows, threads);
     } else {
-        OMP(parallel num_threads(threads))
-        work(&j, at, threads);
+        qwq_parallel_for(attend_rows, &j, j.kv.K * (up(j.rows, PASS) / PASS), threads);
     }
     return stopped(q->stop) ? QWQ_ESTOP : 0;
 }

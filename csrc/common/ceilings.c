@@ -22,6 +22,36 @@ const char *qwq_peak_instructions(int which, int isa)
     return peak_of(which, isa).instructions;
 }
 
+/* Each thread's share in 64 parts: one that comes late leaves parts to the others. */
+enum { PARTS = 64 };
+typedef struct {
+    peak_fn *run;
+    read_fn *read;
+    size_t rounds;
+    const uint8_t *data;
+    size_t lines, parts;
+    int order;
+} ceiling_job;
+
+static void compute(const void *job, size_t first, size_t end, int worker)
+{
+    const ceiling_job *j = job;
+    size_t rounds = j->rounds * end / PARTS - j->rounds * first / PARTS;
+    (void)worker;
+    if (rounds)
+        j->run(rounds);
+}
+
+static void read(const void *job, size_t first, size_t end, int worker)
+{
+    const ceiling_job *j = job;
+    size_t blocks = j->lines / STREAMS, from = blocks * first / j->parts * STREAMS;
+    size_t to = blocks * end / j->parts * STREAMS;
+    (void)worker;
+    if (to > from)
+        j->read(j->data + from * LINE, to - from, j->order);
+}
+
 int qwq_peak(int which, size_t rounds, int isa, int threads)
 {
     if (!qwq_isa_supported(isa))
@@ -31,8 +61,8 @@ int qwq_peak(int which, size_t rounds, int isa, int threads)
         return QWQ_EFORMAT;
     if (!rounds || !qwq_threads_are_possible(threads))
         return QWQ_ESIZE;
-    OMP(parallel num_threads(threads) if (threads > 1))
-    peak.run(rounds);
+    const ceiling_job job = {.run = peak.run, .rounds = rounds};
+    qwq_parallel_for(compute, &job, (size_t)threads * PARTS, threads);
     return 0;
 }
 
@@ -49,8 +79,11 @@ int qwq_read(const uint8_t *data, size_t bytes, int order, int isa, int threads)
     int error = qwq_check(&(qwq_array){data, bytes, LINE}, 0, 1);
     if (error)
         return error;
-    OMP(parallel for schedule(static) num_threads(threads) if (threads > 1))
-    for (int i = 0; i < threads; i++)
-        table->ceilings.read(data + (size_t)i * each * LINE, each, order);
+    const ceiling_job job = {.read = table->ceilings.read,
+                             .data = data,
+                             .lines = each * (size_t)threads,
+                             .parts = threads > 1 ? (size_t)threads * PARTS : 1,
+                             .order = order};
+    qwq_parallel_for(read, &job, job.parts, threads);
     return 0;
 }

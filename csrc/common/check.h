@@ -50,6 +50,11 @@ static inline int stopped(const int32_t *stop)
     return stop && __atomic_load_n(stop, __ATOMIC_RELAXED);
 }
 
+static inline size_t smaller(size_t a, size_t b)
+{
+    return a < b ? a : b;
+}
+
 /* To the next multiple. */
 static inline size_t up(size_t n, size_t multiple)
 {

@@ -67,12 +67,3 @@ int qwq_cpu_features(void)
     }
     return known;
 }
-
-int qwq_openmp(void)
-{
-#ifdef _OPENMP
-    return 1;
-#else
-    return 0;
-#endif
-}

@@ -99,11 +99,6 @@ typedef struct {
 } qwq_matmul_kernels;
 /* </cdef> */
 
-static inline size_t smaller(size_t a, size_t b)
-{
-    return a < b ? a : b;
-}
-
 /* What a group's scale can be, beside its token's: eight steps to the octave. numerics/quant.py: RATIOS. */
 static const float QWQ_RATIO[QWQ_RATIOS] = {
     0x1p+0f,        0x1.d5818ep-1f, 0x1.ae89fap-1f, 0x1.8ace54p-1f, 0x1.6a09e6p-1f, 0x1.4bfdaep-1f, 0x1.306fep-1f,

@@ -18,6 +18,7 @@ enum {
     SLICE = 32         /* groups that a thread quantises at a time, where there are few tokens */
 };
 static const double SMALL_WORK = 1 << 18; /* products below which threads cost more than they bring */
+static const size_t SMALL_ROWS = 1 << 13; /* activations below which one thread quantises them */
 
 /* T tokens as tiles, of as many tokens at most as a rung's kernels take. */
 typedef struct {
@@ -183,6 +184,7 @@ static void place(const qwq_scratch *s, const qwq_layout *l, const qwq_matmul_ke
 
 /* What the threads share. */
 typedef struct {
+    const qwq_matmul_call *call;
     const uint8_t *w;
     const qwq_format *format;
     const qwq_layout *layout;
@@ -190,6 +192,9 @@ typedef struct {
     qwq_scratch scratch;
     qwq_tiles tiles;
     size_t panel_bytes;
+    const float *rows;    /* activations, normalised if that is asked for */
+    size_t slice, slices; /* groups that are quantised at a time, and how often in a token */
+    int few, direct;      /* whether there are few tokens; whether they are multiplied with blocks as they lie */
 } qwq_job;
 
 /* Groups g to g + groups of a panel, unpacked. */
@@ -374,45 +379,72 @@ int qwq_matmul(float *y, const qwq_linear *w, const float *x, const qwq_fusion *
     return qwq_matmul_run(&(qwq_matmul_call){y, w, x, f, scratch, T, N, K, table, threads});
 }
 
-/* The activations of all tokens: normalised, quantised, and in the order of tiles. Every thread of a team calls it. */
-static void prepare(const qwq_job *j, const qwq_matmul_call *c, int threads)
+/* Tokens, normalised. */
+static void normalise(const void *job, size_t first, size_t end, int worker)
 {
+    const qwq_job *j = job;
+    const qwq_matmul_call *c = j->call;
+    (void)worker;
+    for (size_t t = first; t < end; t++)
+        c->table->ops.rmsnorm(j->scratch.normed + t * c->K, c->x + t * c->K, c->fusion->norm, c->fusion->eps, c->K);
+}
+
+/* The largest magnitudes of all groups. A piece is a slice of a token's groups. */
+static void find_all_largest(const void *job, size_t first, size_t last, int worker)
+{
+    const qwq_job *j = job;
     const qwq_scratch *s = &j->scratch;
-    const qwq_layout *l = j->layout;
-    size_t slice = j->tiles.count < (size_t)threads ? SLICE : s->groups, slices = up(s->groups, slice) / slice;
-    if (c->fusion->norm) {
-        OMP(for schedule(static))
-        for (size_t t = 0; t < c->T; t++)
-            c->table->ops.rmsnorm(s->normed + t * c->K, c->x + t * c->K, c->fusion->norm, c->fusion->eps, c->K);
-    }
-    const float *rows = c->fusion->norm ? s->normed : c->x;
-    OMP(for schedule(static))
-    for (size_t i = 0; i < (l->floats ? 0 : c->T * slices); i++) {
-        size_t t = i / slices, g = i % slices * slice, end = smaller(g + slice, s->groups);
-        find_largest(s->largest + t * s->groups, j->kernels, rows + t * c->K, g, end, c->K);
+    (void)worker;
+    for (size_t i = first; i < last; i++) {
+        size_t t = i / j->slices, g = i % j->slices * j->slice, end = smaller(g + j->slice, s->groups);
+        find_largest(s->largest + t * s->groups, j->kernels, j->rows + t * j->call->K, g, end, j->call->K);
         if (t == 0)
             memset(s->used + g, 0, (end - g) * sizeof(uint64_t));
     }
-    OMP(for schedule(static))
-    for (size_t i = 0; i < j->tiles.count * slices; i++) {
-        size_t first = tile_at(&j->tiles, i / slices), tokens = tile_at(&j->tiles, i / slices + 1) - first;
-        size_t g = i % slices * slice, end = smaller(g + slice, s->groups);
+}
+
+/* All tokens, quantised and in the order of tiles. A piece is a slice of a tile's groups. */
+static void place_all(const void *job, size_t from, size_t last, int worker)
+{
+    const qwq_job *j = job;
+    const qwq_matmul_call *c = j->call;
+    (void)worker;
+    for (size_t i = from; i < last; i++) {
+        size_t tile = i / j->slices, first = tile_at(&j->tiles, tile), tokens = tile_at(&j->tiles, tile + 1) - first;
+        size_t g = i % j->slices * j->slice, end = smaller(g + j->slice, j->scratch.groups);
         for (size_t t = 0; t < tokens; t++)
-            place(s, l, j->kernels, rows + (first + t) * c->K, c->T, first, tokens, t, g, end, c->K);
+            place(&j->scratch, j->layout, j->kernels, j->rows + (first + t) * c->K, c->T, first, tokens, t, g, end,
+                  c->K);
     }
 }
 
-/* Panels p0 to p1, for all tokens. */
-static void multiply(const qwq_job *j, const qwq_matmul_call *c, size_t p0, size_t p1, qwq_wide *wide, float *results,
-                     int few)
+/* The activations of all tokens: normalised, quantised, and in the order of tiles. */
+static void prepare(qwq_job *j, int threads)
 {
+    const qwq_matmul_call *c = j->call;
+    if (c->T * c->K < SMALL_ROWS)
+        threads = 1;
+    j->slice = j->tiles.count < (size_t)threads ? SLICE : j->scratch.groups;
+    j->slices = up(j->scratch.groups, j->slice) / j->slice;
+    j->rows = c->fusion->norm ? j->scratch.normed : c->x;
+    if (c->fusion->norm)
+        qwq_parallel_for(normalise, j, c->T, threads);
+    if (!j->layout->floats)
+        qwq_parallel_for(find_all_largest, j, c->T * j->slices, threads);
+    qwq_parallel_for(place_all, j, j->tiles.count * j->slices, threads);
+}
+
+/* Panels p0 to p1, for all tokens. */
+static void multiply(const qwq_job *j, size_t p0, size_t p1, qwq_wide *wide, float *results)
+{
+    const qwq_matmul_call *c = j->call;
     const size_t most = MOST_TOKENS / j->tiles.tokens; /* tiles */
     for (size_t i = 0; i < j->tiles.count && !stopped(c->fusion->stop); i += most) {
         size_t end = smaller(i + most, j->tiles.count), t0 = tile_at(&j->tiles, i), t1 = tile_at(&j->tiles, end);
         memset(results, 0, (p1 - p0) * (t1 - t0) * PANEL * sizeof(float));
-        if (!few)
+        if (!j->few)
             many_times(results, wide, j, p0, p1, i, end);
-        for (size_t p = p0; few && p < p1; p++)
+        for (size_t p = p0; j->few && p < p1; p++)
             few_times(results + (p - p0) * c->T * PANEL, wide, j, j->w + p * j->panel_bytes);
         qwq_end out = {c->y, j->layout->floats ? NULL : j->scratch.scale, c->fusion, c->table->ops.swiglu, c->N, t0,
                        t1};
@@ -426,6 +458,18 @@ static void multiply(const qwq_job *j, const qwq_matmul_call *c, size_t p0, size
     }
 }
 
+/* A piece is some panels. */
+static void multiply_pieces(const void *job, size_t first, size_t end, int worker)
+{
+    const qwq_job *j = job;
+    size_t panels = up(j->call->N, PANEL) / PANEL;
+    uint8_t *own = j->scratch.threads + (size_t)worker * j->scratch.bytes_of_thread;
+    qwq_wide *wide = j->direct ? NULL : (qwq_wide *)(void *)own;
+    float *results = (float *)(void *)(own + GROUP_CHUNK * sizeof(qwq_wide));
+    for (size_t p = first * PANELS; p < smaller(end * PANELS, panels); p += PANELS)
+        multiply(j, p, smaller(p + PANELS, panels), wide, results);
+}
+
 int qwq_matmul_run(const qwq_matmul_call *c)
 {
     const qwq_matmul_kernels *k = &c->table->matmul;
@@ -433,25 +477,18 @@ int qwq_matmul_run(const qwq_matmul_call *c)
     qwq_layout l;
     qwq_layout_of(&l, format);
     int few = c->T <= FEW * k->tile, only = k->blocks_group[format->codes];
-    int direct = few && k->blocks[format->codes] && (!only || only == format->group);
     int threads = (double)c->T * (double)c->K * (double)c->N < SMALL_WORK ? 1 : c->threads;
-    size_t panels = up(c->N, PANEL) / PANEL;
-    const qwq_job job = {.w = c->w->packed,
-                         .format = format,
-                         .layout = &l,
-                         .kernels = k,
-                         .scratch = scratch_of(c->scratch, &l, c->T, c->K, few, threads),
-                         .tiles = tiles_of(c->T, k->tile),
-                         .panel_bytes = up(c->K, l.columns) / l.columns * l.bytes};
-    OMP(parallel num_threads(threads) if (threads > 1))
-    {
-        prepare(&job, c, threads);
-        uint8_t *own = job.scratch.threads + (size_t)thread_number() * job.scratch.bytes_of_thread;
-        qwq_wide *wide = direct ? NULL : (qwq_wide *)(void *)own;
-        float *results = (float *)(void *)(own + GROUP_CHUNK * sizeof(qwq_wide));
-        OMP(for schedule(dynamic))
-        for (size_t p = 0; p < panels; p += PANELS)
-            multiply(&job, c, p, smaller(p + PANELS, panels), wide, results, few);
-    }
+    qwq_job job = {.call = c,
+                   .w = c->w->packed,
+                   .format = format,
+                   .layout = &l,
+                   .kernels = k,
+                   .scratch = scratch_of(c->scratch, &l, c->T, c->K, few, threads),
+                   .tiles = tiles_of(c->T, k->tile),
+                   .panel_bytes = up(c->K, l.columns) / l.columns * l.bytes,
+                   .few = few,
+                   .direct = few && k->blocks[format->codes] && (!only || only == format->group)};
+    prepare(&job, threads);
+    qwq_parallel_for(multiply_pieces, &job, up(c->N, PANEL * PANELS) / (PANEL * PANELS), threads);
     return stopped(c->fusion->stop) ? QWQ_ESTOP : 0;
 }

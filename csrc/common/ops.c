@@ -17,6 +17,48 @@ static qwq_array rows(const void *from, size_t T, size_t ld, size_t columns)
     return (qwq_array){from, ((T - 1) * ld + columns) * 4, 4};
 }
 
+/* The rows of one operation: a row is a piece. w: RMSNorm's weights; up: of SwiGLU. */
+typedef struct {
+    const qwq_ops *ops;
+    float *y;
+    const float *x, *w, *up;
+    float number; /* eps or beta */
+    size_t columns, ld;
+} rows_job;
+
+static void rmsnorm_rows(const void *job, size_t first, size_t end, int worker)
+{
+    const rows_job *j = job;
+    (void)worker;
+    for (size_t t = first; t < end; t++)
+        j->ops->rmsnorm(j->y + t * j->columns, j->x + t * j->columns, j->w, j->number, j->columns);
+}
+
+static void softmax_rows(const void *job, size_t first, size_t end, int worker)
+{
+    const rows_job *j = job;
+    (void)worker;
+    for (size_t t = first; t < end; t++)
+        j->ops->softmax(j->y + t * j->columns, j->x + t * j->columns, j->columns);
+}
+
+static void swiglu_rows(const void *job, size_t first, size_t end, int worker)
+{
+    const rows_job *j = job;
+    (void)worker;
+    for (size_t t = first; t < end; t++)
+        j->ops->swiglu(j->y + t * j->columns, j->x + t * j->ld, j->up + t * j->ld, j->number, j->columns);
+}
+
+static void rope_rows(const void *call, size_t first, size_t end, int worker)
+{
+    const qwq_rope_call *c = call;
+    size_t half = c->E / 2;
+    (void)worker;
+    for (size_t t = first; t < end; t++)
+        c->table->ops.rope(c->x + t * c->ld, c->cos + t * half, c->sin + t * half, c->N, c->E);
+}
+
 int qwq_exp(float *y, const float *x, size_t n, int isa)
 {
     const qwq_table *table = qwq_table_of(isa);
@@ -38,9 +80,8 @@ int qwq_rmsnorm(float *y, const float *x, const float *w, float eps, size_t T, s
     int code = qwq_check((qwq_array[]){rows(y, T, D, D), rows(x, T, D, D), rows(w, 1, 0, D)}, 1, 3);
     if (code)
         return code;
-    OMP(parallel for num_threads(threads) schedule(static) if (threads > 1 && T > 1))
-    for (size_t t = 0; t < T; t++)
-        table->ops.rmsnorm(y + t * D, x + t * D, w, eps, D);
+    const rows_job job = {.ops = &table->ops, .y = y, .x = x, .w = w, .number = eps, .columns = D};
+    qwq_parallel_for(rmsnorm_rows, &job, T, threads);
     return 0;
 }
 
@@ -63,10 +104,7 @@ int qwq_rope(float *x, const float *cos, const float *sin, size_t T, size_t N, s
 
 void qwq_rope_run(const qwq_rope_call *c)
 {
-    size_t half = c->E / 2;
-    OMP(parallel for num_threads(c->threads) schedule(static) if (c->threads > 1 && c->T > 1))
-    for (size_t t = 0; t < c->T; t++)
-        c->table->ops.rope(c->x + t * c->ld, c->cos + t * half, c->sin + t * half, c->N, c->E);
+    qwq_parallel_for(rope_rows, c, c->T, c->threads);
 }
 
 int qwq_softmax(float *y, const float *x, size_t T, size_t n, int isa, int threads)
@@ -79,9 +117,8 @@ int qwq_softmax(float *y, const float *x, size_t T, size_t n, int isa, int threa
     int code = qwq_check((qwq_array[]){rows(y, T, n, n), rows(x, T, n, n)}, y == x ? 0 : 1, 2);
     if (code)
         return code;
-    OMP(parallel for num_threads(threads) schedule(static) if (threads > 1 && T > 1))
-    for (size_t t = 0; t < T; t++)
-        table->ops.softmax(y + t * n, x + t * n, n);
+    const rows_job job = {.ops = &table->ops, .y = y, .x = x, .columns = n};
+    qwq_parallel_for(softmax_rows, &job, T, threads);
     return 0;
 }
 
@@ -96,9 +133,8 @@ int qwq_swiglu(float *y, const float *gate, const float *up, float beta, size_t 
     int code = qwq_check((qwq_array[]){rows(y, T, F, F), rows(gate, T, ld, F), rows(up, T, ld, F)}, 1, 3);
     if (code || !F)
         return code;
-    OMP(parallel for num_threads(threads) schedule(static) if (threads > 1 && T > 1))
-    for (size_t t = 0; t < T; t++)
-        table->ops.swiglu(y + t * F, gate + t * ld, up + t * ld, beta, F);
+    const rows_job job = {.ops = &table->ops, .y = y, .x = gate, .up = up, .number = beta, .columns = F, .ld = ld};
+    qwq_parallel_for(swiglu_rows, &job, T, threads);
     return 0;
 }
 

@@ -42,6 +42,35 @@ static void pack_row(uint8_t *block, const qwq_format *f, const qwq_layout *l, c
     }
 }
 
+typedef struct {
+    uint8_t *packed;
+    const qwq_format *format;
+    const qwq_layout *layout;
+    const qwq_weight *w;
+    size_t N, K;
+} pack_job;
+
+static void pack_panels(const void *job, size_t first, size_t end, int worker)
+{
+    const pack_job *j = job;
+    const qwq_layout *l = j->layout;
+    size_t blocks = up(j->K, l->columns) / l->columns;
+    (void)worker;
+    for (size_t p = first; p < end; p++) {
+        uint8_t *panel = j->packed + p * blocks * l->bytes;
+        if (l->floats) {
+            size_t element = qwq_code_types[j->format->codes].element;
+            const uint8_t *rows = (const uint8_t *)j->w->code + p * PANEL * j->K * element;
+            qwq_pack_floats(panel, rows, smaller(j->N - p * PANEL, PANEL), j->K, element);
+            continue;
+        }
+        memset(panel, 0, blocks * l->bytes);
+        for (size_t b = 0; b < blocks; b++)
+            for (size_t n = p * PANEL; n < smaller(j->N, (p + 1) * PANEL); n++)
+                pack_row(panel + b * l->bytes, j->format, l, j->w, n, b * l->columns, j->K);
+    }
+}
+
 int qwq_pack(uint8_t *packed, const qwq_format *format, const qwq_weight *w, size_t N, size_t K, int threads)
 {
     qwq_layout l;
@@ -71,19 +100,6 @@ int qwq_pack(uint8_t *packed, const qwq_format *format, const qwq_weight *w, siz
         for (size_t i = 0; i < groups; i++)
             if (w->zero_point[i] > ZERO_EXCESS)
                 return QWQ_EFORMAT;
-    size_t blocks = up(K, l.columns) / l.columns;
-    OMP(parallel for num_threads(threads) schedule(dynamic) if (threads > 1))
-    for (size_t p = 0; p < panels; p++) {
-        uint8_t *panel = packed + p * blocks * l.bytes;
-        if (l.floats) {
-            const uint8_t *rows = (const uint8_t *)w->code + p * PANEL * K * element;
-            qwq_pack_floats(panel, rows, smaller(N - p * PANEL, PANEL), K, element);
-            continue;
-        }
-        memset(panel, 0, blocks * l.bytes);
-        for (size_t b = 0; b < blocks; b++)
-            for (size_t n = p * PANEL; n < smaller(N, (p + 1) * PANEL); n++)
-                pack_row(panel + b * l.bytes, format, &l, w, n, b * l.columns, K);
-    }
+    qwq_parallel_for(pack_panels, &(pack_job){packed, format, &l, w, N, K}, panels, threads);
     return 0;
 }

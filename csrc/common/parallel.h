@@ -1,23 +1,14 @@
-/* OpenMP where the compiler has it. Without it, every parallel_for is a plain loop on the calling thread. */
+/* Parallel loops on one pool of threads. */
 #ifndef QWQ_PARALLEL_H
 #define QWQ_PARALLEL_H
 
-#ifdef _OPENMP
-#include <omp.h>
-#define QWQ_PRAGMA(...) _Pragma(#__VA_ARGS__)
-#define OMP(...) QWQ_PRAGMA(omp __VA_ARGS__)
-#else
-#define OMP(...)
-#endif
+#include <stddef.h>
 
-/* The number of the calling thread in its team, from 0. */
-static inline int thread_number(void)
-{
-#ifdef _OPENMP
-    return omp_get_thread_num();
-#else
-    return 0;
-#endif
-}
+/* Pieces `first` to end - 1 of a job. worker: 0 to threads - 1; no two calls that run at once have the same. */
+typedef void qwq_pieces(const void *job, size_t first, size_t end, int worker);
+
+/* Run pieces 0 to `pieces` - 1 on the calling thread and up to threads - 1 others, and return after the last piece.
+ * A loop is complete when its pieces are: it never waits for a thread that has taken none. */
+void qwq_parallel_for(qwq_pieces *run, const void *job, size_t pieces, int threads);
 
 #endif

@@ -15,6 +15,28 @@ static const float *group_of(float *own, const void *w, size_t g, int dtype)
     return own;
 }
 
+/* The groups of a weight. */
+typedef struct {
+    void *code;
+    uint16_t *scale;
+    const void *w;
+    int dtype;
+    int32_t codes;
+    const qwq_matmul_kernels *kernels;
+} groups_job;
+
+static void quantise_groups(const void *job, size_t first, size_t end, int worker)
+{
+    const groups_job *j = job;
+    (void)worker;
+    for (size_t g = first; g < end; g++) {
+        float own[GROUP];
+        const float *group = group_of(own, j->w, g, j->dtype);
+        j->scale[g] = j->codes == QWQ_Q4 ? j->kernels->quantise_q4((uint8_t *)j->code + g * GROUP, group)
+                                         : j->kernels->quantise_q8((int8_t *)j->code + g * GROUP, group);
+    }
+}
+
 /* w [N, K] -> codes of q4 or q8, and scales. */
 static int quantise(void *code, uint16_t *scale, const void *w, size_t N, size_t K, int dtype, int isa, int threads,
                     int32_t codes)
@@ -31,14 +53,8 @@ static int quantise(void *code, uint16_t *scale, const void *w, size_t N, size_t
     int error = qwq_check(arrays, 2, 3);
     if (error)
         return error;
-    const qwq_matmul_kernels *kernels = &table->matmul;
-    OMP(parallel for num_threads(threads) schedule(dynamic, 4096) if (threads > 1))
-    for (size_t g = 0; g < N * (K / GROUP); g++) {
-        float own[GROUP];
-        const float *group = group_of(own, w, g, dtype);
-        scale[g] = codes == QWQ_Q4 ? kernels->quantise_q4((uint8_t *)code + g * GROUP, group)
-                                   : kernels->quantise_q8((int8_t *)code + g * GROUP, group);
-    }
+    const groups_job job = {code, scale, w, dtype, codes, &table->matmul};
+    qwq_parallel_for(quantise_groups, &job, N * (K / GROUP), threads);
     return 0;
 }
 

@@ -9,7 +9,7 @@ from .formats import ALIGN, CODES, FORMATS, PANEL, SCALES, Format, packed_bytes
 from .isa import FEATURES, ISAS, chosen_isa, features, isas, needs
 from .matmul import matmul, quantise_activations
 from .memory import aligned
-from .threads import MOST_THREADS, threads_supported
+from .threads import MOST_THREADS
 from .weights import Packed, empty, interleave, pack, quantise, quantise_q4, quantise_q8, unpack_rows
 
 __all__ = [
@@ -44,6 +44,5 @@ __all__ = [
     "quantise_activations",
     "quantise_q4",
     "quantise_q8",
-    "threads_supported",
     "unpack_rows",
 ]

@@ -1,7 +1,7 @@
 """The build of the core by cffi: the contract comes from csrc/qwq.h, the code from every .c file below csrc/.
 
-setup.py runs this. It adds OpenMP where the compiler has it. Where there is no compiler, the package installs without
-the core, and says so when the core is asked for.
+setup.py runs this. Where there is no compiler, the package installs without the core, and says so when the core is
+asked for.
 """
 
 import os
@@ -13,7 +13,7 @@ from cffi import FFI
 ROOT = Path(__file__).parents[2]
 CSRC = ROOT / "csrc"
 # Products and sums are rounded one by one, as in numerics/quant.py: no rung may fuse them.
-FLAGS = ["-std=gnu11", "-O3", "-ffp-contract=off", "-fvisibility=hidden"]
+FLAGS = ["-std=gnu11", "-O3", "-ffp-contract=off", "-fvisibility=hidden", "-pthread"]
 MORE = os.environ.get("QWQ_CORE_FLAGS", "").split()  # for developers: sanitizers (tests/tools/sanitize.py), debugging
 
 
@@ -33,6 +33,6 @@ ffi.set_source(
     include_dirs=["csrc"],
     depends=below("*.h"),
     extra_compile_args=FLAGS + MORE,
-    extra_link_args=MORE,
+    extra_link_args=["-pthread", "-lm", *MORE],
     optional=True,
 )

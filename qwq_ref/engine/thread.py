@@ -1,7 +1,8 @@
 """One thread makes all long calls of the core, for every thread of the application.
 
-OpenMP keeps a team of threads for each thread that calls it: this way there is one team. The calling thread waits in
-Python, where it notices Ctrl-C at once. It then tells the core to stop, which takes some milliseconds.
+The pool of the core serves one call at a time: this way every long call has all of its threads in turn. The calling
+thread waits in Python, where it notices Ctrl-C at once. It then tells the core to stop, which takes some
+milliseconds.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ def call(work: Callable[[Stop], T]) -> T:
 
 
 def _after_fork() -> None:
-    """Start a new thread in a forked child, which has none. The core itself refuses OpenMP's threads there."""
+    """Start a new thread in a forked child, which has none."""
     global _pool
     _pool = None
 

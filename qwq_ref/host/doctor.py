@@ -65,7 +65,7 @@ def engine_summary() -> str:
     problem = core_problem()
     if problem is not None:
         return "no core: NumPy" if problem == "is not built" else f"the core {problem}: NumPy"
-    threads = limits.cpus() if core.threads_supported() else 1
+    threads = limits.cpus()
     return f"core {core.chosen_isa()}, {threads} thread{'s' * (threads > 1)}"
 
 

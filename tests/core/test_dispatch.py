@@ -1,8 +1,7 @@
-"""The dispatch tables: every function of every rung gives the bits of scalar code; what a rung inherits; OpenMP."""
+"""The dispatch tables: every function of every rung gives the bits of scalar code; what a rung inherits."""
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 
@@ -77,43 +76,6 @@ def test_avx_vnni_has_the_bits_in_its_form_for_avx512(tmp_path):
     assert done.returncode == 0, done.stdout[-3000:]
     assert done.stdout.startswith(str(library))
     assert "3 passed" in done.stdout
-
-
-NO_OPENMP = """#!/bin/sh
-for argument in "$@"; do
-    case "$argument" in -fopenmp*) echo "unsupported option '-fopenmp'" >&2; exit 1;; esac
-done
-exec cc "$@"
-"""
-
-ONE_THREAD = """
-import numpy as np
-from qwq_ref import core
-from qwq_ref.core import attention
-print(core.__file__)
-assert not core.threads_supported()
-x, w = np.ones((40, 256), np.float32), np.ones((128, 256), np.float32)
-packed = core.quantise(w, "q4", threads=3)
-assert np.array_equal(core.matmul(x, packed, threads=3), core.matmul(x, packed, threads=1))
-kv = attention.empty_kv("int8", 40, 1, 32)
-k = np.ones((40, 1, 32), np.float32)
-attention.append(kv, k, k, 0, threads=2)
-print(attention.attention_int8(k, kv, 0, threads=2).shape)
-"""
-
-
-@not_again
-@pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler")
-def test_a_compiler_without_openmp_builds_a_core_of_one_thread(tmp_path):
-    assert core.threads_supported()
-    cc = tmp_path / "cc-without-openmp"
-    cc.write_text(NO_OPENMP)
-    cc.chmod(0o755)
-    library = sanitize.build(tmp_path / "core", "-Wall -Werror -O0", cc=str(cc))
-    done = run("-P", "-c", ONE_THREAD, env=os.environ | {"PYTHONPATH": str(library)})
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith(str(library))
-    assert "(40, 1, 32)" in done.stdout
 
 
 def test_q_k_v_apart_have_the_bits_of_the_fused_matrix():

@@ -24,7 +24,7 @@ FORMATS = [
     *((codes, 0, "plain", 0) for codes, of in core.CODES.items() if not of.groups),
 ]  # codes, group, scales, zero_point
 EXEMPT = {"qwq_cpu_features", "qwq_isa_needs", "qwq_isa_supported", "qwq_isas_ran", "qwq_uniform"}  # take no arrays
-EXEMPT |= {"qwq_isa_name", "qwq_feature_name", "qwq_code_name", "qwq_scales_name", "qwq_isa_table", "qwq_openmp"}
+EXEMPT |= {"qwq_isa_name", "qwq_feature_name", "qwq_code_name", "qwq_scales_name", "qwq_isa_table"}
 EXEMPT |= {"qwq_format_layout"}
 EXEMPT |= {"qwq_peak", "qwq_peak_products", "qwq_peak_instructions"}
 EXEMPT |= {"qwq_packed_bytes", "qwq_matmul_scratch", "qwq_attention_scratch"}  # sizes, asked for in every call below

@@ -29,8 +29,9 @@ from tests.support import checkout
 from tests.support.paths import ROOT
 from tests.tools import aarch64
 
-# Tests that compile a core themselves. They need a compiler beside the Python that runs them, and OpenMP.
-BUILDERS = "a_compiler_without_openmp or the_sanitizers_find or without_a_compiler_all"
+# Tests that compile a core themselves. They need a compiler beside the Python that runs them.
+BUILDERS = "every_piece_runs or without_new_threads or thread_sanitizer"
+BUILDERS += " or the_sanitizers_find or without_a_compiler_all"
 # The tests of compiled code, and the bits that every compiler and processor must give.
 CORE_TESTS = ("tests/core", "tests/engine/test_bits.py")
 QUESTION = ("generate", "What is 123+456?", "--seed", "1")
@@ -118,17 +119,6 @@ def gcc(folder):
 def clang(folder):
     need("clang")
     return compiled_with(folder, "clang")
-
-
-def no_openmp(folder):
-    """A compiler that refuses -fopenmp, as Apple's does."""
-    need("gcc")
-    wrapper = folder / "cc-without-openmp"
-    wrapper.write_text(
-        '#!/bin/sh\nfor a; do [ "$a" = -fopenmp ] && echo "no OpenMP" >&2 && exit 1; done\nexec gcc "$@"\n'
-    )
-    wrapper.chmod(0o755)
-    return compiled_with(folder, wrapper, "-k", f"not ({BUILDERS})")
 
 
 def sanitize(folder):
@@ -231,7 +221,6 @@ JOBS = {
     "gcc": gcc,
     "clang": clang,
     "no-compiler": no_compiler,
-    "no-openmp": no_openmp,
     "sanitize": sanitize,
     "aarch64": emulated,
     **{f"python{version}": python_job(version) for version in PYTHONS},

@@ -45,7 +45,7 @@ def build(folder):
 
 
 def repair(wheel, out):
-    """The wheel with a manylinux tag and the OpenMP library inside."""
+    """The wheel with a manylinux tag."""
     print(run(sys.executable, "-m", "auditwheel", "show", wheel))
     out.mkdir(parents=True, exist_ok=True)
     before = set(out.glob("*.whl"))
