@@ -204,7 +204,7 @@ def _load(options: argparse.Namespace, choices: dict[str, Any]) -> Model:
     config = read_config(path)
     context = min(config.positions, _PROMPT + options.max_tokens)
     # Each worker has a sequence of its own, on one thread.
-    model = load(path, **choices | {"threads": 1}, context=context, offline=options.offline)
+    model = load(path, **choices | {"threads": 1}, context=context, offline=options.offline, text=True)
     if model.backend.tensors is not None and model.config.sliding_window is not None:
         raise UsageError(options.model, "sliding_window", "is not supported by the batched sampler")
     return model

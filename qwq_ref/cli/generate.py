@@ -139,6 +139,7 @@ def run(options: argparse.Namespace) -> int:
             rope=chosen_rope(options, config),
             chat_template=options.chat_template_file,
             offline=options.offline,
+            text=True,
             progress=progress,
             announce=announce,
         )

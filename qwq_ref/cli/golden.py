@@ -243,11 +243,14 @@ def _mistakes(options: argparse.Namespace) -> int:
 def _ids(options: argparse.Namespace, folder: Path, vocabulary: int) -> list[int]:
     if options.ids is not None:
         return list(options.ids)
-    from ..text import load_tokenizer
+    from ..engine.tokens import find_tokenizer
+    from ..formats.names import TOKENIZER
     from ..text.template import load_chat_template
 
     text = read_prompt(options)
-    tokenizer = load_tokenizer(folder, vocabulary)
+    tokenizer = find_tokenizer(folder, vocabulary)
+    if tokenizer is None:
+        raise UsageError(folder / TOKENIZER, None, "is missing: give token ids with --ids")
     if not options.chat:
         return tokenizer.encode(text)
     template = load_chat_template(folder, None)

@@ -15,9 +15,9 @@ from ..formats.packed import writing
 from ..formats.packed_folder import packed_files
 from ..forms import FORMS
 from ..host.limits import cpus
-from ..text import load_tokenizer
 from .packing import packed_tensors
 from .plan import plan
+from .tokens import find_tokenizer
 
 # The files that a folder holds beside its weights.
 _SMALL = (CONFIG, GENERATION_CONFIG, "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
@@ -53,7 +53,7 @@ def convert(
         if source.floats is None:
             raise UsageError(path, None, "is packed already: convert the checkpoint that it was made from")
         config = source.config
-        load_tokenizer(source.tokenizer, config.vocab_size)
+        find_tokenizer(source.tokenizer, config.vocab_size)
         small = [name for name in _SMALL if (source.tokenizer / name).is_file()]
         _check_folder(folder, source.tokenizer, small)
         planned = plan(config, weights)

@@ -17,7 +17,6 @@ from ..forms import FORMS, KV_FORMS
 from ..host import memory
 from ..host.limits import cpus
 from ..spec.ops import Array
-from ..text import load_tokenizer
 from ..text.template import ChatTemplate, load_chat_template
 from .backends import Backend, Progress
 from .backends.core import CoreBackend
@@ -25,6 +24,7 @@ from .backends.numpy import NumpyBackend
 from .fit import Needs, candidates, core_needs, fitting_context, fitting_forms, numpy_needs
 from .model import Model
 from .packing import read_model
+from .tokens import find_tokenizer, no_tokenizer
 
 Announce = Callable[[str, int], object]
 
@@ -41,6 +41,7 @@ def load(
     rope: Rope | None = None,
     chat_template: str | os.PathLike[str] | None = None,
     offline: bool = False,
+    text: bool = False,
     progress: Progress | None = None,
     announce: Announce | None = None,
 ) -> Model:
@@ -55,6 +56,7 @@ def load(
     rope           a position embedding that replaces the config's, such as YaRN
     chat_template  a Jinja file that replaces the checkpoint's template
     offline        download nothing
+    text           refuse a folder without a tokenizer; such a model only computes logits of token ids
     progress       called with the number of weights read since its last call, of `footprint.parameters`
     announce       called before any weight is read with a line that lists the memory needed, and its sum in bytes
 
@@ -68,7 +70,9 @@ def load(
     with open_source(path) as source:
         config = source.config if rope is None else dataclasses.replace(source.config, rope=rope)
         template = load_chat_template(source.template, chat_template)  # its process starts meanwhile
-        tokenizer = load_tokenizer(source.tokenizer, config.vocab_size)
+        tokenizer = find_tokenizer(source.tokenizer, config.vocab_size)
+        if text and tokenizer is None:
+            raise no_tokenizer(source.tokenizer)
         defaults = source.generation_config()
         progress, compiled = _until_compiled(template, progress)
         made: Backend

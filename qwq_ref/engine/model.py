@@ -19,6 +19,7 @@ from .decode.plain import Run, generate
 from .generation import Budget, Generation
 from .sampler import Sampler
 from .session import Session
+from .tokens import no_tokenizer
 
 
 class Model:
@@ -27,7 +28,7 @@ class Model:
     path                  the folder or file that it was loaded from
     config, defaults      config.json and generation_config.json
     backend               computes logits: see `engine.backends`
-    tokenizer, template   text <-> ids; `template` is None for a model without one
+    tokenizer, template   text <-> ids; for a model without them, `tokenizer` raises TokenizerError, `template` is None
     context               positions that fit, prompt and output together
     """
 
@@ -35,7 +36,7 @@ class Model:
         self,
         path: Path,
         backend: Backend,
-        tokenizer: Tokenizer,
+        tokenizer: Tokenizer | None,
         template: ChatTemplate | None,
         defaults: GenerationConfig,
     ) -> None:
@@ -43,9 +44,15 @@ class Model:
         self.backend = backend
         self.config = backend.config
         self.context = backend.context
-        self.tokenizer = tokenizer
+        self._tokenizer = tokenizer
         self.template = template
         self.defaults = defaults
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        if self._tokenizer is None:
+            raise no_tokenizer(self.path)
+        return self._tokenizer
 
     def logits(self, token_ids: Sequence[int]) -> Array:
         """token_ids [T] -> float32 [T, V]: logits of the token after each."""
