@@ -48,6 +48,23 @@ class MemoryLimitError(QwqError):
     """A model does not fit in the memory that this process may use; raised before loading."""
 
 
+class FileError(QwqError):
+    """A file, a folder or a standard stream cannot be written or read: the operating system refuses.
+
+    `from_os` makes one of an OSError.
+    """
+
+    @classmethod
+    def from_os(
+        cls, problem: OSError, file: str | os.PathLike[str] | None = None, what: str = "cannot be written"
+    ) -> FileError:
+        """Return the error for `file`, or for the file that the system names."""
+        named = problem.filename if file is None else file
+        name = os.fsdecode(named) if isinstance(named, str | bytes | os.PathLike) else "the system"
+        reason = problem.strerror or str(problem)
+        return cls(name, None, f"{what} ({reason})" if what else reason)
+
+
 class UsageError(QwqError):
     """An option or argument has an impossible value; the command line exits with 2."""
 

@@ -1,21 +1,19 @@
 """The command line: `qwq COMMAND`, one module a command. Only the module of the given command is imported.
 
-stdout carries the result and nothing else. An error is one line on stderr: exit status 2 for a wrong use, 1 for other
-errors, 130 after Ctrl-C. If the reader of a pipe goes away, the program ends without a message.
+stdout carries the result and nothing else. An error is one line on stderr, and an exit status: see `ending`.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib
-import os
-import signal
 import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from .. import __version__
-from ..errors import QwqError, UsageError
+from ..errors import UsageError
+from . import ending, streams
 
 COMMANDS = {
     "generate": "answer a prompt",
@@ -50,8 +48,21 @@ class _Version(argparse.Action):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; return its exit status."""
+    """Run a command; return its exit status. `ending` lists them."""
     given = sys.argv[1:] if arguments is None else list(arguments)
+    options = argparse.Namespace(verbose=False)
+
+    def command() -> int:
+        _parse(given, options)
+        status: int = importlib.import_module(f"{__name__}.{options.command}").run(options)
+        return status
+
+    with ending.signals(own=arguments is None), streams.standard():
+        return ending.run(command, lambda: options.verbose)
+
+
+def _parse(given: list[str], options: argparse.Namespace) -> None:
+    """Read the arguments into `options`. Raises UsageError."""
     parser = _Parser(
         prog="qwq",
         description="Run and examine QwQ-32B and other models of the Qwen2 architecture, on a CPU.",
@@ -65,24 +76,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if name in given[:1]:
             importlib.import_module(f"{__name__}.{name}").add_arguments(command)
         command.add_argument("-v", "--verbose", action="store_true", help="print details, and tracebacks of errors")
-    options = argparse.Namespace(verbose=False)
     try:
         parser.parse_args(given, options)
-        status: int = importlib.import_module(f"{__name__}.{options.command}").run(options)
-        sys.stdout.flush()
-        return status
-    except BrokenPipeError:
-        # Python flushes stdout once more at exit, which must not fail.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 128 + signal.SIGPIPE
-    except KeyboardInterrupt:
-        return 128 + signal.SIGINT
     except argparse.ArgumentError as error:
         option = error.argument_name and error.argument_name.split("/")[-1].lstrip("-")
-        print(f"qwq: {UsageError(None, option, error.message)}", file=sys.stderr)
-        return 2
-    except QwqError as error:
-        if options.verbose:
-            raise
-        print(f"qwq: {error}", file=sys.stderr)
-        return 2 if isinstance(error, UsageError) else 1
+        raise UsageError(None, option, error.message) from None

@@ -23,11 +23,12 @@ from .options import (
     add_rope_arguments,
     check_isas,
     chosen_rope,
-    progress_bar,
     refuse_rope_options,
     require_core,
     set_threads,
 )
+from .progress import progress_bar
+from .streams import require_output
 from .values import count, integer, many, one_of, some_of, threads
 
 if TYPE_CHECKING:
@@ -91,6 +92,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    require_output()
     set_threads(1)  # BLAS is not used, and its threads must not compete
     numbers: list[int] = options.threads or [cpus()]
     require_core()

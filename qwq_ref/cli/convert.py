@@ -9,10 +9,10 @@ from ..forms import FORMS
 from .options import (
     add_model_argument,
     add_threads_argument,
-    progress_bar,
     require_core,
     set_threads,
 )
+from .progress import progress_bar
 from .values import one_of
 
 

@@ -15,7 +15,9 @@ from ..errors import MemoryLimitError
 from ..footprint import human
 from ..host.limits import cpus
 from ..tables import Table, definitions
-from .options import DEFAULT_MODEL, MODELS, progress_bar, set_threads
+from .options import DEFAULT_MODEL, MODELS, set_threads
+from .progress import progress_bar
+from .streams import require_output
 from .values import threads
 
 if TYPE_CHECKING:
@@ -49,6 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    require_output()
     set_threads(1)  # BLAS has no part in this
     models = [_read(name) for name in options.model or (_REAL[0], DEFAULT_MODEL)]
     from ..bench.speed import SAMPLES

@@ -13,9 +13,10 @@ from .options import (
     add_engine_arguments,
     add_model_argument,
     engine_choices,
-    progress_bar,
     set_threads,
 )
+from .progress import progress_bar
+from .streams import require_output
 from .values import count, number, seed
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    require_output()
     set_threads(1)  # the worker threads use the cores
     choices = engine_choices(options)
     from ..tasks import CATEGORIES, HARDER

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-import json
-import os
 import sys
 from typing import TYPE_CHECKING
 
+from ..errors import QwqError
+from .ending import kept
 from .options import (
     add_engine_arguments,
     add_model_argument,
@@ -16,10 +15,11 @@ from .options import (
     add_rope_arguments,
     chosen_rope,
     engine_choices,
-    progress_bar,
-    read_prompt,
     set_threads,
 )
+from .progress import progress_bar
+from .prompt import read_prompt
+from .streams import argument_text, print_json, require_output, styles
 from .values import count, fraction, integer, number, one_of, seed
 
 if TYPE_CHECKING:
@@ -110,6 +110,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     if options.backend == "numpy" and options.threads is not None:  # the core has threads of its own
         set_threads(options.threads)
+    require_output()
     choices = engine_choices(options)
     prompt = read_prompt(options)
 
@@ -131,7 +132,10 @@ def run(options: argparse.Namespace) -> int:
         if options.verbose or size >= _LARGE:
             print(line, file=sys.stderr)
 
-    with progress_bar("loading", parameters(config), "weight") as progress:
+    with (
+        kept(lambda: "the model was not loaded yet"),
+        progress_bar("loading", parameters(config), "weights") as progress,
+    ):
         model = load(
             path,
             **choices,
@@ -150,40 +154,46 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _answer(options: argparse.Namespace, model: Model, prompt: str) -> int:
-    with contextlib.ExitStack() as stack:
-        generation = model.generate(
-            prompt,
-            system=options.system,
-            raw=options.raw,
-            max_tokens=options.max_tokens,
-            seed=options.seed,
-            think_budget=options.think_budget,
-            progress=lambda count: bar(count),
-            temperature=options.temp,
-            top_k=options.top_k,
-            top_p=options.top_p,
-            min_p=options.min_p,
-            presence_penalty=options.presence_penalty,
-            repetition_penalty=options.repeat_penalty,
-            steps=tuple(filter(None, options.samplers.split(";"))) if options.samplers is not None else None,
-        )
-        bar = stack.enter_context(progress_bar("prompt", len(generation.run.prompt), "token", at_least=512))
-        interrupted = False
-        texts = {"thinking": "", "answer": ""}
-        writer = _Writer(options)
+    generation = model.generate(
+        prompt,
+        system=None if options.system is None else argument_text(options.system, "system"),
+        raw=options.raw,
+        max_tokens=options.max_tokens,
+        seed=options.seed,
+        think_budget=options.think_budget,
+        progress=lambda count: bar(count),
+        temperature=options.temp,
+        top_k=options.top_k,
+        top_p=options.top_p,
+        min_p=options.min_p,
+        presence_penalty=options.presence_penalty,
+        repetition_penalty=options.repeat_penalty,
+        steps=tuple(filter(None, options.samplers.split(";"))) if options.samplers is not None else None,
+    )
+    run, texts, writer = generation.run, {"thinking": "", "answer": ""}, _Writer(options)
+    stopped: KeyboardInterrupt | QwqError | None = None
+    with progress_bar("prompt", len(run.prompt), "tokens", at_least=512) as bar:
         try:
             for piece in generation:
-                if piece.kind == "answer" and not texts["answer"]:
+                if piece.kind == "answer" and not texts["answer"] and not options.raw:
                     piece = type(piece)(piece.text.lstrip("\n"), piece.kind)
                 texts[piece.kind] += piece.text
                 writer.write(piece.text, piece.kind)
-        except KeyboardInterrupt:
-            interrupted = True
-        writer.close()
+        except KeyboardInterrupt as stop:
+            done = f"{len(run.output)} output tokens were generated"
+            stop.add_note(done if run.output else f"{bar.done:.0f} of {len(run.prompt)} prompt tokens were computed")
+            stopped = stop
+        except QwqError as problem:
+            stopped = problem
+    writer.close()
     if options.json:
-        print(json.dumps(_report(model, generation.run, texts, interrupted), ensure_ascii=False))
-    _summarise(options, generation, interrupted)
-    return 130 if interrupted else 0
+        ended = {KeyboardInterrupt: "interrupt", QwqError: "error"}
+        reason = next((name for kind, name in ended.items() if isinstance(stopped, kind)), run.finish_reason)
+        print_json(_report(model, run, texts, reason))
+    _summarise(options, generation, stopped is not None)
+    if stopped is not None:
+        raise stopped
+    return 0
 
 
 class _Writer:
@@ -193,7 +203,7 @@ class _Writer:
         shown = {"show": ("thinking", "answer"), "hide": ("answer",), "only": ("thinking",)}[options.think]
         self.shown = () if options.json else shown
         self.thinking_to = sys.stdout if options.think == "only" else sys.stderr
-        self.dim = self.thinking_to.isatty() and "NO_COLOR" not in os.environ
+        self.dim = styles(self.thinking_to)
         self.last = ""
         self.kind: str | None = None
 
@@ -219,14 +229,14 @@ class _Writer:
         self.last = ""
 
 
-def _report(model: Model, run: Run, texts: dict[str, str], interrupted: bool) -> dict[str, object]:
+def _report(model: Model, run: Run, texts: dict[str, str], reason: str | None) -> dict[str, object]:
     from ..host.memory import peak_bytes
 
     return {
         "model": str(model.path),
         "answer": texts["answer"],
         "thinking": texts["thinking"],
-        "finish_reason": "interrupt" if interrupted else run.finish_reason,
+        "finish_reason": reason,
         "seed": run.seed,
         "prompt_tokens": len(run.prompt),
         "output_tokens": len(run.output),
@@ -236,21 +246,24 @@ def _report(model: Model, run: Run, texts: dict[str, str], interrupted: bool) ->
     }
 
 
-def _summarise(options: argparse.Namespace, generation: Generation, interrupted: bool) -> None:
-    """Print on stderr why the answer is incomplete, if it is, and then the speed."""
+def _summarise(options: argparse.Namespace, generation: Generation, stopped: bool) -> None:
+    """Print on stderr why the answer is incomplete, if a limit cut it, and then the speed."""
     from ..host.memory import peak_bytes
 
     run = generation.run
-    if run.finish_reason in ("length", "context") and not interrupted:
+    if run.finish_reason in ("length", "context") and not stopped:
         limit = "max-tokens" if run.finish_reason == "length" else "the context"
         what = "the reasoning used up" if generation.still_thinking else "the answer was cut off by"
         print(f"qwq: {what} {limit} ({len(run.output)} tokens)", file=sys.stderr)
     if not options.json:
+        parts = {"prompt": (len(run.prompt), run.prompt_seconds), "output": (len(run.output), run.output_seconds)}
+        speeds = [
+            f"{name}: {count} tokens, {_rate(count, seconds):.1f} tokens/s"
+            for name, (count, seconds) in parts.items()
+            if count and seconds > 0
+        ]
         print(
-            f"prompt: {len(run.prompt)} tokens, {_rate(len(run.prompt), run.prompt_seconds):.1f} tokens/s; "
-            f"output: {len(run.output)} tokens, {_rate(len(run.output), run.output_seconds):.1f} tokens/s; "
-            f"peak memory: {peak_bytes() / 2**20:.0f} MiB; seed: {run.seed}",
-            file=sys.stderr,
+            "; ".join([*speeds, f"peak memory: {peak_bytes() / 2**20:.0f} MiB", f"seed: {run.seed}"]), file=sys.stderr
         )
 
 

@@ -19,10 +19,10 @@ from .options import (
     add_prompt_arguments,
     add_rope_arguments,
     chosen_rope,
-    progress_bar,
-    read_prompt,
     set_threads,
 )
+from .progress import progress_bar
+from .prompt import read_prompt
 from .values import integer, many, size, threads
 
 DIFFERS = 3  # exit status of a comparison that finds a divergence; 1 and 2 are errors, as for every command

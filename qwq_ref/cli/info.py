@@ -14,7 +14,8 @@ from ..errors import UsageError
 from ..footprint import human
 from ..forms import FORMS, KV_FORMS
 from ..tables import Table
-from .options import DEFAULT_MODEL, MODELS, add_rope_arguments, chosen_rope, progress_bar
+from .options import DEFAULT_MODEL, MODELS, add_rope_arguments, chosen_rope
+from .progress import progress_bar
 from .values import count
 
 if TYPE_CHECKING:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 from ..config import TRAINED_POSITIONS, Config, Rope
@@ -43,16 +41,19 @@ def require_core() -> None:
 
 
 def add_prompt_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options that `read_prompt` reads."""
+    """Add the options that `prompt.read_prompt` reads."""
     parser.add_argument(
         "positional",
         nargs="?",
         metavar="PROMPT",
-        help="the prompt; without PROMPT, -p or -f, the prompt comes from standard input",
+        help="the prompt; without PROMPT, -p or -f, or if PROMPT is -, it comes from standard input",
     )
     parser.add_argument("-p", "--prompt", help="the prompt, as an option")
     parser.add_argument(
-        "-f", "--file", help="read the prompt from FILE; with PROMPT or -p, the text of the file comes second"
+        "-f",
+        "--file",
+        help="read the prompt from FILE, or from standard input if FILE is -; with PROMPT or -p, the text of the file "
+        "comes second",
     )
 
 
@@ -154,45 +155,3 @@ def refuse_rope_options(
     for name in names:
         if getattr(options, name) is not None:
             raise UsageError(None, name.replace("_", "-"), problem)
-
-
-def read_prompt(options: argparse.Namespace) -> str:
-    """Return the prompt: the argument and the file, or standard input without either. Raises UsageError."""
-    parts = [text for text in (options.prompt, options.positional) if text is not None]
-    if len(parts) == 2:
-        raise UsageError(None, "prompt", "is given twice, with -p and without")
-    if options.file is not None:
-        try:
-            parts.append(Path(options.file).read_text("utf-8"))
-        except (OSError, UnicodeDecodeError) as problem:
-            reason = problem.strerror if isinstance(problem, OSError) else "is not UTF-8"
-            raise UsageError(options.file, None, f"cannot be read ({reason})") from None
-    if not parts:
-        if sys.stdin.isatty():
-            raise UsageError(None, "prompt", "is missing: give it as an argument, with -f, or on standard input")
-        try:
-            parts.append(sys.stdin.buffer.read().decode("utf-8").removesuffix("\n"))
-        except UnicodeDecodeError:
-            raise UsageError("standard input", None, "is not UTF-8") from None
-    prompt = "\n\n".join(parts)
-    if not prompt.strip():
-        raise UsageError(None, "prompt", "is empty")
-    return prompt
-
-
-@contextlib.contextmanager
-def progress_bar(what: str, total: int, unit: str, at_least: int = 0) -> Iterator[Callable[[float], object]]:
-    """Show a progress bar on stderr, if that is a terminal and `total` is at least `at_least`."""
-    if not sys.stderr.isatty() or total < at_least:
-        yield lambda count: None
-        return
-    from tqdm import tqdm
-
-    with tqdm(total=total, desc=what, unit=unit, unit_scale=True, leave=False, file=sys.stderr) as bar:
-
-        def update(count: float) -> None:
-            bar.update(count)
-            if bar.n >= total * (1 - 1e-9):  # remove the bar before other output
-                bar.close()
-
-        yield update

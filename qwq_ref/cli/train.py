@@ -9,7 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..errors import UsageError
-from .options import progress_bar, set_threads
+from .options import set_threads
+from .progress import progress_bar
 from .values import count, one_of, seed, threads
 
 

@@ -176,7 +176,7 @@ def test_a_broken_pipe_is_silent(scripted):
         (["generate", "-m", "{folder}", "x", "-c", "9"], 2, "context of 9"),
         (["generate", "-m", "{folder}", "x", "-c", "99999"], 2, "ctx-size"),
         (["generate", "-m", "{folder}", "x", "-n", "0"], 2, "max-tokens"),
-        (["generate", "-m", "{folder}", "-f", "/nowhere/at/all"], 2, "No such file"),
+        (["generate", "-m", "{folder}", "-f", "/nowhere/at/all"], 1, "No such file"),
         (["generate", "-m", "/nowhere/at/all", "x"], 1, "not a folder"),
         (["generate", "-m", "owner/name", "x", "--offline"], 1, "offline"),
         (["generate", "-m", "qwq-32b", "x"], 1, "model.safetensors"),

@@ -1,0 +1,134 @@
+"""How a command ends: every fault and every signal becomes an exit status, and one line on stderr.
+
+| status | meaning |
+|---|---|
+| 0 | success |
+| 1 | an error: bad input, a file or a stream that cannot be read or written, too little memory |
+| 2 | a wrong use |
+| 128 + n | signal n: 130 Ctrl-C, 143 SIGTERM, 129 SIGHUP; 141 the reader of stdout went away, without a line |
+
+`kept` adds to the line of an interruption what is kept: `qwq: interrupted: 3 of 8 rows were measured`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Any
+
+from ..errors import FileError, QwqError, UsageError
+from .streams import require_output
+
+_WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "ended by SIGTERM", signal.SIGHUP: "ended by SIGHUP"}
+
+
+class Stopped(KeyboardInterrupt):
+    """SIGTERM or SIGHUP. Code that keeps its work at Ctrl-C keeps it here, too."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.signal = signal.Signals(number)
+
+
+def say(line: str) -> None:
+    """Print one line on stderr, if that is possible."""
+    with contextlib.suppress(OSError):  # of a stream that is not ours
+        print(f"qwq: {line}", file=sys.stderr, flush=True)
+
+
+def run(command: Callable[[], int], verbose: Callable[[], bool]) -> int:
+    """Call a command, flush stdout, and return the exit status.
+
+    verbose  asked after an error: whether to raise it, for its traceback
+
+    Passes on SystemExit, and exceptions that are faults of this program.
+    """
+    try:
+        return _flushed(command)
+    except BrokenPipeError:
+        return 128 + signal.SIGPIPE
+    except KeyboardInterrupt as stop:
+        number = stop.signal if isinstance(stop, Stopped) else signal.SIGINT
+        with contextlib.suppress(FileError, OSError):
+            sys.stdout.flush()
+        say(": ".join([_WORDS[number], *getattr(stop, "__notes__", [])[:1]]))
+        return 128 + number
+    except QwqError as error:
+        if verbose():
+            raise
+        say(str(error))
+        return 2 if isinstance(error, UsageError) else 1
+    except (OSError, MemoryError, RuntimeError) as problem:
+        line = _system(problem)
+        if line is None or verbose():
+            raise
+        say(line)
+        return 1
+
+
+def _system(problem: Exception) -> str | None:
+    """Return the line for an error of the operating system; None for a fault of this program."""
+    if isinstance(problem, OSError):
+        return str(FileError.from_os(problem, problem.filename or "the system", what=""))
+    if isinstance(problem, MemoryError):
+        return f"memory: is used up ({problem})" if str(problem) else "memory: is used up"
+    return "threads: the system allows no more" if "can't start new thread" in str(problem) else None
+
+
+def _flushed(command: Callable[[], int]) -> int:
+    try:
+        status = command()
+    except (SystemExit, QwqError, OSError) as end:
+        sys.stdout.flush()
+        if isinstance(end, SystemExit):
+            require_output()
+        raise
+    sys.stdout.flush()
+    return status
+
+
+@contextlib.contextmanager
+def kept(words: Callable[[], str]) -> Iterator[None]:
+    """Let the last line after an interruption of the block tell what is kept."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        stop.add_note(words())
+        raise
+
+
+@contextlib.contextmanager
+def signals(own: bool) -> Iterator[None]:
+    """Let the first SIGINT, SIGTERM or SIGHUP interrupt the block, and the second end the process at once.
+
+    Signals that are ignored stay ignored: `nohup` ignores SIGHUP, and a shell ignores SIGINT in the background.
+
+    own  whether the process ends after the block: then the next signal still ends it at once
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    usual: dict[signal.Signals, Any] = {
+        signal.SIGINT: signal.default_int_handler,
+        signal.SIGTERM: signal.SIG_DFL,
+        signal.SIGHUP: signal.SIG_DFL,
+    }
+    ours = [number for number, handler in usual.items() if signal.getsignal(number) == handler]
+
+    def stop(number: int, frame: FrameType | None) -> Any:
+        for each in ours:
+            signal.signal(each, signal.SIG_DFL)
+        raise KeyboardInterrupt if number == signal.SIGINT else Stopped(number)
+
+    for number in ours:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        if not own or all(signal.getsignal(number) is stop for number in ours):
+            for number in ours:
+                signal.signal(number, usual[number])

@@ -1,0 +1,335 @@
+"""The standard streams of a command: characters that they cannot show, their faults, and the bar on their terminal.
+
+`standard` replaces sys.stdout and sys.stderr while a command runs. Everything that prints goes through them: the
+command, argparse, `warnings`, `logging`.
+
+stdout  A fault is a FileError: a full disk, a closed stream. A reader that went away is a ReaderGoneError.
+stderr  carries messages only. A fault loses the message and never the result, which goes to stdout.
+
+A character that a stream cannot show is written as its escape, such as \\u4e2d. JSON stays JSON: see `print_json`.
+"""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import errno
+import io
+import json
+import os
+import select
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any, TextIO
+
+from ..errors import FileError, UsageError
+
+_ESCAPE = "qwq_ref.escape"  # an error handler of codecs
+_DEFAULTS = ("strict", "surrogateescape")  # handlers that nobody chose
+_ERASE = "\r\x1b[K"
+
+
+class ReaderGoneError(BrokenPipeError):
+    """The program that read stdout ended, as `head` does: there is nobody to tell."""
+
+
+# --- The terminal ----------------------------------------------------------------------------------------------------
+
+
+class Screen:
+    """The terminal that shows stderr, and the progress bar on its last line.
+
+    The bar leaves its line before anything else is printed, and comes back when a line is complete.
+    """
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        self.descriptor: int | None = None  # None: stderr is no terminal, or one that cannot erase a line
+        self._bar = ""
+        self._drawn = False
+        self._fresh = True  # the cursor is at the start of a line
+
+    def draw(self, bar: str) -> None:
+        """Show a bar in place of the last one; "" shows none."""
+        with self.lock:
+            if self.descriptor is None:
+                return
+            self._bar = bar
+            if bar and self._fresh:
+                self._put(f"\r{bar}\x1b[K")
+                self._drawn = True
+            elif self._drawn:
+                self._put(_ERASE)
+                self._drawn = False
+
+    def print(self, write: Callable[[], int], data: memoryview) -> int:
+        """Call `write`, which prints `data` on this terminal and returns the number of bytes, without the bar."""
+        with self.lock:
+            if self._drawn:
+                self._put(_ERASE)
+                self._drawn = False
+            written = write()
+            if written:
+                self._fresh = data[written - 1] == ord("\n")
+            if self._fresh and self._bar:
+                self.draw(self._bar)
+            return written
+
+    def width(self) -> int:
+        """Return the columns for a bar. Some stay free, because the terminal echoes ^C behind the bar."""
+        try:
+            return max(os.get_terminal_size(self.descriptor or 2).columns - 4, 8)
+        except OSError:
+            return 76
+
+    def _put(self, text: str) -> None:
+        with contextlib.suppress(OSError):  # a terminal that went away
+            _write(self.descriptor, memoryview(text.encode(sys.stderr.encoding or "ascii", "replace")))
+
+
+screen = Screen()
+
+
+def _write(descriptor: int | None, data: memoryview) -> int:
+    """Write as much as the stream takes at once, and at least a byte; return the number of bytes."""
+    if descriptor is None:
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+    while True:
+        try:
+            return os.write(descriptor, data)
+        except BlockingIOError:  # another program made the stream non-blocking
+            ready = select.poll()
+            ready.register(descriptor, select.POLLOUT)
+            ready.poll()
+
+
+def styles(stream: TextIO) -> bool:
+    """Return whether a stream is a terminal that shows styles, and the user wants them."""
+    return _is_terminal(stream) and not os.environ.get("NO_COLOR")
+
+
+def _is_terminal(stream: TextIO) -> bool:
+    return stream.isatty() and os.environ.get("TERM") != "dumb"
+
+
+# --- The streams -----------------------------------------------------------------------------------------------------
+
+
+class _Raw(io.RawIOBase):
+    """The bytes of stdout or stderr. After a fault, everything is dropped."""
+
+    def __init__(self, descriptor: int | None) -> None:
+        self.descriptor = descriptor
+        self.lost: OSError | None = None
+        self._on_screen = False
+
+    def writable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        if self.descriptor is None:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        return self.descriptor
+
+    def isatty(self) -> bool:
+        return self.descriptor is not None and os.isatty(self.descriptor)
+
+    def write(self, data: Any) -> int:
+        view = memoryview(data).cast("B")
+        if self.lost or not view:
+            return len(view)
+        try:
+            if self._on_screen:
+                return screen.print(lambda: _write(self.descriptor, view), view)
+            return _write(self.descriptor, view)
+        except OSError as problem:
+            self.lost = problem
+            self.check()
+            return len(view)
+
+    def check(self) -> None:
+        """Raise the error for a fault of the stream, if there was one."""
+
+    def shares(self, terminal: int) -> None:
+        """Keep clear of the bar, if this is the same terminal."""
+        if self.descriptor is not None:
+            with contextlib.suppress(OSError):
+                self._on_screen = self.isatty() and os.fstat(self.descriptor).st_rdev == os.fstat(terminal).st_rdev
+
+
+class _Unbuffered(io.BufferedWriter):
+    """For `python -u`. TextIOWrapper would drop the rest of a write that a raw stream takes in part."""
+
+    def write(self, data: Any) -> int:
+        written = super().write(data)
+        self.flush()
+        return written
+
+
+class _Output(_Raw):
+    """stdout."""
+
+    def check(self) -> None:
+        if self.descriptor is None:
+            raise FileError("standard output", None, "is closed") from None
+        if self.lost is not None and self.lost.errno == errno.EPIPE:
+            raise ReaderGoneError(*self.lost.args) from None
+        if self.lost is not None:
+            raise FileError.from_os(self.lost, "standard output") from None
+
+
+class _Errors(_Raw):
+    """stderr. Where it shares its pipe with stdout, `2>&1 | head`, the end of the reader ends the program."""
+
+    def check(self) -> None:
+        if self.lost is not None and self.lost.errno == errno.EPIPE and self._shares_stdout():
+            raise ReaderGoneError(*self.lost.args) from None
+
+    def _shares_stdout(self) -> bool:
+        try:
+            return os.path.sameopenfile(self.fileno(), 1)
+        except OSError:
+            return False
+
+
+@contextlib.contextmanager
+def standard() -> Iterator[None]:
+    """Run the block with streams that keep the promises of this module. A caller that replaced them keeps its own."""
+    for descriptor in range(3):
+        _reserve(descriptor)
+    before = sys.stdout, sys.stderr
+    output, errors = _replacement(before[0], _Output, 1), _replacement(before[1], _Errors, 2)
+    if output is not None:
+        sys.stdout = output
+    if errors is not None:
+        sys.stderr = errors
+        if _is_terminal(errors):
+            screen.descriptor = errors.fileno()
+            for stream in filter(None, (output, errors)):
+                stream.buffer.raw.shares(screen.descriptor)  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        screen.draw("")
+        screen.descriptor = None
+        for stream in filter(None, (output, errors)):
+            with contextlib.suppress(FileError, OSError):  # `ending.run` has reported them
+                stream.flush()
+        sys.stdout, sys.stderr = before
+
+
+def _reserve(descriptor: int) -> None:
+    """Keep a file from taking the number of a closed stream: a library's message would be written into that file."""
+    try:
+        os.fstat(descriptor)
+    except OSError:
+        with contextlib.suppress(OSError):
+            opened = os.open(os.devnull, os.O_RDWR)
+            if opened == descriptor:
+                os.set_inheritable(opened, True)  # a child needs it as much
+            else:
+                os.close(opened)
+
+
+def _replacement(stream: TextIO | None, kind: type[_Raw], descriptor: int) -> TextIO | None:
+    """Return what replaces a stream; None if it is not the process's own."""
+    if stream is None:  # Python found it closed
+        return io.TextIOWrapper(io.BufferedWriter(kind(None)), "utf-8", _ESCAPE)
+    if stream is not (sys.__stdout__ if descriptor == 1 else sys.__stderr__) or not isinstance(
+        stream, io.TextIOWrapper
+    ):
+        return None
+    stream.flush()
+    chosen = stream.errors if stream.errors not in _DEFAULTS else _ESCAPE
+    return io.TextIOWrapper(
+        (_Unbuffered if stream.write_through else io.BufferedWriter)(kind(descriptor)),
+        stream.encoding,
+        chosen,
+        newline="\n",
+        line_buffering=stream.line_buffering,
+        write_through=stream.write_through,
+    )
+
+
+def _escape(problem: UnicodeError) -> tuple[str | bytes, int]:
+    """Escape characters that the encoding lacks. A byte of a file's name that is not UTF-8 is written as it is."""
+    if not isinstance(problem, UnicodeEncodeError):
+        raise problem
+    if 0xDC80 <= ord(problem.object[problem.start]) <= 0xDCFF:
+        return bytes([ord(problem.object[problem.start]) - 0xDC00]), problem.start + 1
+    return codecs.backslashreplace_errors(problem)
+
+
+codecs.register_error(_ESCAPE, _escape)
+
+
+# --- What is printed and read ----------------------------------------------------------------------------------------
+
+
+def print_json(value: Any, indent: int | None = None) -> None:
+    """Print a value on stdout as JSON: in UTF-8 if that is the stream's encoding, else in ASCII with escapes."""
+    text = json.dumps(value, indent=indent, ensure_ascii=False)
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    if codecs.lookup(encoding).name != "utf-8" or any("\ud800" <= character <= "\udfff" for character in text):
+        text = json.dumps(value, indent=indent)
+    print(text)
+
+
+def require_output() -> None:
+    """Raise FileError if stdout takes nothing: before a long computation whose result it should carry, and at the end.
+
+    argparse drops such errors.
+    """
+    raw = getattr(getattr(sys.stdout, "buffer", None), "raw", None)
+    if isinstance(raw, _Output):
+        raw.check()
+
+
+def argument_text(text: str, name: str) -> str:
+    """Return the text of an argument. In an ASCII locale, Python decodes UTF-8 arguments to surrogates.
+
+    Raises UsageError for bytes that are not UTF-8.
+    """
+    if not any("\udc80" <= character <= "\udcff" for character in text):
+        return text
+    try:
+        return os.fsencode(text).decode("utf-8")
+    except UnicodeError:
+        raise UsageError(None, name, "is not UTF-8") from None
+
+
+def read_input() -> bytes:
+    """Return the bytes of standard input, to its end. Raises FileError."""
+    if sys.stdin is None:
+        raise FileError("standard input", None, "is closed")
+    try:
+        descriptor = sys.stdin.fileno()
+    except (OSError, AttributeError):  # replaced by a program that calls `main`
+        return sys.stdin.buffer.read() if hasattr(sys.stdin, "buffer") else sys.stdin.read().encode("utf-8")
+    with open(descriptor, "rb", buffering=0, closefd=False) as stream:
+        return read_stream(stream, "standard input")
+
+
+def read_stream(stream: io.FileIO, name: str, limit: int = 1 << 26) -> bytes:
+    """Return the bytes of a stream, to its end: a file, a pipe, a terminal. Raises FileError.
+
+    A pipe may be non-blocking, where a plain read would lose what comes later. `limit` is for streams without end.
+    """
+    data = bytearray()
+    try:
+        while piece := _read(stream):
+            data += piece
+            if len(data) > limit:
+                raise FileError(name, None, f"is longer than {limit:,} bytes")
+    except OSError as problem:
+        raise FileError(name, None, f"cannot be read ({problem.strerror})") from None
+    return bytes(data)
+
+
+def _read(stream: io.FileIO) -> bytes:
+    while (piece := stream.read(1 << 20)) is None:
+        ready = select.poll()
+        ready.register(stream, select.POLLIN)
+        ready.poll()
+    return piece
