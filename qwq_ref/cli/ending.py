@@ -1,4 +1,4 @@
-"""How a command ends: every fault and every signal becomes an exit status, and one line on stderr.
+"""The end of a command: every fault and every signal becomes an exit status, and one line on stderr.
 
 | status | meaning |
 |---|---|
