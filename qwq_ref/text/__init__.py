@@ -3,7 +3,8 @@
 from .template import ChatTemplate, load_chat_template
 from .template_process import start_templates
 from .thinking import ThinkingSplitter, prompt_is_thinking, split_thinking
-from .tokenizer import StreamDecoder, Tokenizer, load_tokenizer
+from .tokenizer import StreamDecoder, Tokenizer
+from .tokenizer_file import load_tokenizer
 
 __all__ = [
     "ChatTemplate",

@@ -30,8 +30,8 @@ class Mask:
     """
 
     def __init__(self, tokenizer: Tokenizer, texts: list[str]) -> None:
-        ends = sorted({char for token in tokenizer.added for char in (token[0], token[-1])})
-        present = "".join([*texts, *tokenizer.added])
+        ends = sorted({char for token in tokenizer.spellings for char in (token[0], token[-1])})
+        present = "".join([*texts, *tokenizer.spellings])
         used = set(present)
         # A template may write a character as JSON or Python escapes it. The escape must be unmistakable as well.
         used.update(chr(int(digits, 16)) for digits in re.findall(r"\\u([0-9a-fA-F]{4})", present))
@@ -41,16 +41,20 @@ class Mask:
             raise TemplateError(None, "messages", "use every private-use character there is")
         self._show = {ord(mask): char for char, mask in self._hide.items()}
         self._escapes = {f"\\u{code:04x}": char for code, char in self._show.items()}
-        self._live = {token for token, identity in tokenizer.added.items() if identity not in tokenizer.special}
+        self._live = {token for token, identity in tokenizer.spellings.items() if identity not in tokenizer.special}
         anywhere = "".join(char for char in ends if not (char.isalnum() or char.isspace() or char == "_"))
-        tokens = sorted(tokenizer.added, key=len, reverse=True)
+        tokens = sorted(tokenizer.spellings, key=len, reverse=True)
         choices = [*map(re.escape, tokens), *([f"[{re.escape(anywhere)}]"] if anywhere else [])]
         self._pattern = re.compile("|".join(choices) or "(?!)")
         self._table = str.maketrans(self._hide)
+        # A token that is looked for in normalised text must be found there, and masked.
+        self._normalize = tokenizer.normalize if tokenizer.has_normalized else None
 
     def hide(self, value: Any, *, assistant: bool = False) -> Any:
         """Mask all strings of plain data, keys too. `assistant` keeps the added tokens that are not special."""
         if isinstance(value, str):
+            if self._normalize:
+                value = self._normalize(value)
             keep = self._live if assistant else frozenset()
             return self._pattern.sub(lambda m: m[0] if m[0] in keep else m[0].translate(self._table), value)
         if isinstance(value, list):

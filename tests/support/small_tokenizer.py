@@ -94,10 +94,10 @@ def small_plain_hf(folder):
     return hugging_face(folder / "plain.json")
 
 
-def hugging_face(file):
+def hugging_face(file, **more):
     from transformers import PreTrainedTokenizerFast
 
-    return PreTrainedTokenizerFast(tokenizer_file=str(file))
+    return PreTrainedTokenizerFast(tokenizer_file=str(file), **more)
 
 
 @pytest.fixture(scope="session")

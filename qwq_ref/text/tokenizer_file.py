@@ -1,0 +1,208 @@
+"""Read and check a tokenizer.json, and the files beside it: the byte-level BPE of Qwen2.
+
+The `tokenizers` library does the merging. This module checks everything that decides the meaning of an id: the ids,
+the pre-tokenizer, and above all the added tokens. The library would accept errors there silently.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from ..errors import TokenizerError
+from ..files import StrPath, read_json
+from .tokenizer import BYTE_OF, Tokenizer
+from .tokenizer_config import AddedToken, TokenizerConfig, check_added, read_tokenizer_config
+
+_FILE_BYTES = 50_000_000
+QWEN2_PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_SPLIT = {"type": "Split", "pattern": {"Regex": QWEN2_PATTERN}, "behavior": "Isolated", "invert": False}
+_BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}
+# Fields that change the meaning of a BPE, and their neutral values.
+_PLAIN_BPE: dict[str, tuple[Any, ...]] = {
+    "dropout": (None, 0),
+    "unk_token": (None,),
+    "continuing_subword_prefix": (None, ""),
+    "end_of_word_suffix": (None, ""),
+    "fuse_unk": (None, False),
+    "byte_fallback": (None, False),
+    "ignore_merges": (None, False),
+}
+
+
+def load_tokenizer(folder_or_file: StrPath, vocab_size: int | None = None) -> Tokenizer:
+    """Read a tokenizer.json, or the one in a folder with the files beside it: see `tokenizer_config.py`.
+
+    vocab_size  the model's vocabulary, that is the rows of its embedding; no id may reach it
+
+    An added token that only tokenizer_config.json or added_tokens.json defines counts as well. A post-processor is not
+    applied. Some put a BOS before every text, but chat templates write their own.
+    Raises TokenizerError.
+    """
+    path, beside = Path(folder_or_file), None
+    if path.is_dir():
+        beside = read_tokenizer_config(path, TokenizerError)
+        path /= "tokenizer.json"
+    values = read_json(path, _FILE_BYTES, TokenizerError)
+    nfc = _check_pipeline(values, path)
+    vocab, merges = _read_model(values.get("model"), path)
+    tokens = _read_added(values.get("added_tokens"), path)
+    bpe = _build(vocab, merges, nfc, path)
+    eos = None
+    if beside is not None:
+        tokens = _marked(_merged(tokens, beside), beside, vocab, bpe)
+        eos = beside.named.get("eos_token")
+    holes = _check_ids(vocab, tokens, vocab_size, path)
+    return Tokenizer(path, bpe, max([*vocab.values(), *(token.identity for token in tokens)]) + 1, tokens, holes, eos)
+
+
+def _build(vocab: dict[str, int], merges: list[tuple[str, str]], nfc: bool, path: Path) -> Any:
+    """Build the library's tokenizer of checked parts, without added tokens."""
+    import tokenizers  # here, because it takes long and not every command needs it
+    from tokenizers import models, normalizers, pre_tokenizers
+
+    try:
+        bpe = tokenizers.Tokenizer(models.BPE(vocab, merges))
+    except Exception as problem:  # the library raises Exception itself, for one for a merge of unknown parts
+        raise TokenizerError(path, "model.merges", f"cannot be used ({problem})") from None
+    if nfc:
+        bpe.normalizer = normalizers.NFC()
+    split = pre_tokenizers.Split(tokenizers.Regex(QWEN2_PATTERN), behavior="isolated", invert=False)
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    bpe.pre_tokenizer = pre_tokenizers.Sequence([split, byte_level])
+    return bpe
+
+
+def _check_pipeline(values: dict[str, Any], path: Path) -> bool:
+    """Check normalizer, pre-tokenizer and decoder, and return whether text is put in NFC.
+
+    Any others would cut text at other places, and nothing would show it.
+    """
+    normalizer = values.get("normalizer")
+    nothing, nfc = {"type": "Sequence", "normalizers": []}, {"type": "NFC"}
+    if normalizer not in (None, nothing, nfc, {"type": "Sequence", "normalizers": [nfc]}):
+        raise TokenizerError(path, "normalizer", "unknown normalizer; Qwen2's is NFC")
+    if not _is_qwen2_pre_tokenizer(values.get("pre_tokenizer")):
+        raise TokenizerError(path, "pre_tokenizer", "unknown pre-tokenizer; Qwen2's is its own Split, then ByteLevel")
+    decoder = values.get("decoder")
+    if not isinstance(decoder, dict) or decoder.get("type") != "ByteLevel":
+        raise TokenizerError(path, "decoder", "unknown decoder; Qwen2's is ByteLevel")
+    return normalizer not in (None, nothing)
+
+
+def _is_qwen2_pre_tokenizer(value: Any) -> bool:
+    if not isinstance(value, dict) or value.keys() != {"type", "pretokenizers"} or value["type"] != "Sequence":
+        return False
+    parts = value["pretokenizers"]
+    if not isinstance(parts, list) or len(parts) != 2 or not isinstance(parts[1], dict):
+        return False
+    # trim_offsets concerns positions in the text, never ids; files set it both ways.
+    byte_level = {key: item for key, item in parts[1].items() if key != "trim_offsets"}
+    return bool(parts[0] == _SPLIT and byte_level == _BYTE_LEVEL)
+
+
+def _read_model(model: Any, path: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    if not isinstance(model, dict) or model.get("type") != "BPE":
+        raise TokenizerError(path, "model.type", "must be BPE")
+    for name, harmless in _PLAIN_BPE.items():
+        if model.get(name) not in harmless:
+            raise TokenizerError(path, f"model.{name}", f"must be {harmless[-1]!r} or null; anything else changes ids")
+    vocab, merges = model.get("vocab"), model.get("merges")
+    if not isinstance(vocab, dict):
+        raise TokenizerError(path, "model.vocab", "must be an object of tokens and ids")
+    _check_types(vocab, path, "model.vocab")
+    # The library would silently drop a byte that has no token.
+    if missing := BYTE_OF.keys() - vocab.keys():
+        raise TokenizerError(path, "model.vocab", f"has no token for byte {min(BYTE_OF[char] for char in missing)}")
+    if strange := set("".join(vocab)) - BYTE_OF.keys():
+        raise TokenizerError(path, "model.vocab", f"holds {min(strange)!r}, which stands for no byte")
+    if not isinstance(merges, list):
+        raise TokenizerError(path, "model.merges", "must be a list of pairs of tokens")
+    # Older files write a pair as one string, "a b".
+    pairs = [
+        tuple(merge.split(" ") if isinstance(merge, str) else merge)
+        for merge in merges
+        if isinstance(merge, (str, list))
+    ]
+    if len(pairs) != len(merges) or any(len(pair) != 2 for pair in pairs):
+        raise TokenizerError(path, "model.merges", "must be a list of pairs of tokens")
+    return vocab, pairs  # the library checks that the parts are tokens
+
+
+def _read_added(entries: Any, path: Path) -> list[AddedToken]:
+    if not isinstance(entries, list):
+        raise TokenizerError(path, "added_tokens", "must be a list")
+    tokens: dict[str, AddedToken] = {}
+    for number, entry in enumerate(entries):
+        field = f"added_tokens[{number}]"
+        content = check_added(entry, path, field, TokenizerError, complete=True)
+        if content in tokens:
+            raise TokenizerError(path, f"{field}.content", f"{content!r} appears twice")
+        _check_types({content: entry.get("id")}, path, "added_tokens")
+        where = (path, f"added_tokens[{content!r}]")
+        tokens[content] = AddedToken(content, entry["id"], entry["special"], entry["normalized"], where)
+    return [*tokens.values()]
+
+
+def _merged(tokens: list[AddedToken], beside: TokenizerConfig) -> list[AddedToken]:
+    """Add the tokens of the files beside tokenizer.json. A token that two files define must have one id."""
+    merged = {token.content: token for token in tokens}
+    for token in beside.tokens:
+        other = merged.setdefault(token.content, token)
+        if other.identity != token.identity:
+            problem = f"{token.content!r} has id {token.identity}; {other.where[0].name} says {other.identity}"
+            raise TokenizerError(*token.where, problem)
+        if beside.leads:
+            merged[token.content] = token
+    return [*merged.values()]
+
+
+def _marked(tokens: list[AddedToken], beside: TokenizerConfig, vocab: dict[str, int], bpe: Any) -> list[AddedToken]:
+    """Mark the special tokens that the configuration names, as Hugging Face does.
+
+    A token of the vocabulary that no merges make can only be meant as an added token, and becomes one.
+    """
+    marked = [dataclasses.replace(token, special=token.special or token.content in beside.special) for token in tokens]
+    for content in sorted(beside.special - {token.content for token in tokens}):
+        identity = vocab.get(content)
+        if identity is not None and bpe.encode(content, add_special_tokens=False).ids != [identity]:
+            where = (beside.file, repr(content))
+            marked.append(AddedToken(content, identity, special=True, normalized=False, where=where))
+    return marked
+
+
+def _check_types(ids: dict[str, Any], path: Path, field: str) -> None:
+    for token, identity in ids.items():
+        if type(identity) is not int or identity < 0:  # to isinstance, true is an int
+            raise TokenizerError(path, f"{field}[{token!r}]", "id must be a non-negative integer")
+
+
+def _check_ids(
+    vocab: dict[str, int], tokens: list[AddedToken], vocab_size: int | None, path: Path
+) -> tuple[range, ...]:
+    """Check that each id has one token, and is one of the model's. Return the ids below the last that have none."""
+    where = {token.content: token.where for token in tokens}
+    for token in tokens:
+        if vocab.get(token.content, token.identity) != token.identity:
+            problem = f"has id {token.identity}; model.vocab says {vocab[token.content]}"
+            raise TokenizerError(*token.where, problem)
+    ids = vocab | {token.content: token.identity for token in tokens}
+    last = max(ids, key=ids.__getitem__)
+    if vocab_size is not None and ids[last] >= vocab_size:
+        problem = f"id {ids[last]} is outside of the model's vocabulary of {vocab_size}"
+        raise TokenizerError(*where.get(last, (path, f"model.vocab[{last!r}]")), problem)
+    taken = sorted(ids.values())
+    if len(set(taken)) != len(taken):
+        seen: dict[int, str] = {}
+        for content, identity in ids.items():
+            if (other := seen.setdefault(identity, content)) != content:
+                place = where.get(content, (path, f"model.vocab[{content!r}]"))
+                raise TokenizerError(*place, f"id {identity} is also that of {other!r}")
+    if taken[-1] == len(taken) - 1:
+        return ()
+    starts = zip([-1, *taken], taken, strict=False)
+    return tuple(range(before + 1, identity) for before, identity in starts if identity > before + 1)
