@@ -10,6 +10,8 @@ from typing import Any
 from ..errors import TemplateError
 from .tokenizer import Tokenizer
 
+_TAG = re.compile(r"</?[A-Za-z_][\w.:-]*>|\[/?[A-Z_]+\]")
+
 
 class Mask:
     """A substitution that no added token survives: `hide` before a template runs, `show` afterwards.
@@ -21,17 +23,21 @@ class Mask:
     - A template that looks for `<` in a user's text does not find it.
     - A template that itself writes `<` + text + `>` can still make a token. The template is then its author.
 
+    The text of an assistant keeps the tags that a template looks for, to cut earlier reasoning: <think>, </think>, the
+    added tokens that are not special, and the tags in the template's own text that are no special tokens.
+
     Programs and keys consist of letters, digits, `_` and white space. These characters are replaced only within
     whole tokens. Otherwise a tokenizer with an added token "name" would hide `tool.name` from the template.
 
-    texts   the template and all strings that it can see: what they contain is no substitute
+    template  the template's text
+    texts     all strings that the template can see: what they and the template contain is no substitute
 
     Raises TemplateError where no private-use character is free.
     """
 
-    def __init__(self, tokenizer: Tokenizer, texts: list[str]) -> None:
+    def __init__(self, tokenizer: Tokenizer, template: str, texts: list[str]) -> None:
         ends = sorted({char for token in tokenizer.spellings for char in (token[0], token[-1])})
-        present = "".join([*texts, *tokenizer.spellings])
+        present = "".join([template, *texts, *tokenizer.spellings])
         used = set(present)
         # A template may write a character as JSON or Python escapes it. The escape must be unmistakable as well.
         used.update(chr(int(digits, 16)) for digits in re.findall(r"\\u([0-9a-fA-F]{4})", present))
@@ -41,22 +47,24 @@ class Mask:
             raise TemplateError(None, "messages", "use every private-use character there is")
         self._show = {ord(mask): char for char, mask in self._hide.items()}
         self._escapes = {f"\\u{code:04x}": char for code, char in self._show.items()}
-        self._live = {token for token, identity in tokenizer.spellings.items() if identity not in tokenizer.special}
+        special = {token for token, identity in tokenizer.spellings.items() if identity in tokenizer.special}
+        tags = {tag for tag in _TAG.findall(template) if not any(token in tag for token in special)}
+        self._kept = (tokenizer.spellings.keys() - special) | tags | {"<think>", "</think>"}
         anywhere = "".join(char for char in ends if not (char.isalnum() or char.isspace() or char == "_"))
-        tokens = sorted(tokenizer.spellings, key=len, reverse=True)
-        choices = [*map(re.escape, tokens), *([f"[{re.escape(anywhere)}]"] if anywhere else [])]
-        self._pattern = re.compile("|".join(choices) or "(?!)")
+        self._pattern = _pattern({*tokenizer.spellings}, anywhere)
+        self._spoken = _pattern({*tokenizer.spellings} | self._kept, anywhere)
         self._table = str.maketrans(self._hide)
         # A token that is looked for in normalised text must be found there, and masked.
         self._normalize = tokenizer.normalize if tokenizer.has_normalized else None
 
     def hide(self, value: Any, *, assistant: bool = False) -> Any:
-        """Mask all strings of plain data, keys too. `assistant` keeps the added tokens that are not special."""
+        """Mask all strings of plain data, keys too. `assistant` keeps the tags that an assistant may write."""
         if isinstance(value, str):
             if self._normalize:
                 value = self._normalize(value)
-            keep = self._live if assistant else frozenset()
-            return self._pattern.sub(lambda m: m[0] if m[0] in keep else m[0].translate(self._table), value)
+            if not assistant:
+                return self._pattern.sub(lambda match: match[0].translate(self._table), value)
+            return self._spoken.sub(lambda m: m[0] if m[0] in self._kept else m[0].translate(self._table), value)
         if isinstance(value, list):
             return [self.hide(item) for item in value]
         if isinstance(value, dict):
@@ -68,6 +76,12 @@ class Mask:
         for escape, char in self._escapes.items():
             text = text.replace(escape, char)
         return text.translate(self._show)
+
+
+def _pattern(texts: set[str], chars: str) -> re.Pattern[str]:
+    """Return a pattern that finds the leftmost and longest of some texts, and else any of some characters."""
+    choices = [*map(re.escape, sorted(texts, key=len, reverse=True)), *([f"[{re.escape(chars)}]"] if chars else [])]
+    return re.compile("|".join(choices) or "(?!)")
 
 
 def strings_of(value: Any) -> Iterator[str]:

@@ -10,18 +10,24 @@ The *template*: a program that came with the weights. It runs in a child process
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ..errors import TemplateError
 from ..files import START, StrPath, foreign, read_file, read_json
 from .mask import Mask, strings_of
-from .messages import Message, checked_conversation
+from .messages import Conversation, Message, checked_conversation
 from .template_process import Limits, TemplateProcess
 from .tokenizer import Tokenizer
+from .tokenizer_config import read_tokenizer_config
 
+TEMPLATE = "chat_template.jinja"
+MORE_TEMPLATES = "additional_chat_templates"
+OLD_TEMPLATE = "chat_template.json"
+_DEFAULT, _TOOLS = "default", "tool_use"
 _TEMPLATE_BYTES = 1 << 16  # three times the longest in use; compiling takes time that grows with the length
-_CONFIG_BYTES = 1 << 22
+_JSON_BYTES = 1 << 22
 _SPOKEN = ("assistant", "content")
 
 
@@ -31,30 +37,35 @@ class ChatTemplate:
     The constructor does not wait for the child, which takes a tenth of a second to start. An error in the template
     appears at the first use, or in `check`.
 
+    source     the template
+    file       where it comes from, for messages
     variables  strings that the tokenizer's configuration lends to templates: bos_token, eos_token and the like
+    with_tools a template for conversations with tools, and where it comes from; None: `source` serves for these as well
     seconds    the longest time that a rendering may take
     max_chars  the longest text that a rendering may make
     max_bytes  the memory that a rendering may use: conversation, values and text together
 
-    Raises TemplateError for a template that is too long, and where no process can be started.
+    Raises TemplateError for a template that is empty or too long, and where no process can be started.
     """
 
     def __init__(
         self,
         source: str,
         file: StrPath | None = None,
-        variables: dict[str, str] | None = None,
+        variables: Mapping[str, str] | None = None,
         *,
+        with_tools: tuple[str, StrPath | None] | None = None,
         seconds: float = 2.0,
         max_chars: int = 1 << 24,
         max_bytes: int = 1 << 28,
     ) -> None:
-        if len(source) > _TEMPLATE_BYTES:
-            raise TemplateError(file, None, f"is {len(source):,} characters long; at most {_TEMPLATE_BYTES:,} are read")
+        limits = Limits(seconds, max_chars, max_bytes)
         self.source = source
         self.file = file
         self.variables = dict(variables or {})
-        self._process = TemplateProcess(source, file, Limits(seconds, max_chars, max_bytes))
+        self._plain = _Source(source, file, limits)
+        self._process = self._plain.process
+        self._with_tools = self._plain if with_tools is None else _Source(*with_tools, limits, start=False)
 
     def check(self) -> None:
         """Wait until the template is compiled. Raises TemplateError for one that does not compile."""
@@ -66,13 +77,14 @@ class ChatTemplate:
         """Return the prompt as text, for people. Never encode it: a user's text could pass for control tokens.
 
         messages  dicts with `role` (system, user, assistant, tool) and `content`: a string, or a list of parts
-                  {"type": "text", "text": ...}, which are joined; an assistant's may be None beside `tool_calls`
-        tools     JSON schemas of functions
+                  {"type": "text", "text": ...}, which are joined; an assistant's may be None beside `tool_calls`. The
+                  arguments of a call are an object, or its JSON text
+        tools     JSON schemas of functions; with a list, a template named tool_use comes first, if the model has one
         extra     further variables of the template
 
         Raises TemplateError.
         """
-        return self._render(*checked_conversation(messages, tools, extra), add_generation_prompt)
+        return self._render(checked_conversation(messages, tools, extra), add_generation_prompt)
 
     def encode(
         self,
@@ -86,64 +98,108 @@ class ChatTemplate:
 
         The ids equal those of Hugging Face's apply_chat_template, unless the conversation spells an added token.
         An assistant's text keeps <think> and the other added tokens that are not special, so that the template can
-        cut earlier reasoning. Raises TemplateError, and TokenizerError for a lone surrogate.
+        cut earlier reasoning. Raises TemplateError, also for an empty prompt, and TokenizerError for a lone surrogate.
         """
-        chat, schemas, more = checked_conversation(messages, tools, extra)
-        mask = Mask(tokenizer, [self.source, *self.variables.values(), *strings_of([chat, schemas, more])])
+        talk = checked_conversation(messages, tools, extra)
+        chosen = self._chosen(talk)
+        spelled = [text for _, _, text in talk.spelled]
+        seen = [*self.variables.values(), *strings_of([talk.messages, talk.tools, talk.extra]), *spelled]
+        mask = Mask(tokenizer, chosen.source, seen)
         masked = [
             {
                 key: value if key == "role" else mask.hide(value, assistant=(message["role"], key) == _SPOKEN)
                 for key, value in message.items()
             }
-            for message in chat
+            for message in talk.messages
         ]
+        texts = [(message, call, mask.hide(text)) for message, call, text in talk.spelled]
+        hidden = Conversation(masked, mask.hide(talk.tools), mask.hide(talk.extra), texts)
         try:
-            text = self._render(masked, mask.hide(schemas), mask.hide(more), add_generation_prompt)
+            text = self._render(hidden, add_generation_prompt)
         except TemplateError as problem:
             raise TemplateError(problem.file, problem.field, mask.show(problem.problem)) from None
         ids: list[int] = []
         for part in tokenizer.split_added(text):
             ids += [part] if isinstance(part, int) else tokenizer.encode(mask.show(part))
+        if not ids:
+            raise TemplateError(chosen.file, None, "makes an empty prompt of this conversation")
         return ids
 
-    def _render(self, messages: Any, tools: Any, extra: dict[str, Any], add_generation_prompt: bool) -> str:
-        conversation = {"messages": messages, "tools": tools, "add_generation_prompt": add_generation_prompt}
-        return self._process.render({**self.variables, **extra, **conversation})
+    def turn_end(self, tokenizer: Tokenizer) -> int | None:
+        """Return the id of the added token that the template writes after an assistant's text, or None."""
+        said = "This is an answer."
+        conversation = [{"role": "user", "content": "This is a question."}, {"role": "assistant", "content": said}]
+        try:
+            text = self.render(conversation, add_generation_prompt=False)
+        except TemplateError:
+            return None
+        _, found, after = text.rpartition(said)
+        first = next(iter(tokenizer.split_added(after.lstrip())), None) if found else None
+        return first if isinstance(first, int) else None
+
+    def _chosen(self, talk: Conversation) -> _Source:
+        return self._plain if talk.tools is None else self._with_tools
+
+    def _render(self, talk: Conversation, add_generation_prompt: bool) -> str:
+        given = {"messages": talk.messages, "tools": talk.tools, "add_generation_prompt": add_generation_prompt}
+        return self._chosen(talk).process.render({**self.variables, **talk.extra, **given}, talk.spelled)
+
+
+class _Source:
+    """One template and its process."""
+
+    def __init__(self, source: str, file: StrPath | None, limits: Limits, *, start: bool = True) -> None:
+        if len(source) > _TEMPLATE_BYTES:
+            raise TemplateError(file, None, f"is {len(source):,} characters long; at most {_TEMPLATE_BYTES:,} are read")
+        if not source.strip():
+            raise TemplateError(file, None, "holds an empty chat template")
+        self.source = source
+        self.file = file
+        self.process = TemplateProcess(source, file, limits, start=start)
 
 
 def load_chat_template(folder: StrPath, override_file: StrPath | None = None) -> ChatTemplate | None:
     """Return the template of a model, or None for a model that has none, such as a base model.
 
-    The first of these that exists: `override_file`, chat_template.jinja, and `chat_template` in tokenizer_config.json,
-    where the one named "default" counts if there are several. Raises TemplateError.
+    The first of these that exists: `override_file`, chat_template.jinja, `chat_template` in tokenizer_config.json, and
+    chat_template.json. A JSON file may hold several templates, by name: "default" counts, and "tool_use" where a
+    conversation has tools. The folder additional_chat_templates may hold these two as well. Raises TemplateError.
     """
-    configuration = Path(folder) / "tokenizer_config.json"
-    values = read_json(configuration, _CONFIG_BYTES, TemplateError) if configuration.exists() else {}
-    variables = {}
-    for name, value in values.items():
-        if name.endswith("_token"):  # a string, or an object around one
-            content = value.get("content") if isinstance(value, dict) else value
-            if isinstance(content, str):
-                variables[name] = content
-
-    own = Path(folder) / "chat_template.jinja"
-    if override_file is not None or own.exists():
-        file = Path(override_file if override_file is not None else own)
-        data = read_file(file, _TEMPLATE_BYTES, TemplateError)
-        if kind := foreign(data[:START]):
-            raise TemplateError(file, None, f"is not a template, but {kind}")
-        try:
-            source: Any = data.decode("utf-8")
-        except UnicodeDecodeError as problem:
-            raise TemplateError(file, None, f"is not UTF-8 (byte {problem.start})") from None
-        return ChatTemplate(source, file, variables)
-
-    source = values.get("chat_template")
-    if source is None:
+    folder = Path(folder)
+    beside = read_tokenizer_config(folder, TemplateError)
+    if override_file is not None:
+        return ChatTemplate(_read(Path(override_file)), override_file, beside.named)
+    files = {_DEFAULT: folder / TEMPLATE}
+    files |= {name: file for name in (_DEFAULT, _TOOLS) if (file := folder / MORE_TEMPLATES / f"{name}.jinja").exists()}
+    found: dict[str, tuple[str, Path]] = {name: (_read(file), file) for name, file in files.items() if file.exists()}
+    if _DEFAULT not in found:
+        old = folder / OLD_TEMPLATE
+        values = read_json(old, _JSON_BYTES, TemplateError) if old.exists() else {}
+        for file, value in ((beside.file, beside.values.get("chat_template")), (old, values.get("chat_template"))):
+            if value is not None:
+                found = _named(value, file) | found
+                break
+    if _DEFAULT not in found:
         return None
-    if isinstance(source, list):
-        named = [entry for entry in source if isinstance(entry, dict) and entry.get("name") == "default"]
-        source = named[0].get("template") if named else None
-    if not isinstance(source, str):
-        raise TemplateError(configuration, "chat_template", "must be a template, or a list with one named default")
-    return ChatTemplate(source, configuration, variables)
+    return ChatTemplate(*found[_DEFAULT], beside.named, with_tools=found.get(_TOOLS))
+
+
+def _read(file: Path) -> str:
+    data = read_file(file, _TEMPLATE_BYTES, TemplateError)
+    if kind := foreign(data[:START]):
+        raise TemplateError(file, None, f"is not a template, but {kind}")
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as problem:
+        raise TemplateError(file, None, f"is not UTF-8 (byte {problem.start})") from None
+
+
+def _named(value: Any, file: Path) -> dict[str, tuple[str, Path]]:
+    """Return the templates of a field `chat_template`, by name: one text, a list of named ones, or an object."""
+    if isinstance(value, list):
+        value = {str(entry.get("name")): entry.get("template") for entry in value if isinstance(entry, dict)}
+    named = value if isinstance(value, dict) else {_DEFAULT: value}
+    templates = {name: (text, file) for name, text in named.items() if isinstance(text, str)}
+    if _DEFAULT not in templates or (_TOOLS in named and _TOOLS not in templates):
+        raise TemplateError(file, "chat_template", "must be a template, or a list with one named default")
+    return templates

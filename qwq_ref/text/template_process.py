@@ -18,6 +18,7 @@ import sys
 import threading
 import time
 import weakref
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -51,12 +52,12 @@ class Limits(NamedTuple):
 class TemplateProcess:
     """A child process that renders one template within limits.
 
-    The constructor starts the child and does not wait for it. The child lives as long as this object. A child that
-    breaks a limit is killed, and the next rendering starts another. Threads take turns. A forked process starts a
-    child of its own. All methods raise TemplateError, which names `file`.
+    The constructor starts the child and does not wait for it; with `start=False`, the first use starts it. The child
+    lives as long as this object. A child that breaks a limit is killed, and the next rendering starts another. Threads
+    take turns. A forked process starts a child of its own. All methods raise TemplateError, which names `file`.
     """
 
-    def __init__(self, source: str, file: StrPath | None, limits: Limits) -> None:
+    def __init__(self, source: str, file: StrPath | None, limits: Limits, *, start: bool = True) -> None:
         self._file = file
         self._limits = limits = limits._replace(seconds=min(limits.seconds, _DAY))
         self._first = _packed({"source": source, **limits._asdict()})
@@ -64,7 +65,8 @@ class TemplateProcess:
         self._child: _Child | None = None
         self._ready = False
         _all_processes.add(self)
-        self._start()
+        if start:
+            self._start()
 
     @property
     def pid(self) -> int | None:
@@ -76,9 +78,12 @@ class TemplateProcess:
         with self._lock:
             self._ready_child()
 
-    def render(self, values: dict[str, Any]) -> str:
-        """Render the template with `values`, which consist of JSON's types."""
-        request = _packed(values)
+    def render(self, values: dict[str, Any], spelled: Sequence[tuple[int, int, str]] = ()) -> str:
+        """Render the template with `values`, which consist of JSON's types.
+
+        spelled  numbers of a message and of its tool call, whose arguments the caller gave as this JSON text
+        """
+        request = _packed({"values": values, "spelled": spelled})
         with self._lock:
             return self._text(self._ready_child(), request, self._limits.seconds)
 

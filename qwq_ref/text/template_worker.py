@@ -12,7 +12,8 @@ A template that escapes can still read what this process holds: the conversation
 attributes make an escape harder. Only public names of Jinja are used.
 
 A message is 8 bytes of length, big-endian, and then JSON. The first message holds the template and its limits, and
-each later one the variables of a rendering. Each is answered with {"text": ...}, or {"error": ..., "line": ...}.
+each later one {"values": ..., "spelled": ...}: the variables of a rendering, and what `prepared` needs to know of them.
+Each is answered with {"text": ...}, or {"error": ..., "line": ...}.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import os
 import resource
 import sys
 import time
+from collections.abc import Callable
 from datetime import datetime
 from typing import Any, NoReturn
 
@@ -67,6 +69,64 @@ _FILTERS = _words(
 _LOADING = (nodes.Include, nodes.Import, nodes.FromImport, nodes.Extends)
 
 
+class NoText(str):
+    """A null as the content of a message. It is none to a template that asks, and an empty text to one that does not.
+
+    DeepSeek's templates ask whether the content is none; Qwen's call its methods.
+    """
+
+    def __eq__(self, other: object) -> bool:
+        return other is None or str.__eq__(self, other) is True
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    def __hash__(self) -> int:
+        return hash(None)
+
+    def __repr__(self) -> str:
+        return "None"
+
+
+class Arguments(dict[str, Any]):
+    """The arguments of a tool call: an object, and its JSON text to a template that joins it to a text.
+
+    Qwen's templates write the object as JSON themselves. DeepSeek's expect the text that the model wrote.
+    """
+
+    def __init__(self, values: dict[str, Any], spelled: str | None) -> None:
+        super().__init__(values)
+        self.__spelled = spelled
+
+    def __str__(self) -> str:
+        return repr(dict(self)) if self.__spelled is None else self.__spelled
+
+    def __add__(self, other: object) -> str:
+        return self.__text() + other if isinstance(other, str) else NotImplemented
+
+    def __radd__(self, other: object) -> str:
+        return other + self.__text() if isinstance(other, str) else NotImplemented
+
+    def __text(self) -> str:
+        return _tojson(self) if self.__spelled is None else self.__spelled
+
+
+def prepared(values: dict[str, Any], spelled: list[tuple[int, int, str]]) -> dict[str, Any]:
+    """Return the variables of a rendering, with `NoText` and `Arguments` in the messages.
+
+    spelled  numbers of a message and of its tool call, whose arguments the caller gave as this JSON text
+    """
+    texts = {(message, call): text for message, call, text in spelled}
+    for number, message in enumerate(values["messages"]):
+        if message.get("content", "") is None:
+            message["content"] = NoText()
+        for place, call in enumerate(message.get("tool_calls") or ()):
+            function = call["function"] if isinstance(call.get("function"), dict) else call
+            if isinstance(function.get("arguments"), dict):
+                function["arguments"] = Arguments(function["arguments"], texts.get((number, place)))
+    return values
+
+
 class _Generation(Extension):
     """{% generation %}, with which some templates mark the assistant's text. It prints its contents."""
 
@@ -85,6 +145,8 @@ class Sandbox(ImmutableSandboxedEnvironment):
         extensions = ["jinja2.ext.loopcontrols", _Generation]
         super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=extensions, optimized=False)
         self.filters = {name: self.filters[name] for name in _FILTERS} | {"tojson": _tojson}
+        texts = {name: _unless_null(self.tests[name]) for name in ("string", "iterable", "sequence")}
+        self.tests = {**self.tests, **texts, "none": _is_none}
         self.globals = {
             "range": self.globals["range"],  # at most 100,000 long
             "dict": dict,
@@ -113,6 +175,23 @@ class Sandbox(ImmutableSandboxedEnvironment):
         return jinja2.Template.from_code(self, code, self.globals)
 
 
+def _is_none(value: Any) -> bool:
+    return value is None or isinstance(value, NoText)
+
+
+def _unless_null(test: Any) -> Callable[[Any], bool]:
+    return lambda value: bool(test(value)) and not isinstance(value, NoText)
+
+
+def _with_null(value: Any) -> Any:
+    """Copy plain data, with None for `NoText`, which the library would write as a string."""
+    if isinstance(value, (list, tuple)):
+        return [_with_null(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _with_null(item) for key, item in value.items()}
+    return None if isinstance(value, NoText) else value
+
+
 def _tojson(
     value: Any,
     ensure_ascii: bool = False,
@@ -121,7 +200,8 @@ def _tojson(
     sort_keys: bool = False,
 ) -> str:
     """Return JSON as Hugging Face's templates expect it: not escaped for HTML, and in the order of the value."""
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+    plain = _with_null(value)
+    return json.dumps(plain, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
 def _raise_exception(message: Any) -> NoReturn:
@@ -233,10 +313,10 @@ def main() -> None:
         answer = _packed(explained(problem, None, max_bytes))
     _send(answer)
     while template:
-        values = _receive()
+        request = _receive()
         _allow_time(seconds)
         try:
-            answer = _packed({"text": rendered(template, values, max_chars)})
+            answer = _packed({"text": rendered(template, prepared(**request), max_chars)})
         except Exception as problem:  # a program that we did not write may raise anything
             answer = _packed(explained(problem, template, max_bytes))
         _send(answer)

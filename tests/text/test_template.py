@@ -8,7 +8,7 @@ import pytest
 from qwq_ref.errors import TemplateError
 from qwq_ref.text import ChatTemplate, load_chat_template, prompt_is_thinking
 from tests.support.conversations import CONVERSATIONS, THOUGHT, TOOL, USER
-from tests.support.small_tokenizer import TEMPLATE
+from tests.support.small_tokenizer import TEMPLATE, VALUES
 
 
 def same_prompt(template, tokenizer, hf, source, messages, tools):
@@ -92,6 +92,143 @@ def test_bad_template_files(tmp_path):
         ChatTemplate("x" * 70_000)
     with pytest.raises(TemplateError, match="cannot be opened"):
         load_chat_template(tmp_path, tmp_path / "none")
+
+
+@pytest.mark.parametrize("empty", ["", " \n\t"])
+def test_an_empty_template_is_named(tmp_path, empty):
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": empty}))
+    with pytest.raises(TemplateError, match=r"tokenizer_config\.json: holds an empty chat template$"):
+        load_chat_template(tmp_path)
+    (tmp_path / "chat_template.jinja").write_text(empty)
+    with pytest.raises(TemplateError, match=r"chat_template\.jinja: holds an empty chat template$"):
+        load_chat_template(tmp_path)
+    (tmp_path / "mine").write_text(empty)
+    with pytest.raises(TemplateError, match=r"mine: holds an empty chat template$"):
+        load_chat_template(tmp_path, tmp_path / "mine")
+
+
+@pytest.mark.parametrize("source", ["{# nothing #}", "{% if tools %}x{% endif %}", "{{ missing }}"])
+def test_a_template_that_says_nothing_is_named(small, source):
+    template = ChatTemplate(source, "mine.jinja")
+    assert template.render([USER]) == ""
+    with pytest.raises(TemplateError, match=r"^mine\.jinja: makes an empty prompt of this conversation$"):
+        template.encode(small, [USER])
+
+
+# --- Several templates ------------------------------------------------------------------------------------------------
+
+PAIR = [{"name": "tool_use", "template": "T"}, {"name": "default", "template": "D"}]
+SEVERAL = {
+    "list": ({"chat_template": PAIR}, {}),
+    "list, a name twice": ({"chat_template": [*PAIR, {"name": "default", "template": "D2"}]}, {}),
+    "object": ({"chat_template": {"default": "D", "tool_use": "T", "rag": "R"}}, {}),
+    "one": ({"chat_template": "D"}, {}),
+    "a list of one": ({"chat_template": PAIR[1:]}, {}),
+    "file": ({}, {"chat_template.jinja": "J"}),
+    "file and list": ({"chat_template": PAIR}, {"chat_template.jinja": "J"}),
+    "file and folder": ({}, {"chat_template.jinja": "J", "additional_chat_templates/tool_use.jinja": "F"}),
+    "folder alone": ({}, {f"additional_chat_templates/{name}.jinja": name for name in ("default", "tool_use", "rag")}),
+    "all": (
+        {"chat_template": PAIR},
+        {
+            "chat_template.jinja": "J",
+            "additional_chat_templates/tool_use.jinja": "F",
+            "chat_template.json": json.dumps({"chat_template": "O"}),
+        },
+    ),
+}
+
+
+def write_templates(folder, configuration, files):
+    (folder / "config.json").write_text('{"model_type": "qwen2"}')
+    (folder / "tokenizer.json").write_text(json.dumps(VALUES))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "Qwen2Tokenizer", **configuration}))
+    for name, text in files.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(text)
+    return folder
+
+
+@pytest.mark.parametrize("tools", [None, [], [TOOL]], ids=["without tools", "no tool", "a tool"])
+@pytest.mark.parametrize("name", SEVERAL)
+def test_a_template_of_several_is_that_of_transformers(tmp_path, small, name, tools):
+    from transformers import AutoTokenizer
+
+    folder = write_templates(tmp_path, *SEVERAL[name])
+    text = AutoTokenizer.from_pretrained(folder).apply_chat_template([USER], tools=tools, tokenize=False)
+    template = load_chat_template(folder)
+    assert template.render([USER], tools) == text
+    assert template.encode(small, [USER], tools) == small.encode(text)
+
+
+def test_where_transformers_finds_none(tmp_path):
+    """A processor's file is better than none, and so is the default of another place."""
+    folder = write_templates(tmp_path, {}, {"chat_template.json": json.dumps({"chat_template": PAIR})})
+    assert [load_chat_template(folder).render([USER], tools) for tools in (None, [TOOL])] == ["D", "T"]
+    folder = write_templates(tmp_path, {"chat_template": "C"}, {"additional_chat_templates/tool_use.jinja": "F"})
+    assert [load_chat_template(folder).render([USER], tools) for tools in (None, [TOOL])] == ["C", "F"]
+    (folder / "mine").write_text("M")
+    template = load_chat_template(folder, folder / "mine")
+    assert [template.render([USER], tools) for tools in (None, [TOOL])] == ["M", "M"]
+
+
+def test_faults_of_the_second_template_name_its_file(tmp_path, small):
+    folder = write_templates(tmp_path, {"chat_template": "C"}, {"additional_chat_templates/tool_use.jinja": "{% if %}"})
+    template = load_chat_template(folder)
+    assert template.render([USER]) == "C"
+    for use in (template.render, lambda *arguments: template.encode(small, *arguments)):
+        with pytest.raises(TemplateError, match=r"additional_chat_templates/tool_use\.jinja: line 1: "):
+            use([USER], [TOOL])
+    (folder / "additional_chat_templates" / "tool_use.jinja").write_text("")
+    with pytest.raises(TemplateError, match=r"tool_use\.jinja: holds an empty chat template"):
+        load_chat_template(folder)
+    folder = write_templates(tmp_path, {"chat_template": {"default": "D", "tool_use": 5}}, {})
+    (folder / "additional_chat_templates" / "tool_use.jinja").unlink()
+    with pytest.raises(TemplateError, match=r"tokenizer_config\.json: chat_template: must be"):
+        load_chat_template(folder)
+
+
+@pytest.mark.parametrize(
+    "configuration",
+    [
+        {},
+        {"eos_token": None, "bos_token": "<|im_start|>"},
+        {"eos_token": "<|im_end|>", "pad_token": None},
+        {"extra_special_tokens": {"image_token": "<think>"}},
+        {"image_token": "</think>", "add_bos_token": True},
+    ],
+)
+def test_variables_are_those_of_transformers(tmp_path, configuration):
+    from transformers import AutoTokenizer
+
+    source = "{{ bos_token }}|{{ eos_token }}|{{ pad_token }}|{{ unk_token }}|{{ image_token }}|{{ add_bos_token }}"
+    folder = write_templates(tmp_path, {"chat_template": source, **configuration}, {})
+    text = AutoTokenizer.from_pretrained(folder).apply_chat_template([USER], tokenize=False)
+    assert load_chat_template(folder).render([USER]) == text
+
+
+# --- The end of a turn ------------------------------------------------------------------------------------------------
+
+
+def test_the_token_that_ends_a_turn(template, small):
+    assert template.turn_end(small) == small.added["<|im_end|>"]
+    ends = {
+        "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n<|endoftext|>\n{% endfor %}": "<|endoftext|>",
+        "{% for m in messages %}{{ m.content }}</tool_call>{% endfor %}": "</tool_call>",  # need not be special
+        "{% for m in messages %}<|im_start|>{{ m.content }}{% endfor %}": None,
+        "{% for m in messages %}{{ m.content }}[END]<|im_end|>{% endfor %}": None,
+        "{% for m in messages %}{{ m.content }}<|eot_id|>{% endfor %}": None,  # not a token here
+        "<|im_start|>{{ messages[0].content }}<|im_end|>": None,
+        "{{ raise_exception('no') }}": None,
+        "{{ messages[-1].content | trim }}<|im_end|>": "<|im_end|>",
+    }
+    for source, token in ends.items():
+        assert ChatTemplate(source).turn_end(small) == (token and small.added[token]), source
+
+
+@pytest.mark.shared
+def test_the_token_that_ends_a_turn_of_the_real_template(real_template, real):
+    assert real_template.turn_end(real) == 151645
 
 
 # --- What templates use -----------------------------------------------------------------------------------------------
