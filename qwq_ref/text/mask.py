@@ -23,8 +23,8 @@ class Mask:
     - A template that looks for `<` in a user's text does not find it.
     - A template that itself writes `<` + text + `>` can still make a token. The template is then its author.
 
-    The text of an assistant keeps the tags that a template looks for, to cut earlier reasoning: <think>, </think>, the
-    added tokens that are not special, and the tags in the template's own text that are no special tokens.
+    Templates look for tags in the text of an assistant, to cut earlier reasoning. This text keeps <think>, </think> and
+    the added tokens that are not special. It also keeps other tags that the template contains, except special tokens.
 
     Programs and keys consist of letters, digits, `_` and white space. These characters are replaced only within
     whole tokens. Otherwise a tokenizer with an added token "name" would hide `tool.name` from the template.

@@ -37,13 +37,13 @@ class ChatTemplate:
     The constructor does not wait for the child, which takes a tenth of a second to start. An error in the template
     appears at the first use, or in `check`.
 
-    source     the template
-    file       where it comes from, for messages
-    variables  strings that the tokenizer's configuration lends to templates: bos_token, eos_token and the like
-    with_tools a template for conversations with tools, and where it comes from; None: `source` serves for these as well
-    seconds    the longest time that a rendering may take
-    max_chars  the longest text that a rendering may make
-    max_bytes  the memory that a rendering may use: conversation, values and text together
+    source      the template
+    file        where it comes from, for messages
+    variables   strings that the tokenizer's configuration lends to templates: bos_token, eos_token and the like
+    with_tools  a template for conversations with tools, and its file; None: `source`
+    seconds     the longest time that a rendering may take
+    max_chars   the longest text that a rendering may make
+    max_bytes   the memory that a rendering may use: conversation, values and text together
 
     Raises TemplateError for a template that is empty or too long, and where no process can be started.
     """

@@ -39,7 +39,7 @@ class AddedToken:
 
 @dataclass(frozen=True)
 class TokenizerConfig:
-    """What the files beside a tokenizer.json say. All fields are empty if there are none.
+    """The contents of the files beside a tokenizer.json. All fields are empty if there are none.
 
     file     tokenizer_config.json
     values   its contents
