@@ -244,7 +244,7 @@ def _ids(options: argparse.Namespace, folder: Path, vocabulary: int) -> list[int
     if options.ids is not None:
         return list(options.ids)
     from ..engine.tokens import find_tokenizer
-    from ..formats.names import TOKENIZER
+    from ..text.names import TOKENIZER
     from ..text.template import load_chat_template
 
     text = read_prompt(options)

@@ -15,12 +15,13 @@ from ..formats.packed import writing
 from ..formats.packed_folder import packed_files
 from ..forms import FORMS
 from ..host.limits import cpus
+from ..text import FILES
 from .packing import packed_tensors
 from .plan import plan
 from .tokens import find_tokenizer
 
 # The files that a folder holds beside its weights.
-_SMALL = (CONFIG, GENERATION_CONFIG, "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+_SMALL = (CONFIG, GENERATION_CONFIG, *FILES)
 
 
 def convert(
@@ -60,6 +61,7 @@ def convert(
         _check_room(folder, sum(stored.nbytes for stored in planned.values()))
         folder.mkdir(parents=True, exist_ok=True)
         for name in small:
+            (folder / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(source.tokenizer / name, folder / name)
         with writing(folder / packed_name(weights), planned) as append:
             for name, tensor in packed_tensors(config, source.floats, weights, threads or cpus(), progress):

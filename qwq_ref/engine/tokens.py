@@ -6,8 +6,8 @@ import os
 from pathlib import Path
 
 from ..errors import TokenizerError
-from ..formats.names import TOKENIZER
 from ..text import Tokenizer, load_tokenizer
+from ..text.names import TOKENIZER
 
 
 def find_tokenizer(folder: Path, vocab_size: int) -> Tokenizer | None:

@@ -1,5 +1,6 @@
 """From text to token ids and back: tokenizer, chat template, reasoning."""
 
+from .names import FILES
 from .template import ChatTemplate, load_chat_template
 from .template_process import start_templates
 from .thinking import ThinkingSplitter, prompt_is_thinking, split_thinking
@@ -7,6 +8,7 @@ from .tokenizer import StreamDecoder, Tokenizer
 from .tokenizer_file import load_tokenizer
 
 __all__ = [
+    "FILES",
     "ChatTemplate",
     "StreamDecoder",
     "ThinkingSplitter",

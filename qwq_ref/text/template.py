@@ -10,6 +10,7 @@ The *template*: a program that came with the weights. It runs in a child process
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,14 +19,11 @@ from ..errors import TemplateError
 from ..files import START, StrPath, foreign, read_file, read_json
 from .mask import Mask, strings_of
 from .messages import Conversation, Message, checked_conversation
+from .names import DEFAULT, MORE_TEMPLATES, OLD_TEMPLATE, TEMPLATE, TOOL_USE
 from .template_process import Limits, TemplateProcess
 from .tokenizer import Tokenizer
 from .tokenizer_config import read_tokenizer_config
 
-TEMPLATE = "chat_template.jinja"
-MORE_TEMPLATES = "additional_chat_templates"
-OLD_TEMPLATE = "chat_template.json"
-_DEFAULT, _TOOLS = "default", "tool_use"
 _TEMPLATE_BYTES = 1 << 16  # three times the longest in use; compiling takes time that grows with the length
 _JSON_BYTES = 1 << 22
 _SPOKEN = ("assistant", "content")
@@ -169,19 +167,18 @@ def load_chat_template(folder: StrPath, override_file: StrPath | None = None) ->
     beside = read_tokenizer_config(folder, TemplateError)
     if override_file is not None:
         return ChatTemplate(_read(Path(override_file)), override_file, beside.named)
-    files = {_DEFAULT: folder / TEMPLATE}
-    files |= {name: file for name in (_DEFAULT, _TOOLS) if (file := folder / MORE_TEMPLATES / f"{name}.jinja").exists()}
-    found: dict[str, tuple[str, Path]] = {name: (_read(file), file) for name, file in files.items() if file.exists()}
-    if _DEFAULT not in found:
+    files = [(DEFAULT, TEMPLATE), *MORE_TEMPLATES.items()]  # a later one of the same name counts
+    found = {name: (_read(folder / file), folder / file) for name, file in files if os.path.lexists(folder / file)}
+    if DEFAULT not in found:
         old = folder / OLD_TEMPLATE
-        values = read_json(old, _JSON_BYTES, TemplateError) if old.exists() else {}
+        values = read_json(old, _JSON_BYTES, TemplateError) if os.path.lexists(old) else {}
         for file, value in ((beside.file, beside.values.get("chat_template")), (old, values.get("chat_template"))):
             if value is not None:
                 found = _named(value, file) | found
                 break
-    if _DEFAULT not in found:
+    if DEFAULT not in found:
         return None
-    return ChatTemplate(*found[_DEFAULT], beside.named, with_tools=found.get(_TOOLS))
+    return ChatTemplate(*found[DEFAULT], beside.named, with_tools=found.get(TOOL_USE))
 
 
 def _read(file: Path) -> str:
@@ -198,8 +195,8 @@ def _named(value: Any, file: Path) -> dict[str, tuple[str, Path]]:
     """Return the templates of a field `chat_template`, by name: one text, a list of named ones, or an object."""
     if isinstance(value, list):
         value = {str(entry.get("name")): entry.get("template") for entry in value if isinstance(entry, dict)}
-    named = value if isinstance(value, dict) else {_DEFAULT: value}
+    named = value if isinstance(value, dict) else {DEFAULT: value}
     templates = {name: (text, file) for name, text in named.items() if isinstance(text, str)}
-    if _DEFAULT not in templates or (_TOOLS in named and _TOOLS not in templates):
+    if DEFAULT not in templates or (TOOL_USE in named and TOOL_USE not in templates):
         raise TemplateError(file, "chat_template", "must be a template, or a list with one named default")
     return templates

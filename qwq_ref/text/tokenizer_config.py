@@ -6,6 +6,7 @@ as well. As in Hugging Face, these two are read only if tokenizer_config.json ha
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,10 +14,8 @@ from typing import Any
 
 from ..errors import QwqError
 from ..files import StrPath, read_json
+from .names import ADDED_TOKENS, SPECIAL_TOKENS, TOKENIZER_CONFIG
 
-TOKENIZER_CONFIG = "tokenizer_config.json"
-ADDED_TOKENS = "added_tokens.json"
-SPECIAL_TOKENS = "special_tokens_map.json"
 _BYTES = 1 << 22
 # Hugging Face's class of Qwen2 tokenizers has these where the files say nothing. An explicit null means none.
 _OF_THE_CLASS = dict.fromkeys(("eos_token", "pad_token", "unk_token"), "<|endoftext|>")
@@ -97,7 +96,7 @@ def check_added(entry: Any, file: Path, where: str, error: type[QwqError], *, co
 
 
 def _read(file: Path, error: type[QwqError]) -> dict[str, Any]:
-    return read_json(file, _BYTES, error) if file.exists() else {}
+    return read_json(file, _BYTES, error) if os.path.lexists(file) else {}
 
 
 def _content(value: Any) -> str | None:

@@ -12,6 +12,7 @@ from typing import Any
 
 from ..errors import TokenizerError
 from ..files import StrPath, read_json
+from .names import TOKENIZER
 from .tokenizer import BYTE_OF, Tokenizer
 from .tokenizer_config import AddedToken, TokenizerConfig, check_added, read_tokenizer_config
 
@@ -46,7 +47,7 @@ def load_tokenizer(folder_or_file: StrPath, vocab_size: int | None = None) -> To
     path, beside = Path(folder_or_file), None
     if path.is_dir():
         beside = read_tokenizer_config(path, TokenizerError)
-        path /= "tokenizer.json"
+        path /= TOKENIZER
     values = read_json(path, _FILE_BYTES, TokenizerError)
     nfc = _check_pipeline(values, path)
     vocab, merges = _read_model(values.get("model"), path)

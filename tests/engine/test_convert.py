@@ -121,6 +121,26 @@ def test_folders_that_hold_something_else(folder, tmp_path, monkeypatch):
     assert not (tmp_path / "new").exists()
 
 
+def test_all_files_of_the_text_come_along(tmp_path):
+    """The markers are in tokenizer_config.json alone, and a template for tools lies in a folder of its own."""
+    source = tmp_path / "source"
+    shutil.copytree(NANO, source)
+    values = json.loads((source / "tokenizer.json").read_text())
+    configuration = json.loads((source / "tokenizer_config.json").read_text())
+    configuration["added_tokens_decoder"] = {str(entry.pop("id")): entry for entry in values["added_tokens"]}
+    (source / "tokenizer.json").write_text(json.dumps({**values, "added_tokens": []}))
+    (source / "tokenizer_config.json").write_text(json.dumps(configuration))
+    (source / "additional_chat_templates").mkdir()
+    (source / "additional_chat_templates" / "tool_use.jinja").write_text("with tools<think>")
+    packed_folder = tmp_path / "packed"
+    convert(source, packed_folder, "q4")
+    original, model = qwq_ref.load("qwq-nano", weights="q4"), qwq_ref.load(packed_folder)
+    assert model.tokenizer.added == original.tokenizer.added
+    assert model.prompt_ids("What is 123+456?") == original.prompt_ids("What is 123+456?")
+    asked = model.template.encode(model.tokenizer, [{"role": "user", "content": "x"}], [])
+    assert asked == model.tokenizer.encode("with tools<think>", special=True)
+
+
 def test_what_is_interrupted_leaves_no_weights(tmp_path):
     def interrupt(count):
         raise KeyboardInterrupt
