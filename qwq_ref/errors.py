@@ -87,8 +87,9 @@ def did_you_mean(name: str, known: Iterable[str], most: int = 3) -> str:
         matcher.set_seq1(plain(other))
         begins = len(wanted) > 1 and plain(other).startswith(wanted)
         scores[other] = max(matcher.ratio(), 0.9 if begins else 0)
+    least = 0.6 if len(wanted) < 5 else 0.7
     best = max(scores.values(), default=0)
-    near = [other for other, score in scores.items() if score >= max(0.6, best - 0.03)]
+    near = [other for other, score in scores.items() if score >= max(least, best - 0.03)]
     near.sort(key=scores.__getitem__, reverse=True)
     return f" (did you mean {' or '.join(near[:most])}?)" if near else ""
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..config import Config
-from ..errors import QwqError, UsageError
+from ..errors import QwqError, UsageError, did_you_mean
 from ..forms import FORMS, KV_FORMS
 from ..host.limits import cpus
 from ..host.memory import require
@@ -23,7 +23,7 @@ from .options import (
     add_rope_arguments,
     check_isas,
     chosen_rope,
-    refuse_rope_options,
+    refuse,
     require_core,
     set_threads,
 )
@@ -38,6 +38,10 @@ if TYPE_CHECKING:
     from ..engine.backends import Backend
 
 _OUTPUTS = ("table", "md", "json", "csv")
+_MODELS_ONLY = (
+    *("model", "layers", "n_prompt", "n_gen", "n_depth", "weights", "kv", "peer"),
+    *("rope_scaling", "rope_scale", "yarn_orig_ctx"),
+)
 _MOST = (1 << 24) - 1  # tokens of a test
 
 
@@ -56,6 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "-r", "--repeats", type=count, default=5, metavar="N", help="repeats; figures are their medians (default 5)"
     )
     parser.add_argument("-o", "--output", **one_of(_OUTPUTS), default="table", help="output format; default: table")
+    parser.add_argument("--json", dest="output", action="store_const", const="json", help="the same as -o json")
     parser.add_argument(
         "--shape",
         metavar="NAME,...",
@@ -65,9 +70,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     models = parser.add_argument_group("models")
     models.add_argument("-m", "--model", help="a model on disk; default, without --shape: qwq-nano")
     models.add_argument("--layers", type=count, metavar="N", help="number of layers of --shape; default: all")
-    models.add_argument("-p", type=numbers, default="512", metavar="N,...", help="prompt tokens (default 512; 0: none)")
-    models.add_argument("-n", type=numbers, default="128", metavar="N,...", help="decode steps (default 128; 0: none)")
-    models.add_argument("-d", type=numbers, default="0", metavar="N,...", help="tokens before these (default 0)")
+    for short, name, default, what in (
+        ("-p", "--n-prompt", "512", "prompt tokens (default 512; 0: none)"),
+        ("-n", "--n-gen", "128", "decode steps (default 128; 0: none)"),
+        ("-d", "--n-depth", "0", "tokens before these (default 0)"),
+    ):
+        models.add_argument(short, name, type=numbers, default=default, metavar="N,...", help=what)
     models.add_argument(
         "--weights", **some_of(FORMS), default="q4", help=f"weight forms: {', '.join(FORMS)} (default q4)"
     )
@@ -97,8 +105,9 @@ def run(options: argparse.Namespace) -> int:
     numbers: list[int] = options.threads or [cpus()]
     require_core()
     if options.op is None:
+        refuse(options, ["tokens"], "needs --op: -p and -n are the tokens of a model")
         return _models(options, numbers)
-    refuse_rope_options(options, "has no effect with --op")
+    refuse(options, _MODELS_ONLY, "has no effect with --op")
     return _operations(options, numbers if options.threads else sorted({1, *numbers}))
 
 
@@ -163,10 +172,10 @@ def _models(options: argparse.Namespace, numbers: list[int]) -> int:
 def _tests(options: argparse.Namespace) -> list[Trial]:
     from ..bench.model import Trial
 
-    sizes = {"pp": options.p, "tg": options.n}
-    tests = [Trial(kind, n, depth) for depth in options.d for kind, many in sizes.items() for n in many if n]
+    sizes = {"pp": options.n_prompt, "tg": options.n_gen}
+    tests = [Trial(kind, n, depth) for depth in options.n_depth for kind, many in sizes.items() for n in many if n]
     if not tests:
-        raise UsageError(None, "p", "and n are both 0: there is nothing to do")
+        raise UsageError(None, "n-prompt", "is 0, and so is -n: there is nothing to do")
     return tests
 
 
@@ -206,7 +215,7 @@ def _backend(options: argparse.Namespace, config: Config, weights: str, kv: str,
 
     context = max(test.depth + test.tokens for test in tests)
     if context > config.positions:
-        raise UsageError(None, "d", f"{context} tokens are more than the model's {config.positions} positions")
+        raise UsageError(None, "n-depth", f"{context} tokens are more than the model's {config.positions} positions")
     if not options.shape:
         with progress_bar("loading", parameters(config), "weight") as progress:
             model = load(options.model or DEFAULT_MODEL, weights=weights, kv=kv, context=context, rope=config.rope,
@@ -253,7 +262,8 @@ def _chosen(names: str, ops: dict[str, Op]) -> list[Op]:
     for name in names.split(","):
         found = {op.name: op for op in ops.values() if op.name == name or op.name.startswith(f"{name}-")}
         if not found:
-            raise UsageError(None, "op", f"{name[:40]} does not exist; there are {', '.join(ops)}")
+            near = did_you_mean(name, ops)
+            raise UsageError(None, "op", f"{name[:40]} does not exist{near}; there are {', '.join(ops)}")
         chosen |= found
     return list(chosen.values())
 
@@ -267,7 +277,8 @@ def _plan(ops: list[Op], shapes: str | None) -> list[tuple[Op, str, Shape]]:
         fitting = [(op, name, shape) for op in ops if (shape := _shape(op, name)) is not None]
         if not fitting:
             known = list({name: None for op in ops for name in [*op.shapes, op.letters]})
-            raise UsageError(None, "shape", f"{name[:40]} fits no operation; there are {', '.join(known)}")
+            near = did_you_mean(name, known)
+            raise UsageError(None, "shape", f"{name[:40]} fits no operation{near}; there are {', '.join(known)}")
         plan += fitting
     return sorted(plan, key=lambda part: ops.index(part[0]))  # stable: shapes stay in their order
 

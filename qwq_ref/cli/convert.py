@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 
+from ..errors import UsageError
 from ..forms import FORMS
 from .options import (
     add_model_argument,
     add_threads_argument,
+    given_once,
     require_core,
     set_threads,
 )
@@ -17,8 +20,10 @@ from .values import one_of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", help="a new folder, or one that holds other weight forms of this model")
     add_model_argument(parser)
+    what = "a new folder, or one that holds other weight forms of this model"
+    parser.add_argument("-o", "--out", dest="folder", metavar="FOLDER", help=what)
+    parser.add_argument("positional", nargs="?", metavar="FOLDER", help="the folder, without -o")
     parser.add_argument("--weights", **one_of(FORMS), default="q4", help="weight form; default: q4")
     add_threads_argument(parser)
     parser.add_argument("--offline", action="store_true", help="download nothing")
@@ -31,14 +36,17 @@ def run(options: argparse.Namespace) -> int:
     from ..formats import recognise, resolve
     from ..formats.checkpoint import read_config
 
+    folder = given_once(options, "folder")
+    if folder is None:
+        raise UsageError(None, "folder", "is missing: name the new folder with -o")
     require_core()
     path = resolve(options.model, offline=options.offline)
     recognise.require(path, options.model)
     config = read_config(path)
     with progress_bar("packing", parameters(config), "weight") as progress:
         file = convert(
-            path, options.folder, options.weights, threads=options.threads, offline=options.offline, progress=progress
+            path, folder, options.weights, threads=options.threads, offline=options.offline, progress=progress
         )
     print(file)
-    print(f"{human(file.stat().st_size)}; run it with: qwq generate -m {options.folder}", file=sys.stderr)
+    print(f"{human(file.stat().st_size)}; run it with: qwq generate -m {shlex.quote(folder)}", file=sys.stderr)
     return 0

@@ -7,7 +7,8 @@ import json
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from ..errors import UsageError
+from ..errors import UsageError, did_you_mean
+from ..forms import FORMS, KV_FORMS
 from ..tables import Table
 from .options import (
     add_engine_arguments,
@@ -17,7 +18,7 @@ from .options import (
 )
 from .progress import progress_bar
 from .streams import require_output
-from .values import count, number, seed
+from .values import count, number, one_of, seed
 
 if TYPE_CHECKING:
     from ..engine.model import Model
@@ -33,21 +34,31 @@ Row = TypeVar("Row")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_argument(parser)
     parser.add_argument(
-        "-n", type=count, default=2000, metavar="N", help="number of problems in each category (default 2000)"
+        "-n",
+        "--problems",
+        type=count,
+        default=2000,
+        metavar="N",
+        help="number of problems in each category (default 2000)",
     )
     parser.add_argument(
         "--categories", metavar="NAME,...", help="trained: the 23 of the recipe; default: these and harder ones"
     )
     parser.add_argument(
         "--against",
+        type=_mode,
         metavar="WEIGHTS[+KV]",
         help="measure the accuracy lost against another mode, such as fp32, on the same problems",
     )
     parser.add_argument(
-        "--seed", type=seed, default=0, metavar="N", help="seed of the problems and the answers (default 0)"
+        "-s", "--seed", type=seed, default=0, metavar="N", help="seed of the problems and the answers (default 0)"
     )
     parser.add_argument(
-        "--temp", type=number(0), metavar="X", help="temperature; 0 takes the likeliest token; default: the model's"
+        "--temp",
+        dest="temperature",
+        type=number(0),
+        metavar="X",
+        help="temperature; 0 takes the likeliest token; default: the model's",
     )
     parser.add_argument(
         "--max-tokens", type=count, default=400, metavar="N", help="most tokens of an answer (default 400)"
@@ -67,12 +78,20 @@ def run(options: argparse.Namespace) -> int:
     chosen = named[options.categories] if options.categories in named else options.categories.split(",")
     for name in chosen:
         if name not in (*CATEGORIES, *HARDER):
-            raise UsageError(None, "categories", f"there is no {name!r}; there are {', '.join((*CATEGORIES, *HARDER))}")
+            there = (*CATEGORIES, *HARDER)
+            near = did_you_mean(name, there)
+            raise UsageError(None, "categories", f"there is no {name!r}{near}; there are {', '.join(there)}")
     model = _load(options, choices)
     if options.against is None:
         return _scores(options, model, chosen)
-    weights, _, kv = options.against.partition("+")
-    return _pairs(options, model, _load(options, choices | {"weights": weights, "kv": kv or None}), chosen)
+    weights, kv = options.against
+    return _pairs(options, model, _load(options, choices | {"weights": weights, "kv": kv}), chosen)
+
+
+def _mode(text: str) -> tuple[str, str | None]:
+    """Return the weight form and the cache form of WEIGHTS[+KV]."""
+    weights, plus, kv = text.partition("+")
+    return one_of(FORMS)["type"](weights), one_of(KV_FORMS)["type"](kv) if plus else None
 
 
 def _scores(options: argparse.Namespace, model: Model, chosen: Sequence[str]) -> int:
@@ -84,7 +103,7 @@ def _scores(options: argparse.Namespace, model: Model, chosen: Sequence[str]) ->
     finished = _each(
         options,
         chosen,
-        lambda name: evaluate(answerer, model.tokenizer, name, options.n, options.seed),
+        lambda name: evaluate(answerer, model.tokenizer, name, options.problems, options.seed),
         _SCORES,
         _row,
         scores,
@@ -107,7 +126,7 @@ def _pairs(options: argparse.Namespace, model: Model, other: Model, chosen: Sequ
     finished = _each(
         options,
         chosen,
-        lambda name: compare(first, second, model.tokenizer, name, options.n, options.seed),
+        lambda name: compare(first, second, model.tokenizer, name, options.problems, options.seed),
         _PAIRS,
         _pairs_row,
         pairs,
@@ -150,7 +169,7 @@ class _HasRow(Protocol):
 def _print_json(
     options: argparse.Namespace, model: Model, facts: dict[str, Any], categories: Sequence[_HasRow]
 ) -> None:
-    asked = {"model": options.model, "backend": model.backend.description, "n": options.n, "seed": options.seed}
+    asked = {"model": options.model, "backend": model.backend.description, "n": options.problems, "seed": options.seed}
     print(json.dumps(asked | facts | {"categories": [one.row() for one in categories]}, indent=2))
 
 
@@ -220,7 +239,7 @@ def _answerer(model: Model, options: argparse.Namespace) -> Answerer:
     from ..host.limits import cpus
     from ..train.rollout import answers, answers_each
 
-    sampling = model.sampling(temperature=options.temp)
+    sampling = model.sampling(temperature=options.temperature)
 
     def answer(problems: Sequence[Problem]) -> list[tuple[list[int], bool]]:
         prompts = [model.prompt_ids(problem.prompt) for problem in problems]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from typing import TYPE_CHECKING
 
@@ -15,12 +16,14 @@ from .options import (
     add_rope_arguments,
     chosen_rope,
     engine_choices,
+    refuse,
     set_threads,
 )
 from .progress import progress_bar
 from .prompt import read_prompt
+from .spellings import NEUTRAL
 from .streams import argument_text, print_json, require_output, styles
-from .values import count, fraction, integer, number, one_of, seed
+from .values import context_size, count, fraction, integer, number, one_of, seed, unless
 
 if TYPE_CHECKING:
     from ..engine.decode.plain import Run
@@ -34,28 +37,30 @@ _DIM, _PLAIN = "\x1b[2m", "\x1b[0m"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_prompt_arguments(parser)
     add_model_argument(parser)
-    parser.add_argument("-s", "--system", help="a system prompt")
+    parser.add_argument("--system", metavar="TEXT", help="a system prompt")
     parser.add_argument(
         "-n",
         "--max-tokens",
-        type=count,
+        type=unless("-1", count),
         metavar="N",
         help="largest number of output tokens, reasoning included; default: until the model ends its answer",
     )
     parser.add_argument(
         "-c",
         "--ctx-size",
-        type=count,
+        type=unless("0", context_size),
         metavar="N",
-        help="room for prompt and output, in tokens; default: the model's whole context, or the largest half, quarter "
-        "or smaller part that fits in memory",
+        help="room for prompt and output, in tokens, such as 8192 or 8K; default: the model's whole context, or the "
+        "largest half, quarter or smaller part that fits in memory",
     )
     parser.add_argument("--raw", action="store_true", help="continue the prompt as plain text, without chat template")
     parser.add_argument("--chat-template-file", metavar="FILE", help="a Jinja template instead of the model's own")
     parser.add_argument("--offline", action="store_true", help="download nothing")
     parser.add_argument("--json", action="store_true", help="print one JSON object at the end, and no stream of text")
     sampling = parser.add_argument_group("sampling", "Defaults come from the model's generation_config.json.")
-    sampling.add_argument("--temp", type=number(0), metavar="X", help="temperature; 0 takes the likeliest token")
+    sampling.add_argument(
+        "--temp", dest="temperature", type=number(0), metavar="X", help="temperature; 0 takes the likeliest token"
+    )
     sampling.add_argument("--top-k", type=integer(0), metavar="N", help="keep the N likeliest tokens; 0 keeps all")
     sampling.add_argument(
         "--top-p",
@@ -77,6 +82,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     sampling.add_argument(
         "--repeat-penalty",
+        dest="repetition_penalty",
         type=number(0),
         metavar="X",
         help="make the tokens of prompt and output less likely: divide positive logits by X, and multiply negative "
@@ -84,11 +90,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     sampling.add_argument(
         "--samplers",
-        metavar="A;B;...",
-        help="the steps and their order; default: penalties;temperature;top_k;top_p;min_p",
+        dest="steps",
+        type=lambda text: tuple(filter(None, re.split("[;,]", text.replace("-", "_")))),
+        metavar="A,B,...",
+        help="the steps and their order; default: penalties,temperature,top_k,top_p,min_p",
     )
     sampling.add_argument(
-        "--seed", type=seed, metavar="N", help="the same seed gives the same answer; default: a random seed"
+        "-s",
+        "--seed",
+        type=unless("-1", seed),
+        metavar="N",
+        help="the same seed gives the same answer; default: a random seed",
     )
     thinking = parser.add_argument_group("reasoning")
     thinking.add_argument(
@@ -99,12 +111,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     thinking.add_argument(
         "--think-budget",
-        type=integer(0),
+        type=unless("-1", integer(0)),
         metavar="N",
         help="end the reasoning after N tokens; 0: answer without reasoning; default: no limit",
     )
     add_engine_arguments(parser)
     add_rope_arguments(parser)
+    parser.add_argument(*NEUTRAL, dest="neutral", action="store_true", help=argparse.SUPPRESS)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -112,6 +125,8 @@ def run(options: argparse.Namespace) -> int:
         set_threads(options.threads)
     require_output()
     choices = engine_choices(options)
+    if options.raw:
+        refuse(options, ["chat_template_file"], "has no effect with --raw")
     prompt = read_prompt(options)
 
     from ..text import start_templates
@@ -162,13 +177,13 @@ def _answer(options: argparse.Namespace, model: Model, prompt: str) -> int:
         seed=options.seed,
         think_budget=options.think_budget,
         progress=lambda count: bar(count),
-        temperature=options.temp,
+        temperature=options.temperature,
         top_k=options.top_k,
         top_p=options.top_p,
         min_p=options.min_p,
         presence_penalty=options.presence_penalty,
-        repetition_penalty=options.repeat_penalty,
-        steps=tuple(filter(None, options.samplers.split(";"))) if options.samplers is not None else None,
+        repetition_penalty=options.repetition_penalty,
+        steps=options.steps,
     )
     run, texts, writer = generation.run, {"thinking": "", "answer": ""}, _Writer(options)
     stopped: KeyboardInterrupt | QwqError | None = None

@@ -19,6 +19,7 @@ from .options import (
     add_prompt_arguments,
     add_rope_arguments,
     chosen_rope,
+    refuse,
     set_threads,
 )
 from .progress import progress_bar
@@ -34,7 +35,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     record.add_argument("-o", "--out", required=True, metavar="DIR", help="a new folder for the pack")
     add_model_argument(record)
     add_prompt_arguments(record)
-    record.add_argument("--ids", type=many(integer()), metavar="N,...", help="token ids instead of a text")
+    record.add_argument(
+        "--ids", type=many(integer()), dest="token_ids", metavar="N,...", help="token ids instead of a text"
+    )
     record.add_argument("--chat", action="store_true", help="format the text with the model's chat template")
     record.add_argument(
         "--decode", type=integer(0), default=0, metavar="N", help="decode the last N tokens one at a time"
@@ -183,6 +186,8 @@ def _compare(options: argparse.Namespace) -> int:
 def _compare_vectors(options: argparse.Namespace) -> int:
     from ..oracle.judge.vectors import compare_vectors
 
+    others = ("model", "map", "html", "json", "junit", "no_explain", "coverage")
+    refuse(options, others, "has no effect on test vectors")
     precisions = _pairs(options.precision, "")
     if precisions.keys() - {""}:
         raise UsageError(None, "precision", "is one for all vectors")
@@ -241,8 +246,11 @@ def _mistakes(options: argparse.Namespace) -> int:
 
 
 def _ids(options: argparse.Namespace, folder: Path, vocabulary: int) -> list[int]:
-    if options.ids is not None:
-        return list(options.ids)
+    if options.token_ids is not None:
+        if options.positional is not None:
+            raise UsageError(None, "token_ids", "takes the place of the prompt")
+        refuse(options, ("prompt", "file", "chat"), "has no effect with --ids")
+        return list(options.token_ids)
     from ..engine.tokens import find_tokenizer
     from ..text.names import TOKENIZER
     from ..text.template import load_chat_template

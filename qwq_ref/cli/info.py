@@ -14,9 +14,9 @@ from ..errors import UsageError
 from ..footprint import human
 from ..forms import FORMS, KV_FORMS
 from ..tables import Table
-from .options import DEFAULT_MODEL, MODELS, add_rope_arguments, chosen_rope
+from .options import DEFAULT_MODEL, MODELS, add_rope_arguments, chosen_rope, given_once
 from .progress import progress_bar
-from .values import count
+from .values import context_size
 
 if TYPE_CHECKING:
     from .models import Found
@@ -25,14 +25,10 @@ _CONTEXTS = (4_096, 8_192, 32_768, 131_072)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-m", "--model", help=f"a config.json, {MODELS}, qwq-32b (its config alone)")
+    parser.add_argument("positional", nargs="?", metavar="MODEL", help="the model, without -m")
     parser.add_argument(
-        "model",
-        nargs="?",
-        default=DEFAULT_MODEL,
-        help=f"a config.json, {MODELS}, qwq-32b (its config alone)",
-    )
-    parser.add_argument(
-        "-c", "--ctx-size", type=count, action="append", metavar="N", help="show this context; may be repeated"
+        "-c", "--ctx-size", type=context_size, action="append", metavar="N", help="show this context; may be repeated"
     )
     parser.add_argument("--check", action="store_true", help="read every weight; fail at a NaN or an infinity")
     parser.add_argument("--offline", action="store_true", help="download nothing")
@@ -42,6 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     contexts = tuple(options.ctx_size or _CONTEXTS)
+    options.model = given_once(options, "model") or DEFAULT_MODEL
     from .models import find
 
     found = find(options.model, options.offline)

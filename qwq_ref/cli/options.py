@@ -6,13 +6,13 @@ import argparse
 import dataclasses
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ..config import TRAINED_POSITIONS, Config, Rope
 from ..errors import UsageError
 from ..forms import FORMS, KV_FORMS
-from .values import integer, number, one_of, threads
+from .values import number, one_of, only, threads, tokens
 
 DEFAULT_MODEL = "qwq-nano"
 MODELS = (
@@ -30,6 +30,21 @@ def set_threads(threads: int) -> None:
 def add_model_argument(parser: argparse.ArgumentParser) -> None:
     """Add `--model`."""
     parser.add_argument("-m", "--model", default=DEFAULT_MODEL, help=MODELS)
+
+
+def given_once(options: argparse.Namespace, dest: str) -> str | None:
+    """Return the value of an option that may also be given as a word without it. Raises UsageError for both."""
+    value: str | None = getattr(options, dest)
+    if value is not None and options.positional is not None:
+        raise UsageError(None, dest, "is given twice, with the option and without")
+    return options.positional if value is None else value
+
+
+def refuse(options: argparse.Namespace, dests: Iterable[str], why: str) -> None:
+    """Raise UsageError if one of these options was typed: it would have no effect."""
+    for dest in dests:
+        if dest in options.typed:
+            raise UsageError(None, dest, why)
 
 
 def require_core() -> None:
@@ -76,6 +91,8 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
         "results",
     )
     add_threads_argument(group)
+    gpu = only(("0", "auto"), "everything runs on the CPU")
+    parser.add_argument("-ngl", "--gpu-layers", "--n-gpu-layers", type=gpu, help=argparse.SUPPRESS)
 
 
 def engine_choices(options: argparse.Namespace) -> dict[str, Any]:
@@ -119,7 +136,7 @@ def add_rope_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--yarn-orig-ctx",
-        type=integer(1, 1 << 26),
+        type=tokens(1, 1 << 26),
         metavar="N",
         help="YaRN: context length in training, 32768 for QwQ-32B; default: as in the config, or else at most 32768",
     )
@@ -132,7 +149,7 @@ def chosen_rope(options: argparse.Namespace, config: Config) -> Rope | None:
     neither tells it, and a line on stderr says so. Raises UsageError for an option without effect.
     """
     if options.rope_scaling != "yarn":
-        refuse_rope_options(options, "needs --rope-scaling yarn", ("rope_scale", "yarn_orig_ctx"))
+        refuse(options, ("rope_scale", "yarn_orig_ctx"), "needs --rope-scaling yarn")
         return None if options.rope_scaling is None else Rope(theta=config.rope.theta)
     own = config.rope
     original = options.yarn_orig_ctx or own.original_max_position_embeddings or assumed_length(config)
@@ -146,12 +163,3 @@ def chosen_rope(options: argparse.Namespace, config: Config) -> Rope | None:
 def assumed_length(config: Config) -> int:
     """Return the context length in training of a model whose config does not tell it."""
     return min(config.max_position_embeddings, TRAINED_POSITIONS)
-
-
-def refuse_rope_options(
-    options: argparse.Namespace, problem: str, names: Sequence[str] = ("rope_scaling", "rope_scale", "yarn_orig_ctx")
-) -> None:
-    """Raise UsageError if one of these options is given: it would have no effect."""
-    for name in names:
-        if getattr(options, name) is not None:
-            raise UsageError(None, name.replace("_", "-"), problem)

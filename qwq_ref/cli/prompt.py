@@ -8,6 +8,7 @@ import os
 import sys
 
 from ..errors import FileError, UsageError
+from .options import given_once
 from .streams import argument_text, read_input, read_stream
 
 STDIN = "-"
@@ -26,9 +27,8 @@ def read_prompt(options: argparse.Namespace) -> str:
 
     A hyphen as PROMPT or as the file is standard input. Raises UsageError, and FileError for text that cannot be read.
     """
-    parts = [argument_text(text, "prompt") for text in (options.prompt, options.positional) if text is not None]
-    if len(parts) == 2:
-        raise UsageError(None, "prompt", "is given twice, with -p and without")
+    text = given_once(options, "prompt")
+    parts = [] if text is None else [argument_text(text, "prompt")]
     if options.positional == STDIN:
         if options.file == STDIN:
             raise UsageError(None, "file", f"{STDIN} is standard input, which is the prompt already")

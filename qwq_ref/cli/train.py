@@ -16,13 +16,15 @@ from .values import count, one_of, seed, threads
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "stage", choices=["base", "cold-start"], help="train a new model, or continue from a base model"
+        "stage", **one_of(["base", "cold-start"]), help="train a new model, or continue from a base model"
     )
     parser.add_argument(
         "-o", "--out", required=True, metavar="DIR", help="the folder of the run; a run that is there resumes"
     )
     parser.add_argument("-m", "--model", metavar="DIR", help="the base model to start from (cold-start)")
-    parser.add_argument("--seed", type=seed, default=0, metavar="N", help="seed of weights and problems (default 0)")
+    parser.add_argument(
+        "-s", "--seed", type=seed, default=0, metavar="N", help="seed of weights and problems (default 0)"
+    )
     parser.add_argument("--steps", type=count, metavar="N", help="number of steps; default: the recipe's")
     parser.add_argument("--chat-template-file", metavar="FILE", help="a template to store with a new model (base)")
     parser.add_argument(
@@ -38,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     if (options.stage == "cold-start") != (options.model is not None):
-        raise UsageError(None, "model", "is required for cold-start, and not allowed for base")
+        raise UsageError(None, "model", "names the base model: cold-start needs it, and base takes none")
     set_threads(1)  # the worker threads use the cores
     from ..text.template import load_chat_template
     from ..train.sft import STAGES, train

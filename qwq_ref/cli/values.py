@@ -1,6 +1,6 @@
 """Types of option values, for argparse: each converts the text of an option, or refuses it in a few words.
 
-The command line adds the option's name: `qwq: threads: must be at least 1, got 0`, with exit status 2.
+The command line adds the option as it was typed: `qwq: --threads: must be at least 1, got 0`, with exit status 2.
 """
 
 from __future__ import annotations
@@ -8,11 +8,14 @@ from __future__ import annotations
 import math
 import re
 from argparse import ArgumentTypeError
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any, TypeVar
+
+from ..errors import did_you_mean
 
 Value = TypeVar("Value")
 Number = TypeVar("Number", int, float)
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)([KMGT]?)(?:i?B)?", re.IGNORECASE)
 
 
@@ -31,10 +34,7 @@ def number(least: float | None = None, most: float | None = None) -> Callable[[s
     """Return the type of finite numbers from `least` to `most`."""
 
     def convert(text: str) -> float:
-        try:
-            value = float(text)
-        except ValueError:
-            value = math.nan
+        value = float(text) if _NUMBER.fullmatch(text) else math.nan
         if not math.isfinite(value):
             raise ArgumentTypeError(f"must be a number, got {_shown(text)}")
         return _within(value, least, most)
@@ -46,6 +46,36 @@ count = integer(1)
 threads = integer(1, 1024)  # core.MOST_THREADS, which takes an import of NumPy
 fraction = number(0, 1)
 seed = integer(0, (1 << 64) - 1)
+
+
+def tokens(least: int, most: int | None = None) -> Callable[[str], int]:
+    """Return the type of numbers of tokens such as 8192 or 8K, which is 8 x 1024."""
+
+    def convert(text: str) -> int:
+        match = re.fullmatch(r"([0-9]{1,12})([KM])", text, re.IGNORECASE)
+        value = integer()(match[1] if match else text) << ({"K": 10, "M": 20}[match[2].upper()] if match else 0)
+        return _within(value, least, most)
+
+    return convert
+
+
+context_size = tokens(1)
+
+
+def unless(none: str, convert: Callable[[str], Value]) -> Callable[[str], Value | None]:
+    """Return the type of values of which one text stands for no value, as if the option were not given."""
+    return lambda text: None if text == none else convert(text)
+
+
+def only(allowed: Collection[str], why: str) -> Callable[[str], str]:
+    """Return the type of an option of other programs that can have one meaning here."""
+
+    def convert(text: str) -> str:
+        if text not in allowed:
+            raise ArgumentTypeError(f"must be {' or '.join(allowed)}, got {_shown(text)}: {why}")
+        return text
+
+    return convert
 
 
 def size(text: str) -> int:
@@ -75,7 +105,8 @@ def some_of(names: Iterable[str]) -> dict[str, Any]:
 def _name(known: list[str]) -> Callable[[str], str]:
     def convert(text: str) -> str:
         if text not in known:
-            raise ArgumentTypeError(f"must be one of {', '.join(known)}, got {_shown(text)}")
+            near = did_you_mean(text, known)
+            raise ArgumentTypeError(f"must be one of {', '.join(known)}, got {_shown(text)}{near}")
         return text
 
     return convert

@@ -216,15 +216,15 @@ def test_without_an_operation_it_lists_them(capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--op", "matmul-q3"], "qwq: op: matmul-q3 does not exist; there are matmul-q4, "),
-        (["--op", "argmax", "--isa", "altivec"], "qwq: isa: altivec cannot run here; scalar"),
-        (["--op", "argmax", "--shape", "qkv"], "qwq: shape: qkv fits no operation; there are vocabulary, V"),
-        (["--op", "matmul-q4", "--shape", "64x65"], "qwq: shape: 64x65 fits no operation"),
-        (["--op", "argmax", "-T", "0"], "qwq: tokens: must be at least 1, got 0"),
-        (["--op", "argmax", "-t", "1,x"], "qwq: threads: must be an integer, got x"),
-        (["--op", "argmax", "-t", "9999"], "qwq: threads: must be at most 1024, got 9999"),
-        (["--op", "argmax", "-r", "0"], "qwq: repeats: must be at least 1, got 0"),
-        (["--op", "attention-int8", "--shape", "8", "-T", "9"], "qwq: tokens: 9 do not fit a context of 8"),
+        (["--op", "matmul-q3"], "qwq: --op: matmul-q3 does not exist (did you mean matmul-q4?); there are matmul-q4, "),
+        (["--op", "argmax", "--isa", "altivec"], "qwq: --isa: altivec cannot run here; scalar"),
+        (["--op", "argmax", "--shape", "qkv"], "qwq: --shape: qkv fits no operation; there are vocabulary, V"),
+        (["--op", "matmul-q4", "--shape", "64x65"], "qwq: --shape: 64x65 fits no operation"),
+        (["--op", "argmax", "-T", "0"], "qwq: -T/--tokens: must be at least 1, got 0"),
+        (["--op", "argmax", "-t", "1,x"], "qwq: -t/--threads: must be an integer, got x"),
+        (["--op", "argmax", "-t", "9999"], "qwq: -t/--threads: must be at most 1024, got 9999"),
+        (["--op", "argmax", "-r", "0"], "qwq: -r/--repeats: must be at least 1, got 0"),
+        (["--op", "attention-int8", "--shape", "8", "-T", "9"], "qwq: -T/--tokens: 9 do not fit a context of 8"),
     ],
 )
 def test_wrong_uses_are_one_line(arguments, message, capsys):

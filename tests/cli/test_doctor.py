@@ -147,8 +147,8 @@ def test_a_model_that_nothing_can_run(capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [
-        (["-t", "0"], 2, "threads: must be at least 1, got 0"),
-        (["-t", "1025"], 2, "threads: must be at most 1024, got 1025"),
+        (["-t", "0"], 2, "-t/--threads: must be at least 1, got 0"),
+        (["-t", "1025"], 2, "-t/--threads: must be at most 1024, got 1025"),
         (["-m", "nobody/nothing"], 1, "nobody/nothing: is not a folder, .* offline, so it was not downloaded"),
         (["-m", "/nowhere/config.json"], 1, "/nowhere/config.json: "),
         (["-m", "/nowhere"], 1, "/nowhere: "),

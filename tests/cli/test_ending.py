@@ -126,7 +126,7 @@ def test_errors_are_one_line(capsys, monkeypatch, name):
         print("so far", end="")
         raise problem
 
-    monkeypatch.setattr(cli, "_parse", fails)
+    monkeypatch.setattr(cli, "parse", fails)
     assert main(["info"]) == status
     assert capsys.readouterr() == ("so far", line and f"{line}\n")
 
@@ -137,10 +137,10 @@ def test_faults_of_this_program_keep_their_traceback(monkeypatch):
         def fails(given, options, problem=problem):
             raise problem
 
-        monkeypatch.setattr(cli, "_parse", fails)
+        monkeypatch.setattr(cli, "parse", fails)
         with pytest.raises(type(problem)):
             main(["info"])
-    monkeypatch.setattr(cli, "_parse", lambda given, options: setattr(options, "verbose", True) or {}["nothing"])
+    monkeypatch.setattr(cli, "parse", lambda given, options: setattr(options, "verbose", True) or {}["nothing"])
     with pytest.raises(KeyError):
         main(["info"])
 

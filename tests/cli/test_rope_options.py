@@ -1,6 +1,5 @@
 """The options of RoPE: what they set, what they assume, and that none is ignored."""
 
-import argparse
 import dataclasses
 import json
 
@@ -8,6 +7,7 @@ import pytest
 
 from qwq_ref.cli import main
 from qwq_ref.cli.options import add_rope_arguments, chosen_rope
+from qwq_ref.cli.parser import Parser
 from qwq_ref.config import Config, Rope
 from tests.support.models import config_values, yarn
 from tests.support.paths import QWQ_CONFIG
@@ -17,7 +17,7 @@ ASSUMED = "qwq: --yarn-orig-ctx {} is assumed, because config.json does not tell
 
 
 def chosen(arguments, config):
-    parser = argparse.ArgumentParser()
+    parser = Parser()
     add_rope_arguments(parser)
     return chosen_rope(parser.parse_args(arguments.split()), config)
 
@@ -70,20 +70,20 @@ RECORD = "golden record -o OUT --ids 1,2"
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [
-        ("info qwq-32b --rope-scale 2", "rope-scale: needs --rope-scaling yarn"),
-        ("info qwq-32b --rope-scale 4", "rope-scale: needs --rope-scaling yarn"),  # the default, typed
-        ("info qwq-32b --yarn-orig-ctx 32768", "yarn-orig-ctx: needs --rope-scaling yarn"),
-        ("info qwq-32b --rope-scaling none --rope-scale 2", "rope-scale: needs --rope-scaling yarn"),
-        ("generate x -n 1 --rope-scale 2", "rope-scale: needs --rope-scaling yarn"),
-        (f"{RECORD} --yarn-orig-ctx 9", "yarn-orig-ctx: needs --rope-scaling yarn"),
-        ("bench -p 1 -n 0 --rope-scale 2", "rope-scale: needs --rope-scaling yarn"),
-        ("bench --op argmax --rope-scaling yarn", "rope-scaling: has no effect with --op"),
-        ("bench --op --rope-scale 2", "rope-scale: has no effect with --op"),
-        ("info qwq-32b --rope-scaling yarn --rope-scale 0.5", "rope-scale: must be at least 1, got 0.5"),
-        ("info qwq-32b --rope-scaling yarn --rope-scale 1e99", "rope-scale: must be at most 65536, got 1e+99"),
-        ("info qwq-32b --rope-scaling yarn --yarn-orig-ctx 0", "yarn-orig-ctx: must be at least 1, got 0"),
-        (f"info qwq-32b --rope-scaling yarn --yarn-orig-ctx {10**15}", "yarn-orig-ctx: must be at most 67108864"),
-        ("info qwq-32b --rope-scaling linear", "rope-scaling: must be one of none, yarn, got linear"),
+        ("info qwq-32b --rope-scale 2", "--rope-scale: needs --rope-scaling yarn"),
+        ("info qwq-32b --rope-scale 4", "--rope-scale: needs --rope-scaling yarn"),  # the default, typed
+        ("info qwq-32b --yarn-orig-ctx 32768", "--yarn-orig-ctx: needs --rope-scaling yarn"),
+        ("info qwq-32b --rope-scaling none --rope-scale 2", "--rope-scale: needs --rope-scaling yarn"),
+        ("generate x -n 1 --rope-scale 2", "--rope-scale: needs --rope-scaling yarn"),
+        (f"{RECORD} --yarn-orig-ctx 9", "--yarn-orig-ctx: needs --rope-scaling yarn"),
+        ("bench -p 1 -n 0 --rope-scale 2", "--rope-scale: needs --rope-scaling yarn"),
+        ("bench --op argmax --rope-scaling yarn", "--rope-scaling: has no effect with --op"),
+        ("bench --op --rope-scale 2", "--rope-scale: has no effect with --op"),
+        ("info qwq-32b --rope-scaling yarn --rope-scale 0.5", "--rope-scale: must be at least 1, got 0.5"),
+        ("info qwq-32b --rope-scaling yarn --rope-scale 1e99", "--rope-scale: must be at most 65536, got 1e+99"),
+        ("info qwq-32b --rope-scaling yarn --yarn-orig-ctx 0", "--yarn-orig-ctx: must be at least 1, got 0"),
+        (f"info qwq-32b --rope-scaling yarn --yarn-orig-ctx {10**15}", "--yarn-orig-ctx: must be at most 67108864"),
+        ("info qwq-32b --rope-scaling linear", "--rope-scaling: must be one of none, yarn, got linear"),
     ],
 )
 def test_an_option_without_effect_is_refused(arguments, problem, tmp_path, capsys):

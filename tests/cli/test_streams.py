@@ -83,7 +83,7 @@ def test_json_loses_nothing(speaker, encoding):
 @pytest.mark.parametrize("variables", [{"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}, {}, {"PYTHONUTF8": "1"}])
 def test_the_c_locale(speaker, variables):
     """Python decodes UTF-8 arguments to surrogates there. The prompt is the same as elsewhere."""
-    arguments = ["generate", "-m", speaker, "是é?", "-s", "文", "--json"]
+    arguments = ["generate", "-m", speaker, "是é?", "--system", "文", "--json"]
     counts = [
         json.loads(qwq(*arguments, environment=environment)[1])["prompt_tokens"]
         for environment in (variables | {"LC_ALL": "C", "PYTHONIOENCODING": ""}, {"PYTHONUTF8": "1"})

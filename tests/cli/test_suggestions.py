@@ -7,7 +7,7 @@ from qwq_ref.errors import did_you_mean
 from qwq_ref.oracle import conformance
 from qwq_ref.tasks import CATEGORIES, HARDER
 
-OPTIONS = ["--temp", "--temperature", "--top-k", "--top-p", "--max-tokens", "--max-memory", "--ctx-size"]
+OPTIONS = ["--temp", "--temperature", "--top-k", "--top-p", "--max-tokens", "--max-memory", "--ctx-size", "--think"]
 MODELS = ["qwq-nano", "qwq-nano-base", "qwq-32b"]
 
 
@@ -34,7 +34,7 @@ def test_a_near_name_is_named(wrong, known, near):
     assert did_you_mean(wrong, known) == f" (did you mean {near}?)"
 
 
-@pytest.mark.parametrize("wrong", ["", "-", "--", "zzz", "x" * 10**6, "\x00", "什么"])
+@pytest.mark.parametrize("wrong", ["", "-", "--", "zzz", "--nothing", "x" * 10**6, "\x00", "什么"])
 def test_a_name_that_is_far_from_all_gets_none(wrong):
     assert did_you_mean(wrong, [*COMMANDS, *OPTIONS, *MODELS]) == ""
 

@@ -190,11 +190,11 @@ def test_the_command_says_what_is_lost(capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--against", "q5"], "weights: must be one of fp32, bf16, q8, q4, got q5"),
-        (["--against", "q8+int4"], "kv: must be one of fp32, int8, got int4"),
+        (["--against", "q5"], "--against: must be one of fp32, bf16, q8, q4, got q5"),
+        (["--against", "q8+int4"], "--against: must be one of fp32, int8, got int4 (did you mean int8?)"),
         (["--backend", "numpy", "--against", "q8"], "numpy has fp32 weights and an fp32 cache only"),
         (["--max-tokens", "1020"], "max-tokens: 1020 and a prompt of 29 do not fit in 1024"),
-        (["-n", "0"], "n: must be at least 1, got 0"),
+        (["-n", "0"], "-n/--problems: must be at least 1, got 0"),
         (["-t", "0"], "threads: must be at least 1, got 0"),
     ],
 )

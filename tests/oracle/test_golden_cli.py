@@ -130,10 +130,22 @@ def test_precisions_on_the_command_line(qwq, recorded, tmp_path):
 
 BAD = {
     "no action": ([], 2, ["required: ACTION"]),
-    "an unknown action": (["measure"], 2, ["invalid choice"]),
+    "an unknown action": (["measure"], 2, ["measure: is not an action of qwq golden; there are record, compare"]),
+    "an action misspelt": (
+        ["cmpare", "gqa", "x"],
+        2,
+        ["cmpare: is not an action of qwq golden (did you mean compare?)"],
+    ),
+    "a pack misspelt": (
+        ["compare", "gaq", "x"],
+        1,
+        ["gaq: is not a folder, and not a shipped pack (did you mean gqa?)"],
+    ),
+    "ids and a prompt": (["record", "--ids", "1", "hi", "-o", "OUT"], 2, ["--ids: takes the place of the prompt"]),
+    "ids and a file": (["record", "--ids", "1", "-f", "x", "-o", "OUT"], 2, ["-f/--file: has no effect with --ids"]),
     "no place": (["record", "x"], 2, ["required: -o"]),
     "ids of text": (["record", "--ids", "1,x", "-o", "OUT"], 2, ["ids: must be an integer, got x"]),
-    "an id too large": (["record", "--ids", "1,999999", "-o", "OUT"], 2, ["token_ids: must be at least one id"]),
+    "an id too large": (["record", "--ids", "1,999999", "-o", "OUT"], 2, ["--ids: must be at least one id"]),
     "all steps": (["record", "--ids", "1,2", "--decode", "2", "-o", "OUT"], 2, ["decode: must leave a prompt"]),
     "an unknown tap": (["record", "--ids", "1", "--taps", "*.x", "-o", "OUT"], 2, ["taps: *.x matches no tap"]),
     "an unknown size": (["record", "--ids", "1", "--size", "lm_head=all", "-o", "OUT"], 2, ["size: must be one of"]),
@@ -207,7 +219,7 @@ def test_a_text_is_tokenised(qwq, nano, tmp_path):
             (["-p", question], plain),
             (["-f", tmp_path / "prompt.txt"], plain),
             (["--chat", question, "-t", 1], chat),
-            ([question, "--ids", "5, 6,7"], [5, 6, 7]),
+            (["--ids", "5, 6,7"], [5, 6, 7]),
         ]
     ):
         assert qwq("record", *arguments, *small, "-o", tmp_path / str(i))[0] == 0

@@ -6,7 +6,7 @@ import contextlib
 import os
 from pathlib import Path
 
-from ...errors import UsageError
+from ...errors import GoldenError, UsageError, did_you_mean
 from ...files import StrPath
 from .pack import Golden
 
@@ -21,7 +21,7 @@ def conformance() -> list[str]:
 def path(name: str) -> Path:
     """Return the folder of a pack that ships with this package. Raises UsageError."""
     if name not in conformance():
-        raise UsageError(None, "golden", f"{name[:60]} is not among {', '.join(conformance())}")
+        raise UsageError(name[:60], None, _no_such(name))
     return _FOLDER / name
 
 
@@ -30,6 +30,13 @@ def open_golden(golden: StrPath | Golden) -> contextlib.AbstractContextManager[G
     if isinstance(golden, Golden):
         return contextlib.nullcontext(golden)
     name = os.fspath(golden)
-    if not os.path.exists(name) and name in conformance():
+    if not os.path.lexists(name):
+        if name not in conformance():
+            raise GoldenError(name, None, _no_such(name))
         return Golden.open(_FOLDER / name)
     return Golden.open(name)
+
+
+def _no_such(name: str) -> str:
+    near = did_you_mean(name, conformance())
+    return f"is not a folder, and not a shipped pack{near}; those are {', '.join(conformance())}"
