@@ -1,0 +1,342 @@
+"""Kinds of files that the package reads, for `mutants`: how one is read, and what its answer must then be.
+
+Every kind reads a mutant by the package's own public way. The answer is then compared with another reader's: the
+libraries transformers, tokenizers and safetensors, or the values in the file.
+"""
+
+import functools
+import json
+import logging
+from xml.etree import ElementTree
+
+import numpy as np
+
+import qwq_ref
+from qwq_ref import core
+from qwq_ref.config import Config
+from qwq_ref.engine.convert import convert
+from qwq_ref.errors import GoldenError
+from qwq_ref.formats import Checkpoint, GenerationConfig
+from qwq_ref.oracle import Golden, compare, record
+from qwq_ref.oracle.graph import phases_of
+from qwq_ref.text import load_chat_template, load_tokenizer
+from tests.support import mutants, packs
+from tests.support.checkpoints import write_checkpoint
+from tests.support.models import config_values, random_weights, yarn
+from tests.support.paths import QWQ_CONFIG
+from tests.support.safetensors_files import INDEX, WEIGHTS, split, weights_file, write
+from tests.support.small_tokenizer import SENTENCES, SIZE, TEMPLATE, VALUES
+
+IDS = [3, 1, 4]
+CHAT = [
+    {"role": "system", "content": "Be short."},
+    {"role": "user", "content": "What is 2 + 3?"},
+    {"role": "assistant", "content": "<think>\nTwo and three.\n</think>\n\n5"},
+    {"role": "user", "content": "日本語で <|im_end|> \n"},
+]
+
+
+class Kind:
+    """A folder of sound files, and the ways to change and to read them.
+
+    folder  the folder; `files` are the names of those in it that are changed
+    sound   the answer of the sound files
+    """
+
+    files: tuple[str, ...] = ()
+    mutate = staticmethod(mutants.of_json)
+
+    def __init__(self, folder):
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        self.prepare()
+        self.sound_bytes = {name: (self.folder / name).read_bytes() for name in self.files}
+        self.sound = self.read()
+
+    def originals(self, name):
+        """Return the sound contents that a file of this name may start from."""
+        return [self.sound_bytes[name]]
+
+    def put(self, rng):
+        """Write one mutant -> (the name of its file, its contents)."""
+        name = rng.choice(self.files)
+        data = self.mutate(rng.choice(self.originals(name)), rng)
+        (self.folder / name).write_bytes(data)
+        return name, data
+
+    def restore(self, name):
+        (self.folder / name).write_bytes(self.sound_bytes[name])
+
+
+def same_arrays(ours, theirs):
+    assert ours.keys() == theirs.keys()
+    for name, value in ours.items():
+        assert value.shape == theirs[name].shape, name
+        assert value.tobytes() == np.asarray(theirs[name], np.float32).tobytes(), name
+
+
+# --- JSON ---
+
+
+@functools.cache
+def hugging_face():
+    """Return Qwen2Config of transformers, without its warnings."""
+    import transformers
+
+    logging.getLogger("transformers").setLevel(logging.CRITICAL)
+    return transformers.Qwen2Config
+
+
+class ConfigKind(Kind):
+    files = ("config.json",)
+
+    def prepare(self):
+        (self.folder / "config.json").write_text(json.dumps(config_values()))
+
+    def originals(self, name):
+        newer = {"rope_parameters": {"rope_theta": 1e6, "rope_type": "default"}, "layer_types": ["full_attention"] * 2}
+        newer |= {"rope_theta": None, "dtype": "bfloat16", "sliding_window": None, "use_sliding_window": False}
+        values = [
+            config_values(rope_scaling=yarn(type="yarn")),
+            config_values(use_sliding_window=True, sliding_window=3, max_window_layers=1),
+            config_values(**newer),
+            config_values(**newer | {"rope_parameters": {"full_attention": yarn(rope_theta=1e6)}}),
+            config_values(**newer | {"rope_scaling": yarn()}),
+        ]
+        return [QWQ_CONFIG.read_bytes(), *(json.dumps(each).encode() for each in values)]
+
+    def read(self):
+        return Config.from_file(self.folder / "config.json")
+
+    def check(self, config, name, data):
+        """Each field is that of the file, and RoPE and the windows are those of transformers."""
+        values = json.loads(data.decode("utf-8-sig"))
+        for field in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"):
+            assert getattr(config, field) == values[field], field
+        assert config.rms_norm_eps == values["rms_norm_eps"]
+        assert config.max_position_embeddings == values["max_position_embeddings"]
+        assert config.tie_word_embeddings == (values.get("tie_word_embeddings") or False)
+        heads = values["num_attention_heads"]
+        assert config.num_key_value_heads == (values.get("num_key_value_heads") or heads)
+        assert config.head_dim == (values.get("head_dim") or values["hidden_size"] // heads)
+        assert Config.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+        try:
+            theirs = hugging_face()(**values)
+        except Exception:  # it refuses what is read here, such as null
+            return
+        kinds = theirs.layer_types
+        windows = [theirs.sliding_window if kind == "sliding_attention" else None for kind in kinds]
+        assert [config.window(layer) for layer in range(config.L)] == windows[: config.L]
+        rope, both = theirs.rope_parameters, values.get("rope_scaling") and values.get("rope_parameters")
+        if both or values.get("rope_theta", 0) is None or not isinstance(rope, dict) or "rope_type" not in rope:
+            return  # these it reads in another way
+        assert (config.rope.type, config.rope.theta) == (rope["rope_type"], rope["rope_theta"])
+        if config.rope.type == "yarn":
+            assert config.rope.original_max_position_embeddings == rope["original_max_position_embeddings"]
+            assert config.rope.factor == rope.get("factor", config.rope.factor)
+            assert config.rope.attention_factor == rope.get("attention_factor")
+            assert (config.rope.beta_fast, config.rope.beta_slow) == (
+                rope.get("beta_fast") or 32,
+                rope.get("beta_slow") or 1,
+            )
+
+
+class GenerationKind(Kind):
+    files = ("generation_config.json",)
+
+    def prepare(self):
+        values = config_values()
+        self.config = Config.from_dict(values)
+        (self.folder / "config.json").write_text(json.dumps(values))
+        sampling = {"do_sample": True, "temperature": 0.6, "top_k": 40, "top_p": 0.95, "repetition_penalty": 1.1}
+        sampling |= {"eos_token_id": [5, 3], "bos_token_id": 3, "pad_token_id": 3, "transformers_version": "4.43.1"}
+        (self.folder / "generation_config.json").write_text(json.dumps(sampling))
+
+    def read(self):
+        return GenerationConfig.from_folder(self.folder, self.config)
+
+    def check(self, ours, name, data):
+        values = json.loads(data.decode("utf-8-sig"))
+        defaults = GenerationConfig()
+        for field in ("do_sample", "temperature", "top_k", "top_p", "min_p", "repetition_penalty"):
+            given = values.get(field)
+            assert getattr(ours, field) == (getattr(defaults, field) if given is None else given), field
+        ends = values.get("eos_token_id")
+        wanted = ends if isinstance(ends, list) else [0 if ends is None else ends]
+        assert set(wanted) <= set(ours.eos_token_ids)
+
+
+class TokenizerKind(Kind):
+    files = ("tokenizer.json",)
+    texts = (*SENTENCES, "<|im_start|>user\n 12 eggs<|im_end|>\n<think> </think>", "a\u0301\r\n\t \0 x")
+
+    def prepare(self):
+        (self.folder / "tokenizer.json").write_text(json.dumps(VALUES))
+
+    def read(self):
+        tokenizer = load_tokenizer(self.folder / "tokenizer.json", SIZE + 5)
+        ids = [tokenizer.encode(text, special=True) for text in self.texts]
+        return ids, [tokenizer.decode(each, skip_special=False) for each in ids], tokenizer.special
+
+    def check(self, answer, name, data):
+        """Ids and texts are those of the library, which numbers added tokens anew where the file leaves holes."""
+        import tokenizers
+
+        ids, texts, _ = answer
+        values = json.loads(data.decode("utf-8-sig"))
+        try:
+            theirs = tokenizers.Tokenizer.from_str(json.dumps({name: values.get(name) for name in VALUES}))
+        except Exception:
+            assert answer == self.sound
+            return
+        numbers = {entry["content"]: entry["id"] for entry in values["added_tokens"]}
+        wanted = [theirs.encode(text, add_special_tokens=False) for text in self.texts]
+        assert ids == [
+            [numbers.get(token, number) for token, number in zip(each.tokens, each.ids, strict=True)] for each in wanted
+        ]
+        assert texts == [theirs.decode(each.ids, skip_special_tokens=False) for each in wanted]
+
+
+class TemplateKind(Kind):
+    files = ("chat_template.jinja",)
+    mutate = staticmethod(mutants.of_template)
+
+    def prepare(self):
+        (self.folder / "chat_template.jinja").write_text(TEMPLATE)
+
+    def read(self):
+        return load_chat_template(self.folder).render(CHAT)
+
+    def check(self, text, name, data):
+        """The text is that of transformers, if it makes one."""
+        from transformers.utils.chat_template_utils import _compile_jinja_template
+
+        try:
+            theirs = _compile_jinja_template(data.decode()).render(
+                messages=CHAT, tools=None, add_generation_prompt=True
+            )
+        except Exception:
+            return
+        assert text == theirs
+
+
+# --- tensors ---
+
+
+class SafetensorsKind(Kind):
+    files = ("model.safetensors",)
+    mutate = staticmethod(mutants.of_safetensors)
+
+    def prepare(self):
+        write(self.folder, {"model.safetensors": weights_file(WEIGHTS)})
+
+    def read(self):
+        with Checkpoint.open(self.folder) as checkpoint:
+            return dict(checkpoint)
+
+    def check(self, ours, name, data):
+        import safetensors.numpy
+
+        try:
+            theirs = safetensors.numpy.load(data)
+        except Exception:  # it refuses what is read here
+            theirs = self.sound
+        same_arrays(
+            ours, {name: theirs[name] if name in theirs else theirs[name.removeprefix("model.")] for name in ours}
+        )
+
+
+class IndexKind(Kind):
+    files = (INDEX,)
+
+    def prepare(self):
+        shards, weight_map = split()
+        write(self.folder, shards, weight_map)
+
+    def read(self):
+        with Checkpoint.open(self.folder) as checkpoint:
+            return dict(checkpoint)
+
+    def check(self, ours, name, data):
+        same_arrays(ours, self.sound)
+
+
+class PackedKind(Kind):
+    """A folder that `qwq convert` made: a mutant of the weights is loaded, and computes."""
+
+    files = ("packed-q4.safetensors", "packed-q8.safetensors")
+    mutate = staticmethod(mutants.of_safetensors)
+
+    def prepare(self):
+        values = config_values(vocab_size=SIZE + 11)
+        source = self.folder.with_name(f"{self.folder.name}-source")
+        source.mkdir(exist_ok=True)
+        write_checkpoint(source, values, random_weights(Config.from_dict(values), 7))
+        (source / "tokenizer.json").unlink()
+        (source / "chat_template.jinja").unlink()
+        for form in ("q4", "q8"):
+            convert(source, self.folder, form)
+        self.form = "q4"
+        self.wanted = {}
+        for form in ("q4", "q8"):
+            self.form = form
+            self.wanted[form] = self.read()
+
+    def put(self, rng):
+        name, data = super().put(rng)
+        self.form = name[len("packed-") :].partition(".")[0]
+        return name, data
+
+    def read(self):
+        return qwq_ref.load(self.folder, weights=self.form, threads=1, context=8).logits(IDS)
+
+    def check(self, logits, name, data):
+        assert logits.shape == (len(IDS), SIZE + 11)
+        end = 8 + int.from_bytes(data[:8], "little")
+        sound = self.sound_bytes[name]
+        if data[end:] == sound[8 + int.from_bytes(sound[:8], "little") :]:
+            assert logits.tobytes() == self.wanted[self.form].tobytes()
+
+
+class GoldenKind(Kind):
+    """A golden pack: a mutant gives a verdict on a correct candidate, or a GoldenError."""
+
+    files = ("manifest.json", "manifest.json", "prompt.safetensors", "decode-0.safetensors")
+    taps = ("lm_head", "*.q_rope", "*.scores", "*.resid_post")
+
+    def prepare(self):
+        self.pack = self.folder / "pack"
+        if not self.pack.exists():
+            record(packs.CONFIG, packs.WEIGHTS, self.pack, packs.IDS[:4], 1, layers=[0], taps=list(self.taps))
+        self.candidate = packs.spec_run(packs.CONFIG, packs.WEIGHTS, phases_of(packs.IDS[:4], 1))
+        self.folder = self.pack
+
+    def mutate(self, data, rng):
+        return mutants.of_json(data, rng) if data.startswith(b"{") else mutants.of_safetensors(data, rng)
+
+    def read(self):
+        with Golden.open(self.folder) as golden:
+            report = compare(golden, self.candidate, model=packs.WEIGHTS, explain=False, coverage=False, verify=False)
+            json.dumps(report.to_dict(), allow_nan=False)
+            ElementTree.fromstring(report.junit())
+            return str(report)
+
+    def check(self, text, name, data):
+        if name != "manifest.json" and data != self.sound_bytes[name]:
+            try:
+                with Golden.open(self.folder) as golden:
+                    golden.verify()
+            except GoldenError:
+                return
+            raise AssertionError("a changed file was not noticed")
+
+
+KINDS = {
+    "config": ConfigKind,
+    "generation-config": GenerationKind,
+    "tokenizer": TokenizerKind,
+    "template": TemplateKind,
+    "safetensors": SafetensorsKind,
+    "index": IndexKind,
+    "golden": GoldenKind,
+} | ({"packed": PackedKind} if core.available() else {})
