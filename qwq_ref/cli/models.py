@@ -9,7 +9,7 @@ from pathlib import Path
 from ..config import Config
 from ..engine.fit import available_forms
 from ..formats import open_source, resolve
-from ..formats.names import CONFIG
+from ..formats.names import CONFIG, INDEX
 from ..formats.packed import PackedFile
 from ..formats.packed_folder import packed_files
 
@@ -37,7 +37,7 @@ def find(model: str, offline: bool) -> Found:
     if model.endswith(".json"):
         return Found(Path(model), Config.from_file(model))
     path = resolve(model, offline=offline)
-    if path.is_dir() and not any(path.glob("*.safetensors")):
+    if path.is_dir() and not (path / INDEX).exists() and not any(path.glob("*.safetensors")):
         return Found(path / CONFIG, Config.from_file(path / CONFIG))
     with open_source(path) as source:
         files, forms = packed_files(path), available_forms(source.dtypes, source.forms)

@@ -38,3 +38,16 @@ def test_info_finds_a_nan(random_folder, tmp_path, capsys):
     capsys.readouterr()
     assert main(["info", str(folder), "--check"]) == 1
     assert "model.norm.weight: holds NaN at [3]" in capsys.readouterr().err
+
+
+def test_info_of_shards_in_a_subfolder(random_folder, tmp_path, capsys):
+    from safetensors.numpy import load_file
+
+    names = load_file(random_folder / "model.safetensors")
+    (tmp_path / "parts").mkdir()
+    (tmp_path / "parts" / "all.safetensors").symlink_to(random_folder / "model.safetensors")
+    (tmp_path / "config.json").symlink_to(random_folder / "config.json")
+    index = {"weight_map": dict.fromkeys(names, "parts/all.safetensors")}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert main(["info", str(tmp_path), "--check"]) == 0
+    assert "of F32; every weight is finite" in capsys.readouterr().out

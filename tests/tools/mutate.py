@@ -35,7 +35,7 @@ SHARES = {
     "packed": 10,
     "golden": 10,
 }
-CHUNK = 500
+CHUNK = 2500  # a child takes seconds to start
 START, HANG = 600.0, 60.0  # seconds without news of a child: until its first mutant, and then
 SECONDS, BYTES = 5.0, 200_000_000  # the most that a mutant may take
 _ADDRESS_SPACE = 16 << 30
