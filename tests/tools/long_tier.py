@@ -51,7 +51,7 @@ def main():
     parser.add_argument("record", type=Path)
     parser.add_argument("files", nargs="*", help="default: all of them")
     parser.add_argument("-n", "--workers", type=int, default=2)
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
     head = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
     commit = head.stdout.strip()
     passed = {file for file, line in read(options.record, commit).items() if line["status"] in (0, 5)}
