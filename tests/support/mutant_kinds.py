@@ -113,7 +113,7 @@ class ConfigKind(Kind):
         values = json.loads(data.decode("utf-8-sig"))
         for field in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"):
             assert getattr(config, field) == values[field], field
-        assert config.rms_norm_eps == values["rms_norm_eps"]
+        assert config.rms_norm_eps == float(values["rms_norm_eps"])
         assert config.max_position_embeddings == values["max_position_embeddings"]
         assert config.tie_word_embeddings == (values.get("tie_word_embeddings") or False)
         heads = values["num_attention_heads"]
@@ -130,15 +130,12 @@ class ConfigKind(Kind):
         rope, both = theirs.rope_parameters, values.get("rope_scaling") and values.get("rope_parameters")
         if both or values.get("rope_theta", 0) is None or not isinstance(rope, dict) or "rope_type" not in rope:
             return  # these it reads in another way
-        assert (config.rope.type, config.rope.theta) == (rope["rope_type"], rope["rope_theta"])
+        assert (config.rope.type, config.rope.theta) == (rope["rope_type"], float(rope["rope_theta"]))
         if config.rope.type == "yarn":
             assert config.rope.original_max_position_embeddings == rope["original_max_position_embeddings"]
-            assert config.rope.factor == rope.get("factor", config.rope.factor)
-            assert config.rope.attention_factor == rope.get("attention_factor")
-            assert (config.rope.beta_fast, config.rope.beta_slow) == (
-                rope.get("beta_fast") or 32,
-                rope.get("beta_slow") or 1,
-            )
+            for field, default in (("factor", None), ("attention_factor", None), ("beta_fast", 32), ("beta_slow", 1)):
+                given = rope.get(field, default)
+                assert given is None or getattr(config.rope, field) == float(given), field
 
 
 class GenerationKind(Kind):
@@ -159,8 +156,8 @@ class GenerationKind(Kind):
         values = json.loads(data.decode("utf-8-sig"))
         defaults = GenerationConfig()
         for field in ("do_sample", "temperature", "top_k", "top_p", "min_p", "repetition_penalty"):
-            given = values.get(field)
-            assert getattr(ours, field) == (getattr(defaults, field) if given is None else given), field
+            default, given = getattr(defaults, field), values.get(field)
+            assert getattr(ours, field) == (default if given is None else type(default)(given)), field
         ends = values.get("eos_token_id")
         wanted = ends if isinstance(ends, list) else [0 if ends is None else ends]
         assert set(wanted) <= set(ours.eos_token_ids)
