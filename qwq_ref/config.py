@@ -300,6 +300,7 @@ def _rope(read: FieldReader, max_positions: int, layer_types: Collection[str]) -
     Model cards advise to add `rope_scaling`. In a file of transformers 5, it then stands beside `rope_parameters`,
     which hold `rope_theta`. Two blocks that describe different RoPEs with scaling have no single meaning.
     """
+    _check_spelling(read, ("rope_scaling", "rope_parameters"), {"rope_theta"})
     scaling, parameters = read.inner("rope_scaling"), read.inner("rope_parameters")
     by_layer = [name for name in parameters.values if name in _LAYER_TYPES]
     if by_layer:
@@ -362,7 +363,7 @@ def _rope_block(places: Sequence[FieldReader], max_positions: int) -> Rope:
         return Rope(theta=theta)
     if kind != "yarn":
         raise rope.error("rope_type", f'unknown type {_show(kind)}; this architecture has "default" and "yarn"')
-    _check_spelling(rope)
+    _check_spelling(rope, _YARN_FIELDS, {"rope_theta", "rope_type", "type", "partial_rotary_factor"})
 
     # As in HF: a value at the top level wins; without any, the trained length is max_position_embeddings.
     at_top = read.values.get("original_max_position_embeddings") is not None
@@ -391,15 +392,15 @@ def _rope_block(places: Sequence[FieldReader], max_positions: int) -> Rope:
     )
 
 
-def _check_spelling(rope: FieldReader) -> None:
-    """Refuse a name that is almost one of YaRN's fields: ignored, it would give another model."""
-    known = {*_YARN_FIELDS, "rope_theta", "rope_type", "type", "partial_rotary_factor"}
-    for name in rope.values.keys() - known:
-        import difflib  # here, because files have such names seldom
+def _check_spelling(read: FieldReader, names: Sequence[str], others: Collection[str]) -> None:
+    """Refuse a field whose name is almost one of `names`: ignored, it would give another model."""
+    for name in read.values.keys() - {*names, *others}:
+        if read.prefix or "rope" in name:  # other fields at the top are many, and none of them is near
+            import difflib  # here, because few files have such a field
 
-        close = difflib.get_close_matches(name, _YARN_FIELDS, 1, 0.85)
-        if close:
-            raise rope.error(name, f"does not exist; is {close[0]} meant?")
+            close = difflib.get_close_matches(name, names, 1, 0.85)
+            if close:
+                raise read.error(name, f"does not exist; is {close[0]} meant?")
 
 
 class FieldReader:

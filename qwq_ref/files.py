@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import os
 import stat
@@ -155,6 +156,8 @@ def parse_json(data: bytes, path: StrPath, error: type[QwqError]) -> dict[str, A
     except UnicodeDecodeError as problem:
         kind = foreign(data[:START])
         problem_text = f"is not JSON, but {kind}" if kind else f"is not UTF-8 (byte {problem.start})"
+        if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            problem_text = "is not UTF-8, but UTF-16: save it as UTF-8"
         raise error(path, None, problem_text) from None
     except RecursionError:
         raise error(path, None, "is nested too deeply") from None

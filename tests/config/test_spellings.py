@@ -146,6 +146,16 @@ REFUSED = {
         "rope_scaling.original_max_position_embedding",
         "does not exist; is original_max_position_embeddings meant?",
     ),
+    "a misspelt block": (
+        {"rope_theta": THETA, "rope_scalling": yarn()},
+        "rope_scalling",
+        "does not exist; is rope_scaling meant?",
+    ),
+    "a misspelt block of transformers 5": (
+        {"rope_theta": THETA, "rope_parameter": yarn()},
+        "rope_parameter",
+        "does not exist; is rope_parameters meant?",
+    ),
     "truncate null": (
         {"rope_theta": THETA, "rope_scaling": yarn(truncate=None)},
         "rope_scaling.truncate",
@@ -288,11 +298,20 @@ def test_text_as_editors_save_it(tmp_path, edit):
         (lambda text: text[:-1] + b",}", "is not JSON (line 1"),
         (lambda text: text.replace(b'"qwen2"', b"'qwen2'"), "is not JSON (line 1"),
         (lambda text: text.replace(b"false", b"False"), "is not JSON (line 1"),
-        (lambda text: text.decode().encode("utf-16"), "is not UTF-8"),
+        (lambda text: text.decode().encode("utf-16"), "is not UTF-8, but UTF-16: save it as UTF-8"),
+        (lambda text: b"\xfe\xff" + text.decode().encode("utf-16-be"), "is not UTF-8, but UTF-16: save it as UTF-8"),
         (lambda text: b"\xef\xbb\xbf" * 2 + text, "is not JSON"),
         (lambda text: text + b"\0", "is not JSON"),
     ],
-    ids=["trailing comma", "single quotes", "Python's False", "UTF-16", "two byte order marks", "NUL"],
+    ids=[
+        "trailing comma",
+        "single quotes",
+        "Python's False",
+        "UTF-16",
+        "UTF-16 of other order",
+        "two byte order marks",
+        "NUL",
+    ],
 )
 def test_text_that_is_not_json(tmp_path, edit, words):
     path = tmp_path / "config.json"
