@@ -25,6 +25,7 @@ COMMANDS = {
     "train": "run one stage of the training recipe",
     "doctor": "show which models fit on this machine, how fast they can be, and how to fix problems",
     "bench": "measure the speed of a model or an operation, and the limits of the machine",
+    "completion": "print the script with which a shell completes commands and options",
 }
 _HELP = ("-h", "--help")
 _VERSION = ("-V", "--version")
@@ -106,6 +107,8 @@ class Parser(argparse.ArgumentParser):
         try:
             namespace, surplus = super().parse_known_args(words, namespace)
         except argparse.ArgumentError as error:
+            if error.argument_name is None:  # since Python 3.13, where an argument is missing
+                self.error(error.message)
             names = (argparse._get_action_name(action) for action in self._actions)
             dests = dict(zip(names, (action.dest for action in self._actions), strict=True))
             dest = dests.get(error.argument_name or "", "")

@@ -1,6 +1,7 @@
 """The grammar of the command line: spellings, order, and errors that name what was typed."""
 
 import argparse
+import re
 import shlex
 
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from qwq_ref.cli import COMMANDS, main, parser
 from qwq_ref.cli.spellings import ALIASES, FOREIGN, NEUTRAL
 from qwq_ref.errors import UsageError
+from tests.support.paths import DOCS
 
 FOREIGN_NAMES = [name for names in FOREIGN.values() for name in names.split()]
 
@@ -201,6 +203,17 @@ def test_the_lists_of_spellings_agree_with_the_options():
         )
     everything = [*aliases, *FOREIGN_NAMES, *NEUTRAL]
     assert len(set(everything)) == len(everything)
+
+
+def test_the_page_lists_every_spelling():
+    page = (DOCS / "command-line.md").read_text()
+    code = set(re.findall(r"`([^`\n]+)`", page.replace("```", "")))
+    underscored = {"--max-new-tokens", "--repetition-penalty"}  # listed as arguments of transformers
+    aliases = {alias for names in ALIASES.values() for alias in names} - underscored
+    assert {*ALIASES, *aliases, *FOREIGN_NAMES, *NEUTRAL} <= code
+    rows = dict(re.findall(r"^\| (`-.*`) \| (.*) \|$", page.partition("no counterpart")[2], re.MULTILINE))
+    assert {", ".join(f"`{name}`" for name in names.split()) for names in FOREIGN.values()} == set(rows)
+    assert {says.replace("`", "") for says in rows.values()} == {says.replace("`", "") for says in FOREIGN}
 
 
 def test_every_long_option_has_its_long_name_last():
