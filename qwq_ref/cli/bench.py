@@ -22,6 +22,7 @@ from .options import (
     DEFAULT_MODEL,
     add_rope_arguments,
     check_isas,
+    check_rope_options,
     chosen_rope,
     refuse,
     require_core,
@@ -141,6 +142,7 @@ def _measure(options: argparse.Namespace, count: int, rows: Callable[[Any], Iter
 def _models(options: argparse.Namespace, numbers: list[int]) -> int:
     from ..bench.report import of_model
 
+    check_rope_options(options)
     tests, isas = _tests(options), _isas(options.isa)
     forms = _forms(options)
     if options.model and options.shape:

@@ -14,6 +14,7 @@ from .options import (
     add_model_argument,
     add_prompt_arguments,
     add_rope_arguments,
+    check_rope_options,
     chosen_rope,
     engine_choices,
     refuse,
@@ -125,6 +126,7 @@ def run(options: argparse.Namespace) -> int:
         set_threads(options.threads)
     require_output()
     choices = engine_choices(options)
+    check_rope_options(options)
     if options.raw:
         refuse(options, ["chat_template_file"], "has no effect with --raw")
     prompt = read_prompt(options)

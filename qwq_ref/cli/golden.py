@@ -18,6 +18,7 @@ from .options import (
     add_model_argument,
     add_prompt_arguments,
     add_rope_arguments,
+    check_rope_options,
     chosen_rope,
     refuse,
     set_threads,
@@ -119,6 +120,7 @@ def _record(options: argparse.Namespace) -> int:
     from ..formats import Checkpoint, resolve
     from ..oracle import record
 
+    check_rope_options(options)
     path = resolve(options.model, offline=options.offline)
     folder = path if path.is_dir() else path.parent
     with Checkpoint.open(path) as checkpoint:

@@ -14,7 +14,7 @@ from ..errors import UsageError
 from ..footprint import human
 from ..forms import FORMS, KV_FORMS
 from ..tables import Table
-from .options import DEFAULT_MODEL, MODELS, add_rope_arguments, chosen_rope, given_once
+from .options import DEFAULT_MODEL, MODELS, add_rope_arguments, check_rope_options, chosen_rope, given_once
 from .progress import progress_bar
 from .values import context_size
 
@@ -38,6 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     contexts = tuple(options.ctx_size or _CONTEXTS)
+    check_rope_options(options)
     options.model = given_once(options, "model") or DEFAULT_MODEL
     from .models import find
 

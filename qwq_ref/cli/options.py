@@ -142,14 +142,19 @@ def add_rope_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def check_rope_options(options: argparse.Namespace) -> None:
+    """Raise UsageError for an option of RoPE without effect. Call it before a model is looked for."""
+    if options.rope_scaling != "yarn":
+        refuse(options, ("rope_scale", "yarn_orig_ctx"), "needs --rope-scaling yarn")
+
+
 def chosen_rope(options: argparse.Namespace, config: Config) -> Rope | None:
     """Return the position embedding that the options ask for, or None for the config's own.
 
     The options replace single fields of the config's own YaRN. The context length in training is assumed where
-    neither tells it, and a line on stderr says so. Raises UsageError for an option without effect.
+    neither tells it, and a line on stderr says so. Call `check_rope_options` first.
     """
     if options.rope_scaling != "yarn":
-        refuse(options, ("rope_scale", "yarn_orig_ctx"), "needs --rope-scaling yarn")
         return None if options.rope_scaling is None else Rope(theta=config.rope.theta)
     own = config.rope
     original = options.yarn_orig_ctx or own.original_max_position_embeddings or assumed_length(config)

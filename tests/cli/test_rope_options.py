@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from qwq_ref.cli import main
+from qwq_ref.cli import main, models
 from qwq_ref.cli.options import add_rope_arguments, chosen_rope
 from qwq_ref.cli.parser import Parser
 from qwq_ref.config import Config, Rope
@@ -92,6 +92,16 @@ def test_an_option_without_effect_is_refused(arguments, problem, tmp_path, capsy
     assert (out, err.count("\n")) == ("", 1)
     assert err.startswith(f"qwq: {problem}")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("command", ["info MODEL", "generate x -m MODEL", f"{RECORD} -m MODEL", "bench -m MODEL"])
+def test_no_model_is_looked_for_first(command, capsys, monkeypatch, tmp_path):
+    """It could be a download."""
+    monkeypatch.setattr("qwq_ref.formats.resolve", lambda *a, **k: pytest.fail("a model was looked for"))
+    monkeypatch.setattr(models, "resolve", lambda *a, **k: pytest.fail("a model was looked for"))
+    words = command.replace("MODEL", "owner/name").replace("OUT", str(tmp_path / "pack"))
+    assert main([*words.split(), "--rope-scale", "2"]) == 2
+    assert capsys.readouterr().err == "qwq: --rope-scale: needs --rope-scaling yarn\n"
 
 
 def test_info_says_what_yarn_starts_from(capsys):
