@@ -128,7 +128,7 @@ class ConfigKind(Kind):
         windows = [theirs.sliding_window if kind == "sliding_attention" else None for kind in kinds]
         assert [config.window(layer) for layer in range(config.L)] == windows[: config.L]
         rope, both = theirs.rope_parameters, values.get("rope_scaling") and values.get("rope_parameters")
-        if both or values.get("rope_theta", 0) is None or not isinstance(rope, dict) or "rope_type" not in rope:
+        if both or values.get("rope_theta", 0) is None or not isinstance(rope, dict) or rope.get("rope_type") is None:
             return  # these it reads in another way
         assert (config.rope.type, config.rope.theta) == (rope["rope_type"], float(rope["rope_theta"]))
         if config.rope.type == "yarn":
