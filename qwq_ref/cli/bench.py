@@ -126,6 +126,8 @@ def _measure(options: argparse.Namespace, count: int, rows: Callable[[Any], Iter
                 done.append(row.to_dict())
                 progress(1)
     except (KeyboardInterrupt, QwqError) as problem:
+        if isinstance(problem, KeyboardInterrupt):
+            problem.add_note(f"{len(done)} of {count} rows were measured")
         stopped = problem
     if done or stopped is None:
         facts = {"machine": machine(ceilings), "ceilings": ceilings.to_list(), "rows": done}

@@ -8,6 +8,7 @@ import sys
 
 from ..errors import UsageError
 from ..forms import FORMS
+from .ending import kept
 from .options import (
     add_model_argument,
     add_threads_argument,
@@ -43,7 +44,7 @@ def run(options: argparse.Namespace) -> int:
     path = resolve(options.model, offline=options.offline)
     recognise.require(path, options.model)
     config = read_config(path)
-    with progress_bar("packing", parameters(config), "weight") as progress:
+    with kept(lambda: "nothing was written"), progress_bar("packing", parameters(config), "weights") as progress:
         file = convert(
             path, folder, options.weights, threads=options.threads, offline=options.offline, progress=progress
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -100,7 +101,7 @@ def _scores(options: argparse.Namespace, model: Model, chosen: Sequence[str]) ->
 
     answerer = _answerer(model, options)
     scores: list[Score] = []
-    finished = _each(
+    stopped = _each(
         options,
         chosen,
         lambda name: evaluate(answerer, model.tokenizer, name, options.problems, options.seed),
@@ -115,7 +116,7 @@ def _scores(options: argparse.Namespace, model: Model, chosen: Sequence[str]) ->
         _print_json(options, model, {"mean": mean, "at_least_90": above}, scores)
     elif main:
         print(f"mean of {len(main)} categories {mean:.1%}; {above} of them at 90% or more")
-    return 0 if finished else 130
+    return _ended(stopped)
 
 
 def _pairs(options: argparse.Namespace, model: Model, other: Model, chosen: Sequence[str]) -> int:
@@ -123,7 +124,7 @@ def _pairs(options: argparse.Namespace, model: Model, other: Model, chosen: Sequ
 
     first, second = _answerer(model, options), _answerer(other, options)
     pairs: list[Pairs] = []
-    finished = _each(
+    stopped = _each(
         options,
         chosen,
         lambda name: compare(first, second, model.tokenizer, name, options.problems, options.seed),
@@ -136,7 +137,7 @@ def _pairs(options: argparse.Namespace, model: Model, other: Model, chosen: Sequ
         _print_json(options, model, {"against": other.backend.description, "all": whole}, pairs)
     elif pairs:
         print(_pairs_row(pooled(pairs, "all")))
-    return 0 if finished else 130
+    return _ended(stopped)
 
 
 def _each(
@@ -146,8 +147,8 @@ def _each(
     table: Table,
     line: Callable[[Row], str],
     rows: list[Row],
-) -> bool:
-    """Measure each category into `rows`, and print its line unless JSON is wanted; return False after Ctrl-C."""
+) -> KeyboardInterrupt | None:
+    """Measure each category into `rows`, and print its line unless JSON is wanted. Return an interruption."""
     with progress_bar("categories", len(chosen), "category") as bar:
         try:
             for name in chosen:
@@ -157,9 +158,18 @@ def _each(
                     if len(rows) == 1:
                         print(table.line(table.headings))
                     print(line(rows[-1]), flush=True)
-        except KeyboardInterrupt:
-            return False
-    return True
+        except KeyboardInterrupt as stop:
+            stop.add_note(f"{len(rows)} of {len(chosen)} categories were measured")
+            return stop
+    return None
+
+
+def _ended(stopped: KeyboardInterrupt | None) -> int:
+    """Return the exit status, or go on with an interruption, after the results so far are printed."""
+    if stopped is not None:
+        sys.stdout.flush()
+        raise stopped
+    return 0
 
 
 class _HasRow(Protocol):

@@ -14,6 +14,7 @@ from ..errors import UsageError
 from ..forms import FORMS, KV_FORMS
 from ..host.limits import cpus
 from ..tables import definitions
+from .ending import kept
 from .options import (
     add_model_argument,
     add_prompt_arguments,
@@ -128,7 +129,7 @@ def _record(options: argparse.Namespace) -> int:
         config = checkpoint.config if rope is None else dataclasses.replace(checkpoint.config, rope=rope)
         total = footprint.parameters(config)
         ids = _ids(options, folder, config.vocab_size)
-        with progress_bar("recording", total, "weights") as progress:
+        with kept(lambda: "no pack was written"), progress_bar("recording", total, "weights") as progress:
             record(
                 config,
                 checkpoint,

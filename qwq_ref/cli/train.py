@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..errors import UsageError
+from .ending import kept
 from .options import set_threads
 from .progress import progress_bar
 from .values import count, one_of, seed, threads
@@ -50,7 +51,7 @@ def run(options: argparse.Namespace) -> int:
         chat = load_chat_template(Path(options.chat_template_file).parent, options.chat_template_file)
         template = chat.source if chat else None
     total = options.steps or STAGES[options.stage].steps
-    with progress_bar(options.stage, total, "step") as bar:
+    with progress_bar(options.stage, total, "steps") as bar, kept(lambda: _resumes(options.out)):
         train(
             options.stage,
             options.out,
@@ -63,6 +64,14 @@ def run(options: argparse.Namespace) -> int:
             progress=_Progress(bar),
         )
     return 0
+
+
+def _resumes(folder: str) -> str:
+    """Return what an interrupted run keeps."""
+    from ..train.sft import saved_step
+
+    step = saved_step(folder)
+    return f"the same command resumes at step {step + 1}" if step else "no step was done"
 
 
 class _Progress:

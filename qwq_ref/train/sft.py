@@ -14,14 +14,16 @@ import csv
 import fcntl
 import json
 import time
-from collections.abc import Callable, Iterator
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..errors import UsageError
+from ..errors import CheckpointError, UsageError
 from ..files import StrPath
 from ..formats.write import write_atomically, write_json, write_safetensors
 from ..text import load_tokenizer
@@ -30,6 +32,8 @@ from .corpus import Formatter, Mixture
 from .model import Checkpointing, loss_and_grads
 from .nano import copied_model, new_model
 from .optim import adamw, clip_by_global_norm, cosine_schedule, initial_state
+
+STATE = "state.npz"  # in the folder of a run: weights, optimiser and step
 
 
 @dataclass(frozen=True)
@@ -92,6 +96,26 @@ def train(
         )
 
 
+def saved_step(folder: StrPath) -> int:
+    """Return the number of steps that the run in a folder has done and saved; 0 without a run."""
+    saved = Path(folder) / STATE
+    return int(_read_state(saved, {"step": np.array(0)})["step"]) if saved.exists() else 0
+
+
+def _read_state(path: Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """Read the arrays of a saved state that have these names, and the shapes of these. Raises CheckpointError."""
+    found = {}
+    try:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
+            for name, like in wanted.items():
+                found[name] = arrays[name]
+                if found[name].shape != np.shape(like):
+                    raise CheckpointError(path, name, f"has shape {found[name].shape}, not {np.shape(like)}")
+    except (ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
+        raise CheckpointError(path, None, "is damaged: remove it, and the run starts again") from None
+    return found
+
+
 @contextlib.contextmanager
 def _alone(folder: Path) -> Iterator[None]:
     """Lock a folder, because two runs would overwrite each other's state. Raises UsageError if it is locked."""
@@ -123,11 +147,10 @@ def _train(
     else:
         config, weights = copied_model(Path(base), folder)
     state = initial_state(weights)
-    saved = folder / "state.npz"
+    saved = folder / STATE
     if saved.exists():
-        with np.load(saved, allow_pickle=False) as arrays:
-            for key, array in arrays.items():
-                (weights if key in weights else state)[key] = array
+        for key, array in _read_state(saved, weights | state).items():
+            (weights if key in weights else state)[key] = array
     formatter = Formatter(load_tokenizer(folder, config.V))
     done = int(state["step"])
     _cut_log(folder / "log.csv", done)
