@@ -13,6 +13,7 @@ from ..tables import Table
 
 Cells = dict[str, str]  # column -> text
 _LEFT = {"op", "shape", "model", "isa", "rate", "ceiling", "data", "weights", "KV", "test", "bound", "peer"}
+_OF_ALL = ("model", "isa", "threads")  # above a table of models, if all rows share them: it must fit 80 columns
 _UNITS = {"MAC": "GMAC/s", "weight": "Gweight/s", "element": "Gelement/s"}
 
 
@@ -28,11 +29,16 @@ def render(facts: dict[str, Any], form: str, cells: Callable[[dict[str, Any]], C
         return _csv(facts["rows"])
     shown = [cells(row) for row in facts["rows"]]
     columns = [name for name in (shown[0] if shown else {}) if any(row[name] != "-" for row in shown)]
+    same = []
+    if form == "table" and "model" in columns:
+        same = [name for name in _OF_ALL if len({row[name] for row in shown}) == 1]
+    columns = [name for name in columns if name not in same]
     table = Table(columns, "".join("<" if name in _LEFT else ">" for name in columns))
     lines, notes = [[row[name] for name in columns] for row in shown], _notes(facts)
     if form == "md":
         return "\n".join([table.markdown(lines), "", *(f"- {note}" for note in notes)])
-    return "\n".join([table.text(lines), "", *notes])
+    heading = [", ".join(f"{name} {shown[0][name]}" for name in same)] if same else []
+    return "\n".join([*heading, table.text(lines), "", *notes])
 
 
 def of_operation(row: dict[str, Any]) -> Cells:

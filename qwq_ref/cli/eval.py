@@ -186,12 +186,12 @@ def _print_json(
 _SCORES = Table(
     ("category", "n", "accuracy", "95% interval", "format", "loops", "switch", "tokens"),
     "<>>>>>>>",
-    (18, 4, 8, 16, 7, 6, 6, 6),
+    (15, 4, 8, 15, 6, 6, 6, 6),
 )
 _PAIRS = Table(
     ("category", "n", "accuracy", "against", "lost", "gained", "loss", "95% interval"),
     "<>>>>>>>",
-    (18, 4, 8, 8, 4, 6, 7, 18),
+    (15, 4, 8, 7, 4, 6, 6, 16),
 )
 
 
@@ -220,7 +220,7 @@ def _pairs_row(pairs: Pairs) -> str:
             str(pairs.lost),
             str(pairs.gained),
             f"{(pairs.lost - pairs.gained) / pairs.n:+.2%}",
-            f"{pairs.low:+.2%} to {pairs.high:+.2%}",
+            f"{pairs.low:+.1%} to {pairs.high:+.1%}",
         )
     )
 

@@ -136,6 +136,7 @@ def run(options: argparse.Namespace) -> int:
     if not options.raw:
         start_templates()
 
+    from .. import core
     from ..engine.loader import load
     from ..footprint import parameters
     from ..formats import recognise, resolve
@@ -164,6 +165,8 @@ def run(options: argparse.Namespace) -> int:
             progress=progress,
             announce=announce,
         )
+    if options.backend is None and not core.available():
+        print("qwq: the C core is not built: NumPy computes, in fp32 and slowly (see qwq doctor)", file=sys.stderr)
     if options.verbose:
         print(f"backend: {model.backend.description}", file=sys.stderr)
         print(f"context: {model.context} tokens; chat template: {'yes' if model.template else 'no'}", file=sys.stderr)

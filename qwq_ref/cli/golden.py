@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
-from ..errors import UsageError
+from ..errors import FileError, UsageError
 from ..forms import FORMS, KV_FORMS
 from ..host.limits import cpus
 from ..tables import definitions
@@ -301,4 +301,4 @@ def _write(path: str, write: Callable[[BinaryIO], object]) -> None:
     try:
         write_atomically(path, write)
     except OSError as problem:
-        raise UsageError(path, None, f"cannot be written ({problem.strerror})") from None
+        raise FileError.from_os(problem, path) from None

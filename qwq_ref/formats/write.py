@@ -15,6 +15,7 @@ import numpy as np
 from safetensors.numpy import save
 
 from ..core import Array
+from ..errors import FileError
 from ..files import StrPath
 from .safetensors import DTYPES
 
@@ -30,7 +31,10 @@ def write_atomically(path: StrPath, write: Callable[[BinaryIO], object]) -> None
 
 @contextmanager
 def atomic_file(path: StrPath) -> Iterator[BinaryIO]:
-    """Open a temporary file beside `path` that replaces it at the end. A crash leaves the old file or the new one."""
+    """Open a temporary file beside `path` that replaces it at the end. A crash leaves the old file or the new one.
+
+    Raises FileError if the system refuses to write.
+    """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -39,6 +43,10 @@ def atomic_file(path: StrPath) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as problem:
+        if problem.filename not in (None, str(temporary)):
+            raise  # of another file, which the block reads
+        raise FileError.from_os(problem, path) from None
     finally:
         temporary.unlink(missing_ok=True)
     folder = os.open(path.parent, os.O_RDONLY)

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import CheckpointError, UsageError
-from ..files import StrPath
+from ..files import StrPath, read_json
 from ..formats.write import write_atomically, write_json, write_safetensors
 from ..text import load_tokenizer
 from . import corpus
@@ -190,8 +190,13 @@ def _train(
 def _check_recipe(path: Path, recipe: dict[str, Any]) -> None:
     """Write the parameters of a run into its folder. Raises UsageError if a run with others is there."""
     if path.exists():
-        if json.loads(path.read_text("utf-8")) != json.loads(json.dumps(recipe)):
-            raise UsageError(path, None, "is of a run with other parameters; choose another folder")
+        found = read_json(path, 1 << 20, CheckpointError)
+        for name, value in json.loads(json.dumps(recipe)).items():
+            if found.get(name) != value:
+                problem = (
+                    f"is {found.get(name)!r:.40} in the run of this folder, not {value!r:.40}: choose another folder"
+                )
+                raise UsageError(path, name, problem)
     else:
         write_json(path, recipe)
 

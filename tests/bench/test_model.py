@@ -184,11 +184,13 @@ def test_forms_for_people_and_programs(shape, capsys):
     assert rows[0]["model"] == "tiny, 1 layer"
     assert "samples" not in rows[0]
     _, out, _ = bench(capsys, *arguments)
-    head, *lines = out.splitlines()
-    assert head.split()[:6] == ["model", "weights", "KV", "isa", "threads", "test"]
+    shared, head, *lines = out.splitlines()
+    assert shared == "model tiny, 1 layer, isa scalar, threads 1"
+    assert head.split()[:3] == ["weights", "KV", "test"]
     assert "ratio" not in head, "no peer, no column"
     assert "share" not in head, "scalar code has no ceiling"
-    assert lines[0].startswith("tiny, 1 layer  q4")
+    assert lines[0].startswith("q4")
+    assert max(map(len, lines[:2])) <= 80
     _, out, _ = bench(capsys, *arguments, "-o", "md")
     assert out.startswith("| model | weights | KV | isa | threads | test | tokens/s |")
 
@@ -237,4 +239,4 @@ def test_what_is_measured_is_printed_after_ctrl_c(shape, capsys, monkeypatch):
     monkeypatch.setattr(Engine, "decode", interrupted)
     status, out, _ = bench(capsys, "--shape", shape, "-p", "0", "-n", "2", "-d", "0,4", "-r", "1")
     assert status == 130
-    assert out.splitlines()[1].split()[5] == "tg2"
+    assert out.splitlines()[2].split()[2] == "tg2"

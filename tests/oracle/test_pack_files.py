@@ -144,7 +144,10 @@ def test_odd_files(pack, tmp_path, place, case):
     (pack / place).unlink()
     put(pack / place, tmp_path)
     descriptors = len(os.listdir("/proc/self/fd"))
-    refused(lambda: Golden.open(pack), pack / place, None, words)
+    if (place, case) == ("manifest.json", "missing"):
+        refused(lambda: Golden.open(pack), pack, None, "is not a golden pack: manifest.json is missing")
+    else:
+        refused(lambda: Golden.open(pack), pack / place, None, words)
     assert len(os.listdir("/proc/self/fd")) == descriptors
 
 
@@ -164,5 +167,5 @@ def test_what_is_no_folder(recorded, name):
     for call in (Golden.open, lambda path: compare(path, {"lm_head": np.zeros((5, 31), np.float32)})):
         with pytest.raises(GoldenError) as caught:
             call(recorded / name)
-        assert caught.value.problem == "is not a folder"
+        assert caught.value.problem.startswith("is not a folder")
         assert str(caught.value).isprintable()

@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from ...errors import UsageError
+from ...errors import FileError, UsageError
 
 
 @contextlib.contextmanager
@@ -17,7 +17,7 @@ def new_folder(out: Path, contents: str) -> Iterator[Path]:
 
     contents  what is written, for the message: "a pack"
 
-    Raises UsageError if `out` exists or if the system refuses to write.
+    Raises UsageError if `out` exists, and FileError if the system refuses to write.
     """
     if os.path.lexists(out):
         raise UsageError(out, None, f"exists already; {contents} is written to a new folder")
@@ -25,16 +25,12 @@ def new_folder(out: Path, contents: str) -> Iterator[Path]:
     try:
         unfinished.mkdir(parents=True)
     except OSError as problem:
-        raise _cannot_write(out, problem) from None
+        raise FileError.from_os(problem, out) from None
     try:
         yield unfinished
         unfinished.rename(out)
     except BaseException as problem:
         shutil.rmtree(unfinished, ignore_errors=True)
         if isinstance(problem, OSError):
-            raise _cannot_write(out, problem) from None
+            raise FileError.from_os(problem, out) from None
         raise
-
-
-def _cannot_write(out: Path, problem: OSError) -> UsageError:
-    return UsageError(out, None, f"cannot be written ({problem.strerror})")

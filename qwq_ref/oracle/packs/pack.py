@@ -41,6 +41,8 @@ class Golden:
         path = Path(path)
         if not os.path.isdir(path):
             raise GoldenError(path, None, "is not a folder")
+        if not os.path.lexists(path / MANIFEST):
+            raise GoldenError(path, None, f"is not a golden pack: {MANIFEST} is missing")
         manifest = read_manifest(path / MANIFEST)
         with contextlib.ExitStack() as stack:
             files = {}
