@@ -379,7 +379,8 @@ def _rope_block(places: Sequence[FieldReader], max_positions: int) -> Rope:
         raise rope.error("beta_fast", f"{beta_fast:g} is below beta_slow {beta_slow:g}")
     if given.get("truncate", True) is None:
         raise rope.error("truncate", "must be true or false, got None")  # in HF, null here is not the default
-    optional = {key: rope.positive(key) for key in _OPTIONAL if given.get(key) is not None}
+    absent = {"mscale": (None, 0), "mscale_all_dim": (None, 0)}  # as in HF, which asks whether they are true
+    optional = {key: rope.positive(key) for key in _OPTIONAL if given.get(key) not in absent.get(key, (None,))}
     return Rope(
         theta=theta,
         type="yarn",

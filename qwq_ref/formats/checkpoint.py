@@ -184,10 +184,11 @@ def read_index(path: Path) -> dict[str, str]:
     if not isinstance(weight_map, dict):
         raise CheckpointError(path, "weight_map", "must be an object that maps tensors to files")
     for name, shard in weight_map.items():
-        parts = shard.split("/") if isinstance(shard, str) else [""]
-        if not {"", ".", ".."}.isdisjoint(parts) or not set(shard).isdisjoint("\\\0"):
+        parts = [part for part in shard.split("/") if part != "."] if isinstance(shard, str) else []
+        if not parts or not {"", ".."}.isdisjoint(parts) or not set(shard).isdisjoint("\\\0"):
             problem = f"must be mapped to the name of a file in this folder or below, got {shard!r:.80}"
             raise CheckpointError(path, name, problem)
+        weight_map[name] = "/".join(parts)
     return weight_map
 
 
@@ -252,9 +253,8 @@ def _check_names(found: Collection[str], config: Config, path: StrPath) -> None:
         raise CheckpointError(path, _first_three(missing), f"missing: {len(missing)} of the tensors of {CONFIG}{hint}")
     extra = [name for name in found if not _expected(name, wanted, config)]
     if extra:
-        raise CheckpointError(
-            path, _first_three(extra), f"unexpected: {len(extra)} tensors that {CONFIG} does not imply"
-        )
+        some = "1 tensor" if len(extra) == 1 else f"{len(extra)} tensors"
+        raise CheckpointError(path, _first_three(extra), f"unexpected: {some} that {CONFIG} does not imply")
 
 
 def _missing_hint(missing: list[str], found: Collection[str], path: StrPath) -> str:
@@ -278,7 +278,9 @@ def _expected(name: str, wanted: Collection[str], config: Config) -> bool:
 
 def _check_dtypes(homes: Mapping[str, SafetensorsFile], config: Config) -> None:
     for name in [*config.tensors(), _HEAD]:
-        if name in homes and (dtype := homes[name].tensors[name].dtype) not in FLOATS:
+        compared_only = name == _HEAD and config.tie_word_embeddings
+        read = (*FLOATS, "F64") if compared_only else FLOATS
+        if name in homes and (dtype := homes[name].tensors[name].dtype) not in read:
             problem = f"dtype must be one of {', '.join(FLOATS)}, got {dtype}: save the model in one of these"
             raise CheckpointError(homes[name].path, name, problem)
 

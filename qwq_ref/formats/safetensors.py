@@ -43,6 +43,7 @@ _MAX_RANK = 8
 _MAX_DIMENSION = 1 << 40
 
 DTYPES: dict[str, np.dtype[Any]] = {
+    "F64": np.dtype("<f8"),
     "F32": np.dtype("<f4"),
     "F16": np.dtype("<f2"),
     "BF16": np.dtype(ml_dtypes.bfloat16),
@@ -53,7 +54,7 @@ DTYPES: dict[str, np.dtype[Any]] = {
 FLOATS = ("F32", "F16", "BF16")
 # The bytes of one element, of each dtype that may stand in a header.
 SIZES = {name: dtype.itemsize for name, dtype in DTYPES.items()} | {
-    **{"F64": 8, "I64": 8, "U64": 8, "C64": 8, "U32": 4, "I16": 2, "U16": 2, "BOOL": 1},
+    **{"I64": 8, "U64": 8, "C64": 8, "U32": 4, "I16": 2, "U16": 2, "BOOL": 1},
     **{"F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "F8_E4M3FNUZ": 1, "F8_E5M2FNUZ": 1},
 }
 DROP_FROM = 4 << 30  # bytes of weights from which on the system need not keep its own copy of the file
@@ -177,7 +178,7 @@ def equal_values(first: SafetensorsFile, second: SafetensorsFile, name: str, oth
         if ours.dtype == theirs.dtype and np.array_equal(a, b):
             continue
         with np.errstate(all="ignore"):  # NaN is for `check_finite`
-            values = (a.view(DTYPES[ours.dtype]).astype(np.float32), b.view(DTYPES[theirs.dtype]).astype(np.float32))
+            values = (a.view(DTYPES[ours.dtype]).astype(np.float64), b.view(DTYPES[theirs.dtype]).astype(np.float64))
         if not np.array_equal(*values, equal_nan=True):
             return False
     return True

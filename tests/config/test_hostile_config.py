@@ -241,6 +241,10 @@ SPELLINGS = {
         {"rope_scaling": {"rope_type": "yarn", **_Y}, "original_max_position_embeddings": 32},
         (10_000.0, 4.0, 32),
     ),
+    "zeros that mean absent": (
+        {"rope_scaling": {"rope_type": "yarn", **_Y, "mscale": 0, "mscale_all_dim": 0.0}},
+        (10_000.0, 4.0, 16),
+    ),
     "no length": ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, (10_000.0, 4.0, 4096)),
 }
 

@@ -157,7 +157,7 @@ def test_first_non_finite(dtype, bits, word):
 
 # --- indexes and shards ---
 
-SHARD_NAMES = ["../a", "/etc/passwd", "a/../b", "a//b", "a/", "./a", "", ".", "..", "a\0", "a\\b", None, 1, ["a"]]
+SHARD_NAMES = ["../a", "/etc/passwd", "a/../b", "a//b", "a/", "", ".", "..", "a\0", "a\\b", None, 1, ["a"]]
 
 
 @pytest.mark.parametrize("name", SHARD_NAMES, ids=repr)

@@ -96,6 +96,7 @@ def test_a_tensor_with_and_without_its_prefix(tmp_path):
         (torch.float16, np.float32),
         (torch.float32, np.float32),
         (torch.bfloat16, ml_dtypes.bfloat16),
+        (torch.float32, np.float64),
     ],
     ids=str,
 )
@@ -114,7 +115,7 @@ def test_a_tied_embedding_in_a_wider_dtype_than_its_head(tmp_path):
     assert_reads(folder)
 
 
-@pytest.mark.parametrize("change", ["bfloat16 of float32", "one value", "the sign of a value"])
+@pytest.mark.parametrize("change", ["bfloat16 of float32", "one value", "the sign of a value", "double precision"])
 def test_a_tied_head_of_other_values(tmp_path, change):
     folder = saved(tmp_path, tied=True)
 
@@ -124,6 +125,8 @@ def test_a_tied_head_of_other_values(tmp_path, change):
             head = head.astype(ml_dtypes.bfloat16)
         elif change == "one value":
             head[-1, -1] = np.nextafter(head[-1, -1], np.float32(9))
+        elif change == "double precision":
+            head = np.nextafter(head.astype(np.float64), 9)
         else:
             head[0, 0] = -head[0, 0]
         tensors[HEAD] = head
@@ -234,6 +237,8 @@ def test_shards_in_a_subfolder(tmp_path):
         file.rename(folder / place / file.name)
     places = {file.name: str(file.relative_to(folder)) for file in folder.rglob("*.safetensors")}
     remapped(folder, lambda m: m.update({name: places[file] for name, file in m.items()}))
+    assert_reads(folder)
+    remapped(folder, lambda m: m.update({name: f"./{file}" for name, file in m.items()}))
     assert_reads(folder)
 
 
