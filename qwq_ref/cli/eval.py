@@ -80,7 +80,7 @@ def run(options: argparse.Namespace) -> int:
     for name in chosen:
         if name not in (*CATEGORIES, *HARDER):
             there = (*CATEGORIES, *HARDER)
-            near = did_you_mean(name, there)
+            near = did_you_mean(name, (*there, "trained"))
             raise UsageError(None, "categories", f"there is no {name!r}{near}; there are {', '.join(there)}")
     model = _load(options, choices)
     if options.against is None:

@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     contexts = tuple(options.ctx_size or _CONTEXTS)
     check_rope_options(options)
-    options.model = given_once(options, "model") or DEFAULT_MODEL
+    options.model = given_once(options, "model", DEFAULT_MODEL)
     from .models import find
 
     found = find(options.model, options.offline)

@@ -32,12 +32,12 @@ def add_model_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-m", "--model", default=DEFAULT_MODEL, help=MODELS)
 
 
-def given_once(options: argparse.Namespace, dest: str) -> str | None:
+def given_once(options: argparse.Namespace, dest: str, default: str | None = None) -> str | None:
     """Return the value of an option that may also be given as a word without it. Raises UsageError for both."""
-    value: str | None = getattr(options, dest)
-    if value is not None and options.positional is not None:
+    given = [value for value in (getattr(options, dest), options.positional) if value is not None]
+    if len(given) == 2:
         raise UsageError(None, dest, "is given twice, with the option and without")
-    return options.positional if value is None else value
+    return given[0] if given else default
 
 
 def refuse(options: argparse.Namespace, dests: Iterable[str], why: str) -> None:

@@ -27,6 +27,7 @@ COMMANDS = {
     "bench": "measure the speed of a model or an operation, and the limits of the machine",
     "completion": "print the script with which a shell completes commands and options",
 }
+_TEXTS = ("prompt", "system", "op")  # options whose value may be empty
 _HELP = ("-h", "--help")
 _VERSION = ("-V", "--version")
 _NAMES = {alias: name for name, aliases in ALIASES.items() for alias in aliases}
@@ -115,6 +116,7 @@ class Parser(argparse.ArgumentParser):
             raise UsageError(None, flags.get(dest, dest or error.argument_name), error.message) from None
         if surplus:
             raise UsageError(None, next(word for word in surplus if word != "--"), self._too_many())
+        self._refuse_empty(namespace, flags)
         namespace.flags = flags | getattr(namespace, "flags", {})
         namespace.typed = {*typed, *getattr(namespace, "typed", ())}
         return namespace, []
@@ -218,6 +220,14 @@ class Parser(argparse.ArgumentParser):
         if re.search(r"\s", word) and "generate" in below:
             return f"is not {what}: qwq generate answers a prompt"
         return f"is not {what}{did_you_mean(word, below) or '; there are ' + ', '.join(below)}"
+
+    def _refuse_empty(self, namespace: argparse.Namespace, flags: Mapping[str, str]) -> None:
+        """Raise UsageError for an empty name of a file or a model: a shell's variable that is not set."""
+        for action in self._actions:
+            if action.type is None and action.dest not in _TEXTS and action.metavar != "PROMPT":
+                value = getattr(namespace, action.dest, None)
+                if value == "" or (isinstance(value, list) and "" in value):
+                    raise UsageError(None, flags.get(action.dest, str(action.metavar or action.dest)), "is empty")
 
     def _too_many(self) -> str:
         if self._action("--prompt"):

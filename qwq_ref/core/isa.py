@@ -39,7 +39,7 @@ def chosen_isa(isa: str | None = None) -> str:
     if not wanted:
         return have[-1]
     if wanted not in have:
-        raise CoreError(None, "isa", f"{wanted[:40]} cannot run here; {', '.join(have)} can")
+        raise CoreError(None, "isa" if isa else "QWQ_ISA", f"{wanted[:40]} cannot run here; {', '.join(have)} can")
     return wanted
 
 

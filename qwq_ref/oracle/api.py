@@ -85,7 +85,7 @@ def compare(
         else:
             candidate = as_candidate(theirs, opened, name_map)
         found, hidden = Diagnosis(), None
-        declared = declared_precision(candidate, precision)
+        declared = declared_precision(candidate, precision, manifest.config)
         if is_mode(declared.get("", "")):
             mode = read_mode(declared[""])
             result = compare_bits(opened, candidate, _needed(weights, opened, mode), mode)

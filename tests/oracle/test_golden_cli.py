@@ -148,6 +148,23 @@ BAD = {
     "an id too large": (["record", "--ids", "1,999999", "-o", "OUT"], 2, ["--ids: must be at least one id"]),
     "all steps": (["record", "--ids", "1,2", "--decode", "2", "-o", "OUT"], 2, ["decode: must leave a prompt"]),
     "an unknown tap": (["record", "--ids", "1", "--taps", "*.x", "-o", "OUT"], 2, ["taps: *.x matches no tap"]),
+    "a size of no tap": (
+        ["record", "--ids", "1", "--size", "lm_hed=last", "-o", "OUT"],
+        2,
+        ["--size: lm_hed matches no tap (did you mean lm_head?)"],
+    ),
+    "a precision of no tap": (
+        ["compare", "gqa", "GQA", "--precision", "lm_hed=fp32"],
+        2,
+        ["--precision: lm_hed is no tap of this config (did you mean lm_head?)"],
+    ),
+    "an unknown precision of a tap": (
+        ["compare", "gqa", "GQA", "--precision", "lm_head=fp8"],
+        2,
+        ["--precision: of lm_head must be one of fp32, bf16, fp16, got fp8"],
+    ),
+    "an empty place": (["record", "--ids", "1", "-o", ""], 2, ["-o/--out: is empty"]),
+    "an empty pack": (["compare", "", "GQA"], 2, ["golden: is empty"]),
     "an unknown size": (["record", "--ids", "1", "--size", "lm_head=all", "-o", "OUT"], 2, ["size: must be one of"]),
     "a layer of text": (["record", "--ids", "1", "--layers", "one", "-o", "OUT"], 2, ["layers: must be an integer"]),
     "a layer too many": (["record", "--ids", "1", "--layers", "99", "-o", "OUT"], 2, ["layers: must be -"]),

@@ -43,7 +43,7 @@ MAPS = {
     "unknown tap": (
         entry(tap="self_attn.q_porj"),
         f"{X}.tap",
-        "is no tap of this config; did you mean self_attn.q_proj",
+        "is no tap of this config (did you mean self_attn.q_proj?)",
     ),
     "a tap like nothing": (entry(tap="zzz"), f"{X}.tap", "'zzz' is no tap of this config"),
     "a tap of a layer too far": (

@@ -241,6 +241,11 @@ USAGE = {
     "negative steps": ({"decode": -1}, "decode", "0 to 6, got -1"),
     "a size that is none": ({"sizes": "half"}, "size", "one of full, last, stats, sketch, got half"),
     "one of several": ({"sizes": {"lm_head": "full", "*": "all"}}, "size", "got all"),
+    "a size of nothing": (
+        {"sizes": {"MODEL.NORM": "last"}},
+        "size",
+        "MODEL.NORM matches no tap (did you mean model.norm?)",
+    ),
     "a pattern of nothing": ({"taps": ["lm_head", "*.q_porj"]}, "taps", "*.q_porj matches no tap"),
     "a layer too many": ({"layers": [0, 2]}, "layers", "must be 0 to 1, got 2"),
     "a negative layer": ({"layers": [-1]}, "layers", "must be 0 to 1, got -1"),
@@ -294,7 +299,6 @@ KEPT = {
         {"taps": ["*.act", "model.norm"], "sizes": {"*.act": "stats"}},
         {"model.layers.0.mlp.act": "stats", "model.layers.1.mlp.act": "stats", "model.norm": "full"},
     ),
-    "case counts": ({"taps": ["*norm"], "sizes": {"MODEL.NORM": "last"}, "layers": []}, {"model.norm": "full"}),
 }
 
 

@@ -6,7 +6,6 @@ GoldenError of one line. Most are found before any tensor is read.
 
 from __future__ import annotations
 
-import difflib
 import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ...config import Config
-from ...errors import GoldenError
+from ...errors import GoldenError, did_you_mean
 from ...files import StrPath, parse_json, read_file
 from ...spec.ops import Array
 from ..graph import (
@@ -136,7 +135,7 @@ def read_precision(value: Any, config: Config, path: StrPath) -> dict[str, str]:
         elif tap == "" or tap in taps:
             result[tap] = name
         else:
-            raise GoldenError(path, where, f"is no tap of this config{_hint(tap, [*taps, *_RELATIVE])}")
+            raise GoldenError(path, where, f"is no tap of this config{did_you_mean(str(tap), [*taps, *_RELATIVE], 1)}")
     return result
 
 
@@ -271,7 +270,7 @@ class _MapReader:
                 raise self.error(where, f"needs {{layer}} in its name: {tap} is a tap of every layer")
         elif tap not in self.taps:
             known = [*_RELATIVE, *(name for name in self.taps if split_name(name)[0] is None)]
-            raise self.error(f"{where}.tap", f"{show(tap)} is no tap of this config{_hint(tap, known)}")
+            raise self.error(f"{where}.tap", f"{show(tap)} is no tap of this config{did_you_mean(str(tap), known, 1)}")
         elif in_layers:
             raise self.error(where, f"has {{layer}} in its name, but {tap} is one tap")
         inner = split_name(tap)[1]
@@ -330,8 +329,3 @@ class _MapReader:
 
 def _placeholders(text: str) -> list[str]:
     return re.findall(r"\{[^{}]*\}|[{}]", text)
-
-
-def _hint(name: Any, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(str(name)[:200], known, 1, 0.5)
-    return f"; did you mean {near[0]}?" if near else ""

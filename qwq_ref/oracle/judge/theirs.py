@@ -7,11 +7,12 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from ...errors import UsageError
+from ...config import Config
+from ...errors import UsageError, did_you_mean
 from ...spec import causal_mask
 from ...spec.ops import Array, to_bf16, to_fp16
 from ..adapters.candidate import Candidate, MisfitError, fit
-from ..graph import Phase, letters, shape_of, split_name
+from ..graph import Phase, letters, shape_of, split_name, tap_names
 from ..packs.manifest import PRECISIONS
 from ..packs.pack import Golden
 from .metrics import tidy_scores
@@ -19,12 +20,18 @@ from .metrics import tidy_scores
 _HIDDEN_PROBABILITY = 1e-6
 
 
-def declared_precision(candidate: Candidate, precision: str | Mapping[str, str] | None) -> dict[str, str]:
+def declared_precision(
+    candidate: Candidate, precision: str | Mapping[str, str] | None, config: Config
+) -> dict[str, str]:
     """Return the precision by tap, and of all other taps under "", if there is one: the caller's, or the candidate's.
 
     precision  of all taps, or by tap; None: as the candidate declares
     """
     given = {"": precision} if isinstance(precision, str) else dict(precision or {})
+    names = tap_names(config)
+    known = {"": None, **dict.fromkeys(names), **dict.fromkeys(split_name(name)[1] for name in names)}
+    for tap in given.keys() - known.keys():
+        raise UsageError(None, "precision", f"{tap} is no tap of this config{did_you_mean(tap, known, 1)}")
     return {**candidate.precision, **given}
 
 
@@ -42,8 +49,8 @@ class Theirs:
         self.declared = declared
         for tap, name in declared.items():
             if name not in PRECISIONS:
-                field = f"precision of {tap}" if tap else "precision"
-                raise UsageError(None, field, f"must be one of {', '.join(PRECISIONS)}")
+                of = f"of {tap} " if tap else ""
+                raise UsageError(None, "precision", f"{of}must be one of {', '.join(PRECISIONS)}, got {name[:40]}")
 
     def has(self, phase: Phase, tap: str) -> bool:
         return (phase.name, tap) in self.candidate.tensors

@@ -13,7 +13,7 @@ from typing import BinaryIO
 import numpy as np
 
 from ...config import Config
-from ...errors import GoldenError, UsageError
+from ...errors import GoldenError, UsageError, did_you_mean
 from ...files import StrPath
 from ...formats.write import SafetensorsStream, write_json
 from ...host import memory
@@ -175,9 +175,11 @@ def _kept(
         if not 0 <= chosen < config.L:
             raise UsageError(None, "layers", f"must be 0 to {config.L - 1}, got {chosen}")
     names = tap_names(config)
-    for pattern in taps:
-        if not fnmatch.filter(names, pattern):
-            raise UsageError(None, "taps", f"{pattern} matches no tap; they are named like {names[4]}")
+    for field, patterns in (("taps", taps), ("size", by_pattern)):
+        for pattern in patterns:
+            if not fnmatch.filter(names, pattern):
+                near = did_you_mean(pattern, names)
+                raise UsageError(None, field, f"{pattern} matches no tap{near}; they are named like {names[4]}")
     kept: dict[str, str] = {}
     for tap in names:
         layer = split_name(tap)[0]
