@@ -258,8 +258,9 @@ def _answerer(model: Model, options: argparse.Namespace) -> Answerer:
                 None, "max-tokens", f"{options.max_tokens} and a prompt of {longest} do not fit in {model.context}"
             )
         how = {
-            "end_ids": model.defaults.eos_token_ids,
+            "end_ids": [*model.end_tokens],
             "vocabulary": min(model.tokenizer.size, model.config.V),
+            "never": model.tokenizer.holes,
             "max_tokens": options.max_tokens,
             "seed": options.seed,
             "workers": options.threads or cpus(),

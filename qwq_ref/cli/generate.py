@@ -27,7 +27,6 @@ from .streams import argument_text, print_json, require_output, styles
 from .values import context_size, count, fraction, integer, number, one_of, seed, unless
 
 if TYPE_CHECKING:
-    from ..engine.decode.plain import Run
     from ..engine.generation import Generation
     from ..engine.model import Model
 
@@ -170,6 +169,9 @@ def run(options: argparse.Namespace) -> int:
     if options.verbose:
         print(f"backend: {model.backend.description}", file=sys.stderr)
         print(f"context: {model.context} tokens; chat template: {'yes' if model.template else 'no'}", file=sys.stderr)
+        names = {identity: token for token, identity in model.tokenizer.added.items()}
+        ends = [f"{names.get(identity, '')} {identity} ({of})".lstrip() for identity, of in model.end_tokens.items()]
+        print(f"end tokens: {', '.join(ends) or 'none'}", file=sys.stderr)
     return _answer(options, model, prompt)
 
 
@@ -195,8 +197,6 @@ def _answer(options: argparse.Namespace, model: Model, prompt: str) -> int:
     with progress_bar("prompt", len(run.prompt), "tokens", at_least=512) as bar:
         try:
             for piece in generation:
-                if piece.kind == "answer" and not texts["answer"] and not options.raw:
-                    piece = type(piece)(piece.text.lstrip("\n"), piece.kind)
                 texts[piece.kind] += piece.text
                 writer.write(piece.text, piece.kind)
         except KeyboardInterrupt as stop:
@@ -209,7 +209,7 @@ def _answer(options: argparse.Namespace, model: Model, prompt: str) -> int:
     if options.json:
         ended = {KeyboardInterrupt: "interrupt", QwqError: "error"}
         reason = next((name for kind, name in ended.items() if isinstance(stopped, kind)), run.finish_reason)
-        print_json(_report(model, run, texts, reason))
+        print_json(_report(model, generation, texts, reason))
     _summarise(options, generation, stopped is not None)
     if stopped is not None:
         raise stopped
@@ -249,17 +249,20 @@ class _Writer:
         self.last = ""
 
 
-def _report(model: Model, run: Run, texts: dict[str, str], reason: str | None) -> dict[str, object]:
+def _report(model: Model, generation: Generation, texts: dict[str, str], reason: str | None) -> dict[str, object]:
     from ..host.memory import peak_bytes
 
+    run = generation.run
     return {
         "model": str(model.path),
         "answer": texts["answer"],
         "thinking": texts["thinking"],
         "finish_reason": reason,
+        "ending": generation.ending,
         "seed": run.seed,
         "prompt_tokens": len(run.prompt),
         "output_tokens": len(run.output),
+        "thinking_tokens": generation.thinking_tokens,
         "prompt_tok_s": _rate(len(run.prompt), run.prompt_seconds),
         "output_tok_s": _rate(len(run.output), run.output_seconds),
         "peak_memory_bytes": peak_bytes(),
@@ -267,14 +270,12 @@ def _report(model: Model, run: Run, texts: dict[str, str], reason: str | None) -
 
 
 def _summarise(options: argparse.Namespace, generation: Generation, stopped: bool) -> None:
-    """Print on stderr why the answer is incomplete, if a limit cut it, and then the speed."""
+    """Print on stderr why there is no answer or no whole one, and then the speed."""
     from ..host.memory import peak_bytes
 
     run = generation.run
-    if run.finish_reason in ("length", "context") and not stopped:
-        limit = "max-tokens" if run.finish_reason == "length" else "the context"
-        what = "the reasoning used up" if generation.still_thinking else "the answer was cut off by"
-        print(f"qwq: {what} {limit} ({len(run.output)} tokens)", file=sys.stderr)
+    if generation.ending is not None and not stopped:
+        print(f"qwq: {generation.ending}", file=sys.stderr)
     if not options.json:
         parts = {"prompt": (len(run.prompt), run.prompt_seconds), "output": (len(run.output), run.output_seconds)}
         speeds = [

@@ -1,4 +1,4 @@
-"""Generated ids as pieces of text, and the budget that ends reasoning."""
+"""Generated ids as pieces of text, the budget that ends reasoning, and the words for how an output ended."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ Kind = Literal["thinking", "answer"]
 
 # Appended to reasoning that has spent its budget, before </think>.
 _ENOUGH = "\n\nI have thought long enough; here is the answer.\n"
+_LIMITS = {"length": "max-tokens", "context": "the context"}
 
 
 @dataclass(frozen=True)
@@ -27,17 +28,55 @@ class Piece:
         return self.text
 
 
+class Transcript:
+    """The text of an output, from its ids: every reader of an output gets its pieces from here.
+
+    state     where the output is: in its reasoning or not
+    answered  whether the answer has a character that is no white space
+
+    Line ends between the reasoning and the answer belong to neither.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, state: ThinkingSplitter) -> None:
+        self.state = state
+        self.answered = False
+        self._decoder = StreamDecoder(tokenizer)
+        self._begun = False
+
+    def feed(self, identity: int) -> Piece | None:
+        """Return the text that an id completes, if it completes any."""
+        kind = self._kind
+        if self.state.feed(identity) == "marker":
+            return self._piece(self._decoder.finish(), kind)
+        return self._piece(self._decoder.feed(identity), kind)
+
+    def finish(self) -> Piece | None:
+        """Return the text of an incomplete character at the end, if there is one."""
+        return self._piece(self._decoder.finish(), self._kind)
+
+    @property
+    def _kind(self) -> Kind:
+        return "thinking" if self.state.thinking else "answer"
+
+    def _piece(self, text: str, kind: Kind) -> Piece | None:
+        if kind == "answer":
+            if self.state.opened and not self._begun:
+                text = text.lstrip("\n")
+            self._begun = self._begun or bool(text)
+            self.answered = self.answered or bool(text.strip())
+        return Piece(text, kind) if text else None
+
+
 class Generation(Iterator[Piece]):
     """An iterator of pieces of text, each as soon as it is decoded.
 
-    run             counts, times, and at the end the reason for it
-    still_thinking  whether the output has not left its reasoning yet
+    run  counts, times, and at the end the reason for it
     """
 
-    def __init__(self, run: Run, tokens: Iterator[int], tokenizer: Tokenizer, thinking: bool) -> None:
+    def __init__(self, run: Run, tokens: Iterator[int], transcript: Transcript) -> None:
         self.run = run
-        self.still_thinking = thinking
-        self._pieces = self._decode(tokens, tokenizer, thinking)
+        self._transcript = transcript
+        self._pieces = self._decode(tokens)
 
     def __iter__(self) -> Generation:
         return self
@@ -45,42 +84,67 @@ class Generation(Iterator[Piece]):
     def __next__(self) -> Piece:
         return next(self._pieces)
 
-    def _decode(self, tokens: Iterator[int], tokenizer: Tokenizer, thinking: bool) -> Iterator[Piece]:
-        splitter = ThinkingSplitter(tokenizer, thinking)
-        decoder = StreamDecoder(tokenizer)
-        kind: Kind = "thinking" if thinking else "answer"
-        for token in tokens:
-            part = splitter.feed(token)
-            if part == "marker":
-                text, part = decoder.finish(), kind
-                kind = "answer" if kind == "thinking" else "thinking"
-                self.still_thinking = kind == "thinking"
+    @property
+    def still_thinking(self) -> bool:
+        """Whether the output is inside its reasoning."""
+        return self._transcript.state.thinking
+
+    @property
+    def thinking_tokens(self) -> int:
+        """The number of ids of reasoning so far, without the markers."""
+        return self._transcript.state.count
+
+    @property
+    def ending(self) -> str | None:
+        """A line that says why there is no answer, or no whole one. None for a whole answer, and before the end."""
+        reason, answered = self.run.finish_reason, self._transcript.answered
+        thinking, opened = self._transcript.state.thinking, self._transcript.state.opened
+        if reason in _LIMITS:
+            limit = _LIMITS[reason]
+            if thinking and answered:
+                what = f"the reasoning after the answer used up {limit}"
+            elif opened and not answered:
+                what = f"the reasoning used up {limit}"
             else:
-                text = decoder.feed(token)
-            if text:
-                yield Piece(text, part)
-        if rest := decoder.finish():
-            yield Piece(rest, kind)
+                what = f"the answer was cut off by {limit}"
+        elif reason is None or (answered and not thinking):
+            return None
+        elif thinking:
+            what = "the model ended inside its reasoning, " + ("after the answer" if answered else "without an answer")
+        else:
+            what = "the model ended after its reasoning, without an answer" if opened else "the model gave no answer"
+        return f"{what} ({len(self.run.output)} tokens)"
+
+    def _decode(self, tokens: Iterator[int]) -> Iterator[Piece]:
+        for token in tokens:
+            if piece := self._transcript.feed(token):
+                yield piece
+        if piece := self._transcript.finish():
+            yield piece
+        if self.run.finish_reason == "stop" and not self._transcript.answered:
+            self.run.finish_reason = "no_answer"
 
 
 class Budget:
-    """Closes the reasoning after a number of tokens: an `intervene` function of `decode.plain.generate`.
+    """Closes the reasoning after a number of tokens, from the one that opens it: `due` says when, and with which ids.
 
     closing  ids that end reasoning; empty for a model without </think>
     """
 
-    def __init__(self, tokenizer: Tokenizer, tokens: int | None, thinking: bool) -> None:
+    def __init__(self, tokenizer: Tokenizer, tokens: int | None) -> None:
         """Raises UsageError for a negative budget, or a budget for a model that cannot close its reasoning."""
         if tokens is not None and tokens < 0:
             raise UsageError(None, "think_budget", f"must be at least 0, got {tokens}")
-        self.end = tokenizer.think_end
-        if tokens is not None and thinking and self.end is None:
-            raise UsageError(None, "think_budget", "this model has no </think> token")
+        end = tokenizer.think_end
+        if tokens is not None and end is None:
+            raise UsageError(None, "think_budget", "this model has no </think> token, which would end its reasoning")
         self.tokens = tokens
-        after = tokenizer.encode("\n\n")
-        self.closing = [] if self.end is None else [self.end, *after]
-        self.forced = tokenizer.encode(_ENOUGH) + self.closing
+        self.closing = [] if end is None else [end, *tokenizer.encode("\n\n")]
+        self._sentence = tokenizer.encode(_ENOUGH) if tokens else []
 
-    def __call__(self, output: list[int]) -> Sequence[int]:
-        """The output so far -> ids to append to it."""
-        return self.forced if len(output) == self.tokens and self.end not in output else ()
+    def due(self, state: ThinkingSplitter) -> Sequence[int]:
+        """The state of an output -> ids to append to it. The sentence is said once, should reasoning open again."""
+        if self.tokens is None or not state.thinking or state.count < self.tokens:
+            return ()
+        said, self._sentence = self._sentence, []
+        return said + self.closing

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import secrets
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,12 +12,13 @@ from ..errors import UsageError
 from ..formats import GenerationConfig
 from ..spec import Sampling
 from ..spec.ops import Array
-from ..text import Tokenizer, prompt_is_thinking
+from ..text import ThinkingSplitter, Tokenizer, prompt_is_thinking
 from ..text.template import ChatTemplate
 from . import backends
 from .backends import Backend, Progress
 from .decode.plain import Run, generate
-from .generation import Budget, Generation
+from .ends import end_tokens
+from .generation import Budget, Generation, Transcript
 from .sampler import Sampler
 from .session import Session
 from .tokens import no_tokenizer
@@ -47,6 +49,11 @@ class Model:
         self._tokenizer = tokenizer
         self.template = template
         self.defaults = defaults
+
+    @functools.cached_property
+    def end_tokens(self) -> dict[int, str]:
+        """The ids that end an answer, each with the places that say so: see `ends.end_tokens`."""
+        return end_tokens(self.defaults, self._tokenizer, self.template)
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -111,7 +118,7 @@ class Model:
 
         max_tokens    None: until the model ends its answer or the context is full
         seed          None: a random one, kept in `run.seed`
-        think_budget  tokens of reasoning after which it is closed; 0 turns reasoning off
+        think_budget  tokens of reasoning after which it is closed, whoever opened it; 0 turns reasoning off
         progress      called with the number of prompt tokens computed since its last call, fractions included
         sampling      fields of `Sampling`; the others come from the checkpoint
 
@@ -119,10 +126,10 @@ class Model:
         """
         how = self.sampling(**sampling)
         ids = self.prompt_ids(prompt, system, raw)
-        thinking = prompt_is_thinking(ids, self.tokenizer)
-        budget = Budget(self.tokenizer, think_budget, thinking)
-        if thinking and think_budget == 0:
-            ids, thinking = ids + budget.closing, False
+        thinking, budget = prompt_is_thinking(ids, self.tokenizer), Budget(self.tokenizer, think_budget)
+        state = ThinkingSplitter(self.tokenizer, thinking and think_budget != 0, opened=thinking)
+        if thinking and not state.thinking:
+            ids = ids + budget.closing
         if not ids:
             raise UsageError(None, "prompt", "is empty")
         if seed is not None and not 0 <= seed < 2**64:
@@ -140,11 +147,12 @@ class Model:
             self.session(),
             run,
             Sampler(how, run.seed),
-            end_ids=self.defaults.eos_token_ids,
+            end_ids=[*self.end_tokens],
             vocabulary=min(self.tokenizer.size, self.config.V),
             context=self.context,
             max_tokens=max_tokens,
-            intervene=budget if think_budget and thinking else None,
+            never=self.tokenizer.holes,
+            intervene=lambda output: budget.due(state),
             progress=progress,
         )
-        return Generation(run, tokens, self.tokenizer, thinking)
+        return Generation(run, tokens, Transcript(self.tokenizer, state))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..config import Config, FieldReader
@@ -16,7 +16,10 @@ _BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class GenerationConfig:
-    """Sampling parameters with Hugging Face's names and defaults. Any token of `eos_token_ids` ends a text."""
+    """Sampling parameters with Hugging Face's names and defaults. Any token of `eos_token_ids` ends a text.
+
+    model_eos_token_ids  those of config.json, which may be others
+    """
 
     eos_token_ids: tuple[int, ...] = ()
     do_sample: bool = False
@@ -25,6 +28,7 @@ class GenerationConfig:
     top_p: float = 1.0
     min_p: float = 0.0
     repetition_penalty: float = 1.0
+    model_eos_token_ids: tuple[int, ...] = field(default=(), compare=False)
 
     @property
     def effective_temperature(self) -> float:
@@ -40,13 +44,14 @@ class GenerationConfig:
         """
         path, fallback = Path(folder, GENERATION_CONFIG), Path(folder, CONFIG)
         read = FieldReader(read_json(path, _BYTES, ConfigError) if os.path.lexists(path) else {}, path)
+        of_model = _eos(FieldReader(read_json(fallback, _BYTES, ConfigError), fallback), config.V)
         has_eos = read.values.get("eos_token_id") is not None
-        eos = _eos(read if has_eos else FieldReader(read_json(fallback, _BYTES, ConfigError), fallback), config.V)
         top_p = read.number("top_p", 1.0, 0.0, 1.0)
         if top_p == 0:
             raise read.error("top_p", "must be above 0")
         return cls(
-            eos_token_ids=eos,
+            eos_token_ids=_eos(read, config.V) if has_eos else of_model,
+            model_eos_token_ids=of_model,
             do_sample=read.boolean("do_sample", default=False),
             temperature=read.number("temperature", 1.0, 0.0, 1e30),
             top_k=read.integer("top_k", default=50, smallest=0),

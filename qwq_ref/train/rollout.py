@@ -40,12 +40,14 @@ def answers(
     vocabulary: int,
     max_tokens: int,
     seed: int,
+    never: Sequence[range] = (),
     batch: int = 256,
     workers: int = 1,
 ) -> list[Answer]:
     """Sample one answer to each prompt, in batches.
 
     vocabulary  ids that may be chosen: 0 to vocabulary - 1
+    never       ranges of ids that are not chosen either
     batch       prompts in one batch
     workers     threads that share the batches
 
@@ -59,7 +61,7 @@ def answers(
 
     def run(numbers: list[int]) -> list[Answer]:
         rows = [prompts[n] for n in numbers]
-        return _sample(config, weights, rows, numbers, how, end_ids, vocabulary, max_tokens, seed)
+        return _sample(config, weights, rows, numbers, how, end_ids, vocabulary, max_tokens, seed, never)
 
     with ThreadPoolExecutor(workers) as pool:
         done = {n: answer for chunk, got in zip(chunks, pool.map(run, chunks), strict=True) for n, answer in
@@ -76,6 +78,7 @@ def answers_each(
     vocabulary: int,
     max_tokens: int,
     seed: int,
+    never: Sequence[range] = (),
     workers: int = 1,
 ) -> list[Answer]:
     """`answers` of a backend: each of `workers` threads answers one prompt after another, with the same draws."""
@@ -94,6 +97,7 @@ def answers_each(
             vocabulary=vocabulary,
             context=backend.context,
             max_tokens=max_tokens,
+            never=never,
         )
         return Answer(list(tokens), run.finish_reason == "stop")
 
@@ -116,6 +120,7 @@ def _sample(
     vocabulary: int,
     max_tokens: int,
     seed: int,
+    never: Sequence[range],
 ) -> list[Answer]:
     lengths = np.array([len(prompt) for prompt in prompts])
     decoder = _Decoder(config, weights, len(prompts), int(lengths.max()) + max_tokens)
@@ -128,6 +133,8 @@ def _sample(
     ended = np.zeros(len(prompts), bool)
     alive = np.arange(len(prompts))
     for step in range(max_tokens):
+        for ids_without_text in never:
+            logits[:, ids_without_text.start : ids_without_text.stop] = -np.inf
         probs = distribution_rows(logits[:, :vocabulary], how)
         cumulative = np.cumsum(probs, axis=-1)
         drawn = np.array([uniforms[row].random() for row in alive])[:, None] * cumulative[:, -1:]

@@ -15,6 +15,7 @@ from qwq_ref.cli import main
 from qwq_ref.config import Config
 from tests.support.checkpoints import write_checkpoint
 from tests.support.models import random_weights
+from tests.support.scripts import Given, command, model_that_says, report
 
 
 def qwq(*arguments, **kwargs):
@@ -39,22 +40,17 @@ def test_the_answer_is_on_stdout_and_the_reasoning_on_stderr(scripted, capsys):
     )
 
 
-def test_blank_lines_before_the_answer_are_not_part_of_it(scripted, capsys, monkeypatch):
-    from qwq_ref.engine.generation import Piece
-    from qwq_ref.engine.model import Model
+def test_blank_lines_before_the_answer_are_not_part_of_it(small):
+    said = small.encode("so</think>\n\n4\n5", special=True)
+    model = model_that_says(small, said, Given(small.encode("<think>\n", special=True)))
+    assert command(model)[1] == "4\n5\n"
+    assert report(model)[0]["answer"] == "4\n5"
 
-    true = Model.generate
 
-    def generate(self, *args, **kwargs):
-        generation = true(self, *args, **kwargs)
-        generation._pieces = iter(
-            [Piece("so", "thinking"), Piece("\n", "answer"), Piece("\n4", "answer"), Piece("\n5", "answer")]
-        )
-        return generation
-
-    monkeypatch.setattr(Model, "generate", generate)
-    assert main(["generate", "-m", str(scripted("two", "4!")), "what?"]) == 0
-    assert capsys.readouterr().out == "4\n5\n"
+def test_raw_text_keeps_its_blank_lines(small):
+    model = model_that_says(small, small.encode("\n\n4\n5"), None)
+    assert command(model, "--raw")[1] == "\n\n4\n5\n"
+    assert report(model, "--raw")[0]["answer"] == "\n\n4\n5"
 
 
 def test_hide_and_only(scripted, capsys):

@@ -1,6 +1,5 @@
 """A template finds the reasoning of earlier turns and cuts it, whatever kind of token the markers are."""
 
-import copy
 import json
 
 import pytest
@@ -9,29 +8,9 @@ from hypothesis import strategies as st
 
 from qwq_ref.text import ChatTemplate, load_tokenizer
 from tests.support.conversations import CALLING, REPLY, THOUGHT, USER
-from tests.support.small_tokenizer import SPECIAL, TEMPLATE, VALUES, hugging_face
+from tests.support.markers import KINDS, MARKERS
+from tests.support.small_tokenizer import SPECIAL, TEMPLATE, hugging_face
 
-MARKERS = ("<think>", "</think>")
-
-
-def with_markers(special=(), absent=()):
-    values = copy.deepcopy(VALUES)
-    values["added_tokens"] = [entry for entry in values["added_tokens"] if entry["content"] not in absent]
-    for number, entry in enumerate(values["added_tokens"]):  # transformers ignores ids, and counts
-        entry["id"] = len(values["model"]["vocab"]) + number
-        entry["special"] = entry["special"] or entry["content"] in special
-    return values
-
-
-KINDS = {
-    "added": with_markers(),
-    "special": with_markers(special=MARKERS),
-    "</think> special": with_markers(special=MARKERS[1:]),
-    "absent": with_markers(absent=MARKERS),
-    "<think> absent": with_markers(absent=MARKERS[:1]),
-    "</think> absent": with_markers(absent=MARKERS[1:]),
-    "all but the turns absent": with_markers(absent=[entry["content"] for entry in VALUES["added_tokens"][3:]]),
-}
 TALKS = {
     "earlier": [USER, THOUGHT, USER],
     "last": [USER, THOUGHT],

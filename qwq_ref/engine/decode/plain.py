@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from ...spec.ops import Array
 from ..session import Session
 
@@ -18,7 +20,8 @@ class Run:
 
     prompt, output  token ids; an end token is not part of the output
     seed            of the draws
-    finish_reason   "stop" at an end token, "length" at max_tokens, "context" at a full context; None before the end
+    finish_reason   "stop" at an end token, "no_answer" at one before any answer, "length" at max_tokens, "context" at a
+                    full context; None before the end
     prompt_seconds, output_seconds  wall-clock time of the model, sampling included
     """
 
@@ -39,6 +42,7 @@ def generate(
     vocabulary: int,
     context: int,
     max_tokens: int | None = None,
+    never: Sequence[range] = (),
     intervene: Callable[[list[int]], Sequence[int]] | None = None,
     progress: Callable[[float], object] | None = None,
 ) -> Iterator[int]:
@@ -48,7 +52,8 @@ def generate(
     choose      called with logits [vocabulary], prompt and output; returns the next id, see `sampler.Sampler`
     vocabulary  ids that may be chosen: 0 to vocabulary - 1; the logits beyond belong to padding of the embedding
     context     positions for prompt and output together
-    intervene   called after each token with the output so far; returns ids to append to the output
+    never       ranges of ids that are not chosen either: no text has them
+    intervene   called with the output so far, once the caller has taken its last token; returns ids to append to it
     progress    called with the number of prompt tokens computed since its last call, fractions included
     """
     limits = {"context": context - len(run.prompt)} | ({} if max_tokens is None else {"length": max_tokens})
@@ -59,17 +64,24 @@ def generate(
 
     while True:
         started = time.perf_counter()
-        token = choose(session.next_logits()[:vocabulary], run.prompt, run.output)
+        logits = session.next_logits()[:vocabulary]
+        if never:
+            logits = logits.copy()
+            for ids in never:
+                logits[ids.start : ids.stop] = -np.inf
+        token = choose(logits, run.prompt, run.output)
         if token in end_ids:
             run.finish_reason = "stop"
             return
         new = [token]
         run.output.append(token)
-        if intervene is not None:
-            new += list(intervene(run.output))[: room - len(run.output)]
-            run.output += new[1:]
         run.output_seconds += time.perf_counter() - started
-        yield from new
+        yield token
+        if intervene is not None:
+            for forced in list(intervene(run.output))[: room - len(run.output)]:
+                new.append(forced)
+                run.output.append(forced)
+                yield forced
         if len(run.output) >= room:
             run.finish_reason = min(limits, key=lambda name: limits[name])
             return
