@@ -117,6 +117,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_engine_arguments(parser)
     add_rope_arguments(parser)
+    parser.epilog = (
+        "Names of llama.cpp, mlx-lm and transformers work too, such as --temperature and --n-predict: see "
+        "docs/command-line.md."
+    )
     parser.add_argument(*NEUTRAL, dest="neutral", action="store_true", help=argparse.SUPPRESS)
 
 

@@ -83,7 +83,7 @@ class Parser(argparse.ArgumentParser):
     """
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(**options | {"exit_on_error": False, "allow_abbrev": False})
+        super().__init__(**options | {"exit_on_error": False})
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(None, None, f"{message} (see {self.prog} --help)")
