@@ -99,8 +99,12 @@ def _precision(dtype: Any) -> tuple[Any, Round]:
     """The type to compute in, and the rounding that goes with it."""
     if isinstance(dtype, str) and dtype in ("bfloat16", "float16"):
         return np.float32, to_bf16 if dtype == "bfloat16" else to_fp16
-    if np.dtype(dtype) in (np.float32, np.float64):
-        return np.dtype(dtype).type, exact
+    try:
+        compute = np.dtype("no name" if dtype is None else dtype)  # None would be float64
+    except TypeError:  # a name that NumPy does not have, such as "bf16"
+        compute = np.dtype(object)
+    if compute in (np.float32, np.float64):
+        return compute.type, exact
     raise ValueError(f'dtype must be float32, float64, "bfloat16" or "float16", got {dtype!r}')
 
 

@@ -15,6 +15,8 @@ import numpy as np
 from .ops import Array, softmax
 
 STEPS = ("penalties", "temperature", "top_k", "top_p", "min_p")
+LARGEST = float(np.finfo(np.float64).max)
+FAR = 1e300  # a logit this large leaves every smaller one without probability, and penalties room before `LARGEST`
 
 
 @dataclass(frozen=True)
@@ -58,33 +60,52 @@ def distribution(logits: Array, how: Sampling, prompt: Sequence[int] = (), outpu
     """logits [V] -> [V]
 
     The probability of each token to be next. `prompt` and `output` are the ids so far, for the penalties.
+    ValueError as for `checked_logits`.
     """
-    logits = np.asarray(logits, np.float64)
-    for step in how.steps:
-        if step == "penalties":
-            logits = repetition_penalty(logits, [*prompt, *output], how.repetition_penalty)
-            logits = presence_penalty(logits, output, how.presence_penalty)
-        elif step == "temperature" and how.temperature > 0:
-            logits = logits / how.temperature
-        elif step == "top_k" and how.top_k > 0:
-            logits = top_k(logits, how.top_k)
-        elif step == "top_p" and how.top_p < 1:
-            logits = top_p(logits, how.top_p)
-        elif step == "min_p" and how.min_p > 0:
-            logits = min_p(logits, how.min_p)
-    if how.temperature == 0:
-        greedy: Array = np.eye(1, len(logits), int(np.argmax(logits)))[0]
-        return greedy
-    return softmax(logits)
+    logits = checked_logits(np.asarray(logits, np.float64))
+    with np.errstate(over="ignore"):  # a logit far below the largest may become -inf
+        for step in how.steps:
+            if step == "penalties":
+                logits = repetition_penalty(logits, [*prompt, *output], how.repetition_penalty)
+                logits = presence_penalty(logits, output, how.presence_penalty)
+            elif step == "temperature" and how.temperature > 0:
+                logits = temperature(logits, how.temperature)
+            elif step == "top_k" and how.top_k > 0:
+                logits = top_k(logits, how.top_k)
+            elif step == "top_p" and how.top_p < 1:
+                logits = top_p(logits, how.top_p)
+            elif step == "min_p" and how.min_p > 0:
+                logits = min_p(logits, how.min_p)
+        if how.temperature == 0:
+            greedy: Array = np.eye(1, len(logits), int(np.argmax(logits)))[0]
+            return greedy
+        return softmax(logits)
+
+
+def checked_logits(logits: Array) -> Array:
+    """logits [..., V] -> [..., V]
+
+    The logits, if a token can be chosen by each row. A mask may exclude tokens by -inf. ValueError for a row that holds
+    NaN or +inf, or no finite number: its largest value, which is NaN where there is one, is not finite.
+    """
+    largest = np.max(logits, axis=-1)
+    if not np.all(np.isfinite(largest)):
+        raise ValueError(f"the largest of the logits must be finite, got {largest[~np.isfinite(largest)].flat[0]}")
+    return logits
 
 
 def draw(probs: Array, rng: np.random.Generator) -> int:
     """probs [V]
 
     Draw a token id with one uniform number: the first id whose running sum of probabilities exceeds the number.
+    ValueError if the sum is not above 0 and finite.
     """
     cumulative = np.cumsum(probs)
-    return int(np.searchsorted(cumulative, rng.random() * cumulative[-1], side="right"))
+    total = cumulative[-1]
+    if not 0 < total < np.inf:
+        raise ValueError(f"the sum of probs must be above 0 and finite, got {total}")
+    number = min(rng.random() * total, np.nextafter(total, 0))  # the product may be rounded up to the sum
+    return int(np.searchsorted(cumulative, number, side="right"))
 
 
 def repetition_penalty(logits: Array, seen: Sequence[int], penalty: float) -> Array:
@@ -96,7 +117,7 @@ def repetition_penalty(logits: Array, seen: Sequence[int], penalty: float) -> Ar
     ids = np.asarray(seen, np.int64)
     penalised = logits.copy()
     penalised[ids] = np.where(logits[ids] < 0, logits[ids] * penalty, logits[ids] / penalty)
-    return penalised
+    return _within_range(penalised, logits)
 
 
 def presence_penalty(logits: Array, output: Sequence[int], penalty: float) -> Array:
@@ -107,7 +128,18 @@ def presence_penalty(logits: Array, output: Sequence[int], penalty: float) -> Ar
     ids = np.asarray(output, np.int64)
     penalised = logits.copy()
     penalised[ids] = logits[ids] - penalty
-    return penalised
+    return _within_range(penalised, logits)
+
+
+def temperature(logits: Array, value: float) -> Array:
+    """logits [..., V] -> [..., V]
+
+    Divide by the temperature, which is above 0. If the largest logit would come near to overflow, divide by a higher
+    temperature. There, too, the largest logits have all of the probability: the limit for temperatures towards 0.
+    """
+    largest = np.max(logits, axis=-1, keepdims=True)
+    cooled: Array = logits / np.maximum(value, np.abs(largest) / FAR)
+    return cooled
 
 
 def top_k(logits: Array, k: int) -> Array:
@@ -140,3 +172,8 @@ def min_p(logits: Array, p: float) -> Array:
     """
     probs = softmax(logits)
     return np.where(probs < p * np.max(probs), -np.inf, logits)
+
+
+def _within_range(penalised: Array, logits: Array) -> Array:
+    """Return penalised logits, with the largest float64 in place of an overflow to infinity."""
+    return np.where(np.isfinite(logits), np.clip(penalised, -LARGEST, LARGEST), logits)
