@@ -9,6 +9,7 @@
  *   EOVERLAP  an output overlaps another array; where one may, it says so
  *   ENULL     an array that is needed, and has at least one element, is NULL
  *   ESTOP     what `stop` points to was not 0: outputs, and a cache from `pos` on, may hold anything
+ *   ERANGE    a query, key or value of a layer is not finite, or beyond 2^56; scratch may hold anything
  * Limits keep every product of sizes below 2^63: T, N, K, ld, n and tokens of a cache are at most QWQ_MOST_SIZE, heads
  * QWQ_MOST_HEADS, threads QWQ_MOST_THREADS. Beyond is ESIZE, or 0 bytes. That arrays are as large as the sizes
  * say is for the caller to see to.
@@ -31,7 +32,8 @@ enum {
     QWQ_EFORMAT = -4,
     QWQ_EOVERLAP = -5,
     QWQ_ENULL = -6,
-    QWQ_ESTOP = -7
+    QWQ_ESTOP = -7,
+    QWQ_ERANGE = -8
 };
 enum { QWQ_MOST_SIZE = 1 << 30, QWQ_MOST_HEADS = 1 << 16, QWQ_MOST_THREADS = 1024 };
 

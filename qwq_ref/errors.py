@@ -65,6 +65,10 @@ class FileError(QwqError):
         return cls(name, None, f"{what} ({reason})" if what else reason)
 
 
+class NonFiniteError(QwqError):
+    """A step of generation or training gave NaN or infinity. No token comes of it, and no weight changes."""
+
+
 class UsageError(QwqError):
     """An option or argument has an impossible value; the command line exits with 2."""
 

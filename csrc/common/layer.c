@@ -147,6 +147,19 @@ static void turn(const step *s, float *x, const float *cos, const float *sin, si
     qwq_rope_run(&(qwq_rope_call){x, cos, sin, T, heads, s->layer->kv.E, ld, s->table, s->threads});
 }
 
+/* Attention hides what this finds: int8 has no NaN, and cuts magnitudes above 2^56. Magnitudes of floats are in the
+ * order of their bits, NaN last. */
+static int in_range(const float *x, size_t n)
+{
+    int32_t beyond = 0;
+    for (size_t i = 0; i < n; i++) {
+        int32_t bits;
+        memcpy(&bits, &x[i], sizeof bits);
+        beyond |= (bits & 0x7FFFFFFF) > ((127 + 56) << 23);
+    }
+    return !beyond;
+}
+
 /* Queries of rows from `first` on, keys and values of all, turned: x [T, D] -> at->q, at->k, at->v. */
 static int project(const step *s, const weight *weights, const float *x, const float *cos, const float *sin, size_t T,
                    size_t first)
@@ -195,6 +208,9 @@ int qwq_layer_step(float *x, const qwq_layer *l, const float *cos, const float *
     weights_of(weights, l);
     if ((error = project(&s, weights, x, cos, sin, T, first)))
         return error;
+    const size_t q = l->H * l->kv.E, k = l->kv.K * l->kv.E;
+    if (!in_range(p.q, (T - first) * q) || !in_range(p.k, T * k) || !in_range(p.v, T * k))
+        return QWQ_ERANGE;
     qwq_append_run(&(qwq_append_call){&l->kv, p.k, p.v, pos, T, table, threads});
     x += first * l->D; /* from here on, only of the rows that are asked for */
     T -= first;

@@ -4,8 +4,8 @@ A wrapper checks types, shapes and contiguity, and allocates the result; C check
 set and every number of threads gives the same bits.
 """
 
-from ._ffi import Array, CoreError, Stop, Stopped, available, ffi, lib
-from .formats import ALIGN, CODES, FORMATS, PANEL, SCALES, Format, packed_bytes
+from ._ffi import Array, CoreError, OutOfRange, Stop, Stopped, available, ffi, lib
+from .formats import ALIGN, CODES, FORMATS, LARGEST, PANEL, SCALES, Format, packed_bytes
 from .isa import FEATURES, ISAS, chosen_isa, features, isas, needs
 from .matmul import matmul, quantise_activations
 from .memory import aligned
@@ -18,12 +18,14 @@ __all__ = [
     "FEATURES",
     "FORMATS",
     "ISAS",
+    "LARGEST",
     "MOST_THREADS",
     "PANEL",
     "SCALES",
     "Array",
     "CoreError",
     "Format",
+    "OutOfRange",
     "Packed",
     "Stop",
     "Stopped",

@@ -23,6 +23,10 @@ class CoreError(QwqError):
     """The C core is not built, or it cannot do what a call asks for."""
 
 
+class OutOfRange(CoreError):  # noqa: N818 - it says more than another name with Error
+    """A query, key or value of a layer is not finite, or beyond 2^56."""
+
+
 class Stopped(Exception):  # noqa: N818 - it is no error: the caller asked for it
     """A long call returned early, because its `Stop` was set."""
 
@@ -64,11 +68,13 @@ def names(function: str) -> tuple[str, ...]:
 
 
 def check(code: int) -> None:
-    """Raise the error that a return code of the library means: CoreError, or Stopped."""
+    """Raise the error that a return code of the library means: CoreError, OutOfRange, or Stopped."""
     if not code:
         return
     if code == lib.QWQ_ESTOP:
         raise Stopped
+    if code == lib.QWQ_ERANGE:
+        raise OutOfRange(None, "layer", "queries, keys or values are not finite, or beyond 2^56")
     reasons = {
         lib.QWQ_EISA: "the instruction set cannot run here",
         lib.QWQ_ESIZE: "a size is impossible",

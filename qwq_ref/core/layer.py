@@ -97,7 +97,8 @@ class Layer:
         """x [T, D] at positions pos to pos + T - 1, in place; cos, sin [T, E/2]. All float32 and contiguous.
 
         Of rows below `first` only keys and values are computed, and x stays as it is. Raises Stopped where `stop` was
-        set; x, and the cache from pos on, then hold anything.
+        set; x, and the cache from pos on, then hold anything. Raises OutOfRange for queries, keys or values that are
+        not finite, or beyond 2^56; x and the cache then stay as they are.
         """
         T = len(x)
         if pos < 0 or pos + T > self.kv.capacity:

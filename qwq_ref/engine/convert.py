@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ..errors import UsageError
@@ -41,10 +42,11 @@ def convert(
     progress  called with the number of weights read since its last call, of `footprint.parameters`
 
     One matrix is held in memory at a time, or two where a tied head and its embedding differ in format. The file
-    appears when it is complete; an interrupted run leaves no file.
+    appears when it is complete; a run that is interrupted or fails leaves nothing behind.
 
     Raises a QwqError before anything is written. The reasons are a model that cannot be read or is packed already, a
-    folder that holds something else, and a disk that is too small.
+    folder that holds something else, and a disk that is too small. Raises CheckpointError for a weight that is not
+    finite, or too large for the form, with its tensor and its place.
     """
     if weights not in FORMS:
         raise UsageError(None, "weights", f"must be one of {', '.join(FORMS)}, got {weights[:40]}")
@@ -59,14 +61,33 @@ def convert(
         _check_folder(folder, source.tokenizer, small)
         planned = plan(config, weights)
         _check_room(folder, sum(stored.nbytes for stored in planned.values()))
-        folder.mkdir(parents=True, exist_ok=True)
-        for name in small:
-            (folder / name).parent.mkdir(exist_ok=True)
-            shutil.copyfile(source.tokenizer / name, folder / name)
-        with writing(folder / packed_name(weights), planned) as append:
-            for name, tensor in packed_tensors(config, source.floats, weights, threads or cpus(), progress):
-                append(name, tensor)
+        with _all_or_nothing([folder / name for name in small]):
+            folder.mkdir(parents=True, exist_ok=True)
+            for name in small:
+                (folder / name).parent.mkdir(exist_ok=True)
+                if not (folder / name).exists():
+                    shutil.copyfile(source.tokenizer / name, folder / name)
+            with writing(folder / packed_name(weights), planned) as append:
+                for name, tensor in packed_tensors(config, source.floats, weights, threads or cpus(), progress):
+                    append(name, tensor)
     return folder / packed_name(weights)
+
+
+@contextmanager
+def _all_or_nothing(files: list[Path]) -> Iterator[None]:
+    """After an error or Ctrl-C, remove those of the files, and of the folders above them, that were not there before.
+
+    A file that was there already keeps its contents: `_check_folder` compared it.
+    """
+    parents = sorted({path for file in files for path in file.parents}, key=lambda path: -len(path.parts))
+    made = [path for path in (*files, *parents) if not os.path.lexists(path)]
+    try:
+        yield
+    except BaseException:
+        for path in made:
+            with suppress(OSError):  # such as a folder that something else was put into meanwhile
+                path.rmdir() if path in parents else path.unlink()
+        raise
 
 
 def _check_folder(folder: Path, source: Path, small: list[str]) -> None:

@@ -10,6 +10,7 @@ from concurrent.futures import Future
 
 from .. import core
 from ..config import Config, Rope
+from ..core.magnitude import check_finite
 from ..errors import UsageError
 from ..footprint import human
 from ..formats import Tensors, open_source, recognise, resolve
@@ -132,6 +133,7 @@ def _numpy_backend(
     tensors: dict[str, Array] = {}
     for name in config.tensors():
         tensors[name] = floats[name]
+        check_finite(tensors[name], floats.file(name), name)
         if progress is not None:
             progress(tensors[name].size)
     return NumpyBackend(config, tensors, context)

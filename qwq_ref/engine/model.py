@@ -67,7 +67,7 @@ class Model:
 
     def session(self) -> Session:
         """Return an empty session: token ids, and logits of the next one."""
-        return Session(self.backend)
+        return Session(self.backend, self.path)
 
     def prompt_ids(self, prompt: str | list[dict[str, Any]], system: str | None = None, raw: bool = False) -> list[int]:
         """A question, or a conversation of messages with `role` and `content` -> the ids of a prompt.
@@ -122,7 +122,8 @@ class Model:
         progress      called with the number of prompt tokens computed since its last call, fractions included
         sampling      fields of `Sampling`; the others come from the checkpoint
 
-        Raises UsageError, before any computation, for a prompt that does not fit together with max_tokens.
+        Raises UsageError, before any computation, for a prompt that does not fit together with max_tokens. The iterator
+        raises NonFiniteError for a step whose logits hold NaN or infinity.
         """
         how = self.sampling(**sampling)
         ids = self.prompt_ids(prompt, system, raw)

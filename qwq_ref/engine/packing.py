@@ -21,8 +21,10 @@ from .. import core
 from ..config import Config
 from ..core import PANEL, Packed
 from ..core.formats import ALIGN
+from ..core.magnitude import FLOAT32_MAX, first_beyond, within
 from ..errors import CheckpointError
 from ..footprint import parameters
+from ..formats.packed import Stored
 from ..formats.source import Source, Tensors
 from ..spec.ops import Array
 from .plan import EMBEDDING, HEAD, NORM, layer_names, model_bytes, plan
@@ -31,6 +33,8 @@ from .weights import ModelWeights
 SLICE = 1 << 22  # weights that all threads together read and pack at a time
 _PIECE = 1 << 20  # weights that one thread takes at most: they stay in the processor's cache until they are packed
 _BF16 = np.dtype(ml_dtypes.bfloat16)
+_BF16_LIMIT = float(np.array(0x7F7F7FFF, np.uint32).view(np.float32))  # beyond it, float32 is rounded to infinity
+_ROWS = 1 << 10  # of a tensor that are read at a time to find a bad weight
 
 Progress = Callable[[float], object]
 
@@ -86,6 +90,7 @@ def packed_tensors(
 
     Two matrices are held at a time, besides small ones, to keep the threads busy. The form bf16 keeps the upper half of
     each float32. Raises CoreError if the lower half of a matrix's weight is not zero: no precision is lost silently.
+    Raises CheckpointError for a weight that is not finite, or too large for its format, with its tensor and its place.
     """
     tensors = weights if isinstance(weights, Tensors) else _Arrays(weights)
     with _Packer(config, tensors, form, threads, allocate) as packer:
@@ -119,10 +124,12 @@ class _Job:
 class _Rows:
     """The rows of a matrix, or of several that are joined.
 
+    names  the tensors that the rows are of
     dtype  the stored dtype; float32 if the joined tensors differ
     fill   (begin, end, out): write these rows to `out`, and return the number of weights that were read
     """
 
+    names: Sequence[str]
     dtype: np.dtype[Any]
     fill: Callable[[int, int, Array], int]
 
@@ -165,17 +172,19 @@ class _Packer:
         yield self._vector(NORM, [NORM])
 
     def _vector(self, result: str, names: Sequence[str]) -> _Job:
-        vector = np.empty(self._plan[result].shape, np.float32)
+        vector, rows = np.empty(self._plan[result].shape, np.float32), self._joined(names)
         piece = Future[int]()
-        piece.set_result(self._joined(names).fill(0, len(vector), vector))
+        piece.set_result(rows.fill(0, len(vector), vector))
+        self._check(vector, rows, FLOAT32_MAX)
         return _Job({result: vector}, [piece])
 
     def _matrix(self, name: str, rows: _Rows) -> _Job:
-        whole = self._empty(name)
+        whole, limit = self._empty(name), _limit(self._plan[name])
 
         def piece(begin: int, end: int) -> int:
             out = self._scratch((end - begin, whole.shape[1]), rows.dtype)
             count = rows.fill(begin, end, out)
+            self._check(out, rows, limit)
             _pack(out, whole.rows(begin, end))
             return count
 
@@ -187,11 +196,13 @@ class _Packer:
         dtype = np.dtype(np.float32) if stored.dtype == "F32" else _BF16
         array = self._allocate(stored.nbytes).view(dtype).reshape(stored.shape)
         head = self._empty(HEAD) if self._config.tie_word_embeddings else None
+        limit = min(_limit(stored), _limit(self._plan[HEAD]) if head is not None else FLOAT32_MAX)
 
         def piece(begin: int, end: int) -> int:
             of_array = array[begin:end]
             out = of_array if rows.dtype == dtype else self._scratch(of_array.shape, rows.dtype)
             count = rows.fill(begin, end, out)
+            self._check(out, rows, limit)
             if out is not of_array:
                 _copy(of_array, out)
             if head is not None:
@@ -225,6 +236,22 @@ class _Packer:
 
         return [self._pool.submit(pieces, begin, min(begin + share, N)) for begin in range(0, N, share)]
 
+    def _check(self, weights: Array, rows: _Rows, limit: float) -> None:
+        """Raise CheckpointError if a weight is beyond +-limit. Its place is looked for only then."""
+        if within(weights, limit):
+            return
+        for name in rows.names:
+            N = self._tensors.shape(name)[0]
+            for begin in range(0, N, _ROWS):
+                found = first_beyond(self._tensors.rows(name, begin, min(begin + _ROWS, N)), limit)
+                if found is not None:
+                    (row, *column), what = found
+                    hint = "" if what in ("NaN", "infinity") else ", beyond the range of this weight form"
+                    problem = f"holds {what} at {[begin + row, *column]}{hint}"
+                    raise CheckpointError(self._tensors.file(name), name, problem)
+        problem = f"overflow when the swiglu_beta of {self._config.swiglu_beta:g} is folded into them"
+        raise CheckpointError(None, ", ".join(rows.names), problem)
+
     def _scratch(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
         """Return memory of this thread: its next call overwrites it. Fresh pages would cost more than reading."""
         size = math.prod(shape) * dtype.itemsize
@@ -246,7 +273,7 @@ class _Packer:
                     count += self._read(name, first - start, [out[first - begin : last - begin]])
             return count
 
-        return _Rows(self._dtype(names), fill)
+        return _Rows(names, self._dtype(names), fill)
 
     def _gate_up(self, gate: str, up: str) -> _Rows:
         """Return the rows of gate_proj and up_proj as `core.interleave` orders them; `begin` is a multiple of 64.
@@ -268,11 +295,12 @@ class _Packer:
                     panels[-1] = panels[-1][:rest]
                 count += self._read(name, first, panels)
             if beta != 1:
-                pairs[:, 0] *= beta
-                pairs[:, 1] /= beta
+                with np.errstate(all="ignore"):
+                    pairs[:, 0] *= beta
+                    pairs[:, 1] /= beta
             return count
 
-        return _Rows(np.dtype(np.float32) if beta != 1 else self._dtype([gate, up]), fill)
+        return _Rows([gate, up], np.dtype(np.float32) if beta != 1 else self._dtype([gate, up]), fill)
 
     def _dtype(self, names: Sequence[str]) -> np.dtype[Any]:
         dtypes = {self._tensors.dtype(name) for name in names}
@@ -299,8 +327,15 @@ class _Packer:
         return (end - begin) * math.prod(columns)
 
 
+def _limit(stored: Stored) -> float:
+    """Return the largest magnitude that a format holds; a larger one would be cut, or become infinity."""
+    if stored.format is None:
+        return FLOAT32_MAX if stored.dtype == "F32" else _BF16_LIMIT
+    return core.LARGEST.get(stored.format.codes, FLOAT32_MAX)
+
+
 def _copy(out: Array, rows: Array) -> None:
-    """Copy floats to another dtype. NaN and infinity pass silently, as they do in a product."""
+    """Copy floats to another dtype. NaN and infinity pass silently: they were looked for, or will be."""
     with np.errstate(all="ignore"):
         out[:] = rows
 
@@ -341,6 +376,9 @@ class _Arrays:
         for part in out:
             part[:] = self._arrays[name][begin : begin + len(part)]
             begin += len(part)
+
+    def file(self, name: str) -> None:
+        """Return None: the arrays are in no file."""
 
     def forget(self, name: str, begin: int, end: int) -> None:
         """Do nothing: the arrays are the caller's."""

@@ -12,7 +12,7 @@ from .. import core
 from ..core.ops import top_k, uniform
 from ..spec import Sampling, distribution, draw
 from ..spec.ops import Array
-from ..spec.sampling import presence_penalty, repetition_penalty
+from ..spec.sampling import checked_logits, presence_penalty, repetition_penalty
 
 _MANY = 1024  # tokens from which a search for the k likeliest pays
 _REST: tuple[list[str], ...] = ([], ["top_p"], ["min_p"], ["top_p", "min_p"], ["min_p", "top_p"])
@@ -36,8 +36,10 @@ def next_token(logits: Array, how: Sampling, prompt: Sequence[int], output: Sequ
 
     The random number belongs to the position: Philox, keyed by the seed, counts positions. A generation that is rolled
     back and continued draws the same tokens. Penalties without effect are left out. Where top-k is the first filter,
-    later filters see only the top-k survivors. The probabilities then equal the spec's to rounding.
+    later filters see only the top-k survivors. The probabilities then equal the spec's to rounding. Raises ValueError
+    as `spec.distribution`.
     """
+    logits = checked_logits(logits)
     number = cast(np.random.Generator, _Number(seed, len(prompt) + len(output)))
     if how.repetition_penalty == 1 and how.presence_penalty == 0:
         how = replace(how, steps=tuple(step for step in how.steps if step != "penalties"))
@@ -45,8 +47,9 @@ def next_token(logits: Array, how: Sampling, prompt: Sequence[int], output: Sequ
     if not 0 < how.top_k < len(logits) >= _MANY or order not in _TOP_K_FIRST:
         return draw(distribution(logits, how, prompt, output), number)
     if "penalties" in order:
-        logits = repetition_penalty(logits.astype(np.float64), [*prompt, *output], how.repetition_penalty)
-        logits = presence_penalty(logits, output, how.presence_penalty)
+        with np.errstate(over="ignore"):  # as in `spec.distribution`
+            logits = repetition_penalty(logits.astype(np.float64), [*prompt, *output], how.repetition_penalty)
+            logits = presence_penalty(logits, output, how.presence_penalty)
     ids = np.flatnonzero(~(logits < _kth_largest(logits, how.top_k)))
     rest = replace(how, steps=tuple(step for step in how.steps if step not in ("penalties", "top_k")))
     return int(ids[draw(distribution(logits[ids], rest), number)])

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence as Ids
+from contextlib import suppress
+from math import isfinite
 
+from ..errors import NonFiniteError
 from ..spec.ops import Array
 from .backends import LAST, Backend, Progress
+from .faults import find_fault
 
 
 class Session:
@@ -15,20 +20,33 @@ class Session:
     ids      the tokens held; change them with `extend` and `rollback` alone
     """
 
-    def __init__(self, backend: Backend) -> None:
+    def __init__(self, backend: Backend, model: str | os.PathLike[str] | None = None) -> None:
+        """`model`: where the backend's weights came from, for errors."""
         self.backend = backend
+        self._model = model
         self.ids: list[int] = []
         self._sequence = backend.sequence()
         self._logits: Array | None = None  # of the token after the last one; None where they are not known
 
-    def extend(self, ids: Ids[int], progress: Progress | None = None) -> None:
-        """Add tokens at the end, a chunk at a time. `progress` is called with the number of tokens computed.
+    def extend(self, ids: Ids[int], progress: Progress | None = None, step: str | None = None) -> None:
+        """Add tokens at the end, a chunk at a time.
 
-        After an interruption the session holds the chunks that were computed whole. Raises ValueError as `Backend.run`.
+        progress  called with the number of tokens computed since its last call
+        step      the name of this step in errors; None: its positions
+
+        After an interruption or an error the session holds the chunks that were computed whole. Raises ValueError as
+        `Backend.run`, and NonFiniteError for a step that gives NaN or infinity.
         """
         for start in range(0, len(ids), self.backend.chunk):
             chunk = [int(token) for token in ids[start : start + self.backend.chunk]]
-            self._logits = self.backend.run(chunk, self._sequence, LAST, progress=progress)[0]
+            logits = None
+            with suppress(NonFiniteError):
+                logits = self.backend.run(chunk, self._sequence, LAST, progress=progress)[0]
+            if logits is None or not (isfinite(logits.max()) and isfinite(logits.min())):  # each is NaN if one is
+                self._sequence.rollback(len(self.ids))
+                step = step or f"positions {len(self.ids)} to {len(self.ids) + len(chunk) - 1}"
+                raise NonFiniteError(self._model, step, find_fault(self.backend, self._sequence, chunk))
+            self._logits = logits
             self.ids += chunk
 
     def rollback(self, length: int) -> None:

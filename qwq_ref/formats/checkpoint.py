@@ -113,6 +113,10 @@ class Checkpoint(Mapping[str, NDArray[np.float32]]):
         """Return the dtype in which a tensor is stored: float32, float16 or bfloat16."""
         return DTYPES[self._homes[name].tensors[name].dtype]
 
+    def file(self, name: str) -> StrPath:
+        """Return the file that holds a tensor."""
+        return self._homes[name].path
+
     def rows(self, name: str, begin: int, end: int) -> NDArray[Any]:
         """Return rows [begin, end) of a tensor in its stored dtype."""
         result = np.empty((end - begin, *self.shape(name)[1:]), self.dtype(name))

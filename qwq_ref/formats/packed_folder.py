@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ..config import Config
 from ..core import Array, Packed
+from ..core.magnitude import check_finite
 from ..errors import CheckpointError
 from ..files import StrPath
 from .generation_config import GenerationConfig
@@ -73,7 +74,10 @@ class PackedFolder:
         threads: int,
         progress: Callable[[float], object] | None = None,
     ) -> dict[str, Packed | Array]:
-        """Return the weights of a form. Raises CheckpointError for a file that is not what is planned."""
+        """Return the weights of a form. Raises CheckpointError for a file that is not what is planned.
+
+        Norms and biases are checked for numbers that are not finite. `convert` has checked the others, which are many.
+        """
         path = self._files[form]
         with PackedFile(path) as file:
             for name, stored in {**planned, **file.weights}.items():
@@ -83,4 +87,8 @@ class PackedFolder:
                 if stored != planned[name] or name not in file.weights:
                     found = file.weights.get(name, "missing")
                     raise CheckpointError(path, name, f"must be {planned[name]} by {CONFIG}, but is {found}")
-            return file.read(threads, progress=progress)
+            tensors = file.read(threads, progress=progress)
+        for name, tensor in tensors.items():
+            if not isinstance(tensor, Packed) and tensor.ndim == 1:
+                check_finite(tensor, path, name)
+        return tensors

@@ -22,6 +22,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
+from ..core.magnitude import FLOAT32_MAX, first_beyond
 from ..errors import CheckpointError
 from ..files import (
     START,
@@ -58,7 +59,6 @@ SIZES = {name: dtype.itemsize for name, dtype in DTYPES.items()} | {
     **{"F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "F8_E4M3FNUZ": 1, "F8_E5M2FNUZ": 1},
 }
 DROP_FROM = 4 << 30  # bytes of weights from which on the system need not keep its own copy of the file
-_EXPONENT = {"F32": 0x7F80_0000, "F16": 0x7C00, "BF16": 0x7F80}
 
 
 @dataclass(frozen=True)
@@ -193,15 +193,10 @@ def forget_range(descriptor: int, begin: int, count: int) -> None:
 def first_non_finite(block: NDArray[np.unsignedinteger], dtype: str) -> tuple[int, str] | None:
     """Return (index, "NaN" or "infinity") of the first value that is not finite, or None.
 
-    block  the bits of values of `dtype`, [n]. Integer tests are ten times as fast as `np.isfinite` of 16-bit floats
+    block  the bits of values of `dtype`, [n]
     """
-    exponent = _EXPONENT[dtype]
-    bits = block & exponent
-    if bits.max() != exponent:
-        return None
-    index = int(bits.argmax())
-    mantissa = int(block[index]) & ((exponent & -exponent) - 1)  # the bits below the exponent's lowest
-    return index, "NaN" if mantissa else "infinity"
+    found = first_beyond(block.view(DTYPES[dtype]), FLOAT32_MAX)
+    return None if found is None else (found[0][0], found[1])
 
 
 def _read_header(descriptor: int, path: StrPath, dtypes: Collection[str]) -> tuple[dict[str, Tensor], dict[str, str]]:

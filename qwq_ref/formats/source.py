@@ -37,6 +37,9 @@ class Tensors(Protocol):
     def dtype(self, name: str) -> np.dtype[Any]:
         """Return the dtype in which a tensor is stored: float32, float16, or bfloat16 of `ml_dtypes`."""
 
+    def file(self, name: str) -> StrPath | None:
+        """Return the file that holds a tensor, for errors; None where there is none."""
+
     def rows(self, name: str, begin: int, end: int) -> Array:
         """Return rows [begin, end) of a tensor in its stored dtype."""
 

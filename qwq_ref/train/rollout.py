@@ -17,8 +17,10 @@ from ..config import Config
 from ..engine.backends import Backend
 from ..engine.decode.plain import Run, generate
 from ..engine.session import Session
+from ..errors import NonFiniteError
 from ..spec import Sampling, distribution, draw
 from ..spec.ops import Array, embed, linear, rmsnorm, rope_frequencies, rope_tables, softmax
+from ..spec.sampling import checked_logits, temperature
 from .model import Common, Weights, block
 
 
@@ -52,7 +54,8 @@ def answers(
     workers     threads that share the batches
 
     Prompt n draws from a generator of its own, keyed by (seed, n). So neither `batch` nor `workers` changes an answer,
-    but for the rounding of its logits. Raises ValueError for a model with a sliding window, and for penalties.
+    but for the rounding of its logits. Raises ValueError for a model with a sliding window, and for penalties;
+    NonFiniteError for logits that hold NaN or infinity.
     """
     if config.sliding_window is not None:
         raise ValueError("a sliding window is not batched")
@@ -61,7 +64,8 @@ def answers(
 
     def run(numbers: list[int]) -> list[Answer]:
         rows = [prompts[n] for n in numbers]
-        return _sample(config, weights, rows, numbers, how, end_ids, vocabulary, max_tokens, seed, never)
+        with np.errstate(all="ignore"):  # NaN and infinity are looked for in the logits
+            return _sample(config, weights, rows, numbers, how, end_ids, vocabulary, max_tokens, seed, never)
 
     with ThreadPoolExecutor(workers) as pool:
         done = {n: answer for chunk, got in zip(chunks, pool.map(run, chunks), strict=True) for n, answer in
@@ -133,6 +137,9 @@ def _sample(
     ended = np.zeros(len(prompts), bool)
     alive = np.arange(len(prompts))
     for step in range(max_tokens):
+        if not np.isfinite(logits).all():
+            where = f"decode step {step}" if step else "prompt"
+            raise NonFiniteError(None, where, "the logits of an answer hold NaN or infinity")
         for ids_without_text in never:
             logits[:, ids_without_text.start : ids_without_text.stop] = -np.inf
         probs = distribution_rows(logits[:, :vocabulary], how)
@@ -156,15 +163,15 @@ def _sample(
 def distribution_rows(logits: Array, how: Sampling) -> Array:
     """logits [B, V] -> [B, V]
 
-    `spec.distribution` for each row. ValueError for penalties, which no recipe uses.
+    `spec.distribution` for each row. ValueError for a row as there, and for penalties, which no recipe uses.
     """
     if how.repetition_penalty != 1 or how.presence_penalty != 0:
         raise ValueError("penalties are not batched")
-    logits = logits.astype(np.float64)
+    logits = checked_logits(logits.astype(np.float64))
     rows, V = logits.shape
     for name in how.steps:
         if name == "temperature" and how.temperature > 0:
-            logits = logits / how.temperature
+            logits = temperature(logits, how.temperature)
         elif name == "top_k" and 0 < how.top_k < V:
             kth = np.partition(logits, V - how.top_k, axis=-1)[:, V - how.top_k, None]
             logits = np.where(logits < kth, -np.inf, logits)

@@ -13,6 +13,7 @@ import contextlib
 import csv
 import fcntl
 import json
+import math
 import time
 import zipfile
 import zlib
@@ -23,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import CheckpointError, UsageError
+from ..errors import CheckpointError, NonFiniteError, UsageError
 from ..files import StrPath, read_json
 from ..formats.write import write_atomically, write_json, write_safetensors
 from ..text import load_tokenizer
@@ -84,7 +85,8 @@ def train(
     workers    threads that share a batch
     progress   called after each step with the steps done, all steps, and the loss
 
-    Saves the state and passes a KeyboardInterrupt on. Raises UsageError for a folder of another run.
+    Saves the state and passes a KeyboardInterrupt on. Raises UsageError for a folder of another run, and
+    NonFiniteError for a step whose loss or gradient is not finite: the weights before it are saved.
     """
     stage = STAGES[name]
     total = steps or stage.steps
@@ -169,6 +171,11 @@ def _train(
                 batch = corpus.batch(formatter, stage.mixture, rng, stage.rows, stage.length)
                 loss, grads, _ = loss_and_grads(config, weights, batch, workers, checkpointing)
                 norm = clip_by_global_norm(grads, stage.max_norm)
+                if not (math.isfinite(loss) and math.isfinite(norm)):
+                    problem = (
+                        f"the loss is {loss:g}, the gradient's norm {norm:g}: the weights stay as before this step"
+                    )
+                    raise NonFiniteError(folder, f"step {step + 1}", problem)
                 rate = cosine_schedule(step, total, stage.rate, stage.warmup, stage.floor * stage.rate)
                 adamw(weights, grads, state, rate, decay=stage.decay)
                 tokens = int(np.count_nonzero(batch.segments)) if batch.segments is not None else batch.ids.size

@@ -131,7 +131,8 @@ def attempt(call, chosen, side, log):
     assert code <= 0, what
     for name, p in placed.items():
         assert p.poison_is_whole(), (name, what)
-        if code < 0:
+        computed = code == core.lib.QWQ_ERANGE and name == "scratch"  # what is out of range must be computed first
+        if code < 0 and not computed:
             assert np.array_equal(p.bytes, before[name]), (name, what)
         p.free()
 

@@ -74,8 +74,9 @@ class Backend(Protocol):
                   the asked rows alone. An array is valid during the call: copy what you keep
         progress  called with the number of tokens computed since its last call, fractions included
 
-        An interrupted call leaves the sequence as it was. Raises ValueError for ids that the model does not have, or
-        more of them than fit in the context.
+        A call that is interrupted or raises leaves the sequence as it was. Raises ValueError for ids that the model
+        does not have, or more of them than fit in the context. Raises NonFiniteError for NaN and infinity in places
+        from which they would not reach the logits.
         """
 
 

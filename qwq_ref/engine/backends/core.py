@@ -13,6 +13,7 @@ from ...config import Config
 from ...core import attention
 from ...core.layer import Layer
 from ...core.ops import rope_frequencies, rope_tables
+from ...errors import NonFiniteError
 from ...spec.ops import Array, Tap
 from .. import thread
 from ..cache import empty_caches
@@ -110,7 +111,10 @@ class CoreBackend:
             cos, sin = rope_tables(self._inv_freq, self.config.rope.attention_scaling, positions)
             for i, layer in enumerate(sequence.layers):
                 first = rows.indices(len(ids))[0] if i == last else 0  # the last layer leaves out the rows before it
-                layer.step(x, cos, sin, position, self.isa, threads, stop, first)
+                try:
+                    layer.step(x, cos, sin, position, self.isa, threads, stop, first)
+                except core.OutOfRange as problem:
+                    raise NonFiniteError(None, f"layer {i}", problem.problem) from None
                 if tap is not None:
                     tap(f"model.layers.{i}.resid_post", x[rows] if i == last else x)
                 if progress is not None:

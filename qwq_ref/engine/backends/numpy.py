@@ -57,7 +57,8 @@ class NumpyBackend:
     ) -> Array:
         ids = checked_ids(ids, self.config, sequence.length, self.context)
         assert self.tensors is not None
-        logits, sequence.cache = forward(self.config, self.tensors, ids, sequence.cache, tap)
+        with np.errstate(all="ignore"):  # as in the core, NaN and infinity pass silently, and are looked for at the end
+            logits, sequence.cache = forward(self.config, self.tensors, ids, sequence.cache, tap)
         if progress is not None:
             progress(len(ids))
         return logits[rows]

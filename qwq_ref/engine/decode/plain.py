@@ -55,11 +55,13 @@ def generate(
     never       ranges of ids that are not chosen either: no text has them
     intervene   called with the output so far, once the caller has taken its last token; returns ids to append to it
     progress    called with the number of prompt tokens computed since its last call, fractions included
+
+    Raises NonFiniteError, which names the step, for logits from which no token can be chosen.
     """
     limits = {"context": context - len(run.prompt)} | ({} if max_tokens is None else {"length": max_tokens})
     room = min(limits.values())
     started = time.perf_counter()
-    session.extend(run.prompt, progress)
+    session.extend(run.prompt, progress, "prompt")
     run.prompt_seconds = time.perf_counter() - started
 
     while True:
@@ -86,5 +88,5 @@ def generate(
             run.finish_reason = min(limits, key=lambda name: limits[name])
             return
         started = time.perf_counter()
-        session.extend(new)
+        session.extend(new, step=f"decode step {len(run.output)}")
         run.output_seconds += time.perf_counter() - started
