@@ -16,7 +16,12 @@ except ImportError:  # the package was installed without a C compiler
     ffi = lib = None
 
 Array = NDArray[Any]
-_C_TYPES = {"f4": "float", "f2": "uint16_t", "u2": "uint16_t", "i1": "int8_t", "i4": "int32_t", "u1": "uint8_t"}
+_C_TYPES = {
+    np.dtype(name).str: c_type  # in this machine's order of bytes
+    for name, c_type in (
+        ("f4", "float"), ("f2", "uint16_t"), ("u2", "uint16_t"), ("i1", "int8_t"), ("i4", "int32_t"), ("u1", "uint8_t"),
+    )
+}  # fmt: skip
 
 
 class CoreError(QwqError):
@@ -91,7 +96,9 @@ def at(array: Array) -> Any:
 
     `from_buffer` is five times as fast as `array.ctypes.data`.
     """
-    c_type = _C_TYPES[array.dtype.str[1:]]
+    c_type = _C_TYPES.get(array.dtype.str)
+    if c_type is None:
+        raise CoreError(None, "array", f"of {array.dtype} is nothing that C reads")
     if array.flags.c_contiguous:
         return ffi.from_buffer(c_type + "[]", array)
     return ffi.cast(c_type + " *", array.ctypes.data)
@@ -113,9 +120,3 @@ def expect(name: str, array: Array, shape: tuple[int, ...]) -> None:
     """Raise CoreError for an array of another shape."""
     if np.shape(array) != shape:
         raise CoreError(None, name, f"must have shape {list(shape)}, got {list(np.shape(array))}")
-
-
-def floats(name: str, x: Array, shape: tuple[int, ...]) -> Array:
-    """Return x as contiguous float32. Raises CoreError for another shape."""
-    expect(name, x, shape)
-    return np.ascontiguousarray(x, np.float32)

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from ._ffi import Array, CoreError, at, check, ffi, floats, library
+from ._ffi import Array, CoreError, at, check, expect, ffi, library
+from .dtypes import single
 from .isa import isa_number
 from .memory import aligned
 from .threads import checked_threads
@@ -45,7 +46,7 @@ def empty_kv(form: str, capacity: int, K: int, E: int, center: Array | None = No
     """A cache that holds nothing yet."""
     if form not in ("int8", "fp32"):
         raise CoreError(None, "form", f"must be int8 or fp32, got {form[:40]}")
-    center = floats("center", np.zeros((K, E)) if center is None else center, (K, E))
+    center = _floats("center", np.zeros((K, E)) if center is None else center, (K, E))
     size = kv_bytes(form, capacity, K, E)
     if capacity and not size:
         raise CoreError(None, "capacity", f"{capacity}, with {K} heads of {E}, is more than there can be")
@@ -55,7 +56,7 @@ def empty_kv(form: str, capacity: int, K: int, E: int, center: Array | None = No
 def append(kv: KV, k: Array, v: Array, pos: int, isa: str | None = None, threads: int = 1) -> None:
     """k, v [T, K, E] into the cache at positions pos to pos + T - 1, over what was there."""
     T = len(k)
-    k, v = floats("k", k, (T, kv.K, kv.E)), floats("v", v, (T, kv.K, kv.E))
+    k, v = _floats("k", k, (T, kv.K, kv.E)), _floats("v", v, (T, kv.K, kv.E))
     _fits(kv, pos, T)
     check(library().qwq_kv_append(c_kv(kv), at(k), at(v), pos, T, isa_number(isa), checked_threads(threads)))
 
@@ -95,7 +96,7 @@ def _attention(
     if np.ndim(q) != 3:
         raise CoreError(None, "q", f"must have 3 dimensions, got shape {list(np.shape(q))}")
     T, H, _ = q.shape
-    q = floats("q", q, (T, H, kv.E))
+    q = _floats("q", q, (T, H, kv.E))
     _fits(kv, pos, T)
     if window is not None and window < 1:
         raise CoreError(None, "window", f"must be 1 or more, got {window}")
@@ -107,6 +108,11 @@ def _attention(
     room = np.empty(library().qwq_attention_scratch(cache, queries, threads), np.uint8)
     check(library().qwq_attention(at(y), cache, at(q), at(room), queries, isa_number(isa), threads))
     return y
+
+
+def _floats(name: str, x: Array, shape: tuple[int, ...]) -> Array:
+    expect(name, x, shape)
+    return single(name, x)
 
 
 def _fits(kv: KV, pos: int, T: int) -> None:

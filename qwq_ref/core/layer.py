@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
+
 from ._ffi import Array, CoreError, Stop, at, check, ffi, flag, library
 from .attention import KV, c_kv
 from .isa import ISAS
@@ -78,7 +80,7 @@ class Layer:
             fill_linear(place, packed)
         for name, size in (("input_norm", D), ("post_norm", D), ("qkv_bias", q + 2 * k)):
             array: Array = getattr(weights, name)
-            if array.shape != (size,) or array.dtype.str[1:] != "f4":
+            if array.shape != (size,) or array.dtype != np.float32:
                 raise CoreError(None, name, f"must be float32 [{size}], got {array.dtype} {list(array.shape)}")
             setattr(self._layer, name, at(array))
         self._layer.kv = c_kv(kv)[0]
@@ -106,7 +108,7 @@ class Layer:
         if not 0 <= first <= T:
             raise CoreError(None, "first", f"must be 0 to {T}, got {first}")
         for name, array, shape in (("x", x, (T, self.D)), ("cos", cos, (T, self.kv.E // 2)), ("sin", sin, cos.shape)):
-            if array.shape != shape or array.dtype.str[1:] != "f4" or not array.flags.c_contiguous:
+            if array.shape != shape or array.dtype != np.float32 or not array.flags.c_contiguous:
                 raise CoreError(None, name, f"must be contiguous float32 {list(shape)}, got {list(array.shape)}")
         room = scratch(library().qwq_layer_scratch(self._layer, pos, T, checked_threads(threads)))
         sizes = (flag(stop), pos, T, first, ISAS.index(isa), threads)

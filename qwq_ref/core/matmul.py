@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ._ffi import Array, CoreError, Stop, at, check, expect, ffi, flag, library, shape_of
+from .dtypes import single
 from .formats import GROUP
 from .isa import isa_number
 from .memory import scratch
@@ -18,7 +19,7 @@ def quantise_activations(x: Array, isa: str | None = None) -> tuple[Array, Array
     `numerics.quant.quantise_activations`, to the bit; a step is the index of a ratio in `numerics.quant.RATIOS`.
     """
     T, K = shape_of("x", x, 2)
-    x = np.ascontiguousarray(x, np.float32)
+    x = single("x", x)
     q, step, scale = np.empty((T, K), np.int8), np.empty((T, K // GROUP), np.uint8), np.empty((T, 1), np.float32)
     check(library().qwq_quantise_activations(at(q), at(step), at(scale), at(x), T, K, isa_number(isa)))
     return q, step, scale
@@ -53,14 +54,14 @@ def matmul(
     N, columns = w.shape
     if columns != K:
         raise CoreError(None, "x", f"has {K} columns, and the weight {columns}")
-    x = np.ascontiguousarray(x, np.float32)
+    x = single("x", x)
     library()
     fusion = ffi.new("qwq_fusion *")
     held = []  # the arrays that C gets pointers to
     for name, value, shape in (("norm", norm, (K,)), ("bias", bias, (N,)), ("residual", residual, (T, N))):
         if value is not None:
             expect(name, value, shape)
-            held.append(np.ascontiguousarray(value, np.float32))
+            held.append(single(name, value))
             setattr(fusion, name, at(held[-1]))
     fusion.eps, fusion.swiglu, fusion.stop = eps, swiglu, flag(stop)
     shape = (T, N // 2 if swiglu else N)

@@ -11,6 +11,7 @@ import numpy as np
 
 from ..config import Rope
 from ._ffi import Array, CoreError, at, check, expect, library, shape_of
+from .dtypes import integers, single
 from .isa import isa_number
 from .threads import checked_threads
 
@@ -18,7 +19,7 @@ from .threads import checked_threads
 def exp(x: Array, isa: str | None = None) -> Array:
     """x [n] -> [n]: `numerics.fixed.exp`, to the bit."""
     (n,) = shape_of("x", x, 1)
-    x, y = _input(x), np.empty(n, np.float32)
+    x, y = single("x", x), np.empty(n, np.float32)
     check(library().qwq_exp(at(y), at(x), n, isa_number(isa)))
     return y
 
@@ -27,7 +28,7 @@ def rmsnorm(x: Array, w: Array, eps: float, isa: str | None = None, threads: int
     """x [T, D], w [D] -> [T, D]: `numerics.fixed.rmsnorm`, to the bit."""
     T, D = shape_of("x", x, 2)
     expect("w", w, (D,))
-    x, w, y = _input(x), _input(w), np.empty((T, D), np.float32)
+    x, w, y = single("x", x), single("w", w), np.empty((T, D), np.float32)
     check(library().qwq_rmsnorm(at(y), at(x), at(w), eps, T, D, isa_number(isa), checked_threads(threads)))
     return y
 
@@ -48,7 +49,7 @@ def rope_tables(inv_freq: Array, scaling: float, positions: Array) -> tuple[Arra
     positions = np.asarray(positions)
     if T and not (positions.min() >= 0 and positions.max() <= 1 << 26):
         raise CoreError(None, "positions", f"must be 0 to {1 << 26}, got {positions.min()} to {positions.max()}")
-    inv_freq, given = _input(inv_freq), np.require(positions, np.int32, ["C", "A"])
+    inv_freq, given = single("inv_freq", inv_freq), integers("positions", positions, np.int32)
     if half and not (inv_freq.min() >= 0 and inv_freq.max() <= 1):
         raise CoreError(None, "inv_freq", "must be 0 to 1")
     cos, sin = np.empty((T, half), np.float32), np.empty((T, half), np.float32)
@@ -67,7 +68,7 @@ def rope(x: Array, cos: Array, sin: Array, isa: str | None = None, threads: int 
     if x.dtype != np.float32 or not x.flags.writeable:
         raise CoreError(None, "x", f"is turned in place: it must be writeable float32, not {x.dtype}")
     ld = _rows_apart("x", x, N * E)
-    cos, sin = _input(cos), _input(sin)
+    cos, sin = single("cos", cos), single("sin", sin)
     check(library().qwq_rope(at(x), at(cos), at(sin), T, N, E, ld, isa_number(isa), checked_threads(threads)))
     return x
 
@@ -75,7 +76,7 @@ def rope(x: Array, cos: Array, sin: Array, isa: str | None = None, threads: int 
 def softmax(x: Array, isa: str | None = None, threads: int = 1) -> Array:
     """x [T, n] -> [T, n]: `numerics.fixed.softmax`, to the bit."""
     T, n = shape_of("x", x, 2)
-    x, y = _input(x), np.empty((T, n), np.float32)
+    x, y = single("x", x), np.empty((T, n), np.float32)
     check(library().qwq_softmax(at(y), at(x), T, n, isa_number(isa), checked_threads(threads)))
     return y
 
@@ -85,7 +86,7 @@ def swiglu(gate: Array, up: Array, beta: float = 1.0, isa: str | None = None, th
     T, F = shape_of("gate", gate, 2)
     expect("up", up, (T, F))
     if gate.dtype != np.float32 or up.dtype != np.float32 or gate.strides != up.strides or gate.strides[1] != 4:
-        gate, up = _input(gate), _input(up)
+        gate, up = single("gate", gate), single("up", up)
     ld = _rows_apart("gate", gate, F)
     y = np.empty((T, F), np.float32)
     check(library().qwq_swiglu(at(y), at(gate), at(up), beta, T, F, ld, isa_number(isa), checked_threads(threads)))
@@ -95,7 +96,7 @@ def swiglu(gate: Array, up: Array, beta: float = 1.0, isa: str | None = None, th
 def argmax(x: Array, isa: str | None = None) -> int:
     """x [n] -> the index of the largest, the first of equals; of the first NaN, if there is one: `np.argmax`."""
     (n,) = shape_of("x", x, 1)
-    x, index = _input(x), np.empty(1, np.int32)
+    x, index = single("x", x), np.empty(1, np.int32)
     check(library().qwq_argmax(at(index), at(x), n, isa_number(isa)))
     return int(index[0])
 
@@ -105,7 +106,7 @@ def top_k(x: Array, k: int, isa: str | None = None) -> tuple[Array, Array]:
     (n,) = shape_of("x", x, 1)
     if not 1 <= k <= n:
         raise CoreError(None, "k", f"must be 1 to {n}, got {k}")
-    x, index, value = _input(x), np.empty(k, np.int32), np.empty(k, np.float32)
+    x, index, value = single("x", x), np.empty(k, np.int32), np.empty(k, np.float32)
     check(library().qwq_top_k(at(index), at(value), at(x), n, k, isa_number(isa)))
     return index, value
 
@@ -116,11 +117,6 @@ def uniform(seed: int, i: int) -> float:
         if not 0 <= number < 1 << 64:
             raise CoreError(None, name, f"must be 0 to 2^64 - 1, got {number}")
     return float(library().qwq_uniform(seed, i))
-
-
-def _input(x: Array) -> Array:
-    """As the core reads it: float32, contiguous, aligned; a copy only where it is not."""
-    return np.require(x, np.float32, ["C", "A"])
 
 
 def _rows_apart(name: str, x: Array, columns: int) -> int:

@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from ._ffi import Array, CoreError, at, check, ffi, library, shape_of
-from .formats import CODES, FORMATS, GROUP, PANEL, SCALES, SUPER, Format, c_format, c_values, packed_bytes
+from ._ffi import Array, CoreError, at, check, expect, ffi, library, shape_of
+from .dtypes import BFLOAT16, integers, rounded, weights
+from .formats import CODES, FORMATS, GROUP, LARGEST, PANEL, SCALES, SUPER, Format, c_format, c_values, packed_bytes
 from .isa import isa_number
+from .magnitude import FLOAT32_MAX, first_beyond
 from .memory import aligned
 from .threads import checked_threads
 
@@ -57,35 +59,66 @@ def empty(format: Format, shape: tuple[int, int]) -> Packed:
     return Packed(format, aligned(size), shape)
 
 
-def quantise(w: Array, name: str, isa: str | None = None, threads: int = 1, out: Packed | None = None) -> Packed:
-    """Pack w [n, k] in a format of `FORMATS`.
+def quantise(
+    w: Array,
+    name: str,
+    isa: str | None = None,
+    threads: int = 1,
+    out: Packed | None = None,
+    checked: bool = False,
+) -> Packed:
+    """Pack w [n, k] in a format of `FORMATS`, rounded to nearest.
 
-    w is float16, float32, or bfloat16 as uint16 bits. Columns that are missing to a whole group count as zero. The
-    result goes into `out` where it is given, as for `pack`.
+    w is of floats, or bfloat16 as uint16 bits. Columns that are missing to a whole group count as zero. The result goes
+    into `out` where it is given, as for `pack`. Raises CoreError for another dtype, and for a number that the format
+    does not hold: one beyond its range, and NaN or infinity in q4 and q8.
+
+    checked  whether the caller has looked for such numbers
     """
-    if name not in ("q4", "q8"):
-        return pack(FORMATS[name], w, threads=threads, out=out)
+    if name not in FORMATS:
+        raise CoreError(None, "format", f"must be one of {', '.join(FORMATS)}, got {name[:40]}")
     _, K = shape_of("w", w, 2)
+    w = weights("w", w)
+    if name not in LARGEST:
+        wanted = {"bf16": BFLOAT16}.get(name, np.dtype(CODES[name].dtype))
+        return pack(FORMATS[name], w if w.dtype == wanted else rounded("w", w, wanted), threads=threads, out=out)
+    if not checked:
+        _finite(name, w, LARGEST[name])
     whole = np.pad(w, ((0, 0), (0, -K % GROUP))) if K % GROUP else w
-    code, scale = (quantise_q4 if name == "q4" else quantise_q8)(whole, isa, threads)
+    code, scale = _quantised(name, whole, isa, threads)
     return pack(FORMATS[name], code[:, :K], scale, threads=threads, out=out)
 
 
 def quantise_q4(w: Array, isa: str | None = None, threads: int = 1) -> tuple[Array, Array]:
-    """w [n, k] -> code [n, k], scale [n, k / 64]: `numerics.quant.quantise_q4`, to the bit."""
-    return _quantise("q4", w, np.uint8, isa, threads)
+    """w [n, k] -> code [n, k], scale [n, k / 64]: `numerics.quant.quantise_q4`, to the bit.
+
+    Raises CoreError for a dtype as `quantise`, and for NaN and infinity.
+    """
+    return _quantised("q4", _finite("q4", weights("w", w)), isa, threads)
 
 
 def quantise_q8(w: Array, isa: str | None = None, threads: int = 1) -> tuple[Array, Array]:
-    """w [n, k] -> q [n, k], scale [n, k / 64]: `numerics.quant.quantise_q8`, to the bit."""
-    return _quantise("q8", w, np.int8, isa, threads)
+    """w [n, k] -> q [n, k], scale [n, k / 64]: `numerics.quant.quantise_q8`, to the bit.
+
+    Raises CoreError for a dtype as `quantise`, and for NaN and infinity.
+    """
+    return _quantised("q8", _finite("q8", weights("w", w)), isa, threads)
 
 
-def _quantise(name: str, w: Array, dtype: Any, isa: str | None, threads: int) -> tuple[Array, Array]:
+def _finite(name: str, w: Array, limit: float = FLOAT32_MAX) -> Array:
+    found = first_beyond(w, limit)
+    if found is not None:
+        raise CoreError(None, "w", f"holds {found[1]} at {found[0]}, which {name} does not hold")
+    return w
+
+
+def _quantised(name: str, w: Array, isa: str | None, threads: int) -> tuple[Array, Array]:
+    """w [n, k] of `dtypes.weights` -> codes [n, k], scale [n, k / 64]"""
     N, K = shape_of("w", w, 2)
-    source = {"u2": "BF16", "f2": "FP16"}.get(w.dtype.str[1:], "FP32")
-    w = np.ascontiguousarray(w, np.float32 if source == "FP32" else w.dtype)
-    values, scale = np.empty((N, K), dtype), np.empty((N, K // GROUP), np.float16)
+    source = {np.dtype(np.float32): "FP32", np.dtype(np.float16): "FP16", BFLOAT16: "BF16"}[w.dtype]
+    if source == "BF16":
+        w = w.view(np.uint16)
+    values, scale = np.empty((N, K), CODES[name].dtype), np.empty((N, K // GROUP), np.float16)
     function, number = getattr(library(), f"qwq_quantise_{name}"), getattr(library(), f"QWQ_{source}")
     check(function(at(values), at(scale), at(w), N, K, number, isa_number(isa), checked_threads(threads)))
     return values, scale
@@ -106,14 +139,16 @@ def pack(
     """Pack code [n, k], and for each group [n, m] the arrays that the format's scales need.
 
     "super" and "super_min" have one `scale` (d) and `offset` (dmin) for 256 columns, and `sub_scale` and `sub_min` for
-    each group. `out`: what `empty` returned, or rows of it. Raises CoreError for arrays that do not fit.
+    each group. `out`: what `empty` returned, or rows of it. Codes of bf16 are bfloat16, or its bits in integers.
+
+    Raises CoreError for arrays that do not fit. Their numbers are never changed, except that scales and offsets are
+    rounded to float16.
     """
     N, K = shape_of("code", code, 2)
-    codes = CODES.get(format.codes)
-    arrays = {"code": np.ascontiguousarray(code, codes.dtype if codes else np.uint8)}
     made = empty(format, (N, K)) if out is None else out
     if made.format != format or made.shape != (N, K):
         raise CoreError(None, "out", f"must be {format} {[N, K]}, got {made.format} {list(made.shape)}")
+    arrays: dict[str, Array] = {}
     given = {"scale": scale, "zero_point": zero_point, "offset": offset, "sub_scale": sub_scale, "sub_min": sub_min}
     scales = SCALES[format.scales]
     for name in scales.arrays if format.group else ():
@@ -124,10 +159,11 @@ def pack(
         wanted = (N, -(-K // columns))
         if np.shape(value) != wanted:
             raise CoreError(None, name, f"must have shape {list(wanted)}, got {list(np.shape(value))}")
-        arrays[name] = _bytes_of(name, value, signed=format.scales == "super")
+        arrays[name] = _bytes_of(name, value, signed=format.scales == "super" and name == "sub_scale")
     for name, value in given.items():
         if value is not None:
             raise CoreError(None, name, f"is not part of {format}")
+    arrays["code"] = _codes(format.codes, code)
     weight = ffi.new("qwq_weight *", {name: at(a) for name, a in arrays.items()})
     check(library().qwq_pack(at(made.packed), c_format(format), weight, N, K, checked_threads(threads)))
     return made
@@ -141,7 +177,7 @@ def unpack_rows(w: Packed, rows: Array) -> Array:
     if w.format.group:
         raise CoreError(None, "format", f"{w.format.codes} is not a format of floats")
     N, K = w.shape
-    rows = np.asarray(rows)
+    rows = integers("rows", rows, np.int64)
     if rows.size and not 0 <= rows.min() <= rows.max() < N:
         raise CoreError(None, "rows", f"must be 0 to {N - 1}, got {rows.min()} to {rows.max()}")
     panels = w.packed.view(CODES[w.format.codes].dtype).reshape(-(-N // PANEL), -1, PANEL)
@@ -152,8 +188,21 @@ def unpack_rows(w: Packed, rows: Array) -> Array:
 def _bytes_of(name: str, value: Array, signed: bool) -> Array:
     """Return an array of scales as C reads it: float16, or bytes, which are signed for sub_scale of "super"."""
     if name in ("scale", "offset"):
-        return np.ascontiguousarray(value, np.float16)
-    return np.ascontiguousarray(value, np.int8 if signed else np.uint8).view(np.uint8)
+        return rounded(name, value, np.dtype(np.float16))
+    return integers(name, value, np.int8 if signed else np.uint8).view(np.uint8)
+
+
+def _codes(name: str, code: Any) -> Array:
+    """Return codes in the type that C reads, with their values."""
+    codes, array = CODES[name], np.asarray(code)
+    wanted = np.dtype(codes.dtype)
+    if wanted.kind in "iu":
+        if array.dtype == BFLOAT16 and name == "bf16":
+            return np.ascontiguousarray(array).view(np.uint16)
+        return integers("code", array, wanted, None if codes.dtype == np.int8 else (1 << codes.bits) - 1)
+    if array.dtype != wanted:
+        raise CoreError(None, "code", f"must be {wanted} for {name}, got {array.dtype.name}: `quantise` converts")
+    return np.ascontiguousarray(array, wanted)
 
 
 def interleave(gate: Array, up: Array) -> Array:
@@ -162,7 +211,10 @@ def interleave(gate: Array, up: Array) -> Array:
     The order of rows that `matmul` needs for swiglu: 32 rows of gate, 32 of up, and so on. Zeros fill F to a multiple
     of 32; they make zeros.
     """
-    F, n = gate.shape
+    F, n = shape_of("gate", gate, 2)
+    expect("up", up, (F, n))
+    if gate.dtype != up.dtype:
+        raise CoreError(None, "up", f"must be {gate.dtype}, as gate, got {up.dtype}")
     pairs = np.zeros((-(-F // PANEL), 2, PANEL, n), gate.dtype)
     for i, w in enumerate((gate, up)):
         for start in range(0, F, PANEL):

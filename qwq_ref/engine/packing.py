@@ -350,7 +350,7 @@ def _pack(rows: Array, out: Packed) -> None:
         rows = (whole.view(np.uint32) >> 16).astype(np.uint16)
     elif rows.dtype == _BF16:
         rows = rows.astype(np.float32) if codes == "fp32" else rows.view(np.uint16)
-    core.quantise(rows, codes, out=out)
+    core.quantise(rows, codes, out=out, checked=True)
 
 
 class _Arrays:

@@ -45,6 +45,7 @@ FORMATS = [
 
 
 Q4, U4 = core.FORMATS["q4"], core.Format("u4", 64, "zero")
+CODES = np.zeros((3, 64), np.uint8)
 
 
 def name_of(form):
@@ -337,7 +338,10 @@ def test_an_instruction_set_is_forced_and_what_cannot_run_is_refused():
         (lambda: core.pack(core.Format("q4", 32), np.zeros((3, 64)), np.zeros((3, 2))), "does not exist"),
         (lambda: core.pack(core.Format("q3"), np.zeros((3, 64)), np.zeros((3, 1))), "does not exist"),
         (lambda: core.pack(core.FORMATS["fp32"], np.zeros((3, 64)), np.zeros((3, 1))), "scale: is not part"),
-        (lambda: core.pack(U4, np.zeros((3, 64)), np.ones((3, 1)), zero_point=np.full((3, 1), 17)), "does not fit"),
+        (
+            lambda: core.pack(U4, np.zeros((3, 64), np.uint8), np.ones((3, 1)), zero_point=np.full((3, 1), 17)),
+            "does not fit",
+        ),
         (lambda: core.matmul(np.zeros((2, 128), np.float32), packed_64()), "128 columns, and the weight 64"),
         (lambda: core.matmul(np.zeros((2, 64), np.float32), packed_64(), bias=np.zeros(4)), "bias: must have shape"),
         (lambda: core.matmul(np.zeros((2, 64), np.float32), packed_64(), threads=0), "threads: must be 1 to 1024"),
