@@ -14,6 +14,7 @@ from ..config import Config
 from ..errors import MemoryLimitError
 from ..footprint import human
 from ..host.limits import cpus
+from ..host.memory import ADDRESS_SPACE
 from ..tables import Table, definitions
 from .options import DEFAULT_MODEL, MODELS, set_threads
 from .progress import progress_bar
@@ -72,7 +73,8 @@ def _read(name: str) -> Asked:
     if not found.dtypes and not found.packed:  # Qwen2 models are published in bfloat16
         run_as = _REAL[1] if name == _REAL[0] else "FOLDER_OR_HUB_ID"
         return Asked(name, run_as, found.config, {"BF16": 0})
-    return Asked(name, name, found.config, found.dtypes, tuple(found.packed))
+    run_as = str(found.path) if name.endswith(".json") else name
+    return Asked(name, run_as, found.config, found.dtypes, tuple(found.packed))
 
 
 # --- The facts: of the machine, its speed, and each model ------------------------------------------------------------
@@ -184,7 +186,7 @@ def _cpu(facts: dict[str, Any]) -> str:
     usable, cores = facts["usable"], facts["cores"]
     parts = [f"{facts['model']}: {usable} of {facts['online']} CPUs may be used"]
     if facts["quota"] is not None:
-        parts.append(f"for the time of {facts['quota']:g}")
+        parts.append(f"for the time of {facts['quota']:g} (a control group's quota)")
     parts.append("cores unknown" if cores is None else _plural(cores, "core"))
     parts.append("NUMA unknown" if facts["nodes"] is None else _plural(facts["nodes"], "NUMA node"))
     cache = facts["last_cache"]
@@ -211,7 +213,9 @@ def _memory(facts: dict[str, Any]) -> str:
     total = "of an unknown total" if facts["total"] is None else f"of {human(facts['total'])}"
     text = f"{human(facts['available'])} {total} available now"
     if facts["group_available"] is not None and facts["group_available"] <= facts["available"]:
-        text += ", which a control group limits"
+        name = facts["limit"]["name"]
+        what = name if name == ADDRESS_SPACE else f"a control group ({name})"
+        text += f", which {what} limits to {human(facts['limit']['maximum'])}"
     swap = facts["swap_used"]
     if swap is None:
         return f"{text}; swap unknown"

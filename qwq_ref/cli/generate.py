@@ -8,6 +8,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from ..errors import QwqError
+from ..host.limits import cpu_quota, cpus
 from .ending import kept
 from .options import (
     add_engine_arguments,
@@ -125,8 +126,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    if options.backend == "numpy" and options.threads is not None:  # the core has threads of its own
-        set_threads(options.threads)
+    if options.backend == "numpy" and (options.threads is not None or cpu_quota() is not None):
+        set_threads(options.threads or cpus())  # of BLAS, which knows no quota; the core has threads of its own
     require_output()
     choices = engine_choices(options)
     check_rope_options(options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,10 +33,14 @@ class Found:
 def find(model: str, offline: bool) -> Found:
     """Find a model by a config.json, or by a name that `formats.resolve` takes, and read headers only.
 
+    A config.json stands for itself, or for the folder of packed weights that it is in: this model has no other forms.
     Raises CheckpointError, ConfigError.
     """
     if model.endswith(".json"):
-        return Found(Path(model), Config.from_file(model))
+        file = Path(model)
+        if file.name != CONFIG or not file.is_file() or not packed_files(file.parent):
+            return Found(file, Config.from_file(model))
+        model = os.fspath(file.parent)
     path = resolve(model, offline=offline)
     if path.is_dir() and not (path / INDEX).exists() and not any(path.glob("*.safetensors")):
         return Found(path / CONFIG, Config.from_file(path / CONFIG))

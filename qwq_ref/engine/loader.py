@@ -51,7 +51,7 @@ def load(
     backend        "core", the C core, or "numpy", the spec itself; None: the core where it is built
     weights        the weight form, "fp32", "bf16", "q8" or "q4"; None: the most exact that fits in memory
     kv             the cache form, "fp32" or "int8"; None: fp32 for weights in floats, else int8
-    threads        None: one for each CPU that this process may use
+    threads        None: one for each CPU that this process may use, at most the quota of its control groups, rounded up
     isa            the instruction set, such as "avx2"; None: the best that the processor has. Results are identical
     context        positions to make room for; None: as many as the model knows, or as fit in memory
     rope           a position embedding that replaces the config's, such as YaRN

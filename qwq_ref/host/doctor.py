@@ -77,13 +77,19 @@ def cpu_facts(threads: int, root: Path = ROOT, usable: set[int] | None = None) -
 
 
 def memory_facts(root: Path = ROOT) -> dict[str, Any]:
-    """Return bytes of memory; `group_available` is the least that a control group has left, None without a limit."""
+    """Return bytes of memory.
+
+    limit            the tightest limit on this process, such as that of a control group: its name, and its bytes
+    group_available  the bytes that this limit leaves; both are None without one
+    """
     fields = memory.fields(root)
+    tightest = next(iter(memory.limits(root)), None)
     swap = fields["SwapTotal"] - fields["SwapFree"] if {"SwapTotal", "SwapFree"} <= set(fields) else None
     return {
         "total": fields.get("MemTotal"),
         "available": memory.available_bytes(root),
-        "group_available": min(limits.memory_left(root), default=None),
+        "limit": None if tightest is None else {"name": tightest.name, "maximum": tightest.maximum},
+        "group_available": None if tightest is None else tightest.left,
         "swap_used": swap,
         "huge_page_mode": memory.huge_page_mode(root),
     }
@@ -161,6 +167,8 @@ def _memory_problems(
     found = []
     groups = facts["group_available"] is not None and facts["group_available"] <= facts["available"]
     more = "raise the control group's memory limit" if groups else "free memory, or take a smaller model"
+    if groups and facts["limit"]["name"] == memory.ADDRESS_SPACE:
+        more = f"raise the limit of {memory.ADDRESS_SPACE}"
     for model in models:
         if not model["choices"]:
             problem = f"{model['model']} holds packed weights, which only the C core reads"
@@ -193,7 +201,7 @@ def _thread_problems(facts: Mapping[str, Any], speed: Mapping[str, Any] | None) 
     if cores is not None and cores < facts["usable"]:
         bounds.append((cores, f"{threads} threads share {cores} cores: more threads than cores rarely help"))
     if quota is not None:
-        whole = max(1, math.floor(quota))
+        whole = max(1, math.ceil(quota))
         bounds.append((whole, f"control groups stop {threads} threads after the time of {quota:g} CPUs"))
     most, why = min(bounds)
     if threads > most:

@@ -1,21 +1,28 @@
-"""Limits on this process: the CPUs that it may run on, and the quotas and memory of its control groups."""
+"""Limits on this process's processors: the CPUs that it may run on, and the time that control groups give it."""
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 
+from .cgroups import control_groups
 from .system import ROOT, read
 
 
 def usable_cpus() -> set[int]:
-    """Return the numbers of the CPUs that this process may run on."""
+    """Return the numbers of the CPUs that this process may run on: its affinity, which is kept within its cpuset."""
     return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
 
 
-def cpus() -> int:
-    """Return how many CPUs this process may run on."""
-    return len(usable_cpus())
+def cpus(root: Path = ROOT) -> int:
+    """Return how many threads can run at a time: the usable CPUs, or the quota of control groups, rounded up.
+
+    A quota of 1.5 CPUs gives two threads, which rest a quarter of the time. One thread would leave a third unused.
+    """
+    quota = cpu_quota(root)
+    usable = len(usable_cpus())
+    return usable if quota is None else max(1, min(usable, math.ceil(quota)))
 
 
 def cpu_quota(root: Path = ROOT) -> float | None:
@@ -28,27 +35,3 @@ def cpu_quota(root: Path = ROOT) -> float | None:
         if both[0].isdecimal() and both[1].isdecimal() and int(both[1]):  # "max" and -1 are no limit
             quotas.append(int(both[0]) / int(both[1]))
     return min(quotas, default=None)
-
-
-def memory_left(root: Path = ROOT) -> list[int]:
-    """Return, for each control group with a memory limit, the bytes that are left of it."""
-    left = []
-    for used, limit in (("memory.current", "memory.max"), ("memory.usage_in_bytes", "memory.limit_in_bytes")):
-        for group in control_groups("memory", root):
-            maximum, usage = read(group / limit), read(group / used)
-            if maximum is not None and usage is not None and maximum.isdecimal() and usage.isdecimal():
-                left.append(max(0, int(maximum) - int(usage)))
-    return left
-
-
-def control_groups(controller: str, root: Path = ROOT) -> list[Path]:
-    """Return this process's control groups and those around them, of both versions: each may set a limit."""
-    groups: list[Path] = []
-    for line in (read(root / "proc" / "self" / "cgroup") or "").splitlines():
-        number, controllers, path = [*line.split(":", 2), "", ""][:3]  # 4:cpu,cpuacct:/path, or 0::/path in version 2
-        if not number.isdecimal() or (controllers and controller not in controllers.split(",")):
-            continue
-        top = root / "sys" / "fs" / "cgroup" / (controller if controllers else "")
-        group = top / path.lstrip("/")
-        groups += [group, *(parent for parent in group.parents if parent.is_relative_to(top))]
-    return groups

@@ -14,7 +14,7 @@ def read(file: Path) -> str | None:
     """Return the text of a file without spaces around it; None if it cannot be read."""
     try:
         return file.read_text("utf-8", "replace").strip()
-    except OSError:
+    except (OSError, ValueError):  # ValueError: a NUL in the name, which comes from another file
         return None
 
 

@@ -78,7 +78,7 @@ def test_json(capsys):
     assert list(facts["cpu"]) == [*processors, "threads", "features"]
     assert list(facts["cpu"]["features"]) == instructions()
     assert list(facts["isa"]) == ["chosen", "forced_by", "why", "can_run"]
-    assert list(facts["memory"]) == ["total", "available", "group_available", "swap_used", "huge_page_mode"]
+    assert list(facts["memory"]) == ["total", "available", "limit", "group_available", "swap_used", "huge_page_mode"]
     assert list(facts["speed"]) == ["isa", "threads", "reads", "peaks", "huge_pages"]
     assert list(facts["speed"]["reads"]) == ["1", "2"]
     assert [model["model"] for model in facts["models"]] == ["qwq-32b", "qwq-nano"]
@@ -127,6 +127,45 @@ def test_the_command_that_it_gives_is_one_that_runs(capsys, tmp_path):
     assert command[-2:] == ["-t", str(cpus() + 1)]
     facts = report(capsys, "-m", str(folder / "config.json"))
     assert "-m FOLDER_OR_HUB_ID " in facts["models"][0]["command"]
+
+
+@needs_core
+def test_packed_weights_are_advised_in_their_own_forms(capsys, tmp_path, monkeypatch):
+    """By their folder, by its config.json, and by a file; each command runs."""
+    for form in ("q8", "q4"):
+        assert main(["convert", "-m", "qwq-nano", str(tmp_path / "nano"), "--weights", form]) == 0
+    capsys.readouterr()
+    for name, run_as, forms in (
+        ("nano", "nano", ["q8", "q4"]),
+        ("nano/config.json", "nano", ["q8", "q4"]),
+        ("nano/packed-q4.safetensors", "nano/packed-q4.safetensors", ["q4"]),
+    ):
+        (model,) = report(capsys, "-m", str(tmp_path / name))["models"]
+        assert list(model["limits"]) == forms
+        command = shlex.split(model["command"])
+        assert command[2:6] == ["-m", str(tmp_path / run_as), "--weights", forms[0]]
+        assert main([*command[1:], "What is 1+1?", "-n", "2", "--seed", "1"]) == 0
+        capsys.readouterr()
+    monkeypatch.chdir(tmp_path / "nano")
+    (model,) = report(capsys, "-m", "config.json")["models"]
+    assert model["command"].startswith("qwq generate -m . --weights q8 ")
+
+
+def test_the_limits_of_a_container_are_named(capsys, monkeypatch):
+    limit = memory.Limit("memory.max", 4 << 30, 1 << 30)
+    monkeypatch.setattr(memory, "limits", lambda root=None: [limit])
+    monkeypatch.setattr(cpu, "cpu_quota", lambda root=None: 0.5)
+    assert main(["doctor", "-m", "qwq-nano", "-t", "3"]) == 0
+    out = capsys.readouterr().out
+    assert ", for the time of 0.5 (a control group's quota), " in out
+    assert "available now, which a control group (memory.max) limits to 4.00 GiB; " in out
+    assert "- control groups stop 3 threads after the time of 0.5 CPUs -> -t 1\n" in out
+    monkeypatch.setattr(memory, "limits", lambda root=None: [memory.Limit("ulimit -v", 4 << 30, 1 << 30)])
+    assert main(["doctor", "-m", "qwq-nano", "-t", "1"]) == 0
+    assert "available now, which ulimit -v limits to 4.00 GiB; " in capsys.readouterr().out
+    facts = report(capsys, "-m", "qwq-nano")
+    assert facts["memory"]["limit"] == {"name": "ulimit -v", "maximum": 4 << 30}
+    assert facts["memory"]["group_available"] == facts["memory"]["available"] == 3 << 30
 
 
 def test_a_model_that_nothing_can_run(capsys, monkeypatch):

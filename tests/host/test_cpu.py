@@ -7,16 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qwq_ref.host import cpu, doctor, limits, memory
+from tests.support.machines import plant
 
 CPU = "sys/devices/system/cpu"
-
-
-def plant(root, files):
-    """Write the texts of `files`, by their paths under a root."""
-    for name, text in files.items():
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_text(text)
-    return root
 
 
 def server():
@@ -53,6 +46,7 @@ def test_a_planted_server(tmp_path):
     assert facts == {
         "total": 1000 << 10,
         "available": 800 << 10,
+        "limit": None,
         "group_available": None,
         "swap_used": 30 << 10,
         "huge_page_mode": "madvise",

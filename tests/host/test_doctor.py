@@ -144,7 +144,7 @@ def test_a_healthy_machine_has_no_problems():
         ("cpu", {"threads": 9, "cores": 8}, "9 threads share 8 CPUs", "-t 4"),
         ("cpu", {"threads": 9, "cores": 8, "quota": None}, "9 threads share 8 CPUs", "-t 8"),
         ("cpu", {"threads": 5, "quota": None}, "5 threads share 4 cores", "-t 4"),
-        ("cpu", {"quota": 1.5}, "control groups stop 4 threads after the time of 1.5 CPUs", "-t 1"),
+        ("cpu", {"quota": 1.5}, "control groups stop 4 threads after the time of 1.5 CPUs", "-t 2"),
         ("cpu", {"quota": 0.25}, "control groups stop 4 threads after the time of 0.25 CPUs", "-t 1"),
         ("cpu", {"nodes": 2}, "2 NUMA nodes, ", "compare numactl --interleave=all qwq doctor"),
         ("cpu", {"load": 8.5}, "the load is 8.5 on 16 CPUs, so other programs", "end them"),
@@ -183,6 +183,9 @@ def test_a_control_group_that_is_too_small_is_named():
     (found,) = doctor.problems(facts)
     assert found["problem"] == "m does not fit in any form: 3.00 GiB are missing"
     assert found["advice"] == "free memory, or take a smaller model"
-    facts["memory"]["group_available"] = 100
+    facts["memory"] |= {"group_available": 100, "limit": {"name": "memory.max", "maximum": 200}}
     (found,) = doctor.problems(facts)
     assert found["advice"] == "raise the control group's memory limit"
+    facts["memory"]["limit"]["name"] = "ulimit -v"
+    (found,) = doctor.problems(facts)
+    assert found["advice"] == "raise the limit of ulimit -v"
