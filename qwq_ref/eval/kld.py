@@ -5,13 +5,15 @@ from __future__ import annotations
 import numpy as np
 
 from ..spec.ops import Array
+from ..spec.sampling import checked_logits
 
 
 def log_softmax(x: Array) -> Array:
     """x [..., V] -> [..., V]
 
-    The logarithms of the softmax, without overflow.
+    The logarithms of the softmax, without overflow. Raises ValueError for a row as `spec.sampling.checked_logits`.
     """
+    x = checked_logits(x)
     x = x - x.max(axis=-1, keepdims=True)
     logs: Array = x - np.log(np.sum(np.exp(x), axis=-1, keepdims=True))
     return logs
@@ -30,7 +32,7 @@ def kl_divergence(reference: Array, logits: Array) -> Array:
 def same_top(reference: Array, logits: Array) -> Array:
     """reference [T, V], logits [T, V] -> [T]
 
-    Whether the likeliest token of each position is the same.
+    Whether the likeliest token of each position is the same. Raises ValueError as `log_softmax`.
     """
-    same: Array = reference.argmax(-1) == logits.argmax(-1)
+    same: Array = checked_logits(reference).argmax(-1) == checked_logits(logits).argmax(-1)
     return same

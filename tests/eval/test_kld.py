@@ -38,3 +38,16 @@ def test_each_position_predicts_the_next_token():
     logits[2, 0] = 50  # after the text: counts for nothing
     assert perplexity(surprise(logits, [1, 2, 4])) == pytest.approx(1)
     assert perplexity(surprise(logits, [1, 4, 2])) > 1e40
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_rows_that_are_not_finite_have_no_distance(bad):
+    """The index of a NaN is no likeliest token."""
+    good, broken = np.zeros((2, 5)), np.zeros((2, 5))
+    broken[1, 3] = bad
+    for call in (kl_divergence, same_top):
+        for pair in ((good, broken), (broken, good)):
+            with pytest.raises(ValueError, match="the largest of the logits must be finite, got"):
+                call(*pair)
+    with pytest.raises(ValueError, match="must be finite"):
+        surprise(np.concatenate([broken, good]), [0, 1, 2, 3])
