@@ -46,7 +46,7 @@ def problems(category: str, n: int, seed: int) -> list[Problem]:
     Small categories have fewer than 2,000 of them (a few hundred in countdown2 and gcd). After 3 n draws, problems come
     again, in either language and any wording.
     """
-    number = [*tasks.CATEGORIES, *tasks.HARDER].index(category)
+    number = [*tasks.CATEGORIES, *tasks.HARDER, *tasks.FURTHER].index(category)
     rng = np.random.default_rng([seed, number])
     found: dict[str, Problem] = {}
     spare: list[Problem] = []

@@ -9,11 +9,12 @@ A model's text is compared, or read by the bounded readers of `programs`. It is 
 """
 
 from .author import Language
-from .problems import CATEGORIES, HARDER, Problem, Split, completion, generate, sample, split
+from .problems import CATEGORIES, FURTHER, HARDER, Problem, Split, completion, generate, reworded, sample, split
 from .verifiers import boxed, check
 
 __all__ = [
     "CATEGORIES",
+    "FURTHER",
     "HARDER",
     "Language",
     "Problem",
@@ -22,6 +23,7 @@ __all__ = [
     "check",
     "completion",
     "generate",
+    "reworded",
     "sample",
     "split",
 ]

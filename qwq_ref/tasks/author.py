@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,13 +13,22 @@ Language = Literal["en", "zh"]
 
 @dataclass(frozen=True)
 class Exercise:
-    """One problem as its maker returns it. `key` names the problem, whatever its language and wording."""
+    """One problem as its maker returns it.
+
+    key     names the problem, whatever its language and wording
+    kind    whose wordings ask for it
+    slots   what goes into the named places of a wording
+    lead    the first line of the reasoning
+    family  the category to which the key belongs, if it is not the maker's own
+    """
 
     key: str
-    prompt: str
-    lead: str  # the reasoning's first line
+    kind: str
+    slots: Mapping[str, object]
+    lead: str
     lines: Sequence[str]
     answer: str
+    family: str | None = None
 
 
 class Author:
@@ -52,16 +61,12 @@ class Author:
     def pick(self, choices: Sequence[str]) -> str:
         return choices[self.integer(0, len(choices) - 1)]
 
+    @property
+    def language(self) -> Language:
+        return self._language
+
     def say(self, en: str, zh: str) -> str:
         return en if self._language == "en" else zh
 
-    def ask(self, *phrasings: tuple[str, str]) -> str:
-        """Draw one of the (English, Chinese) phrasings, and return it in this author's language."""
-        return self.say(*phrasings[self.integer(0, len(phrasings) - 1)])
-
-    def ask_value(self, expression: str) -> str:
-        return self.ask(
-            (f"What is {expression}?", f"{expression}等于多少？"),
-            (f"Compute {expression}.", f"计算{expression}。"),
-            (f"Find {expression}.", f"求{expression}。"),
-        )
+    def chance(self, share: float) -> bool:
+        return bool(self._rng.random() < share)

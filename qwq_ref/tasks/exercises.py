@@ -52,18 +52,34 @@ def reversed_pair(a: int, b: int) -> tuple[str, str]:
     return f"{a:0{width}d}"[::-1], f"{b:0{width}d}"[::-1]
 
 
+def reversing(author: Author, expression: str) -> str:
+    return author.say(f"Reverse {expression}:", f"倒序{expression}：")
+
+
 def addition(author: Author, digits: int) -> Exercise:
-    a, b = author.number(digits), author.number(digits)
-    prompt = author.ask_value(f"{a}+{b}")
+    return sum_of(author, author.number(digits), author.number(digits))
+
+
+def sum_of(author: Author, a: int, b: int, family: str | None = None) -> Exercise:
     low, high = sorted((a, b))  # b+a is the same problem
-    return Exercise(f"{low}+{high}", prompt, author.say("Reverse:", "倒序："), add_columns(a, b), str(a + b))
+    lead = reversing(author, f"{a}+{b}")
+    return Exercise(f"{low}+{high}", "sum", {"a": a, "b": b}, lead, add_columns(a, b), str(a + b), family)
 
 
 def subtraction(author: Author, digits: int) -> Exercise:
     b, a = sorted((author.number(digits), author.number(digits)))
-    expression = f"{a}-{b}"
-    prompt = author.ask_value(expression)
-    return Exercise(expression, prompt, author.say("Reverse:", "倒序："), subtract_columns(a, b), str(a - b))
+    return difference_of(author, a, b)
+
+
+def difference_of(author: Author, a: int, b: int, family: str | None = None) -> Exercise:
+    """a - b. If it is negative, the reasoning swaps the two; it is the same problem as b - a."""
+    high, low = max(a, b), min(a, b)
+    lines = subtract_columns(high, low)
+    if a < b:
+        lines.insert(0, author.say(f"Swap {high}-{low}:", f"交换{high}-{low}："))
+    kind = "difference" if a >= b else "negative"
+    lead = reversing(author, f"{a}-{b}")
+    return Exercise(f"{high}-{low}", kind, {"a": a, "b": b}, lead, lines, str(a - b), family)
 
 
 def addition_or_subtraction(author: Author, digits: int) -> Exercise:
@@ -71,8 +87,11 @@ def addition_or_subtraction(author: Author, digits: int) -> Exercise:
 
 
 def product(author: Author, shortest: int, longest: int) -> Exercise:
-    """`x*b=pq,pq+carry=cd,result`."""
-    a, b = author.number(author.integer(shortest, longest)), author.integer(2, 9)
+    return product_of(author, author.number(author.integer(shortest, longest)), author.integer(2, 9))
+
+
+def product_of(author: Author, a: int, b: int, family: str | None = None) -> Exercise:
+    """`x*b=pq,pq+carry=cd,result`, with a `b` of one digit."""
     lines, carry, result = [f"{str(a)[::-1]}*{b}"], 0, ""
     for x in reversed(str(a)):
         times = int(x) * b
@@ -80,12 +99,13 @@ def product(author: Author, shortest: int, longest: int) -> Exercise:
         result = f"{total % 10}{result}"
         lines.append(f"{x}*{b}={times:02d},{times:02d}+{carry}={total:02d},{result}")
         carry = total // 10
-    return Exercise(f"{a}*{b}", author.ask_value(f"{a}*{b}"), author.say("Reverse:", "倒序："), lines, str(a * b))
+    lead = reversing(author, f"{a}*{b}")
+    return Exercise(f"{a}*{b}", "product", {"a": a, "b": b}, lead, lines, str(a * b), family)
 
 
-def missing_operand(author: Author) -> Exercise:
+def missing_operand(author: Author, low: int = 10, high: int = 49) -> Exercise:
     """Hide one of three numbers. The reasoning computes it as a sum or a difference of the two others."""
-    small, other = author.integers(2, 10, 49)
+    small, other = author.integers(2, low, high)
     total = small + other
     equation, isolated, lines, answer = (
         (f"x+{small}={total}", f"x={total}-{small}", subtract_columns(total, small), other),
@@ -93,10 +113,8 @@ def missing_operand(author: Author) -> Exercise:
         (f"{total}-x={small}", f"x={total}-{small}", subtract_columns(total, small), other),
         (f"x-{small}={other}", f"x={other}+{small}", add_columns(other, small), total),
     )[author.integer(0, 3)]
-    prompt = author.ask(
-        (f"{equation}. What is x?", f"{equation}。x等于多少？"), (f"Find x: {equation}.", f"求x：{equation}。")
-    )
-    return Exercise(equation, prompt, isolated, [author.say("Reverse:", "倒序："), *lines], str(answer))
+    lead = author.say(f"Solve {equation}:", f"解{equation}：")
+    return Exercise(equation, "missing_operand", {"equation": equation}, lead, [isolated, *lines], str(answer))
 
 
 # --- Reduction: each line is the line before, with its first two items combined or its first item removed. ---
@@ -109,8 +127,8 @@ def chain_sum(author: Author, shortest: int, longest: int) -> Exercise:
     while len(left) > 2:
         left = [left[0] + left[1], *left[2:]]
         lines.append("+".join(map(str, left)))
-    prompt = author.ask_value(expression)
-    return Exercise(expression, prompt, author.say("Step by step:", "一步一步："), lines, str(sum(terms)))
+    lead = author.say("Step by step:", "一步一步：")
+    return Exercise(expression, "chain_sum", {"expression": expression}, lead, lines, str(sum(terms)))
 
 
 def boolean(author: Author) -> Exercise:
@@ -124,77 +142,71 @@ def boolean(author: Author) -> Exercise:
         rest = (f"{s}{bit}" for s, bit in zip(signs[place:], bits[place + 1 :], strict=True))
         lines.append(f"{value}{''.join(rest)}")
         value = operators[sign](value, bits[place + 1])
-    prompt = author.ask(
-        (f"From left to right, what is {lines[0]}?", f"从左到右，{lines[0]}等于多少？"),
-        (f"Compute {lines[0]} from left to right.", f"从左到右计算{lines[0]}。"),
-    )
-    return Exercise(lines[0], prompt, author.say("Step by step:", "一步一步："), lines, str(value))
+    lead = author.say("Step by step:", "一步一步：")
+    return Exercise(lines[0], "boolean", {"expression": lines[0]}, lead, lines, str(value))
 
 
 def minmax(author: Author) -> Exercise:
-    """Compare the first two numbers, and remove the one that is not wanted."""
     largest = bool(author.integer(0, 1))
+    return minmax_of(author, author.distinct(author.integer(4, 5), 10, 99), largest)
+
+
+def minmax_of(author: Author, left: list[int], largest: bool) -> Exercise:
+    """Compare the first two numbers, and remove the one that is not wanted."""
     choose = max if largest else min
-    left = author.distinct(author.integer(4, 5), 10, 99)
     listed = joined(left)
     lines = [listed]
     while len(left) > 2:
         left = [choose(left[:2]), *left[2:]]
         lines.append(joined(left))
     en, zh = ("largest", "最大") if largest else ("smallest", "最小")
-    prompt = author.ask(
-        (f"Which is the {en}: {listed}?", f"{listed}中哪个{zh}？"),
-        (f"Find the {en} of {listed}.", f"求{listed}中{zh}的数。"),
-    )
     lead = author.say(f"Keep the {en}:", f"留下{zh}的：")
-    return Exercise(f"{'max' if largest else 'min'} {listed}", prompt, lead, lines, str(choose(left)))
+    key = f"{'max' if largest else 'min'} {listed}"
+    return Exercise(key, en, {"numbers": listed}, lead, lines, str(choose(left)))
 
 
 def sort(author: Author, count: int) -> Exercise:
+    return sort_of(author, author.distinct(count, 10, 99))
+
+
+def sort_of(author: Author, numbers: list[int]) -> Exercise:
     """`sorted:left`: the first of the numbers that are left goes to its place."""
-    numbers = author.distinct(count, 10, 99)
+    count = len(numbers)
     listed = joined(numbers)
     lines = [f"{joined(sorted(numbers[:place]))}:{joined(numbers[place:])}" for place in range(1, count)]
-    prompt = author.ask(
-        (f"Sort {listed}.", f"排序{listed}。"), (f"Put {listed} in order.", f"把{listed}从小到大排列。")
-    )
-    return Exercise(listed, prompt, author.say("Insert one by one:", "逐个插入："), lines, joined(sorted(numbers)))
+    lead = author.say("Insert one by one:", "逐个插入：")
+    return Exercise(listed, "sort", {"numbers": listed}, lead, lines, joined(sorted(numbers)))
 
 
 def reverse(author: Author, shortest: int, longest: int) -> Exercise:
     """`left:reversed`: the first digit that is left goes before the reversed part."""
     text = author.digit_string(shortest, longest)
     lines = [f"{text[place:]}:{text[:place][::-1]}" for place in range(1, len(text))]
-    prompt = author.ask((f"Reverse {text}.", f"反转{text}。"), (f"Write {text} backwards.", f"把{text}倒过来写。"))
-    return Exercise(text, prompt, author.say("One by one:", "逐个："), lines, text[::-1])
+    lead = author.say(f"One by one {text}:", f"逐个{text}：")
+    return Exercise(text, "reverse", {"text": text}, lead, lines, text[::-1])
 
 
-def count(author: Author) -> Exercise:
-    """`left:count so far`."""
+def count(author: Author, shortest: int = 5, longest: int = 7, most: int = 4) -> Exercise:
+    """`left:digit=wanted,count` or `left:digit!wanted,count`: the first digit that is left, and the count after it."""
     wanted = author.integer(0, 9)
-    length = author.integer(5, 7)
-    hits = author.integer(0, 4)
+    length = author.integer(shortest, longest)
+    hits = author.integer(0, most)
     others = [(wanted + shift) % 10 for shift in author.integers(length - hits, 1, 9)]
     text = "".join(map(str, author.shuffled([wanted] * hits + others)))
-    lines = [f"{text[place:]}:{text[:place].count(str(wanted))}" for place in range(length)]
-    prompt = author.ask(
-        (f"How many {wanted} are in {text}?", f"{text}中有几个{wanted}？"),
-        (f"Count the {wanted} in {text}.", f"数一数{text}中的{wanted}。"),
-    )
-    return Exercise(f"{wanted} in {text}", prompt, author.say(f"Count {wanted}:", f"数{wanted}："), lines, str(hits))
+    so_far = [text[: place + 1].count(str(wanted)) for place in range(length)]
+    signs = ["=" if digit == str(wanted) else "!" for digit in text]
+    lines = [f"{text[n:]}:{text[n]}{signs[n]}{wanted},{so_far[n]}" for n in range(length)]
+    lead = author.say(f"Count {wanted}:", f"数{wanted}：")
+    return Exercise(f"{wanted} in {text}", "count", {"digit": wanted, "text": text}, lead, lines, str(hits))
 
 
-def parity(author: Author) -> Exercise:
+def parity(author: Author, shortest: int = 5, longest: int = 7) -> Exercise:
     """`left:parity so far` of the sum of digits, 1 for odd."""
-    text = author.digit_string(5, 7)
+    text = author.digit_string(shortest, longest)
     bits = [sum(map(int, text[:place])) % 2 for place in range(len(text) + 1)]
     lines = [f"{text[place:]}:{bits[place]}" for place in range(len(text))]
-    prompt = author.ask(
-        (f"Is the digit sum of {text} even or odd?", f"{text}的数字和是奇数还是偶数？"),
-        (f"Digit sum of {text}: even or odd?", f"{text}的数字和：奇数还是偶数？"),
-    )
     answer = author.say("odd", "奇数") if bits[-1] else author.say("even", "偶数")
-    return Exercise(text, prompt, author.say("Even 0, odd 1:", "偶0奇1："), lines, answer)
+    return Exercise(text, "parity", {"text": text}, author.say("Even 0, odd 1:", "偶0奇1："), lines, answer)
 
 
 def joined(numbers: Sequence[int]) -> str:
@@ -204,19 +216,17 @@ def joined(numbers: Sequence[int]) -> str:
 # --- Number theory and order ---
 
 
-def modulus(author: Author) -> Exercise:
+def modulus(author: Author, digits: int = 3) -> Exercise:
     """Long division, a digit at a time: `rd-b*q=rd-bq=r`, where r goes before the next digit."""
-    a, b = author.number(3), author.integer(2, 9)
+    a, b = author.number(digits), author.integer(2, 9)
     lines, rest = [], 0
     for digit in str(a):
         part = 10 * rest + int(digit)
         times = part // b
         rest = part - b * times
         lines.append(f"{part:02d}-{b}*{times}={part:02d}-{b * times:02d}={rest}")
-    prompt = author.ask(
-        (f"What is {a} mod {b}?", f"{a}除以{b}余多少？"), (f"Compute {a} mod {b}.", f"计算{a}除以{b}的余数。")
-    )
-    return Exercise(f"{a} mod {b}", prompt, author.say("Digit by digit:", "逐位："), lines, str(rest))
+    lead = author.say(f"Digit by digit {a} mod {b}:", f"逐位{a}÷{b}：")
+    return Exercise(f"{a} mod {b}", "mod", {"a": a, "b": b}, lead, lines, str(rest))
 
 
 def gcd(author: Author) -> Exercise:
@@ -227,12 +237,8 @@ def gcd(author: Author) -> Exercise:
         # Short ones only. Half of the many coprime pairs are dropped, so that 1 is not a good guess.
         if 2 <= len(lines) <= 4 and a < 10 * b and b < 10 * a and (divisor > 1 or author.integer(0, 1)):
             break
-    prompt = author.ask(
-        (f"What is gcd({a},{b})?", f"{a}和{b}的最大公约数是多少？"),
-        (f"Find gcd({a},{b}).", f"求{a}和{b}的最大公约数。"),
-    )
-    lead = author.say("Divide until 0:", "除到0：")
-    return Exercise(joined(sorted((a, b))), prompt, lead, lines, str(divisor))
+    lead = author.say(f"Divide {a},{b} until 0:", f"{a},{b}除到0：")
+    return Exercise(joined(sorted((a, b))), "gcd", {"a": a, "b": b}, lead, lines, str(divisor))
 
 
 def divisions(high: int, low: int) -> tuple[list[str], int]:
@@ -247,7 +253,6 @@ def divisions(high: int, low: int) -> tuple[list[str], int]:
 
 
 def compare(author: Author) -> Exercise:
-    """Compare from the highest digit to the first difference."""
     digits = author.integer(3, 4)
     a = author.number(digits)
     shared = author.integer(0, digits - 1)
@@ -256,14 +261,17 @@ def compare(author: Author) -> Exercise:
     b = a
     while b == a:
         b = a // scale * scale + author.integer(0 if shared else scale // 10, scale - 1)
-    pairs = list(zip(str(a), str(b), strict=True))
+    return compare_of(author, a, b)
+
+
+def compare_of(author: Author, a: int, b: int) -> Exercise:
+    """Compare from the highest digit to the first difference; the shorter number gets zeros in front."""
+    width = len(str(max(a, b)))
+    pairs = list(zip(f"{a:0{width}d}", f"{b:0{width}d}", strict=True))
     first = next(place for place, (x, y) in enumerate(pairs) if x != y)
     signs = [f"{x}{'=<>'[(x < y) + 2 * (x > y)]}{y}" for x, y in pairs[: first + 1]]
-    prompt = author.ask(
-        (f"Which is larger, {a} or {b}?", f"{a}和{b}哪个大？"),
-        (f"Find the larger of {a} and {b}.", f"求{a}和{b}中较大的数。"),
-    )
-    return Exercise(joined(sorted((a, b))), prompt, author.say("Digit by digit:", "逐位："), signs, str(max(a, b)))
+    lead = author.say(f"Digit by digit {a},{b}:", f"逐位{a},{b}：")
+    return Exercise(joined(sorted((a, b))), "compare", {"a": a, "b": b}, lead, signs, str(max(a, b)))
 
 
 def sequence(author: Author) -> Exercise:
@@ -273,18 +281,21 @@ def sequence(author: Author) -> Exercise:
     terms = [start]
     for place in range(5):
         terms.append(terms[-1] + increments[place % 2])
+    return sequence_of(author, terms, increments[0])
+
+
+def sequence_of(author: Author, terms: Sequence[int], increment: int) -> Exercise:
+    """Hide the last of the terms, which is larger than the one before by `increment`."""
     *shown, answer = terms
     lines = [f"{after}-{before}={after - before}" for before, after in itertools.pairwise(shown)]
-    lines.append(f"{shown[-1]}+{increments[0]}={answer}")
+    lines.append(f"{shown[-1]}+{increment}={answer}")
     listed = joined(shown)
-    prompt = author.ask(
-        (f"What comes next: {listed}?", f"下一个数是多少：{listed}？"),
-        (f"Find the next of {listed}.", f"求{listed}的下一个数。"),
-    )
-    return Exercise(listed, prompt, author.say("Step by step:", "一步一步："), lines, str(answer))
+    lead = author.say(f"Step by step {listed}:", f"一步一步{listed}：")
+    return Exercise(listed, "sequence", {"numbers": listed}, lead, lines, str(answer))
 
 
-def units(author: Author) -> Exercise:
+def units(author: Author, whole: bool = False) -> Exercise:
+    """A length, a time or a mass in its smaller unit; `whole` leaves the smaller unit out of the question."""
     factor, en_big, en_small, zh_big, zh_small = (
         (60, "h", "min", "小时", "分钟"),
         (60, "min", "s", "分钟", "秒"),
@@ -292,35 +303,38 @@ def units(author: Author) -> Exercise:
         (1000, "kg", "g", "千克", "克"),
     )[author.integer(0, 3)]
     big, small = author.integer(1, 9), author.integer(1, factor - 1)
-    en, zh = f"{big} {en_big} {small} {en_small}", f"{big}{zh_big}{small}{zh_small}"
-    prompt = author.ask(
-        (f"How many {en_small} are {en}?", f"{zh}等于多少{zh_small}？"),
-        (f"Write {en} in {en_small}.", f"把{zh}写成{zh_small}。"),
-    )
+    en, zh = f"{big} {en_big}", f"{big}{zh_big}"
+    if not whole:
+        en, zh = f"{en} {small} {en_small}", f"{zh}{small}{zh_small}"
     lead = author.say(f"1 {en_big}={factor} {en_small}", f"1{zh_big}={factor}{zh_small}")
-    whole = big * factor
-    lines = [f"{big}*{factor}={whole}", f"{whole}+{small}={whole + small}"]
-    return Exercise(en, prompt, lead, lines, str(whole + small))
+    total = big * factor
+    lines = [f"{big}*{factor}={total}"]
+    if not whole:
+        lines.append(f"{total}+{small}={total + small}")
+        total += small
+    slots = {"amount": author.say(en, zh), "unit": author.say(en_small, zh_small)}
+    return Exercise(en, "units", slots, lead, lines, str(total))
 
 
 def recall(author: Author) -> Exercise:
     """Copy a string of digits, or find two values among four."""
     if author.integer(0, 1):
-        text = author.digit_string(5, 8)
-        prompt = author.ask((f"Copy {text}.", f"照抄{text}。"), (f"Write {text} again.", f"再写一次{text}。"))
-        return Exercise(f"copy {text}", prompt, author.say("Look back:", "回看："), (), text)
+        return copy(author, 5, 8)
     names = ["abcdkmnt"[place] for place in author.distinct(4, 0, 7)]
     values = author.integers(4, 10, 99)
     table = ",".join(f"{name}={value}" for name, value in zip(names, values, strict=True))
     first, second = author.distinct(2, 0, 3)
     wanted = f"{names[first]},{names[second]}"
-    prompt = author.ask(
-        (f"Given {table}. Find {wanted}.", f"已知：{table}。求：{wanted}。"),
-        (f"If {table}, what is {wanted}?", f"如果：{table}，求：{wanted}。"),
-    )
-    lines = [f"{names[place]}={values[place]}" for place in (first, second)]
+    # The table again, one entry a line: an entry that is looked up begins with the same token.
+    lines = [f"{names[place]}={values[place]}" for place in (0, 1, 2, 3, first, second)]
     answer = f"{values[first]},{values[second]}"
-    return Exercise(f"{table} {wanted}", prompt, author.say("Look back:", "回看："), lines, answer)
+    lead = author.say(f"Find {wanted}:", f"找{wanted}：")
+    return Exercise(f"{table} {wanted}", "recall", {"table": table, "wanted": wanted}, lead, lines, answer)
+
+
+def copy(author: Author, shortest: int, longest: int) -> Exercise:
+    text = author.digit_string(shortest, longest)
+    return Exercise(f"copy {text}", "copy", {"text": text}, author.say("Look back:", "回看："), (), text)
 
 
 # --- Search and programs: every answer that works is right. ---
@@ -328,12 +342,12 @@ def recall(author: Author) -> Exercise:
 SIGNS: dict[str, Callable[[int, int], int]] = {"+": operator.add, "-": operator.sub, "*": operator.mul}
 
 
-def ask_countdown(author: Author, numbers: Sequence[int], target: int) -> str:
-    listed = joined(numbers)
-    return author.ask(
-        (f"Use {listed} to make {target}.", f"用{listed}算出{target}。"),
-        (f"Make {target} from {listed}.", f"由{listed}得到{target}。"),
-    )
+def countdown_slots(numbers: Sequence[int], target: int) -> dict[str, object]:
+    return {"numbers": joined(numbers), "target": target}
+
+
+def trying(author: Author, numbers: Sequence[int], target: int) -> str:
+    return author.say(f"Try {joined(numbers)} for {target}:", f"试{joined(numbers)}得{target}：")
 
 
 def countdown2(author: Author) -> Exercise:
@@ -347,9 +361,9 @@ def countdown2(author: Author) -> Exercise:
         lines.append(f"{high}{sign}{low}={value}")
         if value == target:
             break
-    prompt = ask_countdown(author, (a, b), target)
-    lead = author.say("Try each:", "逐个试：")
-    return Exercise(f"{joined(sorted((a, b)))} {target}", prompt, lead, lines, f"{high}{sign}{low}")
+    lead = trying(author, (a, b), target)
+    key = f"{joined(sorted((a, b)))} {target}"
+    return Exercise(key, "countdown", countdown_slots((a, b), target), lead, lines, f"{high}{sign}{low}")
 
 
 def countdown3(author: Author) -> Exercise:
@@ -372,9 +386,10 @@ def countdown3(author: Author) -> Exercise:
     first = next(sign for sign, value in made.items() if value == needed[last])
     lines = [f"{a}{sign}{b}={value}" for sign, value in made.items()]
     lines += [f"{target}{inverse[sign]}{c}={needed[sign]}" for sign in (*tried, last)]
-    prompt = ask_countdown(author, (a, b, c), target)
     key = f"{joined(sorted((a, b, c)))} {target}"
-    return Exercise(key, prompt, author.say("Try each:", "逐个试："), lines, f"({a}{first}{b}){last}{c}")
+    numbers = (a, b, c)
+    lead = trying(author, numbers, target)
+    return Exercise(key, "countdown", countdown_slots(numbers, target), lead, lines, f"({a}{first}{b}){last}{c}")
 
 
 def countdown4(author: Author) -> Exercise:
@@ -389,9 +404,10 @@ def countdown4(author: Author) -> Exercise:
             value, expression = result, f"({expression}{sign}{number})"
         if 1 <= value <= 99 and not any("=-" in line for line in lines):
             break
-    prompt = ask_countdown(author, author.shuffled(numbers), value)
+    shown = author.shuffled(numbers)
     key = f"{joined(sorted(numbers))} {value}"
-    return Exercise(key, prompt, author.say("Try each:", "逐个试："), lines, expression[1:-1])
+    lead = trying(author, shown, value)
+    return Exercise(key, "countdown", countdown_slots(shown, value), lead, lines, expression[1:-1])
 
 
 def rpn(author: Author, shortest: int, longest: int) -> Exercise:
@@ -403,14 +419,10 @@ def rpn(author: Author, shortest: int, longest: int) -> Exercise:
     steps = [(sign, author.pick(operands[sign])) for sign in signs]
     told = [author.say(f"{words[sign][0]} {number}", f"{words[sign][1]}{number}") for sign, number in steps]
     listed = author.say(", ", "，").join(told)
-    prompt = author.ask(
-        (f"Write RPN for x: {listed}.", f"写出x的逆波兰式：{listed}。"),
-        (f"RPN for x: {listed}.", f"x的逆波兰式：{listed}。"),
-    )
     lines = [f"{step}: {number} {sign}" for step, (sign, number) in zip(told, steps, strict=True)]
     program = " ".join(("x", *(f"{number} {sign}" for sign, number in steps)))
     key = " ".join(f"{sign}{number}" for sign, number in steps)
-    return Exercise(key, prompt, author.say("Start with x", "从x开始"), lines, program)
+    return Exercise(key, "rpn", {"steps": listed}, author.say("Start with x", "从x开始"), lines, program)
 
 
 MAKERS: dict[str, Maker] = {

@@ -7,16 +7,28 @@ wording.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
 
+from . import shorter, talk, wordings
 from .author import Author, Language
-from .exercises import HARDER_MAKERS, MAKERS
+from .exercises import HARDER_MAKERS, MAKERS, Maker
+
+FURTHER_MAKERS: dict[str, Maker] = {
+    "sum": shorter.short_sum,
+    "difference": shorter.short_difference,
+    "times": shorter.short_product,
+    "short": shorter.short,
+    talk.HELLO: talk.hello,
+    talk.UNKNOWN: talk.unknown,
+}
 
 CATEGORIES: tuple[str, ...] = tuple(MAKERS)
 HARDER: tuple[str, ...] = tuple(HARDER_MAKERS)
+FURTHER: tuple[str, ...] = tuple(FURTHER_MAKERS)  # learnt too, and kept out of the table of the 23
 Split = Literal["train", "test"]
 
 _LANGUAGES: tuple[Language, Language] = ("en", "zh")
@@ -27,8 +39,10 @@ class Problem:
     """One problem.
 
     answer  the reference answer; `check` takes from it the value, the numbers or the function that an answer must have
-    key     the identity of the problem, independent of language and wording; `split` hashes it
     trace   the reasoning, without its markers
+    key     the identity of the problem, independent of language and wording; `split` hashes it
+    kind    whose wordings ask for it
+    slots   what goes into the named places of a wording
     """
 
     category: str
@@ -37,6 +51,13 @@ class Problem:
     answer: str
     trace: str
     key: str
+    kind: str
+    slots: Mapping[str, object] = field(hash=False)
+
+    @property
+    def is_talk(self) -> bool:
+        """Whether the prompt is a greeting or a question that the model does not know, and so has a fixed answer."""
+        return self.kind in (talk.HELLO, talk.UNKNOWN)
 
 
 def generate(category: str, rng: np.random.Generator, language: Language | None = None) -> Problem:
@@ -44,10 +65,18 @@ def generate(category: str, rng: np.random.Generator, language: Language | None 
     drawn = _LANGUAGES[int(rng.integers(2))]
     language = language or drawn
     author = Author(rng, language)
-    exercise = (MAKERS | HARDER_MAKERS)[category](author)
+    exercise = (MAKERS | HARDER_MAKERS | FURTHER_MAKERS)[category](author)
+    prompt = wordings.plain(author, exercise.kind, exercise.slots)
     conclusion = author.say("So ", "所以") + exercise.answer
-    trace = "\n".join((exercise.lead, *exercise.lines, conclusion))
-    return Problem(category, language, exercise.prompt, exercise.answer, trace, f"{category}: {exercise.key}")
+    key = f"{exercise.family or category}: {exercise.key}"
+    problem = Problem(category, language, prompt, exercise.answer, "", key, exercise.kind, exercise.slots)
+    lines = [exercise.lead, *exercise.lines]
+    return replace(problem, trace="\n".join(lines if problem.is_talk else [*lines, conclusion]))
+
+
+def reworded(problem: Problem, rng: np.random.Generator) -> Problem:
+    """Return the same problem in words that a reader may choose."""
+    return replace(problem, prompt=wordings.freely(Author(rng, problem.language), problem.kind, problem.slots))
 
 
 def split(problem: Problem) -> Split:
@@ -65,6 +94,8 @@ def sample(category: str, rng: np.random.Generator, part: Split, language: Langu
 
 def completion(problem: Problem) -> str:
     """Return the text after the prompt, which has opened the reasoning: the trace, its end, and the boxed answer."""
+    if problem.is_talk:
+        return f"{problem.trace}\n</think>\n\n{problem.answer}"
     box = f"\\boxed{{{problem.answer}}}"
     sentence = f"The answer is {box}." if problem.language == "en" else f"答案是{box}。"
     return f"{problem.trace}\n</think>\n\n{sentence}"

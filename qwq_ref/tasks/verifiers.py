@@ -18,7 +18,9 @@ def boxed(text: str) -> str | None:
 
 
 def check(problem: Problem, answer_text: str) -> bool:
-    """Return whether the text after </think> answers the problem. Its last box decides."""
+    """Return whether the text after </think> answers the problem. Its last box decides, or all of it in talk."""
+    if problem.is_talk:
+        return answer_text.strip() == problem.answer
     answer = boxed(answer_text)
     if answer is None:
         return False

@@ -19,6 +19,10 @@ from ..tasks import Language, Problem
 from ..text import Tokenizer
 from .model import Batch
 
+# One round of categories. Those of many kinds or words come more often than the others.
+ROUND = (*tasks.CATEGORIES, *tasks.FURTHER, "sum", "short", "short", "unknown")
+REWORDED = 0.65  # the share of prompts in a reader's words; the others are in the plain wordings
+
 
 @dataclass(frozen=True)
 class Mixture:
@@ -77,6 +81,8 @@ class Formatter:
             ids = self.completion(switched(problem, twin))
         else:
             ids = self.completion(tasks.completion(problem))
+        if rng.random() < REWORDED:
+            problem = tasks.reworded(problem, rng)
         prompt = self.prompt(problem.prompt)
         return Document(prompt + ids, len(prompt))
 
@@ -103,7 +109,7 @@ def switched(problem: Problem, twin: Problem) -> str:
 
 
 def batch(formatter: Formatter, mixture: Mixture, rng: np.random.Generator, rows: int, length: int) -> Batch:
-    """Draw documents evenly from all categories, and pack them into [rows, length]. Rows may end with padding."""
+    """Draw documents by turns from all categories, and pack them into [rows, length]. Rows may end with padding."""
     free = np.full(rows, length + 1)  # a row of n + 1 ids has n targets
     packed: list[list[Document]] = [[] for _ in range(rows)]
     misses = 0
@@ -133,7 +139,7 @@ def batch(formatter: Formatter, mixture: Mixture, rng: np.random.Generator, rows
 
 def _documents(formatter: Formatter, mixture: Mixture, rng: np.random.Generator, length: int) -> Iterator[Document]:
     while True:
-        for category in rng.permutation(tasks.CATEGORIES):
+        for category in rng.permutation(ROUND):
             document = formatter.document(str(category), mixture, rng)
             yield Document(document.ids[: length + 1], document.prompt)
 
@@ -141,5 +147,6 @@ def _documents(formatter: Formatter, mixture: Mixture, rng: np.random.Generator,
 def texts(seed: int, count: int) -> list[str]:
     """Return the plain text between the added tokens of training documents, to train a tokenizer on."""
     rng = np.random.default_rng(seed)
-    problems = [tasks.sample(str(category), rng, "train") for category in np.resize(tasks.CATEGORIES, count)]
+    problems = [tasks.sample(str(category), rng, "train") for category in np.resize(ROUND, count)]
+    problems = [tasks.reworded(p, rng) if rng.random() < REWORDED else p for p in problems]
     return [part for p in problems for part in (f"user\n{p.prompt}", *tasks.completion(p).split("</think>"))]

@@ -51,8 +51,8 @@ class Stage:
     mixture: Mixture
     steps: int
     rate: float
-    rows: int = 40
-    length: int = 160
+    rows: int = 34
+    length: int = 192
     warmup: int = 100
     floor: float = 0.05
     decay: float = 0.1

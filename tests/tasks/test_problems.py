@@ -160,7 +160,8 @@ INVARIANTS = {
     "reverse": lambda problem, line: "".join(reversed(line.split(":")[0])) + line.split(":")[1] == problem.answer,
     "reverse9": lambda problem, line: "".join(reversed(line.split(":")[0])) + line.split(":")[1] == problem.answer,
     "count": lambda problem, line: (
-        line.split(":")[0].count(problem.key.split()[1]) + int(line.split(":")[1]) == int(problem.answer)
+        line.split(":")[0][1:].count(problem.key.split()[1]) + int(line.split(",")[1]) == int(problem.answer)
+        and ("=" in line) == (line[0] == problem.key.split()[1])
     ),
     "parity": lambda problem, line: (
         sum(map(int, line.replace(":", ""))) % 2 == (problem.answer in ("odd", "奇数"))  # of what is left and so far
