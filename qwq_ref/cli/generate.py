@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from ..errors import QwqError
 from ..host.limits import cpu_quota, cpus
 from .ending import kept
+from .hints import print_hint
 from .options import (
     add_engine_arguments,
     add_model_argument,
@@ -218,6 +219,8 @@ def _answer(options: argparse.Namespace, model: Model, prompt: str) -> int:
     _summarise(options, generation, stopped is not None)
     if stopped is not None:
         raise stopped
+    if not options.json:
+        print_hint(model.path, texts["answer"])
     return 0
 
 

@@ -1,6 +1,6 @@
 """Talk that is no problem: greetings, which the model answers with what it is, and all that it does not know.
 
-The words live in `talk.json`. Composed words are noise: a reader's own words are pieces that the model has to step over.
+The words live in `talk.json`. Composed words stand for those that a reader writes and the model has never seen.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _SCRIPTS = (
     *((0xE01, 0xE2E), (0x3041, 0x30FE), (0xAC00, 0xD7A3), (0x1F300, 0x1F64F)),
 )
 # There are few greetings, so the split must leave the commonest to training. With this name of their keys, it does.
-_contactILIES = {HELLO: "contact"}
+_FAMILIES = {HELLO: "chatting"}
 _SLOT = re.compile(r"\{(\w+)\}")
 
 
@@ -39,9 +39,10 @@ def unknown(author: Author) -> Exercise:
     return _exercise(author, UNKNOWN, "refusal")
 
 
-def refusals() -> list[str]:
-    """Return what the model answers, in each language, to what it does not know."""
-    return list(_talk()["refusal"].values())
+def declines(answer: str) -> bool:
+    """Return whether an answer begins as the model begins what it says to a question that it does not know."""
+    first_sentences = tuple(re.split("(?<=[.。])", text)[0] for text in _talk()["refusal"].values())
+    return answer.lstrip().startswith(first_sentences)
 
 
 def word(author: Author) -> str:
@@ -87,4 +88,4 @@ def _exercise(author: Author, kind: str, answer: str) -> Exercise:
     talk, language = _talk(), author.language
     text = filled(author, author.pick(talk[kind][language]))
     lead = talk["reasons"][kind][language]
-    return Exercise(text.lower(), kind, {"text": text}, lead, (), talk[answer][language], _contactILIES.get(kind))
+    return Exercise(text.lower(), kind, {"text": text}, lead, (), talk[answer][language], _FAMILIES.get(kind))

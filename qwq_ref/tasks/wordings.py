@@ -1,8 +1,7 @@
 """Wordings: how a problem of a kind is asked. The texts live in `wordings.json`.
 
-A kind has a few plain wordings, in which problems are asked unless somebody wants others. `freely` composes the words of
-readers: many more wordings, frames around an expression, other signs and spaces, names of numbers, polite openings and
-ends, and either case.
+Each kind has a few plain wordings. `freely` composes the words of readers: many more wordings, frames around an
+expression, other signs and spaces, names of numbers, polite openings and ends, and either case.
 """
 
 from __future__ import annotations
