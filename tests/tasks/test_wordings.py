@@ -94,7 +94,23 @@ def test_a_seed_decides_the_words():
 
 def test_readers_words_are_of_many_forms():
     prompts = [worded.prompt for category in ("sum", "times") for _, worded in reworded(category, 1500)]
-    for form in (" + ", "+", "plus", "加", "＋", "×", " x ", "times", "Please", "谢谢", "WHAT", "what", "=", "eight", "八"):
+    for form in (
+        " + ",
+        "+",
+        "plus",
+        "加",
+        "＋",
+        "×",
+        " x ",
+        "times",
+        "Please",
+        "谢谢",
+        "WHAT",
+        "what",
+        "=",
+        "eight",
+        "八",
+    ):
         assert any(form in prompt for prompt in prompts), form
     ends = {prompt[-1] for prompt in prompts}
     assert {"?", ".", "？", "。", "!"} <= ends

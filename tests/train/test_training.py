@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import subprocess
 import sys
 
@@ -62,7 +63,7 @@ def formatter(base):
 # --- documents and batches ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("category", tasks.CATEGORIES + tasks.HARDER)
+@pytest.mark.parametrize("category", tasks.CATEGORIES + tasks.HARDER + tasks.FURTHER)
 def test_documents_are_what_the_template_would_make(base, formatter, category):
     template = load_chat_template(base)
     for seed in range(4):
@@ -111,7 +112,20 @@ def test_no_problem_of_the_test_split_is_learnt(formatter, monkeypatch):
     corpus.texts(0, 200)
     assert len(seen) > 200
     assert {tasks.split(problem) for problem in seen} == {"train"}
-    assert {problem.category for problem in seen} == set(tasks.CATEGORIES)
+    assert {problem.category for problem in seen} == set(tasks.CATEGORIES + tasks.FURTHER)
+
+
+def test_prompts_are_in_plain_wordings_and_in_readers_words(formatter, monkeypatch):
+    said = []
+    true = Formatter.prompt
+    monkeypatch.setattr(Formatter, "prompt", lambda self, text: said.append(text) or true(self, text))
+    rng = np.random.default_rng(0)
+    for _ in range(400):
+        formatter.document("add3", Mixture(), rng)
+    plain = [
+        re.fullmatch(r"(What is|Compute|Find) \d+\+\d+[?.]|(计算|求)?\d+\+\d+(等于多少？|。)", text) for text in said
+    ]
+    assert abs(np.mean([match is None for match in plain]) - corpus.REWORDED) < 0.1
 
 
 @pytest.mark.parametrize("learn_prompts", [False, True])

@@ -1,0 +1,105 @@
+"""What a model makes of wordings that no training has seen: `wording_variants.json`, beside the trained wording.
+
+python -m tests.tools.wordings [-m MODEL] [-n PROBLEMS] [--seed N] [--json]
+
+Each variant asks PROBLEMS problems of the test split. The same problems are asked again in a plain wording, one of those
+that the table of the 23 categories uses. The sampling is the model's own.
+"""
+
+import argparse
+import json
+
+import numpy as np
+
+import qwq_ref
+from qwq_ref import tasks
+from qwq_ref.eval.accuracy import is_right
+from qwq_ref.eval.intervals import wilson_interval
+from qwq_ref.train.rollout import answers
+from tests.support.wordings import CATEGORIES_OF, asked, variants
+
+MAX_TOKENS = 250
+
+
+def drawn(kind, language, count, rng):
+    """Problems of one kind, from its categories in turn."""
+    found, names = [], CATEGORIES_OF.get(kind, (kind,))
+    while len(found) < count:
+        problem = tasks.sample(names[len(found) % len(names)], rng, "test", language)
+        if problem.kind == kind:
+            found.append(problem)
+    return found
+
+
+def right(model, problems, prompts, seed):
+    """-> for each problem, whether the answer to its prompt is right"""
+    said = answers(
+        model.config,
+        model.backend.tensors,
+        [model.prompt_ids(prompt) for prompt in prompts],
+        model.sampling(),
+        end_ids=model.defaults.eos_token_ids,
+        vocabulary=min(model.tokenizer.size, model.config.V),
+        max_tokens=MAX_TOKENS,
+        seed=seed,
+        workers=2,
+    )
+    texts = [(model.tokenizer.decode(answer.ids), answer.ended) for answer in said]
+    return [is_right(problem, *text) for problem, text in zip(problems, texts, strict=True)]
+
+
+def measure(model, n, seed):
+    """-> rows: kind, language, variants, problems, accuracy in the variants and in the plain wording, worst variant"""
+    rows = []
+    for kind, by_language in variants().items():
+        for language, wordings in by_language.items():
+            rng = np.random.default_rng([seed, *kind.encode(), *language.encode()])
+            problems = [problem for _ in wordings for problem in drawn(kind, language, n, rng)]
+            prompts = [asked(wordings[at // n], problem) for at, problem in enumerate(problems)]
+            varied = right(model, problems, prompts, seed)
+            plain = right(model, problems, [problem.prompt for problem in problems], seed)
+            each = [np.mean(varied[at : at + n]) for at in range(0, len(varied), n)]
+            worst = int(np.argmin(each))
+            rows.append(
+                {
+                    "kind": kind,
+                    "language": language,
+                    "variants": len(wordings),
+                    "n": len(problems),
+                    "variant": float(np.mean(varied)),
+                    "plain": float(np.mean(plain)),
+                    "worst": float(each[worst]),
+                    "worst_wording": wordings[worst],
+                    "below_half": [wording for wording, share in zip(wordings, each, strict=True) if share < 0.5],
+                }
+            )
+    return rows
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("-m", "--model", default="qwq-nano")
+    parser.add_argument("-n", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    rows = measure(qwq_ref.load(options.model, backend="numpy"), options.n, options.seed)
+    if options.json:
+        print(json.dumps(rows, ensure_ascii=False, indent=1))
+        return
+    print("| kind | language | variants | n | variants | plain | worst variant |\n|---|---|---|---|---|---|---|")
+    for row in rows:
+        print(
+            f"| {row['kind']} | {row['language']} | {row['variants']} | {row['n']} | {row['variant']:.1%} "
+            f"| {row['plain']:.1%} | {row['worst']:.0%} `{row['worst_wording']}` |"
+        )
+    for language in ("en", "zh"):
+        some = [row for row in rows if row["language"] == language]
+        count, n = sum(row["variants"] for row in some), sum(row["n"] for row in some)
+        varied, plain = (sum(row[name] * row["n"] for row in some) / n for name in ("variant", "plain"))
+        low, high = wilson_interval(round(varied * n), n)
+        print(f"{language}: {count} variants, {n} problems: {varied:.2%} ({low:.2%} - {high:.2%}), plain {plain:.2%}")
+
+
+if __name__ == "__main__":
+    main()
