@@ -2,7 +2,7 @@
 
 Every reasoning obeys the same rules, because a model of four layers must be able to write it token by token:
 
-- It restates the problem first, in one form, whatever the words of the question. All that follows can be copied from there.
+- It restates the problem first, in one form, whatever the words of the question. All that follows is copied from there.
 - A line follows from the line before it and from the numbers that it restates. Nothing is counted at a distance.
 - Each line writes down the state of the computation: a carry, a borrow, a running total, the rest of a list.
 - Digits come lowest first, with two digits where there can be two. A result grows at its front, so that its last form

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from qwq_ref import tasks
-from qwq_ref.eval import outputs
 from qwq_ref.tasks import wordings
 from qwq_ref.tasks.author import Author
 from tests.support.problems import ALL, numbers

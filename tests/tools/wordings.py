@@ -1,9 +1,9 @@
 """What a model makes of wordings that no training has seen: `wording_variants.json`, beside the trained wording.
 
-python -m tests.tools.wordings [-m MODEL] [-n PROBLEMS] [--seed N] [--json]
+python -m tests.tools.wordings [-m MODEL] [-n PROBLEMS] [--seed N] [--json | --sums]
 
-Each variant asks PROBLEMS problems of the test split. The same problems are asked again in a plain wording, one of those
-that the table of the 23 categories uses. The sampling is the model's own.
+Each variant asks PROBLEMS problems of the test split. The same problems are asked again in a plain wording, as in
+the table of the 23 categories. The sampling is the model's own. `--sums` measures sums of one and of two digits instead.
 """
 
 import argparse
@@ -76,14 +76,36 @@ def measure(model, n, seed):
     return rows
 
 
+def sums(model, n, seed):
+    """-> rows: digits, different problems, accuracy in the plain wordings and in the words that the corpus composes"""
+    rows = []
+    for digits, category in ((1, "sum"), (2, "addsub2")):
+        rng = np.random.default_rng([seed, digits])
+        problems = []
+        while len(problems) < n:
+            problem = tasks.sample(category, rng, "test")
+            if problem.kind == "sum" and {len(str(problem.slots[name])) for name in "ab"} == {digits}:
+                problems.append(problem)
+        worded = [tasks.reworded(problem, rng).prompt for problem in problems]
+        shares = [np.mean(right(model, problems, prompts, seed)) for prompts in ([p.prompt for p in problems], worded)]
+        rows.append((digits, len({problem.key for problem in problems}), *map(float, shares)))
+    return rows
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("-m", "--model", default="qwq-nano")
     parser.add_argument("-n", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--sums", action="store_true")
     options = parser.parse_args()
-    rows = measure(qwq_ref.load(options.model, backend="numpy"), options.n, options.seed)
+    model = qwq_ref.load(options.model, backend="numpy")
+    if options.sums:
+        for digits, different, plain, worded in sums(model, options.n, options.seed):
+            print(f"sums of {digits} digits: {different} problems, plain {plain:.2%}, in readers' words {worded:.2%}")
+        return
+    rows = measure(model, options.n, options.seed)
     if options.json:
         print(json.dumps(rows, ensure_ascii=False, indent=1))
         return
