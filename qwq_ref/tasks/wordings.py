@@ -90,7 +90,7 @@ def _formed(author: Author, kind: str, slots: Slots) -> dict[str, str]:
         formed["a"], formed["b"] = formed["b"], formed["a"]
     if sign := _SIGNS.get(kind):
         formed["op"] = _operator(author, sign)
-        if max(int(formed["a"]), int(formed["b"])) < 100 and author.chance(0.1):
+        if max(int(formed["a"]), int(formed["b"])) < 100 and author.chance(0.3):
             formed["a"], formed["b"] = (numeral(author, int(formed[name])) for name in "ab")
             formed["op"] = author.pick(_wordings()["words"][author.language][sign])
     for name, value in formed.items():

@@ -21,7 +21,7 @@ from .model import Batch
 
 # One round of categories. Those of many kinds or words come more often than the others.
 ROUND = (*tasks.CATEGORIES, *tasks.FURTHER, "sum", "short", "short", "unknown")
-REWORDED = 0.65  # the share of prompts in a reader's words; the others are in the plain wordings
+REWORDED = 0.75  # the share of prompts in a reader's words; the others are in the plain wordings
 
 
 @dataclass(frozen=True)
