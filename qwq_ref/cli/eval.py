@@ -73,13 +73,13 @@ def run(options: argparse.Namespace) -> int:
     require_output()
     set_threads(1)  # the worker threads use the cores
     choices = engine_choices(options)
-    from ..tasks import CATEGORIES, HARDER
+    from ..tasks import CATEGORIES, FURTHER, HARDER
 
     named = {None: [*CATEGORIES, *HARDER], "trained": list(CATEGORIES)}
     chosen = named[options.categories] if options.categories in named else options.categories.split(",")
+    there = (*CATEGORIES, *HARDER, *FURTHER)
     for name in chosen:
-        if name not in (*CATEGORIES, *HARDER):
-            there = (*CATEGORIES, *HARDER)
+        if name not in there:
             near = did_you_mean(name, (*there, "trained"))
             raise UsageError(None, "categories", f"there is no {name!r}{near}; there are {', '.join(there)}")
     model = _load(options, choices)

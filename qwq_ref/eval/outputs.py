@@ -12,8 +12,8 @@ _PERIODS = 3  # times that a tail must repeat to be a loop
 _TAIL = 24  # ids of such a tail, at least
 _LONGEST_PERIOD = 64
 _CJK = re.compile("[\u3000-\u303f\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff00-\uffef\U00020000-\U0003ffff]")
-# Parts that hold letters in any language: the markers, a box, mathematics, and a LaTeX command.
-_NEUTRAL = re.compile(r"</?think>|<\|\w+\|>|\\boxed\{[^{}]*\}|\$[^$]*\$|\\[A-Za-z]+")
+# Parts that hold letters in any language: the markers, a box, mathematics, a LaTeX command, and the model's name.
+_NEUTRAL = re.compile(r"qwq-nano|</?think>|<\|\w+\|>|\\boxed\{[^{}]*\}|\$[^$]*\$|\\[A-Za-z]+")
 _ENGLISH_WORD = re.compile(r"[A-Za-z]{3,}")
 
 
