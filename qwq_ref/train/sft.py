@@ -61,7 +61,7 @@ class Stage:
 
 STAGES = {
     "base": Stage(Mixture(loops=0.15, switches=0.15, learn_prompts=True), steps=1600, rate=3e-3),
-    "cold-start": Stage(Mixture(), steps=1480, rate=1.5e-3, rows=17, length=192, warmup=50, floor=0.02),
+    "cold-start": Stage(Mixture(), steps=1419, rate=1.5e-3, rows=17, length=192, warmup=50, floor=0.02),
 }
 
 
