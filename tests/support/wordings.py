@@ -1,10 +1,13 @@
 """The wording variants: how readers would ask, written apart from the corpus."""
 
+import functools
 import json
 import re
 
+from qwq_ref.tasks import wordings
 from tests.support.paths import ROOT
 
+TALK = ("greeting", "unknown")
 FILE = ROOT / "tests" / "train" / "wording_variants.json"
 # The categories that ask a kind, where it has not the name of its one category.
 CATEGORIES_OF = {
@@ -20,13 +23,45 @@ CATEGORIES_OF = {
 
 def variants():
     """-> kind -> language -> wordings with named places"""
+    data = _data()
+    return {
+        {"lookup": "recall"}.get(kind, kind): {language: data[language][kind] for language in data}
+        for kind in data["en"]
+        if kind not in TALK
+    }
+
+
+def talk(kind):
+    """Whole greetings, or whole questions that the model does not know: language -> texts"""
+    return {language: kinds[kind] for language, kinds in _data().items()}
+
+
+def _data():
     return json.loads(FILE.read_text("utf-8"))
 
 
 def asked(wording, problem):
-    return wording.format_map(problem.slots)
+    slots = dict(problem.slots)
+    if problem.kind == "chain_sum":
+        slots["numbers"] = str(slots["expression"]).replace("+", ",")
+    return wording.format_map(slots)
 
 
 def shape(wording):
     """A wording without case, spaces and punctuation, so that near twins are one."""
     return re.sub(r"[\s.,:;?!。，：；？！、\"']", "", wording.casefold())
+
+
+@functools.cache
+def corpus_shapes():
+    """The shapes of all wordings of the corpus, with every sign and word in the place of an operator."""
+    data = wordings._wordings()
+    signs = [data["signs"], *data["words"].values()]
+    operators = {name for by_sign in signs for names in by_sign.values() for name in names}
+    return {
+        shape(template.replace("{op}", name))
+        for kind in data["plain"]
+        for language in ("en", "zh")
+        for template in wordings.templates(kind, language)
+        for name in (operators if "{op}" in template else ("",))
+    }

@@ -3,7 +3,7 @@
 python -m tests.tools.wordings [-m MODEL] [-n PROBLEMS] [--seed N] [--json | --sums]
 
 Each variant asks PROBLEMS problems of the test split. The same problems are asked again in a plain wording, as in
-the table of the 23 categories. The sampling is the model's own. `--sums` measures sums of one and of two digits instead.
+the table of the 23 categories. The sampling is the model's own. `--sums` measures short sums instead.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from qwq_ref import tasks
 from qwq_ref.eval.accuracy import is_right
 from qwq_ref.eval.intervals import wilson_interval
 from qwq_ref.train.rollout import answers
-from tests.support.wordings import CATEGORIES_OF, asked, variants
+from tests.support.wordings import CATEGORIES_OF, asked, corpus_shapes, shape, talk, variants
 
 MAX_TOKENS = 250
 
@@ -59,6 +59,8 @@ def measure(model, n, seed):
             varied = right(model, problems, prompts, seed)
             plain = right(model, problems, [problem.prompt for problem in problems], seed)
             each = [np.mean(varied[at : at + n]) for at in range(0, len(varied), n)]
+            each_plain = [np.mean(plain[at : at + n]) for at in range(0, len(plain), n)]
+            is_new = [shape(wording) not in corpus_shapes() for wording in wordings]
             worst = int(np.argmin(each))
             rows.append(
                 {
@@ -71,9 +73,20 @@ def measure(model, n, seed):
                     "worst": float(each[worst]),
                     "worst_wording": wordings[worst],
                     "below_half": [wording for wording, share in zip(wordings, each, strict=True) if share < 0.5],
+                    "unseen": [float(share) for share, new in zip(each, is_new, strict=True) if new],
+                    "plain_unseen": [float(share) for share, new in zip(each_plain, is_new, strict=True) if new],
                 }
             )
     return rows
+
+
+def measure_talk(model, n, seed):
+    """-> (kind, language, questions, share of their answers that are the right one), each asked n times"""
+    for kind, category in (("greeting", "hello"), ("unknown", "unknown")):
+        for language, texts in talk(kind).items():
+            problem = tasks.generate(category, np.random.default_rng(seed), language)
+            prompts = [text for text in texts for _ in range(n)]
+            yield kind, language, len(texts), float(np.mean(right(model, [problem] * len(prompts), prompts, seed)))
 
 
 def sums(model, n, seed):
@@ -109,11 +122,11 @@ def main():
     if options.json:
         print(json.dumps(rows, ensure_ascii=False, indent=1))
         return
-    print("| kind | language | variants | n | variants | plain | worst variant |\n|---|---|---|---|---|---|---|")
+    print("| kind | language | variants | n | all variants | unseen | plain |\n|---|---|---|---|---|---|---|")
     for row in rows:
         print(
-            f"| {row['kind']} | {row['language']} | {row['variants']} | {row['n']} | {row['variant']:.1%} "
-            f"| {row['plain']:.1%} | {row['worst']:.0%} `{row['worst_wording']}` |"
+            f"| {row['kind']} | {row['language']} | {row['variants']} | {row['n']} | {row['variant']:.0%} "
+            f"| {np.mean(row['unseen']) if row['unseen'] else np.nan:.0%} | {row['plain']:.0%} |"
         )
     for language in ("en", "zh"):
         some = [row for row in rows if row["language"] == language]
@@ -121,6 +134,10 @@ def main():
         varied, plain = (sum(row[name] * row["n"] for row in some) / n for name in ("variant", "plain"))
         low, high = wilson_interval(round(varied * n), n)
         print(f"{language}: {count} variants, {n} problems: {varied:.2%} ({low:.2%} - {high:.2%}), plain {plain:.2%}")
+        new, same = (np.concatenate([row[name] for row in some]) for name in ("unseen", "plain_unseen"))
+        print(f"{language}: {len(new)} variants are not in the corpus: {new.mean():.2%}, plain {same.mean():.2%}")
+    for kind, language, count, share in measure_talk(model, options.n, options.seed):
+        print(f"{kind}, {language}: {count} questions, {share:.2%} answered as they should be")
 
 
 if __name__ == "__main__":
