@@ -130,8 +130,8 @@ def test_prompts_are_in_plain_wordings_and_in_readers_words(formatter, monkeypat
 
 @pytest.mark.parametrize("learn_prompts", [False, True])
 def test_a_batch_holds_whole_documents_and_learns_what_it_should(formatter, learn_prompts):
-    batch = corpus.batch(formatter, Mixture(learn_prompts=learn_prompts), np.random.default_rng(3), 6, 160)
-    assert {array.shape for array in batch} == {(6, 160)}
+    batch = corpus.batch(formatter, Mixture(learn_prompts=learn_prompts), np.random.default_rng(3), 6, 192)
+    assert {array.shape for array in batch} == {(6, 192)}
     assert (batch.segments > 0).mean() > 0.8
     for row in range(6):
         for number in range(1, batch.segments[row].max() + 1):
