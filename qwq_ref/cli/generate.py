@@ -238,7 +238,7 @@ class _Writer:
     def write(self, text: str, kind: str) -> None:
         if kind not in self.shown or not text:
             return
-        if self.kind == "thinking" and kind == "answer":
+        if self.kind not in (None, kind):  # a model may go back to its reasoning
             self.close()
             self.thinking_to.write("\n")
         stream = self.thinking_to if kind == "thinking" else sys.stdout

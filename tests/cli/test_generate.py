@@ -47,6 +47,14 @@ def test_blank_lines_before_the_answer_are_not_part_of_it(small):
     assert report(model)[0]["answer"] == "4\n5"
 
 
+def test_reasoning_after_an_answer_begins_on_a_line_of_its_own(small):
+    said = small.encode("one</think>ans<think>two</think>more", special=True)
+    model = model_that_says(small, said, Given(small.encode("<think>\n", special=True)))
+    status, out, err = command(model)[:3]
+    assert (status, out) == (0, "ans\nmore\n")
+    assert err.startswith("one\n\n\ntwo\n\n")
+
+
 def test_raw_text_keeps_its_blank_lines(small):
     model = model_that_says(small, small.encode("\n\n4\n5"), None)
     assert command(model, "--raw")[1] == "\n\n4\n5\n"
