@@ -21,7 +21,7 @@ Spelled = list[tuple[int, int, str]]
 class Conversation:
     """A conversation as plain data: JSON's types.
 
-    messages  the content of each is a string, or None beside `tool_calls`
+    messages  the content of each is a string, or None beside `tool_calls` or reasoning
     tools     JSON schemas, or None
     extra     further variables of the template
     spelled   numbers of a message and of its tool call, and the JSON text as which its arguments were given
@@ -69,9 +69,10 @@ def _message(message: Any, number: int, spelled: Spelled) -> Message:
                 problem = "is not text; this model reads nothing else"
                 raise TemplateError(None, f"{where}.content[{part_number}]", problem)
         content = "".join(part["text"] for part in content)
-    if not isinstance(content, str) and not (content is None and role == "assistant" and calls):
-        raise TemplateError(None, f"{where}.content", "must be a string or a list of text parts")
     reasoning = next((plain[name] for name in _REASONING if name in plain), None)
+    may_be_null = role == "assistant" and (calls or reasoning is not None)  # called, or ended inside its reasoning
+    if not isinstance(content, str) and not (content is None and may_be_null):
+        raise TemplateError(None, f"{where}.content", "must be a string or a list of text parts")
     if reasoning is not None:
         plain = {"thinking": reasoning, **plain, "reasoning_content": reasoning}
     return {**plain, "content": content}

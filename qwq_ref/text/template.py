@@ -75,8 +75,8 @@ class ChatTemplate:
         """Return the prompt as text, for people. Never encode it: a user's text could pass for control tokens.
 
         messages  dicts with `role` (system, user, assistant, tool) and `content`: a string, or a list of parts
-                  {"type": "text", "text": ...}, which are joined; an assistant's may be None beside `tool_calls`. The
-                  arguments of a call are an object, or its JSON text
+                  {"type": "text", "text": ...}, which are joined; an assistant's may be None beside `tool_calls` or
+                  `reasoning_content`. The arguments of a call are an object, or its JSON text
         tools     JSON schemas of functions; with a list, a template named tool_use comes first, if the model has one
         extra     further variables of the template
 

@@ -106,6 +106,20 @@ def test_added_tokens_are_those_of_transformers(write, name):
     assert ours.size == SIZE
 
 
+@pytest.mark.shared
+def test_real_markers_in_the_decoder_alone(real, real_folder, tmp_path):
+    """As QwQ-32B-AWQ was published."""
+    values = json.loads((real_folder / "tokenizer.json").read_text())
+    configuration = json.loads((real_folder / "tokenizer_config.json").read_text())
+    moved = {str(entry["id"]): entry for entry in values["added_tokens"]}
+    kept = [entry for entry in values["added_tokens"] if entry["id"] < 151665]
+    (tmp_path / "tokenizer.json").write_text(json.dumps({**values, "added_tokens": kept}))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({**configuration, "added_tokens_decoder": moved}))
+    ours = load_tokenizer(tmp_path, 152064)
+    assert (ours.added, ours.special, ours.size, ours.eos) == (real.added, real.special, real.size, 151645)
+    assert ours.encode("<think>a</think>", special=True) == real.encode("<think>a</think>", special=True)
+
+
 def test_a_token_of_the_vocabulary_that_no_merges_make_is_meant_as_an_added_token(write):
     values = copy.deepcopy(VALUES)
     values["model"]["vocab"]["<|end|>"] = SIZE

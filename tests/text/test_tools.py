@@ -72,6 +72,12 @@ def test_null_beside_no_call_is_refused(template):
             template.render([USER, {"role": "assistant", "content": None, **calls}])
 
 
+def test_null_beside_reasoning_is_an_answer_that_never_came(template):
+    for name in ("reasoning_content", "reasoning", "thinking"):
+        messages = [USER, {"role": "assistant", "content": None, name: "so"}, USER]
+        assert template.render(messages) == template.render([USER, {"role": "assistant", "content": ""}, USER])
+
+
 # --- Arguments as JSON text -------------------------------------------------------------------------------------------
 
 SPELLED = {
