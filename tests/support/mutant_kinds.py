@@ -194,6 +194,49 @@ class TokenizerKind(Kind):
         assert texts == [theirs.decode(each.ids, skip_special_tokens=False) for each in wanted]
 
 
+class BesideKind(Kind):
+    """The files beside tokenizer.json. Hugging Face numbers tokens anew, so the file itself is the reference."""
+
+    files = ("tokenizer_config.json", "added_tokens.json", "special_tokens_map.json")
+
+    def prepare(self):
+        entries = VALUES["added_tokens"]
+        (self.folder / "tokenizer.json").write_text(json.dumps({**VALUES, "added_tokens": entries[:-2]}))
+        self.decoder = {str(entry["id"]): {k: v for k, v in entry.items() if k != "id"} for entry in entries}
+        self.named = {"eos_token": "<|im_end|>", "pad_token": {"content": "<|endoftext|>", "special": True}}
+        self.named |= {"bos_token": None, "additional_special_tokens": ["<|im_start|>", {"content": "<|im_end|>"}]}
+        older = {entry["content"]: entry["id"] for entry in entries[-3:]}
+        (self.folder / "tokenizer_config.json").write_text(json.dumps(self.named))
+        (self.folder / "added_tokens.json").write_text(json.dumps(older))
+        (self.folder / "special_tokens_map.json").write_text(json.dumps(self.named))
+
+    def originals(self, name):
+        newer = {**self.named, "added_tokens_decoder": self.decoder, "extra_special_tokens": {"x_token": "<think>"}}
+        newer["chat_template"] = [{"name": "default", "template": "D"}, {"name": "tool_use", "template": "T"}]
+        return [self.sound_bytes[name], *([json.dumps(newer).encode()] if name == "tokenizer_config.json" else [])]
+
+    def read(self):
+        tokenizer, template = load_tokenizer(self.folder, SIZE + 5), load_chat_template(self.folder)
+        return tokenizer, template and (template.source, template.variables)
+
+    def check(self, answer, name, data):
+        """Each token has the id that a file gives it, and text of it comes back."""
+        values, given = json.loads(data.decode("utf-8-sig")), {}
+        tokenizer, _ = answer
+        if name == "added_tokens.json":
+            given = values
+        if name == "tokenizer_config.json":
+            given = {entry["content"]: int(key) for key, entry in (values.get("added_tokens_decoder") or {}).items()}
+        for token, identity in {**{e["content"]: e["id"] for e in VALUES["added_tokens"][:-2]}, **given}.items():
+            assert tokenizer.added[token] == identity
+            if token not in tokenizer.spellings:  # it is looked for in normalised text
+                continue
+            assert tokenizer.encode(f"a{token}", special=True)[-1] == identity or any(
+                token in other for other in tokenizer.spellings if other != token
+            )
+        assert tokenizer.decode(tokenizer.encode(SENTENCES[0])) == SENTENCES[0]
+
+
 class TemplateKind(Kind):
     files = ("chat_template.jinja",)
     mutate = staticmethod(mutants.of_template)
@@ -332,6 +375,7 @@ KINDS = {
     "config": ConfigKind,
     "generation-config": GenerationKind,
     "tokenizer": TokenizerKind,
+    "tokenizer-config": BesideKind,
     "template": TemplateKind,
     "safetensors": SafetensorsKind,
     "index": IndexKind,
