@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, settings
 
 from qwq_ref import core
 from tests.support import contracts
+from tests.support.hub_server import hub, local_hub  # noqa: F401
 from tests.support.shared_data import shared_data  # noqa: F401
 from tests.support.small_tokenizer import (  # noqa: F401
     folder,

@@ -15,6 +15,7 @@ from ..formats.names import CONFIG, GENERATION_CONFIG, packed_name
 from ..formats.packed import writing
 from ..formats.packed_folder import packed_files
 from ..forms import FORMS
+from ..host import disk
 from ..host.limits import cpus
 from ..text import FILES
 from .packing import packed_tensors
@@ -104,6 +105,6 @@ def _check_folder(folder: Path, source: Path, small: list[str]) -> None:
 
 
 def _check_room(folder: Path, needed: int) -> None:
-    room = shutil.disk_usage(next(place for place in (folder, *folder.absolute().parents) if place.exists())).free
-    if needed > room:
+    room = disk.free_bytes(folder)
+    if room is not None and needed > room:
         raise UsageError(folder, None, f"needs {human(needed)} on its disk, which has {human(room)} left")

@@ -2,7 +2,7 @@
 
 from .checkpoint import Checkpoint
 from .generation_config import GenerationConfig
-from .hub import resolve
+from .hub import Download, resolve
 from .source import Source, Tensors, open_source
 
-__all__ = ["Checkpoint", "GenerationConfig", "Source", "Tensors", "open_source", "resolve"]
+__all__ = ["Checkpoint", "Download", "GenerationConfig", "Source", "Tensors", "open_source", "resolve"]

@@ -128,25 +128,6 @@ def problem_of(names: Collection[str], values: Values) -> str | None:
     return "is empty" if not names else f"holds no model: there is no {CONFIG}"
 
 
-def snapshot(repository: Path, revision: str | None = None) -> Path | None:
-    """Return the snapshot of a revision in a repository's folder in the hub's cache, such as `models--owner--name`.
-
-    revision  a branch, a tag or a commit; None: main, or the only snapshot that is there
-    """
-    name = revision or "main"
-    try:
-        commit = (repository / "refs" / name).read_text("utf-8").strip()
-    except (OSError, ValueError):
-        commit = name
-    folder = repository / "snapshots" / commit
-    if commit and commit == os.path.basename(commit) and folder.is_dir():
-        return folder
-    if revision is None and (repository / "snapshots").is_dir():
-        folders = [each for each in (repository / "snapshots").iterdir() if each.is_dir()]
-        return folders[0] if len(folders) == 1 else None
-    return None
-
-
 def _names(folder: Path) -> list[str]:
     """Return the names in a folder, and those in its folders: `file`, `folder/`, `folder/file`."""
     names = []

@@ -1,13 +1,10 @@
-"""Checkpoints that Hugging Face wrote, read back to the bit; and finding them where Hugging Face puts them."""
+"""Checkpoints that Hugging Face wrote, read back to the bit."""
 
 import json
 import math
 import os
 import shutil
-import subprocess
-import sys
 import tracemalloc
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,18 +13,15 @@ from transformers import GenerationConfig as TheirGenerationConfig
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from qwq_ref.config import Config
-from qwq_ref.errors import CheckpointError
 from qwq_ref.formats import (
     Checkpoint,
     GenerationConfig,
-    resolve,
     safetensors,
 )
 from tests.support.models import config_values
 
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
-REVISION = "0123456789abcdef0123456789abcdef01234567"
 
 
 def random_model(dtype, tied=False, seed=0):
@@ -196,174 +190,3 @@ def test_generation_config_of_hugging_face(tmp_path):
     assert GenerationConfig.from_folder(tmp_path, config) == GenerationConfig(eos_token_ids=(5, 3), **theirs)
     TheirGenerationConfig(eos_token_id=5).save_pretrained(tmp_path)
     assert GenerationConfig.from_folder(tmp_path, config) == GenerationConfig((5,))
-
-
-# --- where models are ---
-
-
-@pytest.fixture
-def cache(tmp_path):
-    """-> (folder, model): owner/name, its main branch a sharded snapshot of links to blobs, as the hub makes it."""
-    repo = tmp_path / "cache/models--owner--name"
-    snapshot, blobs = repo / "snapshots" / REVISION, repo / "blobs"
-    snapshot.mkdir(parents=True)
-    blobs.mkdir()
-    model = save(tmp_path / "saved", shard_size="9KB")
-    for number, file in enumerate(sorted((tmp_path / "saved").iterdir())):
-        file.rename(blobs / f"{number:064x}")
-        (snapshot / file.name).symlink_to(Path("../../blobs") / f"{number:064x}")
-    (repo / "refs").mkdir()
-    (repo / "refs/main").write_text(REVISION)
-    return tmp_path / "cache", model
-
-
-def shard_of(cache):
-    return sorted(cache.glob("models--owner--name/snapshots/*/model-*.safetensors"))[0]
-
-
-@pytest.mark.parametrize("name", ["owner/name", "owner/name@main", f"owner/name@{REVISION}"])
-def test_hub_cache(cache, name):
-    folder = resolve(name, offline=True, cache_dir=cache[0])
-    assert folder == cache[0] / "models--owner--name/snapshots" / REVISION
-    assert (folder / "config.json").is_symlink()
-    with Checkpoint.open(folder) as checkpoint:
-        assert_holds(checkpoint, cache[1])
-
-
-@pytest.mark.parametrize("variable", ["HF_HOME", "HF_HUB_CACHE"])
-def test_hub_cache_by_environment(cache, variable):
-    """In a process of its own: huggingface_hub reads the environment when it is imported."""
-    place = cache[0]
-    if variable == "HF_HOME":
-        place = place.rename(place.parent / "hub").parent
-    code = "import sys, qwq_ref.formats as c; lazy = 'huggingface_hub' not in sys.modules; "
-    code += "assert lazy; print(c.resolve(sys.argv[1]))"
-
-    def run(model):
-        kept = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
-        env = kept | {variable: str(place), "HF_HUB_OFFLINE": "1"}
-        return subprocess.run([sys.executable, "-c", code, model], env=env, capture_output=True, text=True, timeout=60)
-
-    assert run("owner/name").stdout.strip().endswith(f"/models--owner--name/snapshots/{REVISION}")
-    last = run("owner/other").stderr.strip().splitlines()[-1]
-    assert "CheckpointError: owner/other: is not a folder, not a file, and not complete in the Hugging Face" in last
-    assert last.endswith("offline, so it was not downloaded")
-    assert str(place) in last
-
-
-def resolve_fails(name, words, **kwargs):
-    with pytest.raises(CheckpointError) as caught:
-        resolve(name, **kwargs)
-    assert caught.value.file == name
-    assert words in caught.value.problem
-    assert str(caught.value).isprintable()
-
-
-@pytest.mark.parametrize(
-    "name", ["owner/other", "owner/name@v2", "other/name", "owner/na--me", "owner/name@snapshots/x"]
-)
-def test_not_in_the_cache(cache, name):
-    resolve_fails(name, "is not a folder, not a file, and not complete in", offline=True, cache_dir=cache[0])
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "name",
-        "owner/name/more",
-        "../name",
-        "owner/..",
-        "owner/../name",
-        "/owner/name",
-        "./owner/name",
-        "owner/",
-        "/name",
-        "~/name",
-        "https://hub/owner/name",
-        "owner/name@",
-        "owner/na..me",
-        "owner/name@../../x",
-        "owner/name@main/../../../x",
-        "owner/name@/etc",
-        "owner/name@a@b",
-        "owner\\name",
-        "owner/na me",
-        "owner/name\n",
-        "owner/näme",
-        "owner/name\0",
-        "",
-    ],
-    ids=repr,
-)
-def test_not_a_hub_id(monkeypatch, name):
-    def never(*args, **kwargs):
-        raise AssertionError("the hub was asked")
-
-    monkeypatch.setattr("huggingface_hub.snapshot_download", never)
-    resolve_fails(name, "not a hub id")
-
-
-@pytest.mark.parametrize("lost", ["a shard", "the index", "config.json"])
-def test_incomplete_snapshot(cache, lost):
-    """Whoever has loaded only a tokenizer has a snapshot, but not the model."""
-    file = {"a shard": shard_of(cache[0]).name, "the index": "model.safetensors.index.json"}.get(lost, lost)
-    (shard_of(cache[0]).parent / file).unlink()
-    absent = "model.safetensors" if lost == "the index" else file
-    resolve_fails("owner/name", f"but without its {absent}; offline", offline=True, cache_dir=cache[0])
-
-
-def test_download(cache, monkeypatch, tmp_path):
-    """What is complete in the cache is not asked for again; what is not, is, unless offline."""
-    import huggingface_hub
-
-    cached, asked = huggingface_hub.snapshot_download, []
-
-    def download(repo, local_files_only, **kwargs):
-        if local_files_only:
-            return cached(repo, local_files_only=True, **kwargs)
-        asked.append((repo, kwargs["revision"]))
-        return str(tmp_path)
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-    assert resolve("owner/name", cache_dir=cache[0]).name == REVISION
-    assert asked == []
-    assert resolve("owner/other@v2", cache_dir=cache[0]) == tmp_path
-    shard_of(cache[0]).unlink()
-    assert resolve("owner/name", cache_dir=cache[0]) == tmp_path
-    assert asked == [("owner/other", "v2"), ("owner/name", None)]
-    resolve_fails("owner/name", "offline, so it was not downloaded", cache_dir=cache[0], offline=True)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    resolve_fails("owner/name", "offline, so it was not downloaded", cache_dir=cache[0])
-    assert len(asked) == 2
-
-
-@pytest.mark.parametrize("failure", [ConnectionError, RuntimeError])
-def test_download_fails(monkeypatch, tmp_path, failure):
-    import huggingface_hub
-
-    def download(repo, local_files_only, **kwargs):
-        raise FileNotFoundError if local_files_only else failure("first line\nsecond line")
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-    words = f"; the download failed ({failure.__name__}: first line)"
-    resolve_fails("owner/name", words, cache_dir=tmp_path)
-
-
-def test_local_paths(cache, tmp_path, monkeypatch):
-    """A folder wins over a hub id of the same name; a file needs a config.json beside it."""
-    monkeypatch.chdir(tmp_path)
-    local = tmp_path / "owner/name"
-    local.mkdir(parents=True)
-    assert resolve("owner/name", cache_dir=cache[0]) == Path("owner/name")
-    assert Config.from_file(resolve("qwq-32b") / "config.json").num_hidden_layers == 64  # shipped
-    (tmp_path / "qwq-32b").mkdir()
-    assert resolve("qwq-32b") == Path("qwq-32b")
-    assert resolve(local) == local
-    weights = local / "x.safetensors"
-    weights.write_bytes(b"")
-    resolve_fails(str(weights), "there is no config.json in its folder")
-    (local / "config.json").write_text("{}")
-    assert resolve(str(weights)) == weights
-    resolve_fails(str(local / "config.json"), "is neither a folder nor a .safetensors file")

@@ -8,7 +8,6 @@ from __future__ import annotations
 import importlib
 import math
 import os
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from ...errors import ConfigError, QwqError, UsageError
 from ...files import StrPath
 from ...footprint import human
 from ...formats.write import atomic_file
+from ...host import disk
 from .bindings import require_packages
 
 QUANTS = {"Q4_0": "MOSTLY_Q4_0", "Q4_K": "MOSTLY_Q4_K_M"}  # the file type under which llama-quantize writes each
@@ -105,9 +105,9 @@ def write_gguf(
     rng = np.random.default_rng(seed)
     pools = _Pools(rng)
     try:
-        free = shutil.disk_usage(path.parent).free
+        free = disk.free_bytes(path.parent)
         needed = gguf_bytes(config, quant) + _ROOM
-        if needed > free:
+        if free is not None and needed > free:
             raise QwqError(path, None, f"needs {human(needed)} of disk space, but {human(free)} are free")
         with atomic_file(path) as file:
             _write_header(file.name, config, quant, tensors)

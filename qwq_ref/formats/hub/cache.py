@@ -1,0 +1,106 @@
+"""The hub's cache on disk: repositories, their snapshots, and the files that a snapshot lacks.
+
+A repository is a folder `models--owner--name`. Its `refs/main` holds a commit, `snapshots/COMMIT` holds the files of
+that commit, and `.no_exist/COMMIT` holds an empty file for each name that the commit is known to lack.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from ...files import StrPath
+from ...text.names import FILES
+from ..checkpoint import read_index
+from ..names import CONFIG, GENERATION_CONFIG, INDEX, SINGLE, packed_form
+
+SMALL = (GENERATION_CONFIG, *FILES)  # files beside the weights and the config; a model can lack any
+
+_COMMIT = re.compile(r"\w[\w.-]{0,99}", re.ASCII)
+_MOST_IDS = 1000
+
+
+def root(cache_dir: StrPath | None) -> Path:
+    """Return the folder of the cache."""
+    from huggingface_hub import constants  # reads the environment, once
+
+    return Path(constants.HF_HUB_CACHE if cache_dir is None else cache_dir).expanduser()
+
+
+def repository(root: Path, repo: str) -> Path:
+    """Return the folder of a repository `owner/name`, which may not exist."""
+    return root / f"models--{repo.replace('/', '--')}"
+
+
+def is_repository(folder: Path) -> bool:
+    """Return whether a folder is a repository in the cache."""
+    return (folder / "snapshots").is_dir() and ((folder / "refs").is_dir() or (folder / "blobs").is_dir())
+
+
+def ids(root: Path) -> list[str]:
+    """Return the ids of the repositories in a cache."""
+    start = "models--"
+    try:
+        with os.scandir(root) as entries:
+            names = [entry.name for entry in itertools.islice(entries, _MOST_IDS)]
+    except OSError:
+        return []
+    return sorted(name.removeprefix(start).replace("--", "/", 1) for name in names if name.startswith(start))
+
+
+def snapshot(repository: Path, revision: str | None) -> Path | None:
+    """Return the snapshot of a revision: its folder, or None.
+
+    revision  a branch, a tag or a commit; None: main, or else the only snapshot that is there
+    """
+    name = revision or "main"
+    try:
+        commit = (repository / "refs" / name).read_text("utf-8").strip()
+    except (OSError, ValueError):
+        commit = name
+    folder = repository / "snapshots" / commit
+    if _COMMIT.fullmatch(commit) and folder.is_dir():
+        return folder
+    if revision is None and (repository / "snapshots").is_dir():
+        folders = [each for each in (repository / "snapshots").iterdir() if each.is_dir()]
+        return folders[0] if len(folders) == 1 else None
+    return None
+
+
+def absent(folder: Path, weights: bool) -> str | None:
+    """Return a file that a snapshot lacks, of those that are read; None if it is complete.
+
+    A program that loads only a tokenizer leaves such a snapshot, and so does an interrupted download.
+    """
+    names = [CONFIG]
+    if weights:
+        if (folder / SINGLE).exists():
+            names.append(SINGLE)
+        elif (folder / INDEX).exists():
+            names += sorted(set(read_index(folder / INDEX).values()))
+        elif not any(packed_form(file.name) and file.exists() for file in folder.iterdir()):
+            names.append(SINGLE)
+    return next((name for name in names if not (folder / name).exists()), None)
+
+
+def unasked(folder: Path) -> list[str]:
+    """Return the small files that a snapshot lacks, and that its commit is not known to lack."""
+    known = _known_absent(folder)
+    return [name for name in SMALL if not (folder / name).exists() and not (known / name).exists()]
+
+
+def remember_absent(folder: Path, names: Iterable[str]) -> None:
+    """Remember that the commit of a snapshot lacks these files, as the hub's library does. Failure has no effect."""
+    known = _known_absent(folder)
+    with contextlib.suppress(OSError):
+        known.mkdir(parents=True, exist_ok=True)
+        for name in names:
+            (known / name).touch()
+
+
+def _known_absent(folder: Path) -> Path:
+    return folder.parents[1] / ".no_exist" / folder.name

@@ -1,0 +1,239 @@
+"""Download a model from the Hugging Face hub: list what is read, check the disk, ask, fetch file by file.
+
+The hub's own library transfers and stores each file. One file follows another, in the calling thread: Ctrl-C ends the
+transfer at once, and loses at most the file that was being transferred.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ...config import Config
+from ...errors import CheckpointError, ConfigError, did_you_mean
+from ...files import StrPath, read_json
+from ...footprint import human
+from ...host import disk
+from .. import recognise
+from ..checkpoint import read_index
+from ..names import CONFIG, INDEX, SINGLE, packed_form
+from ..safetensors import DTYPES
+from . import cache
+from .reasons import UNKNOWN, reason
+
+_LISTING_SECONDS = 15
+_SMALL_SECONDS = 5  # for files that a model can do without
+
+
+@dataclass(frozen=True)
+class Download:
+    """A model that is to be downloaded.
+
+    name      as the user gave it
+    cache     the folder of the cache
+    files     name -> bytes of each file that is read; None where the hub does not tell
+    absent    the names of those that are not in the cache
+    config    the model's Config
+    dtypes    dtype -> bytes of the weights, as the hub tells them; empty where it does not
+    """
+
+    name: str
+    cache: Path
+    files: Mapping[str, int | None]
+    absent: tuple[str, ...]
+    config: Config
+    dtypes: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def nbytes(self) -> int:
+        """Return the bytes to download."""
+        return sum(self.files[name] or 0 for name in self.absent)
+
+
+Confirm = Callable[[Download], bool]
+
+
+class _FaultError(Exception):
+    """A request failed; `str` of it says why."""
+
+
+class Fetcher:
+    """The download of one model. `lacks` says what a snapshot in the cache lacks; empty where there is none."""
+
+    def __init__(
+        self,
+        name: str,
+        repo: str,
+        revision: str | None,
+        cache_dir: StrPath | None,
+        progress: Callable[[float], object] | None,
+    ) -> None:
+        self.name, self.repo, self.revision, self.lacks = name, repo, revision, ""
+        self.root = cache.root(cache_dir)
+        self.repository = cache.repository(self.root, repo)
+        self._options: dict[str, Any] = {} if progress is None else _bar(progress)
+
+    def fetch(self, weights: bool, confirm: Confirm | None) -> Path:
+        """Return the snapshot, downloaded. See `resolve`."""
+        try:
+            return self._fetch(weights, confirm)
+        except _FaultError as fault:
+            why = str(fault)
+            if why.startswith(UNKNOWN) and not self.lacks:
+                near = did_you_mean(self.name, cache.ids(self.root))
+                raise CheckpointError(self.name, None, f"is not a folder, not a file, and {why}{near}") from fault
+            raise CheckpointError(self.name, None, f"{self.lacks}cannot be downloaded: {why}") from fault
+
+    def _fetch(self, weights: bool, confirm: Confirm | None) -> Path:
+        listed = self._listing(self.revision, _LISTING_SECONDS)
+        names = {each.rfilename: each for each in listed.siblings or []}
+        folder = self._first(CONFIG, self.revision) if CONFIG in names else None
+        if folder is not None and folder.name != listed.sha:  # the branch moved between two requests
+            listed = self._listing(folder.name, _LISTING_SECONDS)
+            names = {each.rfilename: each for each in listed.siblings or []}
+        problem = recognise.problem_of(names, lambda name: self._values(folder, name))
+        if problem is not None and (weights or folder is None):
+            raise CheckpointError(self.name, None, problem)
+        assert folder is not None, "a list of files without a config is a problem"
+        try:
+            config = Config.from_file(folder / CONFIG)
+        except ConfigError as error:
+            raise ConfigError(f"{self.name}: {CONFIG}", error.field, error.problem) from None
+        if not weights:
+            return folder
+        read = [name for name in cache.SMALL if name in names]
+        read += self._weights(folder, names)
+        sizes = {name: names[name].size for name in (CONFIG, *read)}
+        absent = tuple(name for name in read if not self._is_here(folder, names[name]))
+        plan = Download(self.name, self.root, sizes, absent, config, _dtypes(listed))
+        self._check_disk(plan)
+        if any(name.endswith(".safetensors") for name in absent) and confirm is not None and not confirm(plan):
+            raise CheckpointError(self.name, None, f"was not downloaded ({human(plan.nbytes)})")
+        cache.remember_absent(folder, (name for name in cache.SMALL if name not in names))
+        self._fetch_all(plan, read, folder)
+        return folder
+
+    def add_small(self, folder: Path) -> None:
+        """Fetch the small files that a complete snapshot lacks, if the hub has them and answers at once."""
+        try:
+            listed = self._listing(folder.name, _SMALL_SECONDS)
+            names = {each.rfilename for each in listed.siblings or []}
+            wanted = cache.unasked(folder)
+            cache.remember_absent(folder, (name for name in wanted if name not in names))
+            for name in wanted:
+                if name in names:
+                    self._one(name, folder.name)
+        except _FaultError:
+            return
+
+    def _fetch_all(self, plan: Download, read: list[str], folder: Path) -> None:
+        name = ""
+        try:
+            for name in read:  # those in the cache, too: a new commit links the files of an old one
+                self._one(name, folder.name)
+        except _FaultError as fault:
+            raise CheckpointError(self.name, name, f"{fault}; {_kept(plan, folder)}") from fault
+        except KeyboardInterrupt as stop:
+            stop.add_note(_kept(plan, folder))
+            raise
+
+    def _weights(self, folder: Path, names: Mapping[str, Any]) -> list[str]:
+        """Return the files of weights that are read: one, or the shards of the index, or packed weights."""
+        if SINGLE in names:
+            return [SINGLE]
+        if INDEX not in names:
+            return sorted(filter(packed_form, names))
+        self._one(INDEX, folder.name)
+        shards = sorted(set(read_index(folder / INDEX).values()))
+        lost = next((shard for shard in shards if shard not in names), None)
+        if lost is not None:
+            raise CheckpointError(self.name, INDEX, f"names {lost}, which the hub does not have")
+        return [INDEX, *shards]
+
+    def _is_here(self, folder: Path, listed: Any) -> bool:
+        """Return whether a listed file is in the cache: in the snapshot, or as the blob of another one."""
+        blob = (listed.lfs or {}).get("sha256") or listed.blob_id or ""
+        return (folder / listed.rfilename).exists() or (bool(blob) and (self.repository / "blobs" / blob).exists())
+
+    def _check_disk(self, plan: Download) -> None:
+        free = disk.free_bytes(plan.cache)
+        if free is not None and plan.nbytes > free:
+            problem = f"needs {human(plan.nbytes)} on the disk of {plan.cache}, which has {human(free)} left"
+            raise CheckpointError(self.name, None, f"{problem}; HF_HOME names a folder on another disk")
+
+    def _values(self, folder: Path | None, name: str) -> Mapping[str, Any]:
+        """Return the object in a JSON file of the repository; empty if there is none."""
+        try:
+            return read_json((folder or self._first(name, self.revision)) / name, 1 << 20, CheckpointError)
+        except (CheckpointError, _FaultError):
+            return {}
+
+    def _first(self, name: str, revision: str | None) -> Path:
+        """Fetch a file of a branch or tag, which the cache remembers. Return the snapshot."""
+        return Path(self._one(name, revision)).parent
+
+    def _one(self, name: str, revision: str | None) -> str:
+        from huggingface_hub import hf_hub_download
+
+        options = self._options if "tqdm_class" in inspect.signature(hf_hub_download).parameters else {}
+        try:
+            return str(hf_hub_download(self.repo, name, revision=revision, cache_dir=str(self.root), **options))
+        except Exception as failure:
+            raise self._fault(failure) from failure
+
+    def _listing(self, revision: str | None, seconds: float) -> Any:
+        """Return the hub's answer with `sha` and `siblings`."""
+        from huggingface_hub import HfApi
+
+        try:
+            return HfApi().model_info(self.repo, revision=revision, files_metadata=True, timeout=seconds)
+        except Exception as failure:
+            raise self._fault(failure) from failure
+
+    def _fault(self, failure: Exception) -> _FaultError:
+        from huggingface_hub import constants
+
+        return _FaultError(reason(failure, self.repo, self.revision, constants.ENDPOINT))
+
+
+def _kept(plan: Download, folder: Path) -> str:
+    """Return how much of a download is in the cache."""
+    here = [name for name in plan.absent if (folder / name).exists()]
+    size = sum(plan.files[name] or 0 for name in here)
+    return (
+        f"{len(here)} of {len(plan.absent)} files ({human(size)} of {human(plan.nbytes)}) are in the cache, "
+        "and the next run fetches the rest"
+    )
+
+
+def _dtypes(listed: Any) -> dict[str, int]:
+    """Return the bytes of each dtype of the weights, as the hub counted them when they were uploaded."""
+    counts = getattr(getattr(listed, "safetensors", None), "parameters", None)
+    if not isinstance(counts, dict) or not all(type(count) is int and count > 0 for count in counts.values()):
+        return {}
+    return {name: count * DTYPES[name].itemsize for name, count in counts.items() if name in DTYPES}
+
+
+def _bar(progress: Callable[[float], object]) -> dict[str, Any]:
+    """Return the option of `hf_hub_download` that reports bytes to `progress`, and shows nothing."""
+    from tqdm import tqdm
+
+    class Silent(tqdm):  # type: ignore[misc]
+        def __init__(self, *args: Any, **options: Any) -> None:
+            options.pop("name", None)
+            super().__init__(*args, **options | {"disable": True})
+            self.update(options.get("initial") or 0)
+
+        def update(self, n: float | None = 1) -> None:
+            progress(n or 0)
+
+        def update_transfer(self, n: float | None = 1) -> None:
+            """Take bytes of the network, which are not those of the file: nothing is shown."""
+
+        def set_transfer_postfix_str(self, *_: Any, **__: Any) -> None:
+            """Take a speed: nothing is shown."""
+
+    return {"tqdm_class": Silent}
