@@ -69,5 +69,7 @@ def _step_bytes(config: Config, context: int) -> int:
 
 
 def human(size: float) -> str:
-    """Return bytes for people: in GiB, or in MiB below a tenth of one."""
-    return f"{size / 2**30:.2f} GiB" if size >= 2**30 / 10 else f"{size / 2**20:.2f} MiB"
+    """Return bytes for people: in GiB, or in the next smaller unit below a tenth of one."""
+    if size >= 2**30 / 10:
+        return f"{size / 2**30:.2f} GiB"
+    return f"{size / 2**20:.2f} MiB" if size >= 2**20 / 10 else f"{size / 2**10:.2f} KiB"

@@ -20,6 +20,7 @@ from ..host.memory import require
 from ..tables import definitions
 from .options import (
     DEFAULT_MODEL,
+    add_download_arguments,
     add_rope_arguments,
     check_isas,
     check_rope_options,
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from ..bench.ops import Op, Shape
     from ..bench.peers import Peers
     from ..engine.backends import Backend
+    from ..formats import Download
 
 _OUTPUTS = ("table", "md", "json", "csv")
 _MODELS_ONLY = (
@@ -70,6 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     models = parser.add_argument_group("models")
     models.add_argument("-m", "--model", help="a model on disk; default, without --shape: qwq-nano")
+    add_download_arguments(models)
     models.add_argument("--layers", type=count, metavar="N", help="number of layers of --shape; default: all")
     for short, name, default, what in (
         ("-p", "--n-prompt", "512", "prompt tokens (default 512; 0: none)"),
@@ -196,9 +199,12 @@ def _config(options: argparse.Namespace) -> tuple[str, Config]:
     given = options.shape or options.model or DEFAULT_MODEL
     if options.shape and given.endswith(".json"):
         name, config = Path(given).parent.name, Config.from_file(given)
+    elif options.shape:
+        name, config = Path(given).name, read_config(resolve(given, weights=False, offline=options.offline))
     else:
-        path = resolve(given)
-        name, config = path.name, read_config(path)
+        name, options.model = Path(given).name, given
+        options.model = _located(options)
+        config = read_config(options.model)
     if options.layers is not None:
         if not options.shape or not 1 <= options.layers <= config.L:
             raise UsageError(None, "layers", f"must be 1 to {config.L}, of a --shape, got {options.layers}")
@@ -207,6 +213,21 @@ def _config(options: argparse.Namespace) -> tuple[str, Config]:
         name += f", {options.layers} layer" + "s" * (options.layers > 1)
     rope = chosen_rope(options, config)
     return name, config if rope is None else dataclasses.replace(config, rope=rope)
+
+
+def _located(options: argparse.Namespace) -> Path:
+    """Return the folder or file of `--model`, which may be downloaded if each form fits in memory."""
+    from ..engine.loader import expected_memory
+    from .models import locate
+
+    context = max(test.depth + test.tokens for test in _tests(options))
+
+    def memory(model: Download) -> tuple[str, int]:
+        most = min(context, model.config.positions)
+        needs = [expected_memory(model, weights=weights, kv=kv, context=most) for weights, kv in _forms(options)]
+        return max(needs, key=lambda line_and_bytes: line_and_bytes[1])
+
+    return locate(options, memory)
 
 
 def _backend(options: argparse.Namespace, config: Config, weights: str, kv: str, tests: list[Trial]) -> Backend:
@@ -222,7 +243,7 @@ def _backend(options: argparse.Namespace, config: Config, weights: str, kv: str,
         raise UsageError(None, "n-depth", f"{context} tokens are more than the model's {config.positions} positions")
     if not options.shape:
         with progress_bar("loading", parameters(config), "weight") as progress:
-            model = load(options.model or DEFAULT_MODEL, weights=weights, kv=kv, context=context, rope=config.rope,
+            model = load(options.model, weights=weights, kv=kv, context=context, rope=config.rope,
                          progress=progress)  # fmt: skip
         return model.backend
     size = model_bytes(config, weights)

@@ -10,6 +10,7 @@ from ..errors import UsageError
 from ..forms import FORMS
 from .ending import kept
 from .options import (
+    add_download_arguments,
     add_model_argument,
     add_threads_argument,
     given_once,
@@ -27,22 +28,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("positional", nargs="?", metavar="FOLDER", help="the folder, without -o")
     parser.add_argument("--weights", **one_of(FORMS), default="q4", help="weight form; default: q4")
     add_threads_argument(parser)
-    parser.add_argument("--offline", action="store_true", help="download nothing")
+    add_download_arguments(parser)
 
 
 def run(options: argparse.Namespace) -> int:
     set_threads(1)  # BLAS is not used
     from ..engine.convert import convert
     from ..footprint import human, parameters
-    from ..formats import recognise, resolve
     from ..formats.checkpoint import read_config
+    from .models import locate
 
     folder = given_once(options, "folder")
     if folder is None:
         raise UsageError(None, "folder", "is missing: name the new folder with -o")
     require_core()
-    path = resolve(options.model, offline=options.offline)
-    recognise.require(path, options.model)
+    path = locate(options)
     config = read_config(path)
     with kept(lambda: "nothing was written"), progress_bar("packing", parameters(config), "weights") as progress:
         file = convert(

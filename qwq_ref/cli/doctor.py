@@ -1,9 +1,10 @@
-"""`qwq doctor`: what this machine can run of a model, how fast, and what to change. It downloads nothing."""
+"""`qwq doctor`: what this machine can run of a model, how fast, and what to change. It downloads configs at most."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -48,13 +49,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-m", "--model", action="append", help=what.replace(" (the default)", ""))
     parser.add_argument("-t", "--threads", type=threads, metavar="N", help="threads; default: one for each usable CPU")
     parser.add_argument("--isa", metavar="NAME", help="instruction set, such as avx2; default: QWQ_ISA, or the fastest")
+    parser.add_argument("--offline", action="store_true", help="fetch no config of the hub")
     parser.add_argument("--json", action="store_true", help="print JSON, with exact numbers")
 
 
 def run(options: argparse.Namespace) -> int:
     require_output()
     set_threads(1)  # BLAS has no part in this
-    models = [_read(name) for name in options.model or (_REAL[0], DEFAULT_MODEL)]
+    models = [_read(name, options.offline) for name in options.model or (_REAL[0], DEFAULT_MODEL)]
     from ..bench.speed import SAMPLES
 
     with progress_bar("measuring", SAMPLES, "round") as progress:
@@ -66,12 +68,13 @@ def run(options: argparse.Namespace) -> int:
     return 0 if any(model["best"] for model in facts["models"]) else 1
 
 
-def _read(name: str) -> Asked:
+def _read(name: str, offline: bool) -> Asked:
     from .models import find
 
-    found = find(name, offline=True)
+    found = find(name, offline)
     if not found.dtypes and not found.packed:  # Qwen2 models are published in bfloat16
-        run_as = _REAL[1] if name == _REAL[0] else "FOLDER_OR_HUB_ID"
+        unknown = name if "/" in name and not os.path.lexists(name) else "FOLDER_OR_HUB_ID"
+        run_as = _REAL[1] if name == _REAL[0] else unknown
         return Asked(name, run_as, found.config, {"BF16": 0})
     run_as = str(found.path) if name.endswith(".json") else name
     return Asked(name, run_as, found.config, found.dtypes, tuple(found.packed))

@@ -8,10 +8,12 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+from ..config import Config
 from ..errors import UsageError, did_you_mean
 from ..forms import FORMS, KV_FORMS
 from ..tables import Table
 from .options import (
+    add_download_arguments,
     add_engine_arguments,
     add_model_argument,
     engine_choices,
@@ -64,7 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-tokens", type=count, default=400, metavar="N", help="most tokens of an answer (default 400)"
     )
-    parser.add_argument("--offline", action="store_true", help="download nothing")
+    add_download_arguments(parser)
     parser.add_argument("--json", action="store_true", help="as JSON")
     add_engine_arguments(parser)
 
@@ -226,14 +228,17 @@ def _pairs_row(pairs: Pairs) -> str:
 
 
 def _load(options: argparse.Namespace, choices: dict[str, Any]) -> Model:
-    from ..engine.loader import load
-    from ..formats import recognise, resolve
+    from ..engine.loader import expected_memory, load
     from ..formats.checkpoint import read_config
+    from .models import locate
 
-    path = resolve(options.model, offline=options.offline)
-    recognise.require(path, options.model)
-    config = read_config(path)
-    context = min(config.positions, _PROMPT + options.max_tokens)
+    def context_of(config: Config) -> int:
+        most: int = _PROMPT + options.max_tokens
+        return min(config.positions, most)
+
+    needed = {name: choices[name] for name in ("backend", "weights", "kv")}
+    path = locate(options, lambda model: expected_memory(model, context=context_of(model.config), **needed))
+    context = context_of(read_config(path))
     # Each worker has a sequence of its own, on one thread.
     model = load(path, **choices | {"threads": 1}, context=context, offline=options.offline, text=True)
     if model.backend.tensors is not None and model.config.sliding_window is not None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import functools
 import re
 import sys
 from typing import TYPE_CHECKING
@@ -12,6 +14,7 @@ from ..host.limits import cpu_quota, cpus
 from .ending import kept
 from .hints import print_hint
 from .options import (
+    add_download_arguments,
     add_engine_arguments,
     add_model_argument,
     add_prompt_arguments,
@@ -34,6 +37,7 @@ if TYPE_CHECKING:
 
 _LARGE = 1 << 30  # bytes of a model, whose memory is announced even without -v
 _DIM, _PLAIN = "\x1b[2m", "\x1b[0m"
+_SAMPLING = ("temperature", "top_k", "top_p", "min_p", "presence_penalty", "repetition_penalty", "steps")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -57,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--raw", action="store_true", help="continue the prompt as plain text, without chat template")
     parser.add_argument("--chat-template-file", metavar="FILE", help="a Jinja template instead of the model's own")
-    parser.add_argument("--offline", action="store_true", help="download nothing")
+    add_download_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object at the end, and no stream of text")
     sampling = parser.add_argument_group("sampling", "Defaults come from the model's generation_config.json.")
     sampling.add_argument(
@@ -142,13 +146,14 @@ def run(options: argparse.Namespace) -> int:
         start_templates()
 
     from .. import core
-    from ..engine.loader import load
+    from ..engine.loader import expected_memory, load
     from ..footprint import parameters
-    from ..formats import recognise, resolve
     from ..formats.checkpoint import read_config
+    from .models import locate
 
-    path = resolve(options.model, offline=options.offline)
-    recognise.require(path, options.model)
+    rope = functools.cache(functools.partial(chosen_rope, options))  # says what it assumes, once
+    needed = {"context": options.ctx_size, **{name: choices[name] for name in ("backend", "weights", "kv")}}
+    path = locate(options, lambda model: expected_memory(model, rope=rope(model.config), **needed))
     config = read_config(path)
 
     def announce(line: str, size: int) -> None:
@@ -163,7 +168,7 @@ def run(options: argparse.Namespace) -> int:
             path,
             **choices,
             context=options.ctx_size,
-            rope=chosen_rope(options, config),
+            rope=rope(config),
             chat_template=options.chat_template_file,
             offline=options.offline,
             text=True,
@@ -178,7 +183,21 @@ def run(options: argparse.Namespace) -> int:
         names = {identity: token for token, identity in model.tokenizer.added.items()}
         ends = [f"{names.get(identity, '')} {identity} ({of})".lstrip() for identity, of in model.end_tokens.items()]
         print(f"end tokens: {', '.join(ends) or 'none'}", file=sys.stderr)
+    _announce_sampling(options, model)
     return _answer(options, model, prompt)
+
+
+def _announce_sampling(options: argparse.Namespace, model: Model) -> None:
+    """Print with -v how tokens are drawn; without -v if a file that should tell it is missing, and so surprises."""
+    is_there = model.defaults.path is not None
+    how = dataclasses.asdict(model.sampling(**{name: getattr(options, name) for name in _SAMPLING}))
+    if not is_there and options.temperature is None:
+        what = "there is no generation_config.json: each token is the likeliest one; --temp X draws"
+        print(f"qwq: {what}", file=sys.stderr)
+    if options.verbose:
+        values = ", ".join(f"{name.replace('_', '-')} {value:g}" for name, value in how.items() if name != "steps")
+        sources = ["generation_config.json"] * is_there + ["the command line"] * bool(options.typed & {*_SAMPLING})
+        print(f"sampling: {values}; from {' and '.join(sources or ['defaults'])}", file=sys.stderr)
 
 
 def _answer(options: argparse.Namespace, model: Model, prompt: str) -> int:
@@ -190,13 +209,7 @@ def _answer(options: argparse.Namespace, model: Model, prompt: str) -> int:
         seed=options.seed,
         think_budget=options.think_budget,
         progress=lambda count: bar(count),
-        temperature=options.temperature,
-        top_k=options.top_k,
-        top_p=options.top_p,
-        min_p=options.min_p,
-        presence_penalty=options.presence_penalty,
-        repetition_penalty=options.repetition_penalty,
-        steps=options.steps,
+        **{name: getattr(options, name) for name in _SAMPLING},
     )
     run, texts, writer = generation.run, {"thinking": "", "answer": ""}, _Writer(options)
     stopped: KeyboardInterrupt | QwqError | None = None

@@ -16,6 +16,7 @@ from ..host.limits import cpus
 from ..tables import definitions
 from .ending import kept
 from .options import (
+    add_download_arguments,
     add_model_argument,
     add_prompt_arguments,
     add_rope_arguments,
@@ -59,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-memory", type=size, metavar="SIZE", help="most memory to use, such as 8G; default: all that is free"
     )
     record.add_argument("--include-weights", action="store_true", help="put the model into the pack; for small models")
-    record.add_argument("--offline", action="store_true", help="download nothing")
+    add_download_arguments(record)
     add_rope_arguments(record)
 
     compare = commands.add_parser("compare", help="compare tensors with a pack", description=_compare.__doc__)
@@ -73,6 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     compare.add_argument(
         "-m", "--model", help="the model, if it is not in the pack; with weights, more causes can be named"
     )
+    add_download_arguments(compare)
     compare.add_argument("--map", metavar="FILE", help="a YAML or JSON file that maps names (docs/adapters.md)")
     compare.add_argument(
         "--precision",
@@ -118,11 +120,12 @@ def run(options: argparse.Namespace) -> int:
 def _record(options: argparse.Namespace) -> int:
     """Record a golden pack in one pass over the weights. The model need not fit in memory."""
     from .. import footprint
-    from ..formats import Checkpoint, resolve
+    from ..formats import Checkpoint
     from ..oracle import record
+    from .models import locate
 
     check_rope_options(options)
-    path = resolve(options.model, offline=options.offline)
+    path = locate(options)
     folder = path if path.is_dir() else path.parent
     with Checkpoint.open(path) as checkpoint:
         rope = chosen_rope(options, checkpoint.config)
@@ -159,13 +162,14 @@ def _compare(options: argparse.Namespace) -> int:
     it. Exit status: 0 no divergence, 3 a divergence, 1 broken input, 2 wrong use."""
     from ..oracle import compare
     from ..oracle.packs.vectors import is_vectors
+    from .models import locate
 
     if is_vectors(options.golden):
         return _compare_vectors(options)
     report = compare(
         options.golden,
         options.theirs,
-        model=options.model,
+        model=None if options.model is None else locate(options),
         precision=_pairs(options.precision, "") or None,
         name_map=options.map,
         explain=not options.no_explain,

@@ -14,7 +14,15 @@ from ..errors import UsageError
 from ..footprint import human
 from ..forms import FORMS, KV_FORMS
 from ..tables import Table
-from .options import DEFAULT_MODEL, MODELS, add_rope_arguments, check_rope_options, chosen_rope, given_once
+from .options import (
+    DEFAULT_MODEL,
+    MODELS,
+    add_download_arguments,
+    add_rope_arguments,
+    check_rope_options,
+    chosen_rope,
+    given_once,
+)
 from .progress import progress_bar
 from .values import context_size
 
@@ -31,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "-c", "--ctx-size", type=context_size, action="append", metavar="N", help="show this context; may be repeated"
     )
     parser.add_argument("--check", action="store_true", help="read every weight; fail at a NaN or an infinity")
-    parser.add_argument("--offline", action="store_true", help="download nothing")
+    add_download_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print JSON, with exact numbers")
     add_rope_arguments(parser)
 
@@ -40,9 +48,12 @@ def run(options: argparse.Namespace) -> int:
     contexts = tuple(options.ctx_size or _CONTEXTS)
     check_rope_options(options)
     options.model = given_once(options, "model", DEFAULT_MODEL)
-    from .models import find
+    from .models import find, locate
 
     found = find(options.model, options.offline)
+    if options.check and found.partial:
+        locate(options)
+        found = find(options.model, options.offline)
     if options.check:
         _check(options.model, found)
     rope = chosen_rope(options, found.config)

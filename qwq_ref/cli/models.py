@@ -1,47 +1,68 @@
-"""Find the model that a user names, for commands that read its config and never load its weights."""
+"""Find the model that a user names. Before a download, list its files, compare with memory, and ask."""
 
 from __future__ import annotations
 
+import argparse
+import contextlib
 import os
-from collections.abc import Mapping
+import re
+import sys
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TextIO
 
 from ..config import Config
 from ..engine.fit import available_forms
-from ..formats import open_source, resolve
+from ..errors import CheckpointError, UsageError
+from ..footprint import human
+from ..formats import Download, open_source, recognise, resolve
 from ..formats.names import CONFIG, INDEX
 from ..formats.packed import PackedFile
 from ..formats.packed_folder import packed_files
+from ..tables import Table
+from .progress import progress_bar
+
+_LARGE = 4 << 30  # bytes of a download, to which Enter says no
+_SHARD = re.compile(r"model-\d+-of-(\d+)\.safetensors")
+
+# From a download to the line and the bytes of the memory that it will need. Raises MemoryLimitError.
+Memory = Callable[[Download], tuple[str, int]]
 
 
 @dataclass(frozen=True)
 class Found:
     """A model's config, and the weights beside it.
 
-    path    the checkpoint's or packed weights' folder or file, or the config.json
-    dtypes  dtype -> bytes of a checkpoint's tensors; empty where there is no checkpoint
-    packed  weight form -> bytes of its packed tensors; empty where there are none
+    path     the checkpoint's or packed weights' folder or file, or the config.json
+    dtypes   dtype -> bytes of a checkpoint's tensors; empty where there is no checkpoint
+    packed   weight form -> bytes of its packed tensors; empty where there are none
+    partial  whether the hub may have weights that are not in the cache
     """
 
     path: Path
     config: Config
     dtypes: Mapping[str, int] = field(default_factory=dict)
     packed: Mapping[str, int] = field(default_factory=dict)
+    partial: bool = False
 
 
 def find(model: str, offline: bool) -> Found:
     """Find a model by a config.json, or by a name that `formats.resolve` takes, and read headers only.
 
     A config.json stands for itself, or for the folder of packed weights that it is in: this model has no other forms.
-    Raises CheckpointError, ConfigError.
+    Of a model of the hub that is not in the cache, the config alone is fetched. Raises CheckpointError, ConfigError.
     """
     if model.endswith(".json"):
         file = Path(model)
         if file.name != CONFIG or not file.is_file() or not packed_files(file.parent):
             return Found(file, Config.from_file(model))
         model = os.fspath(file.parent)
-    path = resolve(model, offline=offline)
+    path = resolve(model, offline=offline, weights=False)
+    try:
+        path = resolve(model, offline=True)
+    except CheckpointError:  # of the hub, and only a part of it is in the cache
+        return Found(path / CONFIG, Config.from_file(path / CONFIG), partial=True)
     if path.is_dir() and not (path / INDEX).exists() and not any(path.glob("*.safetensors")):
         return Found(path / CONFIG, Config.from_file(path / CONFIG))
     with open_source(path) as source:
@@ -53,3 +74,90 @@ def _bytes(file: Path) -> int:
     """Return the bytes of the tensors in a packed file. Raises CheckpointError."""
     with PackedFile(file) as packed:
         return sum(stored.nbytes for stored in packed.weights.values())
+
+
+# --- Downloads -------------------------------------------------------------------------------------------------------
+
+
+def locate(options: argparse.Namespace, memory: Memory | None = None) -> Path:
+    """Return the folder or file of the model that `--model` names, with its weights, which may be downloaded.
+
+    memory  what the command will need; None: the command never holds the weights
+
+    Raises a QwqError, also for a download that the user did not agree to.
+    """
+    if not options.verbose:  # the library would print each of its tries
+        os.environ.setdefault("HF_HUB_VERBOSITY", "error")
+    with contextlib.ExitStack() as stack:
+        told: list[Callable[[float], object]] = []
+
+        def confirm(download: Download) -> bool:
+            print(_table(download), file=sys.stderr)
+            if memory is not None:
+                print(f"memory: {memory(download)[0]}", file=sys.stderr)
+            agreed = options.yes or _ask(download)
+            if agreed:
+                told.append(stack.enter_context(progress_bar("downloading", download.nbytes, "B")))
+            return agreed
+
+        path = resolve(
+            options.model, offline=options.offline, confirm=confirm, progress=lambda n: [each(n) for each in told]
+        )
+    recognise.require(path, options.model)
+    return path
+
+
+def _table(download: Download) -> str:
+    """Return the files that will be read, and their sizes. The shards of a checkpoint are one row."""
+    groups: dict[str, list[str]] = {}
+    for name in download.files:
+        match = _SHARD.fullmatch(name)
+        groups.setdefault(f"model-*-of-{match[1]}.safetensors" if match else name, []).append(name)
+    groups["total"] = list(download.files)
+    rows = []
+    for group, names in groups.items():
+        absent = [name for name in names if name in download.absent]
+        rows.append((group, str(len(names)), _sum(download, names), _sum(download, absent) if absent else "-"))
+    table = Table(["file", "files", "size", "to download"], "<>>>").text(rows)
+    return f"{download.name}: what will be read, and the cache is {download.cache}\n{table}"
+
+
+def _sum(download: Download, names: list[str]) -> str:
+    sizes = [download.files[name] for name in names]
+    return "unknown" if None in sizes else human(sum(size or 0 for size in sizes))
+
+
+def _ask(download: Download) -> bool:
+    """Ask on the terminal, also if standard input is a pipe. Raises UsageError if nobody can answer."""
+    size = human(download.nbytes)
+    with contextlib.ExitStack() as stack:
+        terminal = _terminal(stack)
+        if terminal is None:
+            raise UsageError(download.name, None, f"is not in the cache; --yes downloads it ({size})")
+        large = download.nbytes >= _LARGE
+        for _ in range(3):
+            print(f"Download {size}? [{'y/N' if large else 'Y/n'}] ", end="", file=sys.stderr, flush=True)
+            try:
+                answer = terminal.readline()
+            except KeyboardInterrupt:
+                print(file=sys.stderr)
+                raise
+            if not answer:  # Ctrl-D
+                print(file=sys.stderr)
+                return False
+            if (word := answer.strip().lower()) in ("", "y", "yes", "n", "no"):
+                return word.startswith("y") if word else not large
+        return False
+
+
+def _terminal(stack: contextlib.ExitStack) -> TextIO | None:
+    """Return the user's keyboard, if they can see a question: None for a command in the background or a script."""
+    if not sys.stderr.isatty():
+        return None
+    try:
+        terminal = os.fdopen(os.open("/dev/tty", os.O_RDONLY), encoding="utf-8", errors="replace")
+        stack.enter_context(terminal)
+        in_front = os.tcgetpgrp(terminal.fileno()) == os.getpgrp()
+    except OSError:
+        return sys.stdin if sys.stdin is not None and sys.stdin.isatty() else None
+    return terminal if in_front else None

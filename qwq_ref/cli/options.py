@@ -32,6 +32,12 @@ def add_model_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-m", "--model", default=DEFAULT_MODEL, help=MODELS)
 
 
+def add_download_arguments(parser: Any) -> None:
+    """Add the options that `models.locate` reads to a parser or a group of options."""
+    parser.add_argument("--offline", action="store_true", help="download nothing")
+    parser.add_argument("-y", "--yes", action="store_true", help="download a model of the hub without a question")
+
+
 def given_once(options: argparse.Namespace, dest: str, default: str | None = None) -> str | None:
     """Return the value of an option that may also be given as a word without it. Raises UsageError for both."""
     given = [value for value in (getattr(options, dest), options.positional) if value is not None]

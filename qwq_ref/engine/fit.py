@@ -10,7 +10,7 @@ import numpy as np
 from .. import footprint
 from ..config import Config
 from ..errors import MemoryLimitError, UsageError
-from ..forms import FORMS
+from ..forms import FORMS, KV_FORMS
 from ..host import memory
 from .backends.core import CHUNK
 from .backends.numpy import CHUNK as NUMPY_CHUNK
@@ -69,13 +69,19 @@ def candidates(stored: Mapping[str, int], packed: Sequence[str] = ()) -> list[st
 
 
 def fitting_forms(
-    config: Config, forms: Sequence[str], kv: str | None, context: int | None, model: str | os.PathLike[str]
+    config: Config,
+    forms: Sequence[str],
+    kv: str | None,
+    context: int | None,
+    model: str | os.PathLike[str],
+    others: Sequence[str] = (),
 ) -> tuple[str, str, int]:
     """Return the first weight form that fits, its cache form, and the context.
 
     forms    to try, in this order
     kv       None: the cache form that goes with each
     context  None: `least_context` must fit, and the result is as large as memory allows
+    others   more forms that the model can be loaded in, which an error may advise
 
     Raises MemoryLimitError, UsageError.
     """
@@ -83,10 +89,26 @@ def fitting_forms(
         cache = kv or FORMS[form].kv
         try:
             return form, cache, fitting_context(config, context, model, core_needs(config, form, cache))
-        except MemoryLimitError:
+        except MemoryLimitError as error:
             if form == forms[-1]:
-                raise
+                advice = _advice(config, [*forms, *others], context)
+                raise MemoryLimitError(error.file, error.field, f"{error.problem}{advice}") from None
     raise AssertionError("there is always a candidate")
+
+
+def _advice(config: Config, forms: Sequence[str], context: int | None) -> str:
+    """Return the end of an error: the choice that fits, with the wanted context if possible; "" if none fits."""
+    available, best = memory.available_bytes(), None
+    for form in FORMS:
+        for kv in (FORMS[form].kv, KV_FORMS[-1]):
+            if form in forms:
+                largest = largest_context(config, core_needs(config, form, kv), available)
+                if largest >= (context or least_context(config)):
+                    return f"; weights {form} with KV cache {kv} fit"
+                best = (largest, form, kv) if best is None else max(best, (largest, form, kv))
+    if best is None or best[0] < 1:
+        return ""
+    return f"; weights {best[1]} with KV cache {best[2]} and a context of {best[0]} tokens fit"
 
 
 def fitting_context(config: Config, context: int | None, model: str | os.PathLike[str], needs: Needs) -> int:

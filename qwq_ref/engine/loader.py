@@ -13,7 +13,7 @@ from ..config import Config, Rope
 from ..core.magnitude import check_finite
 from ..errors import UsageError
 from ..footprint import human
-from ..formats import Tensors, open_source, recognise, resolve
+from ..formats import Confirm, Download, Tensors, open_source, recognise, resolve
 from ..forms import FORMS, KV_FORMS
 from ..host import memory
 from ..host.limits import cpus
@@ -28,6 +28,7 @@ from .packing import read_model
 from .tokens import find_tokenizer, no_tokenizer
 
 Announce = Callable[[str, int], object]
+_NUMPY = "numpy, weights fp32, KV cache fp32"
 
 
 def load(
@@ -42,6 +43,7 @@ def load(
     rope: Rope | None = None,
     chat_template: str | os.PathLike[str] | None = None,
     offline: bool = False,
+    confirm: Confirm | None = None,
     text: bool = False,
     progress: Progress | None = None,
     announce: Announce | None = None,
@@ -57,6 +59,8 @@ def load(
     rope           a position embedding that replaces the config's, such as YaRN
     chat_template  a Jinja file that replaces the checkpoint's template
     offline        download nothing
+    confirm        called with a `formats.Download` before weights are downloaded, if they will fit in memory; a false
+                   result refuses. None: download them
     text           refuse a folder without a tokenizer; such a model only computes logits of token ids
     progress       called with the number of weights read since its last call, of `footprint.parameters`
     announce       called before any weight is read with a line that lists the memory needed, and its sum in bytes
@@ -66,7 +70,12 @@ def load(
     """
     backend = backend or ("core" if core.available() else "numpy")
     _check_choices(backend, weights, kv, threads)
-    path = resolve(model, offline=offline)
+
+    def agreed(download: Download) -> bool:
+        expected_memory(download, weights=weights, kv=kv, backend=backend, context=context, rope=rope)
+        return confirm is None or confirm(download)
+
+    path = resolve(model, offline=offline, confirm=agreed)
     recognise.require(path, model)
     with open_source(path) as source:
         config = source.config if rope is None else dataclasses.replace(source.config, rope=rope)
@@ -87,8 +96,9 @@ def load(
                 raise UsageError(path, "weights", f"{weights} are not here; {', '.join(forms)} are")
             isa = core.chosen_isa(isa)
             threads = threads or cpus()
-            form, kv, context = fitting_forms(config, [weights] if weights else forms, kv, context, model)
-            _announce(announce, f"weights {form}, KV cache {kv}", context, core_needs(config, form, kv))
+            form, kv, context = fitting_forms(config, [weights] if weights else forms, kv, context, model, forms)
+            if announce is not None:
+                announce(*_memory_line(f"weights {form}, KV cache {kv}", context, core_needs(config, form, kv)))
             made = CoreBackend(config, read_model(source, form, threads, progress), context, kv, isa, threads)
         compiled.result()
     return Model(path, made, tokenizer, template, defaults)
@@ -129,7 +139,8 @@ def _numpy_backend(
 ) -> NumpyBackend:
     needs = numpy_needs(config)
     context = fitting_context(config, context, model, needs)
-    _announce(announce, "numpy, weights fp32, KV cache fp32", context, needs)
+    if announce is not None:
+        announce(*_memory_line(_NUMPY, context, needs))
     tensors: dict[str, Array] = {}
     for name in config.tensors():
         tensors[name] = floats[name]
@@ -139,11 +150,34 @@ def _numpy_backend(
     return NumpyBackend(config, tensors, context)
 
 
-def _announce(announce: Announce | None, what: str, context: int, needs: Needs) -> None:
-    if announce is not None:
-        parts, available = needs(context), memory.available_bytes()
-        line = f"{what}, {context} tokens of context: {memory.terms(parts)} = {human(sum(parts.values()))}"
-        announce(f"{line}, of {human(available)} available", sum(parts.values()))
+def expected_memory(
+    download: Download,
+    *,
+    weights: str | None = None,
+    kv: str | None = None,
+    backend: str | None = None,
+    context: int | None = None,
+    rope: Rope | None = None,
+) -> tuple[str, int]:
+    """Return the line and the sum that `load` will announce for a model that is not downloaded yet.
+
+    The arguments are those of `load`. Raises MemoryLimitError if the model will not fit, and UsageError.
+    """
+    config = download.config if rope is None else dataclasses.replace(download.config, rope=rope)
+    if (backend or ("core" if core.available() else "numpy")) == "numpy":
+        needs = numpy_needs(config)
+        return _memory_line(_NUMPY, fitting_context(config, context, download.name, needs), needs)
+    forms = candidates(download.stored, download.forms)
+    tried = [weights] if weights else forms
+    form, kv, context = fitting_forms(config, tried, kv, context, download.name, forms)
+    return _memory_line(f"weights {form}, KV cache {kv}", context, core_needs(config, form, kv))
+
+
+def _memory_line(what: str, context: int, needs: Needs) -> tuple[str, int]:
+    """Return a line that lists the memory needed, and its sum in bytes."""
+    parts, available = needs(context), memory.available_bytes()
+    line = f"{what}, {context} tokens of context: {memory.terms(parts)} = {human(sum(parts.values()))}"
+    return f"{line}, of {human(available)} available", sum(parts.values())
 
 
 def _check_choices(backend: str, weights: str | None, kv: str | None, threads: int | None) -> None:

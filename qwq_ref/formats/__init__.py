@@ -2,7 +2,7 @@
 
 from .checkpoint import Checkpoint
 from .generation_config import GenerationConfig
-from .hub import Download, resolve
+from .hub import Confirm, Download, resolve
 from .source import Source, Tensors, open_source
 
-__all__ = ["Checkpoint", "Download", "GenerationConfig", "Source", "Tensors", "open_source", "resolve"]
+__all__ = ["Checkpoint", "Confirm", "Download", "GenerationConfig", "Source", "Tensors", "open_source", "resolve"]

@@ -29,6 +29,7 @@ class GenerationConfig:
     min_p: float = 0.0
     repetition_penalty: float = 1.0
     model_eos_token_ids: tuple[int, ...] = field(default=(), compare=False)
+    path: Path | None = field(default=None, compare=False)  # the file that was read; None: there is none
 
     @property
     def effective_temperature(self) -> float:
@@ -45,6 +46,8 @@ class GenerationConfig:
         path, fallback = Path(folder, GENERATION_CONFIG), Path(folder, CONFIG)
         read = FieldReader(read_json(path, _BYTES, ConfigError) if os.path.lexists(path) else {}, path)
         of_model = _eos(FieldReader(read_json(fallback, _BYTES, ConfigError), fallback), config.V)
+        is_there = os.path.lexists(path)
+        read = FieldReader(read_json(path, _BYTES, ConfigError) if is_there else {}, path)
         has_eos = read.values.get("eos_token_id") is not None
         top_p = read.number("top_p", 1.0, 0.0, 1.0)
         if top_p == 0:
@@ -58,6 +61,7 @@ class GenerationConfig:
             top_p=top_p,
             min_p=read.number("min_p", 0.0, 0.0, 1.0),
             repetition_penalty=read.positive("repetition_penalty", default=1.0),
+            path=path if is_there else None,
         )
 
 

@@ -120,7 +120,7 @@ def problem_of(names: Collection[str], values: Values) -> str | None:
     if _unfinished(names):
         return _unfinished(names)
     if tensors and CONFIG in names:
-        return f"{absent}, but {tensors[0]}: give the name of that file"
+        return f"{absent}, but {tensors[0]}: give the name of that file in a folder"
     if CONFIG in names:
         return f"{absent}: there are no weights beside the {CONFIG}"
     if "tokenizer.json" in names or "tokenizer_config.json" in names:

@@ -113,6 +113,27 @@ def test_a_real_model_loads_with_the_largest_context_of_the_table_and_no_more(mo
 
 
 @needs_core
+def test_an_error_of_memory_advises_what_fits(monkeypatch):
+    """The advice is the most exact form with the wanted context, or else the largest context of all."""
+
+    def refused(available, **how):
+        monkeypatch.setattr(memory, "available_bytes", lambda: available)
+        with pytest.raises(MemoryLimitError) as caught:
+            qwq_ref.load("qwq-nano", **how)
+        return str(caught.value).partition(" available")[2]
+
+    def needed(form, kv, context):
+        return sum(fit.core_needs(NANO, form, kv)(context).values())
+
+    room = needed("q8", "int8", 1024)
+    assert refused(room, weights="fp32") == "; weights q8 with KV cache int8 fit"
+    assert refused(room, weights="bf16", context=1024) == "; weights q8 with KV cache int8 fit"
+    less = refused(needed("q4", "int8", 100), context=1024)
+    assert less.startswith("; weights q4 with KV cache int8 and a context of 1")
+    assert refused(1 << 10) == ""
+
+
+@needs_core
 def test_qwq_32b_on_machines_of_several_sizes():
     config = Config.from_file(resolve("qwq-32b") / "config.json")
 

@@ -53,7 +53,7 @@ def test_what_is_asked_before(local_hub, tmp_path):
 
 def test_a_refusal_fetches_no_weights(local_hub, tmp_path):
     local_hub.add("owner/name", published())
-    with pytest.raises(CheckpointError, match=r"^owner/name: was not downloaded \(0\.02 MiB\)"):
+    with pytest.raises(CheckpointError, match=r"^owner/name: was not downloaded \([\d.]+ KiB\)"):
         resolve("owner/name", confirm=lambda plan: False)
     assert local_hub.asked("GET", "/model-") == []
     assert not list(tmp_path.rglob("*.incomplete"))
@@ -81,8 +81,8 @@ def test_a_disk_without_room(local_hub, monkeypatch):
     monkeypatch.setattr(disk, "free_bytes", lambda folder: needed - 1)
     with pytest.raises(CheckpointError) as caught:
         resolve("owner/name", confirm=lambda plan: pytest.fail("asked in vain"))
-    assert "MiB on the disk of" in caught.value.problem
-    assert "MiB left; HF_HOME names a folder on another disk" in caught.value.problem
+    assert "KiB on the disk of" in caught.value.problem
+    assert "KiB left; HF_HOME names a folder on another disk" in caught.value.problem
     assert local_hub.asked("GET", "/model-") == []
     monkeypatch.setattr(disk, "free_bytes", lambda folder: needed)
     resolve("owner/name")

@@ -9,11 +9,13 @@ import time
 import pytest
 
 from qwq_ref.errors import CheckpointError
+from qwq_ref.footprint import human
 from qwq_ref.formats import resolve
 from qwq_ref.formats.hub import download
 from qwq_ref.formats.hub.reasons import reason
 from tests.support.hub_files import SHARDS, UNREAD, published
 from tests.support.hub_server import environment
+from tests.support.safetensors_files import INDEX
 
 FILES = published()
 LISTING, CONFIG, STORE = "hub:GET /api", "hub:HEAD /owner/name/resolve/main/config.json", "store:GET"
@@ -121,10 +123,12 @@ def test_a_store_that_fails_tells_what_is_kept(repo, kind, value, words):
     repo.fault(SHARD, kind, value)
     with pytest.raises(CheckpointError) as caught:
         resolve("owner/name")
-    start, kept = f"owner/name: {SHARDS['b']}: ", "; 5 of 6 files (0.02 MiB of 0.02 MiB) are in the cache"
+    sizes = {name: len(data) for name, data in FILES.items() if name not in (*UNREAD, "config.json", INDEX)}
+    whole, lost = sum(sizes.values()), sizes[SHARDS["b"]]
+    start, kept = f"owner/name: {SHARDS['b']}: ", f"; 5 of 6 files ({human(whole - lost)} of {human(whole)})"
     assert str(caught.value).startswith(start)
     assert words in str(caught.value)
-    assert str(caught.value).endswith(f"{kept}, and the next run fetches the rest")
+    assert str(caught.value).endswith(f"{kept} are in the cache, and the next run fetches the rest")
     repo.faults.clear()
     repo.log.clear()
     complete(resolve("owner/name"))
@@ -261,7 +265,7 @@ def test_ctrl_c_keeps_what_is_complete(hub, tmp_path):
     started = time.monotonic()
     _, stderr = process.communicate(timeout=30)
     assert time.monotonic() - started < 5
-    assert stderr.splitlines()[-1].startswith("5 of 6 files (0.0")
+    assert stderr.splitlines()[-1].startswith("5 of 6 files (")
     assert stderr.endswith(" are in the cache, and the next run fetches the rest\n")
     assert not list(tmp_path.rglob("*.incomplete"))
     hub.log.clear()

@@ -143,7 +143,7 @@ FOLDERS = {
     "no config": ({SINGLE: WEIGHTS}, "there is no config.json beside model.safetensors"),
     "no config beside packed weights": ({"packed-q4.safetensors": b""}, "no config.json beside packed-q4.safetensors"),
     "shards without an index": ({CONFIG: VALUES, "model-00001-of-00002.safetensors": b""}, f"but no {INDEX}"),
-    "another name": ({CONFIG: VALUES, "consolidated.safetensors": b""}, "give the name of that file"),
+    "another name": ({CONFIG: VALUES, "consolidated.safetensors": b""}, "give the name of that file in a folder"),
     "a training run": ({"checkpoint-500/config.json": VALUES, "checkpoint-90/x": b""}, "a training run"),
     "one folder too high": ({"qwen/config.json": VALUES, "README.md": b""}, "its folder qwen may"),
     "half a download": ({CONFIG: VALUES, "model.safetensors.part": b""}, "an unfinished download, model.safetensors"),

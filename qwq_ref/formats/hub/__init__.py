@@ -14,7 +14,7 @@ from ..names import SHIPPED
 from . import cache
 from .download import Confirm, Download, Fetcher
 
-__all__ = ["Download", "resolve"]
+__all__ = ["Confirm", "Download", "resolve"]
 
 # Narrower than the hub's own rules: an id that passes cannot leave the cache folder in any version of the hub's code.
 _HUB_ID = re.compile(r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(?:@(?P<revision>\w[\w./-]*))?", re.ASCII)

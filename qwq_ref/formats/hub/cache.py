@@ -97,8 +97,8 @@ def remember_absent(folder: Path, names: Iterable[str]) -> None:
     """Remember that the commit of a snapshot lacks these files, as the hub's library does. Failure has no effect."""
     known = _known_absent(folder)
     with contextlib.suppress(OSError):
-        known.mkdir(parents=True, exist_ok=True)
         for name in names:
+            (known / name).parent.mkdir(parents=True, exist_ok=True)
             (known / name).touch()
 
 

@@ -37,7 +37,7 @@ class Download:
     files     name -> bytes of each file that is read; None where the hub does not tell
     absent    the names of those that are not in the cache
     config    the model's Config
-    dtypes    dtype -> bytes of the weights, as the hub tells them; empty where it does not
+    dtypes    dtype -> bytes of the weights, as the hub tells them; empty where it does not: see `stored`
     """
 
     name: str
@@ -51,6 +51,16 @@ class Download:
     def nbytes(self) -> int:
         """Return the bytes to download."""
         return sum(self.files[name] or 0 for name in self.absent)
+
+    @property
+    def forms(self) -> tuple[str, ...]:
+        """Return the forms of packed weights; empty for a checkpoint."""
+        return tuple(form for form in map(packed_form, self.files) if form is not None)
+
+    @property
+    def stored(self) -> Mapping[str, int]:
+        """Return the bytes of each dtype. Where the hub does not tell, BF16 is assumed, as Qwen2 models have it."""
+        return self.dtypes or {"BF16": sum(size or 0 for size in self.files.values())}
 
 
 Confirm = Callable[[Download], bool]
