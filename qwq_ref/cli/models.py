@@ -63,6 +63,8 @@ def find(model: str, offline: bool) -> Found:
         path = resolve(model, offline=True)
     except CheckpointError:  # of the hub, and only a part of it is in the cache
         return Found(path / CONFIG, Config.from_file(path / CONFIG), partial=True)
+    if path.is_dir() and not os.path.lexists(path / CONFIG):
+        recognise.require(path, model)
     if path.is_dir() and not (path / INDEX).exists() and not any(path.glob("*.safetensors")):
         return Found(path / CONFIG, Config.from_file(path / CONFIG))
     with open_source(path) as source:

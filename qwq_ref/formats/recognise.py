@@ -67,9 +67,13 @@ def file_problem(path: Path) -> str | None:
     if kind and not kind.startswith("a safetensors"):
         return f"is not a safetensors file, but {kind}"
     if path.suffix != ".safetensors":
+        for patterns, what, advice in _OTHERS:
+            if _first([path.name], patterns):
+                return f"is no .safetensors file, but belongs to {what}: {advice}"
         return f"{odd}; give its folder, {path.parent}" if path.name in (CONFIG, INDEX) else odd
     if not (path.parent / CONFIG).is_file():
-        return f"there is no {CONFIG} in its folder"
+        adapter = (path.parent / "adapter_config.json").is_file()
+        return folder_problem(path.parent) if adapter else f"there is no {CONFIG} in its folder"
     return None
 
 

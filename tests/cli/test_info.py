@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import pytest
 
 from qwq_ref.cli import main
 from tests.support.checkpoints import write_checkpoint
@@ -51,3 +52,10 @@ def test_info_of_shards_in_a_subfolder(random_folder, tmp_path, capsys):
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
     assert main(["info", str(tmp_path), "--check"]) == 0
     assert "of F32; every weight is finite" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", ["info", "doctor"])
+def test_a_folder_without_a_config_is_named_for_what_it_is(command, tmp_path, capsys):
+    (tmp_path / "x.gguf").write_bytes(b"GGUF")
+    assert main([command, "-m", str(tmp_path)]) == 1
+    assert "but GGUF files of llama.cpp (x.gguf)" in capsys.readouterr().err

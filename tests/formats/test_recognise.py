@@ -194,7 +194,11 @@ def test_files_that_are_no_weights(tmp_path):
     (tmp_path / CONFIG).write_text(json.dumps(VALUES))
     (tmp_path / INDEX).write_text("{}")
     (tmp_path / "notes.txt").write_text("text")
+    (tmp_path / "pytorch_model.bin").write_bytes(b"odd")
+    adapter = make(tmp_path / "adapter", {"adapter_config.json": b"{}", "adapter_model.safetensors": bytes(16)})
     for name, words in {
+        "pytorch_model.bin": "is no .safetensors file, but belongs to weights of PyTorch",
+        f"{adapter.name}/adapter_model.safetensors": "holds a LoRA adapter, not a model",
         "x.gguf": "a GGUF file of llama.cpp",
         CONFIG: f"is neither a folder nor a .safetensors file; give its folder, {tmp_path}",
         INDEX: "give its folder",
