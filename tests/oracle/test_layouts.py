@@ -1,12 +1,13 @@
 """A name map describes how tensors were laid out, and undoes it."""
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qwq_ref.config import Config
 from qwq_ref.formats.write import write_safetensors
-from qwq_ref.oracle.adapters.candidate import fit
+from qwq_ref.oracle.adapters.candidate import MisfitError, fit
 from qwq_ref.oracle.adapters.folders import open_candidate
 from qwq_ref.oracle.graph import (
     COS,
@@ -188,4 +189,8 @@ def test_tensors_laid_out_by_a_random_map_come_back(tmp_path_factory, data):
             got, wanted = candidate.tensors[phase.name, tap](), taps[phase.name, tap]
             if tensors[phase.name, tap] == "last":
                 wanted = np.take(wanted, [-1], axis=letters(tap).index("T"))
+            if got.ndim > 3 and wanted.ndim == 3 and wanted.shape[0] == wanted.shape[1] > 1:
+                with pytest.raises(MisfitError, match="may have heads or tokens first"):  # as many heads as tokens
+                    fit(got, wanted.shape)
+                continue
             assert np.array_equal(fit(got, wanted.shape)[0], wanted), (phase.name, tap, values)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from qwq_ref import oracle
@@ -50,6 +50,8 @@ def test_a_right_model_passes(name, precision, attention):
 @settings(max_examples=settings.default.max_examples // 15)
 @given(configs(smallest_head=4), st.integers(0, 1000), st.booleans(), st.sampled_from(ATTENTIONS))
 def test_a_right_model_passes_whatever_its_config(tmp_path_factory, values, seed, loud, attention):
+    # While it decodes with a window of 1, DynamicSlidingWindowLayer of transformers 5.24 keeps keys[-0:]: all of them.
+    assume(not values.get("use_sliding_window") or values.get("sliding_window") != 1)
     config = Config.from_dict(values)
     weights = loud_weights(config) if loud else random_weights(config, seed)
     ids = np.random.default_rng(seed).integers(0, config.V, 22)
