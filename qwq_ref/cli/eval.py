@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from ..config import Config
-from ..errors import UsageError, did_you_mean
+from ..errors import NonFiniteError, UsageError, did_you_mean
 from ..forms import FORMS, KV_FORMS
 from ..tables import Table
 from .options import (
@@ -270,10 +270,14 @@ def _answerer(model: Model, options: argparse.Namespace) -> Answerer:
             "seed": options.seed,
             "workers": options.threads or cpus(),
         }
-        if (tensors := model.backend.tensors) is not None:
-            said = answers(model.config, tensors, prompts, sampling, **how)
-        else:
-            said = answers_each(model.backend, prompts, sampling, **how)
+        try:
+            if (tensors := model.backend.tensors) is not None:
+                said = answers(model.config, tensors, prompts, sampling, **how)
+            else:
+                said = answers_each(model.backend, prompts, sampling, **how)
+        except NonFiniteError as problem:
+            where = f"{problems[0].category}, {problem.field}"
+            raise NonFiniteError(model.path, where, problem.problem) from None
         return [(one.ids, one.ended) for one in said]
 
     return answer

@@ -12,7 +12,7 @@ FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 
 def within(x: Array, limit: float) -> bool:
-    """x float16, float32 or bfloat16 -> whether all magnitudes are at most `limit`. NaN is not, and infinity neither.
+    """x of floats, of at most 8 bytes -> whether all magnitudes are at most `limit`. NaN is not, and infinity neither.
 
     limit  2 or more
 
@@ -36,7 +36,7 @@ def first_beyond(x: Array, limit: float) -> tuple[list[int], str] | None:
     """
     if within(x, limit):
         return None
-    with np.errstate(invalid="ignore"):
+    with np.errstate(invalid="ignore", over="ignore"):
         beyond = ~(np.abs(x.astype(np.float32)) <= limit)
     index = np.unravel_index(int(beyond.argmax()), x.shape)
     value = float(x[index])

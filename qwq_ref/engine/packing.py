@@ -366,7 +366,11 @@ class _Arrays:
         return tuple(self._arrays[name].shape)
 
     def dtype(self, name: str) -> np.dtype[Any]:
-        return np.dtype(self._arrays[name].dtype)
+        """Return the dtype; float32 for wider floats, which are rounded. Raises CheckpointError for integers."""
+        dtype = np.dtype(self._arrays[name].dtype)
+        if dtype.kind != "f" and dtype != _BF16:
+            raise CheckpointError(None, name, f"must be floats, got {dtype.name}")
+        return dtype if dtype in (np.float32, np.float16, _BF16) else np.dtype(np.float32)
 
     def rows(self, name: str, begin: int, end: int) -> Array:
         rows: Array = self._arrays[name][begin:end]
@@ -374,7 +378,7 @@ class _Arrays:
 
     def read_into(self, name: str, begin: int, out: Sequence[Array]) -> None:
         for part in out:
-            part[:] = self._arrays[name][begin : begin + len(part)]
+            _copy(part, self._arrays[name][begin : begin + len(part)])
             begin += len(part)
 
     def file(self, name: str) -> None:

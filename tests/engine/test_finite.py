@@ -178,6 +178,24 @@ def test_an_embedding_that_bf16_would_make_infinite_is_refused(tmp_path):
 
 
 @needs_core
+def test_arrays_of_other_types_are_rounded_or_refused():
+    config, name = Config.from_dict(CONFIG), "model.layers.1.self_attn.o_proj.weight"
+    weights = random_weights(config, 1)
+    wanted = pack_weights(config, weights, "q8", 1)
+    for dtype in (np.float64, np.longdouble, ">f4"):
+        made = pack_weights(config, {key: w.astype(dtype) for key, w in weights.items()}, "q8", 1)
+        assert np.array_equal(made.layers[1].o.packed, wanted.layers[1].o.packed)
+        assert np.array_equal(made.norm, wanted.norm)
+    wide = weights | {name: weights[name].astype(np.float64)}
+    wide[name][3, 4] = -1e300
+    with pytest.raises(CheckpointError, match=r"o_proj\.weight: holds -1e\+300 at \[3, 4\], beyond the range of this"):
+        pack_weights(config, wide, "fp32", 1)
+    for dtype in (np.uint16, np.int8, bool, complex):
+        with pytest.raises(CheckpointError, match=rf"o_proj\.weight: must be floats, got {np.dtype(dtype).name}"):
+            pack_weights(config, weights | {name: weights[name].astype(dtype)}, "q8", 1)
+
+
+@needs_core
 def test_a_swiglu_beta_that_overflows_is_refused():
     config = dataclasses.replace(Config.from_dict(CONFIG), swiglu_beta=1e-38)
     weights = random_weights(config, 1)
@@ -369,3 +387,16 @@ def test_the_commands_say_it_in_one_line(tmp_path, capsys, backend, name):
         assert cli.main(["convert", str(tmp_path / "new"), "-m", str(folder)]) == 1
         assert capsys.readouterr() == ("", line)
         assert not (tmp_path / "new").exists()
+
+
+@needs_core
+def test_a_broken_row_of_an_embedding_ends_an_evaluation(tmp_path, capsys):
+    """A packed embedding is read by rows, so only the step that needs the row can see it."""
+    convert("qwq-nano", tmp_path / "nano", "q4")
+    (number,) = qwq_ref.text.load_tokenizer(tmp_path / "nano").encode("7")
+    begin = (number * 192 + 5) * 2
+    folder = poked(tmp_path / "nano", tmp_path / "x", "q4", "model.embed_tokens.weight", begin, b"\xc0\x7f")
+    assert cli.main(["eval", "-m", str(folder), "--categories", "add3,sort", "-n", "4", "--json"]) == 1
+    err = capsys.readouterr().err
+    fault = rf"(prompt|decode step \d+): the embedding of token {number}, at position \d+, is not finite"
+    assert re.fullmatch(rf"qwq: {folder}: add3, {fault}\n", err)
