@@ -60,7 +60,7 @@ def _pack_random(form: Format, n: int, k: int, size: float) -> Packed:
         w = random_array(0, (n, k)) * np.float32(size)
         if form.codes == "bf16":
             return core.pack(form, (w.view(np.uint32) >> 16).astype(np.uint16))
-        return core.pack(form, w)
+        return core.pack(form, w.astype(CODES[form.codes].dtype))
     if form.codes == "q8":
         code: Array = rng.integers(-127, 128, (n, k), np.int8)
     else:

@@ -90,6 +90,8 @@ def test_signals_that_are_ignored_stay_so():
 
 
 def test_a_caller_of_main_has_its_handlers_back(capsys):
+    for number, handler in zip(ENDS, (signal.default_int_handler, signal.SIG_DFL, signal.SIG_DFL), strict=True):
+        signal.signal(number, handler)  # a test run in the background has SIGINT ignored
     before = {number: signal.getsignal(number) for number in ENDS}
     assert main(["golden", "mistakes"]) == 0
     assert {number: signal.getsignal(number) for number in ENDS} == before

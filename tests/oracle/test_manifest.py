@@ -256,7 +256,6 @@ TEXTS = {
     "cut before its end": (lambda text: text.rstrip()[:-1], None, "is not JSON"),
     "two of them": (lambda text: text + text, None, "is not JSON"),
     "a list": (lambda text: b"[" + text + b"]", None, "must hold a JSON object, not a list"),
-    "a BOM": (lambda text: b"\xef\xbb\xbf" + text, None, "is not JSON"),
     "not UTF-8": (lambda text: text.replace(b"qwq_ref", b"qwq\xff"), None, "is not UTF-8"),
     "deep": (lambda text: b'{"a":' + b"[" * 10**5 + text, None, "nested too deeply"),
     "a tap twice": (

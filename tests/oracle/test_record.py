@@ -12,6 +12,7 @@ import pytest
 from qwq_ref import spec
 from qwq_ref.config import Config
 from qwq_ref.errors import (
+    FileError,
     MemoryLimitError,
     UsageError,
 )
@@ -184,14 +185,14 @@ def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch, after):
     full = interrupt(OSError, after, errno.ENOSPC, "No space left on device")
     write = SafetensorsStream._write
     monkeypatch.setattr(SafetensorsStream, "_write", lambda self, data: (full(), write(self, data)))
-    with pytest.raises(UsageError, match=r"pack: cannot be written \(No space left on device\)"):
+    with pytest.raises(FileError, match=r"pack: cannot be written \(No space left on device\)"):
         record(CONFIG, WEIGHTS, tmp_path / "pack", IDS, DECODE, include_weights=True)
     assert not list(tmp_path.iterdir())
 
 
 def test_a_disk_that_is_full_at_the_manifest_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(record_module, "write_manifest", interrupt(OSError, 0, errno.ENOSPC, "No space left on device"))
-    with pytest.raises(UsageError, match=r"pack: cannot be written \(No space left on device\)"):
+    with pytest.raises(FileError, match=r"pack: cannot be written \(No space left on device\)"):
         record(CONFIG, WEIGHTS, tmp_path / "pack", IDS)
     assert not list(tmp_path.iterdir())
 
@@ -213,7 +214,7 @@ def test_what_exists_is_left_alone(tmp_path, kind):
 
 def test_a_place_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(UsageError, match=r"cannot be written \(Not a directory\)"):
+    with pytest.raises(FileError, match=r"cannot be written \(Not a directory\)"):
         record(CONFIG, WEIGHTS, tmp_path / "file" / "pack", IDS)
     record(CONFIG, WEIGHTS, tmp_path / "new" / "newer" / "pack", IDS, taps=["lm_head"])
 

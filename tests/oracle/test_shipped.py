@@ -88,7 +88,9 @@ def test_transformers_makes_the_logits_of_a_shipped_pack(name):
 
 
 def test_names_of_shipped_packs():
-    with pytest.raises(UsageError, match="nothing is not among gqa, tied, window, yarn"):
+    with pytest.raises(
+        UsageError, match="nothing: is not a folder, and not a shipped pack; those are gqa, tied, window, yarn"
+    ):
         oracle.path("nothing")
     report = compare("tied", oracle.path("tied"), coverage=False)
     assert report.passed

@@ -12,6 +12,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from qwq_ref import spec
 from qwq_ref.errors import (
+    FileError,
     GoldenError,
     UsageError,
 )
@@ -205,10 +206,10 @@ def test_two_writings_of_vectors_are_equal(written, tmp_path):
 
 def test_where_vectors_cannot_be_written(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("mine")
-    for out, words in (("file", "exists already"), ("file/x", "cannot be written")):
-        with pytest.raises(UsageError, match=words):
+    for out, error, words in (("file", UsageError, "exists already"), ("file/x", FileError, "cannot be written")):
+        with pytest.raises(error, match=words):
             vectors.write_vectors(tmp_path / out)
-    for error_type, caught in ((KeyboardInterrupt, KeyboardInterrupt), (OSError, UsageError)):
+    for error_type, caught in ((KeyboardInterrupt, KeyboardInterrupt), (OSError, FileError)):
         monkeypatch.setattr(
             vectors, "write_safetensors", interrupt(error_type, 3, errno.ENOSPC, "No space left on device")
         )
@@ -238,7 +239,7 @@ def test_wrong_outputs_in_files(written, outputs, tmp_path):
     (theirs / "rope.safetensors").write_bytes(b"broken")
     (theirs / "embed" / f"{case.name}.npy").unlink()
     shutil.rmtree(theirs / "rope", ignore_errors=True)
-    with pytest.raises(GoldenError, match="header"):
+    with pytest.raises(GoldenError, match="is not a safetensors file"):
         judge_vectors.compare_vectors(written, theirs)
     (tmp_path / "none").mkdir()
     refused(
