@@ -121,7 +121,7 @@ def _table(download: Download) -> str:
         absent = [name for name in names if name in download.absent]
         rows.append((group, str(len(names)), _sum(download, names), _sum(download, absent) if absent else "-"))
     table = Table(["file", "files", "size", "to download"], "<>>>").text(rows)
-    return f"{download.name}: what will be read, and the cache is {download.cache}\n{table}"
+    return f"{download.name}: files to read, from the hub to {download.cache}\n{table}"
 
 
 def _sum(download: Download, names: list[str]) -> str:

@@ -32,7 +32,8 @@ _OTHERS = (
         "weights of PyTorch, which can run code when they are read",
         "save them as safetensors, with save_pretrained of transformers",
     ),
-    (("tf_model*.h5", "saved_model.pb", "*.tflite"), "weights of TensorFlow", _ORIGINAL),
+    (("vocabulary.json", "vocabulary.txt"), "a CTranslate2 model", _ORIGINAL),
+    (("*.h5", "saved_model.pb", "*.tflite", "*.keras"), "weights of TensorFlow", _ORIGINAL),
     (("flax_model*.msgpack",), "weights of Flax", _ORIGINAL),
     (("*.onnx", "onnx/*.onnx"), "an ONNX model", _ORIGINAL),
     (("openvino_model*", "openvino/*"), "an OpenVINO model", _ORIGINAL),
@@ -41,6 +42,7 @@ _OTHERS = (
     (("*.nemo",), "a NeMo model", _ORIGINAL),
     (("weights*.npz",), "an MLX model", _ORIGINAL),
     (("Modelfile", "manifests/"), "models of Ollama, which are GGUF files", _ORIGINAL),
+    (("*.zip", "*.tar", "*.tar.*", "*.tgz", "*.7z", "*.rar", "*.zst"), "an archive", "unpack it"),
 )
 
 
@@ -102,8 +104,10 @@ def problem_of(names: Collection[str], values: Values) -> str | None:
     values  reads one of its JSON files
     """
     weights = [name for name in names if name in (SINGLE, INDEX) or packed_form(name)]
-    if weights and CONFIG in names:
-        return _quantised(values(CONFIG))
+    if CONFIG in names and (weights or any(name.endswith(".safetensors") for name in names)):
+        quantised = _quantised(values(CONFIG), names)
+        if weights or quantised:
+            return quantised
     if weights:
         return f"there is no {CONFIG} beside {weights[0]}: download it too"
     if "adapter_config.json" in names or "adapter_model.safetensors" in names:
@@ -124,9 +128,12 @@ def problem_of(names: Collection[str], values: Values) -> str | None:
     if _unfinished(names):
         return _unfinished(names)
     if tensors and CONFIG in names:
-        return f"{absent}, but {tensors[0]}: give the name of that file in a folder"
+        return f"{absent}, but {tensors[0]}: name the file itself"
     if CONFIG in names:
         return f"{absent}: there are no weights beside the {CONFIG}"
+    wrong = next((name for name in names if name.lower().removesuffix(".txt") == CONFIG), None)
+    if wrong is not None:
+        return f"holds {wrong}: the name must be {CONFIG}"
     if "tokenizer.json" in names or "tokenizer_config.json" in names:
         return "holds a tokenizer, and no model"
     return "is empty" if not names else f"holds no model: there is no {CONFIG}"
@@ -153,6 +160,8 @@ def _names(folder: Path) -> list[str]:
 def _place(names: Collection[str]) -> str | None:
     """Recognise folders that hold models at a deeper place: parts of the hub's cache, and runs of training."""
     folders = sorted(name.partition("/")[0] for name in names if "/" in name)
+    if "refs" in folders and "blobs" in folders and "snapshots" not in folders:
+        return "is the cache of a repository, without files of it: give its id, owner/name"
     if "snapshots" in folders and "blobs" in folders:  # `hub.resolve` finds the snapshot of a complete one
         inner = [name for name in names if name.startswith("snapshots/") and name != "snapshots/"]
         return f"is the cache of a repository: give a snapshot, such as {inner[0]}" if inner else "is an empty cache"
@@ -190,13 +199,17 @@ def _adapter(values: Mapping[str, Any]) -> str:
     return f"holds {what}{of}, not a model: merge it into its base model with PEFT's merge_and_unload"
 
 
-def _quantised(values: Mapping[str, Any]) -> str | None:
-    """Return the quantisation that a config tells, by the keys of transformers or of MLX."""
-    theirs, mlx = values.get("quantization_config"), values.get("quantization")
+def _quantised(values: Mapping[str, Any], names: Collection[str]) -> str | None:
+    """Return the quantisation that a config tells, by the keys of transformers or of MLX, or by files beside it."""
+    theirs, mlx = values.get("quantization_config", values.get("compression_config")), values.get("quantization")
     method = theirs.get("quant_method") if isinstance(theirs, dict) else None
+    for file, name in (("quant_config.json", "awq"), ("quantize_config.json", "gptq")):  # before transformers had a key
+        if theirs is None and file in names:
+            theirs = method = name
     if isinstance(mlx, dict) and "group_size" in mlx:  # MLX writes both keys, and no method
         method = "MLX"
     elif theirs is None:
         return None
-    kind = f"in the format {str(method)[:40].upper()}" if method else "in a format of its own"
+    name = str(method)[:40]
+    kind = f"in the format {name.upper() if len(name) <= 5 else name}" if method else "in a format of its own"
     return f"holds quantised weights {kind}, which are not read yet: take the checkpoint in bfloat16 or float16"

@@ -4,6 +4,7 @@ import io
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -43,7 +44,7 @@ def test_without_a_terminal_it_needs_yes(hub, model, tmp_path):
     done = qwq(hub, tmp_path, *ASK)
     assert (done.returncode, done.stdout) == (2, "")
     lines = done.stderr.splitlines()
-    assert lines[0] == f"{NAME}: what will be read, and the cache is {tmp_path}/hub"
+    assert lines[0] == f"{NAME}: files to read, from the hub to {tmp_path}/hub"
     assert lines[1].split() == ["file", "files", "size", "to", "download"]
     rows = {line.split()[0]: line.split()[1:] for line in lines[2:-2]}
     assert set(rows) == {*model, "total"}
@@ -98,6 +99,24 @@ def test_ctrl_c_at_the_question(hub, model, tmp_path):
     assert status == 130
     assert lines[-2:] == ["qwq: interrupted", ""]
     assert downloaded(tmp_path) == ["config.json"]
+
+
+def test_ctrl_c_during_the_download(hub, model, tmp_path):
+    hub.fault("store:GET .*safetensors", "stall", 1000, times=1)
+    terminal = on_terminal(hub, tmp_path, ASK, columns=120)
+    terminal.until(r"\[Y/n\] ")
+    terminal.press("y\n")
+    deadline = time.monotonic() + 60
+    while not hub.asked("GET", "safetensors"):
+        assert time.monotonic() < deadline
+        terminal.read(0.1)
+    terminal.press("\3")
+    status, lines = terminal.end()
+    assert status == 130
+    count = len(model) - 2  # all but the config, which came before, and the weights
+    assert f"qwq: interrupted: {count} of {count + 1} files (" in lines[-2]
+    assert lines[-2].endswith(" are in the cache, and the next run fetches the rest")
+    assert "downloading" not in "".join(lines)
 
 
 def test_it_asks_though_the_prompt_comes_by_a_pipe(hub, model, tmp_path):

@@ -206,6 +206,12 @@ def test_the_folder_of_a_repository(cache):
         Checkpoint.open(resolve(cache))
 
 
+@pytest.mark.parametrize("kind", ["datasets", "spaces"])
+def test_the_folder_of_another_repository(cache, kind):
+    folder = (cache / "models--owner--name").rename(cache / f"{kind}--owner--name")
+    resolve_fails(folder, "is the cache of a data set or a space, not of a model")
+
+
 @pytest.mark.parametrize("main", ["../..", "..", "", "/etc", "snapshots", "\0", "x" * 5000])
 def test_a_reference_that_leaves_the_cache(cache, main):
     (cache / "models--owner--name/refs/main").write_text(main)
@@ -226,6 +232,9 @@ def test_a_reference_that_leaves_the_cache(cache, main):
         ("owner/nam", "owner/name"),
         ("https://huggingface.co/Qwen/QwQ-32B", "Qwen/QwQ-32B"),
         ("hf.co/Qwen/QwQ-32B/tree/main", "Qwen/QwQ-32B"),
+        ("hf://Qwen/QwQ-32B", "Qwen/QwQ-32B"),
+        ("Qwen/QwQ-32B/", "Qwen/QwQ-32B"),
+        ("Qwen/QwQ-32B-GGUF:Q4_K_M", "Qwen/QwQ-32B-GGUF"),
     ],
 )
 def test_did_you_mean(cache, monkeypatch, name, meant):

@@ -143,7 +143,10 @@ FOLDERS = {
     "no config": ({SINGLE: WEIGHTS}, "there is no config.json beside model.safetensors"),
     "no config beside packed weights": ({"packed-q4.safetensors": b""}, "no config.json beside packed-q4.safetensors"),
     "shards without an index": ({CONFIG: VALUES, "model-00001-of-00002.safetensors": b""}, f"but no {INDEX}"),
-    "another name": ({CONFIG: VALUES, "consolidated.safetensors": b""}, "give the name of that file in a folder"),
+    "another name": (
+        {CONFIG: VALUES, "consolidated.safetensors": b""},
+        "but consolidated.safetensors: name the file itself",
+    ),
     "a training run": ({"checkpoint-500/config.json": VALUES, "checkpoint-90/x": b""}, "a training run"),
     "one folder too high": ({"qwen/config.json": VALUES, "README.md": b""}, "its folder qwen may"),
     "half a download": ({CONFIG: VALUES, "model.safetensors.part": b""}, "an unfinished download, model.safetensors"),
@@ -152,6 +155,20 @@ FOLDERS = {
     "AWQ": ({CONFIG: AWQ, SINGLE: WEIGHTS}, "quantised weights in the format AWQ, which are not read yet"),
     "MLX": ({CONFIG: MLX, SINGLE: WEIGHTS}, "in the format MLX"),
     "quantised without a method": ({CONFIG: VALUES | {"quantization_config": {}}, SINGLE: WEIGHTS}, "of its own"),
+    "AWQ without a key": ({CONFIG: VALUES, SINGLE: WEIGHTS, "quant_config.json": {}}, "in the format AWQ"),
+    "GPTQ without a key": ({CONFIG: VALUES, "quantize_config.json": {}, "gptq.safetensors": b""}, "in the format GPTQ"),
+    "EXL2": ({CONFIG: AWQ | {"quantization_config": {"quant_method": "exl2"}}, "output.safetensors": b""}, "EXL2"),
+    "bitsandbytes": (
+        {CONFIG: AWQ | {"quantization_config": {"quant_method": "bitsandbytes"}}, SINGLE: WEIGHTS},
+        "in the format bitsandbytes",
+    ),
+    "compressed": ({CONFIG: VALUES | {"compression_config": {}}, SINGLE: WEIGHTS}, "quantised weights"),
+    "CTranslate2": ({CONFIG: {}, "model.bin": b"", "vocabulary.json": b"[]"}, "a CTranslate2 model"),
+    "Keras": ({CONFIG: {}, "model.weights.h5": b""}, "weights of TensorFlow"),
+    "an archive": ({"qwq.zip": b""}, "an archive (qwq.zip): unpack it"),
+    "a name in capitals": ({"Config.json": VALUES}, "holds Config.json: the name must be config.json"),
+    "a name with an ending": ({"config.json.txt": VALUES}, "the name must be config.json"),
+    "a repository without files": ({"refs/main": b"x", "blobs/x": b""}, "without files of it: give its id"),
     "something else": ({"README.md": b"text"}, "holds no model: there is no config.json"),
 }
 

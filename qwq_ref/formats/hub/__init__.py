@@ -18,7 +18,11 @@ __all__ = ["Confirm", "Download", "resolve"]
 
 # Narrower than the hub's own rules: an id that passes cannot leave the cache folder in any version of the hub's code.
 _HUB_ID = re.compile(r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(?:@(?P<revision>\w[\w./-]*))?", re.ASCII)
-_ADDRESS = re.compile(r"(?:https?://)?(?:huggingface\.co|hf\.co)/([\w.-]+/[\w.-]+)(?:/.*)?", re.ASCII)
+_ADDRESSES = (  # of web pages, of the hub's library, and with a slash or a tag of another program behind the id
+    re.compile(r"(?:https?://)?(?:huggingface\.co|hf\.co)/([\w.-]+/[\w.-]+)(?:/.*)?", re.ASCII),
+    re.compile(r"hf://(?:models/)?([\w.-]+/[\w.-]+)(?:[/@].*)?", re.ASCII),
+    re.compile(r"([\w.-]+/[\w.-]+)(?:/|:[\w.-]+)", re.ASCII),
+)
 
 
 def resolve(
@@ -71,6 +75,8 @@ def _local(folder: Path, weights: bool) -> Path:
     snapshot = cache.snapshot(folder, None)
     if snapshot is None:
         return folder  # `recognise` says what it is
+    if folder.name.startswith(("datasets--", "spaces--")):
+        raise CheckpointError(folder, None, "is the cache of a data set or a space, not of a model")
     if (absent := cache.absent(snapshot, weights)) is not None:
         repo = "/".join(folder.name.split("--")[1:])
         raise CheckpointError(folder, None, f"is the cache of a repository, without its {absent}: give the id {repo}")
@@ -103,7 +109,7 @@ def _hint(name: str) -> str:
     """Return what a user may have meant with a name that is nothing: "" if nothing is near."""
     if name.startswith("~"):
         return ". The shell did not replace the ~"
-    if match := _ADDRESS.fullmatch(name):
+    if match := next(filter(None, (address.fullmatch(name) for address in _ADDRESSES)), None):
         return f" (did you mean {match[1]}?)"
     cached = cache.ids(cache.root(None))
     if owned := [repo for repo in cached if repo.partition("/")[2].casefold() == name.casefold()]:

@@ -84,6 +84,7 @@ class Fetcher:
         self.name, self.repo, self.revision, self.lacks = name, repo, revision, ""
         self.root = cache.root(cache_dir)
         self.repository = cache.repository(self.root, repo)
+        self._progress = progress
         self._options: dict[str, Any] = {} if progress is None else _bar(progress)
 
     def fetch(self, weights: bool, confirm: Confirm | None) -> Path:
@@ -143,6 +144,8 @@ class Fetcher:
         name = ""
         try:
             for name in read:  # those in the cache, too: a new commit links the files of an old one
+                if self._progress is not None:
+                    self._progress(0)  # a transfer that is slow from the start shows a bar, too
                 self._one(name, folder.name)
         except _FaultError as fault:
             raise CheckpointError(self.name, name, f"{fault}; {_kept(plan, folder)}") from fault
