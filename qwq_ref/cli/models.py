@@ -68,7 +68,8 @@ def find(model: str, offline: bool) -> Found:
     if path.is_dir() and not (path / INDEX).exists() and not any(path.glob("*.safetensors")):
         return Found(path / CONFIG, Config.from_file(path / CONFIG))
     with open_source(path) as source:
-        files, forms = packed_files(path), available_forms(source.dtypes, source.forms)
+        files = packed_files(path)
+        forms = available_forms(source.dtypes, source.forms, source.config.swiglu_beta)
         return Found(path, source.config, source.dtypes, {form: _bytes(files[form]) for form in forms if form in files})
 
 

@@ -38,7 +38,7 @@ def choices(config: Config, stored: Mapping[str, int], available: int, packed: S
     """
     pairs = [] if packed else [("fp32", "fp32")]
     if core.available():
-        pairs = [(form, kv) for form in fit.available_forms(stored, packed) for kv in KV_FORMS]
+        pairs = [(form, kv) for form in fit.available_forms(stored, packed, config.swiglu_beta) for kv in KV_FORMS]
     table = []
     for form, kv in pairs:
         needs = _needs(config, form, kv)
@@ -59,9 +59,8 @@ def best_choice(
     sensible = [("fp32", "fp32")]
     if core.available():
         # A smaller cache than a form's own saves memory; a larger one takes it from the weights' exactness.
-        sensible = [
-            (form, kv) for form in fit.candidates(stored, packed) for kv in KV_FORMS[KV_FORMS.index(FORMS[form].kv) :]
-        ]
+        forms = fit.candidates(stored, packed, config.swiglu_beta)
+        sensible = [(form, kv) for form in forms for kv in KV_FORMS[KV_FORMS.index(FORMS[form].kv) :]]
     ordered = sorted(
         (choice for choice in table if (choice.weights, choice.kv) in sensible and not choice.missing_bytes),
         key=lambda choice: sensible.index((choice.weights, choice.kv)),

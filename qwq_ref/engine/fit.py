@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 
@@ -50,20 +51,22 @@ def core_needs(config: Config, form: str, kv: str) -> Needs:
     return needs
 
 
-def available_forms(stored: Mapping[str, int], packed: Sequence[str] = ()) -> list[str]:
+def available_forms(stored: Mapping[str, int], packed: Sequence[str] = (), swiglu_beta: float = 1.0) -> list[str]:
     """Return the weight forms that a model can be loaded in, the most exact first.
 
-    stored  dtype -> bytes of its checkpoint
-    packed  the forms that it holds packed; it has no others then
+    stored       dtype -> bytes of its checkpoint
+    packed       the forms that it holds packed; it has no others then
+    swiglu_beta  of the config. It is folded into weights, which are bfloat16 afterwards only for a power of two
     """
     if packed:
         return [form for form in FORMS if form in packed]
-    return [name for name, form in FORMS.items() if form.only_from is None or set(stored) == {form.only_from}]
+    kept = set(stored) if math.frexp(swiglu_beta)[0] == 0.5 else set()
+    return [name for name, form in FORMS.items() if form.only_from is None or kept == {form.only_from}]
 
 
-def candidates(stored: Mapping[str, int], packed: Sequence[str] = ()) -> list[str]:
+def candidates(stored: Mapping[str, int], packed: Sequence[str] = (), swiglu_beta: float = 1.0) -> list[str]:
     """Return those of `available_forms` from which `load` chooses: not fp32, where bf16 keeps a checkpoint exactly."""
-    forms = available_forms(stored, packed)
+    forms = available_forms(stored, packed, swiglu_beta)
     exact = any(FORMS[form].only_from for form in forms)
     return [form for form in forms if packed or not exact or form != "fp32"]
 

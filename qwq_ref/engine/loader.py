@@ -91,7 +91,7 @@ def load(
                 raise UsageError(path, "backend", "numpy reads no packed weights, and there are no others here")
             made = _numpy_backend(config, source.floats, model, context, progress, announce)
         else:
-            forms = candidates(source.dtypes, source.forms)
+            forms = candidates(source.dtypes, source.forms, config.swiglu_beta)
             if source.forms and weights and weights not in forms:
                 raise UsageError(path, "weights", f"{weights} are not here; {', '.join(forms)} are")
             isa = core.chosen_isa(isa)
@@ -167,7 +167,7 @@ def expected_memory(
     if (backend or ("core" if core.available() else "numpy")) == "numpy":
         needs = numpy_needs(config)
         return _memory_line(_NUMPY, fitting_context(config, context, download.name, needs), needs)
-    forms = candidates(download.stored, download.forms)
+    forms = candidates(download.stored, download.forms, config.swiglu_beta)
     tried = [weights] if weights else forms
     form, kv, context = fitting_forms(config, tried, kv, context, download.name, forms)
     return _memory_line(f"weights {form}, KV cache {kv}", context, core_needs(config, form, kv))

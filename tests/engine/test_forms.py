@@ -147,6 +147,10 @@ def test_forms_to_choose_from():
         assert available_forms(stored) == candidates(stored) == ["fp32", "q8", "q4"]
     for packed in (("q4", "q8"), ("bf16", "fp32"), ("q4",)):
         assert available_forms({}, packed) == candidates({}, packed) == [form for form in FORMS if form in packed]
+    for beta, exact in ((1.0, True), (0.25, True), (2.0, True), (0.6931, False), (1e-38, False), (3.0, False)):
+        wanted = ["bf16", "q8", "q4"] if exact else ["fp32", "q8", "q4"]
+        assert candidates({"BF16": 1}, (), beta) == wanted
+        assert candidates({}, ("bf16",), beta) == ["bf16"]
 
 
 @needs_core
