@@ -17,7 +17,7 @@ from ..forms import FORMS
 from ..spec import Scope
 from ..spec.ops import Array, Tap, causal_mask, embed, no_tap, rope, rope_frequencies, to_bf16
 from .fixed import rmsnorm, rope_tables, swiglu
-from .kv import attention_fp32, attention_int8, key_center, pad, quantise_kv
+from .kv import LARGEST, attention_fp32, attention_int8, key_center, pad, quantise_kv
 from .quant import CODEBOOK, GROUP, matmul_floats, matmul_integers, quantise_q4, quantise_q8
 
 Linear = Callable[[Array], Array]
@@ -132,11 +132,14 @@ def self_attention(
 ) -> tuple[Array, Kept]:
     """x [T, D], cos [T, E], sin [T, E], visible [T, S], center [K, E] -> [T, D], kept
 
-    `spec.self_attention` over a cache of floats or of int8.
+    `spec.self_attention` over a cache of floats or of int8. ValueError for queries, keys or values that are not finite,
+    or beyond 2^56: attention in the core would hide them.
     """
     q, k, v = (projection(prepared, scope, name, x).reshape(len(x), -1, config.E) for name in "qkv")
     q = scope.result("q_rope", rope(q, cos, sin))
     k = scope.result("k_rope", rope(k, cos, sin))
+    if not all(np.all(np.abs(each) <= LARGEST) for each in (q, k, v)):
+        raise ValueError(f"{scope.path}: queries, keys or values are not finite, or beyond 2^56")
     is_int8 = len(past) == 4
     new = (*quantise_kv(k, center), *quantise_kv(v)) if is_int8 else (k, v)
     kept = tuple(np.concatenate(pair) for pair in zip(past, new, strict=True))

@@ -18,6 +18,7 @@ from qwq_ref.errors import CheckpointError, NonFiniteError
 from qwq_ref.formats import packed
 from qwq_ref.formats.names import packed_name
 from qwq_ref.forms import FORMS
+from qwq_ref.numerics import engine
 from qwq_ref.spec import Sampling
 from qwq_ref.train.rollout import answers_each
 from tests.support.checkpoints import write_checkpoint
@@ -278,6 +279,19 @@ def test_attention_hides_no_query_key_or_value(random_folder, kv, isa, row, bad)
         list(model.generate("hello", temperature=0))
     with pytest.raises(NonFiniteError, match=r"^layer 1: queries"):
         model.logits([1, 2, 3])
+
+
+@pytest.mark.parametrize("kv", ["int8", "fp32"])
+@pytest.mark.parametrize(("name", "bad"), [("q", np.nan), ("k", -np.inf), ("v", 1e17)])
+def test_the_reference_refuses_what_the_core_refuses(kv, name, bad):
+    config = Config.from_dict(CONFIG)
+    weights = random_weights(config, 1)
+    weights[f"model.layers.1.self_attn.{name}_proj.bias"][1] = bad
+    words = r"layers\.1\.self_attn.*: queries, keys or values are not finite, or beyond 2"
+    with np.errstate(all="ignore"):
+        prepared = engine.prepare(config, weights, "fp32")
+        with pytest.raises(ValueError, match=words):
+            engine.forward(config, prepared, [1, 2], engine.empty_cache(config, kv))
 
 
 # --- at run time ----------------------------------------------------------------------------------------------------
