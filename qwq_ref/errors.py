@@ -48,10 +48,10 @@ class MemoryLimitError(QwqError):
     """A model does not fit in the memory that this process may use; raised before loading."""
 
 
-class FileError(QwqError):
+class FileError(QwqError, OSError):
     """A file, a folder or a standard stream cannot be written or read: the operating system refuses.
 
-    `from_os` makes one of an OSError.
+    `from_os` makes one of another OSError. Callers that catch OSError catch this one too.
     """
 
     @classmethod

@@ -1,16 +1,17 @@
-"""Read files that must not be trusted: size, kind and JSON are checked first."""
+"""Read files that must not be trusted: size, kind and JSON are checked first. Name the file that cannot be written."""
 
 from __future__ import annotations
 
 import codecs
+import contextlib
 import json
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from .errors import QwqError
+from .errors import FileError, QwqError
 
 StrPath = str | os.PathLike[str]
 _MOST_BUFFERS = 1024  # of one preadv: IOV_MAX of Linux
@@ -35,6 +36,17 @@ _STARTS = (
     (b"BZh", "a bzip2 archive: unpack it"),
 )
 START = 512  # bytes that `foreign` looks at
+
+
+@contextlib.contextmanager
+def writes(path: StrPath) -> Iterator[None]:
+    """Raise the FileError `path: cannot be written (reason)` for an OSError in the block, which writes `path`."""
+    try:
+        yield
+    except FileError:
+        raise
+    except OSError as problem:
+        raise FileError.from_os(problem, path) from problem
 
 
 def open_regular(path: StrPath, error: type[QwqError]) -> int:

@@ -29,11 +29,19 @@ def timed(call: Callable[[], object]) -> float:
     return perf_counter() - start
 
 
+def _silent(what: str, part: float) -> None:
+    """Show nothing."""
+
+
 @dataclass
 class Ceilings:
-    """Measures the ceilings, and keeps all results: {(instructions or order, isa, threads): rates per second}."""
+    """Measures the ceilings, and keeps all results: {(instructions or order, isa, threads): rates per second}.
+
+    told  called with the words for each measurement that begins, and the part of its row that is done
+    """
 
     rotation: int = 0
+    told: Callable[[str, float], object] = _silent
     peaks: dict[tuple[str, str, int], list[float]] = field(default_factory=dict)
     reads: dict[tuple[str, str, int], list[float]] = field(default_factory=dict)
 
@@ -113,15 +121,18 @@ def in_turns(
     repeats: int,
     span: float,
     enough: Callable[[Turns], bool] = lambda turns: False,
+    name: str = "",
 ) -> Turns:
     """Measure in each repeat the peaks, reading, and then each runner once.
 
     runners  each measures something and returns seconds
     span     seconds over which a ceiling is measured
     enough   ends the measurement after the first repeat for which it is true
+    name     what is measured, in the words for `best.told`
     """
     turns = Turns({which: [] for which in peaks}, [], [[] for _ in runners])
     while len(turns.reads) < repeats and not (turns.reads and enough(turns)):
+        best.told(f"{name}, repeat {len(turns.reads) + 1} of {repeats}", len(turns.reads) / repeats)
         for which, rates in turns.peaks.items():
             rate = best.peak(which, isa, threads, span)
             rates.extend([] if rate is None else [rate])

@@ -183,6 +183,8 @@ def _row(
     peer: tuple[str, Runner] | None,
 ) -> Row:
     runners: list[Runner] = [engine, *([peer[1]] if peer else [])]
+    name = f"{test}, {backend.form}+{backend.kv}"
+    best.told(f"{name}, warm-up", 0)
     for runner in runners:
         _seconds(runner, dataclasses.replace(test, tokens=min(test.tokens, backend.chunk if test.kind == "pp" else 2)))
     # The instructions for the codes of weights, and for keys and values of 8 bits with probabilities of up to 16.
@@ -196,6 +198,7 @@ def _row(
         backend.threads,
         repeats,
         SHORTEST,
+        name=name,
     )
     todo, read = work(backend.config, backend.form, backend.kv, test), median(turns.reads)
     peak, attention_peak = (median(turns.peaks[name]) if turns.peaks[name] else None for name in (linear, attention))

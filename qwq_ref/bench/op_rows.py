@@ -107,6 +107,8 @@ def _row(
     repeats: int,
     best: Ceilings,
 ) -> Row:
+    title = f"{op.name} {name}" + (f", T={T}" if op.tokens else "")
+    best.told(f"{title}, warm-up", 0)
     first = timed(once)
     waiting = [first] if first > SLOW else []  # a slow first call counts as a sample
     shortest = first if waiting else min(first, timed(once))
@@ -125,6 +127,7 @@ def _row(
         # Ceilings are measured as long as the operation, unless that takes long: other work disturbs both alike.
         span=min(max(SHORTEST, shortest), LONGEST / 200),
         enough=lambda turns: sum(turns.times[0]) * calls >= LONGEST,
+        name=title,
     )
     (samples,), reads = turns.times, turns.reads
     peaks = [] if op.peak is None else turns.peaks[op.peak]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import shlex
 import sys
 from collections.abc import Sequence
 
@@ -20,7 +21,7 @@ __all__ = ["COMMANDS", "main"]
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; return its exit status. `ending` lists them."""
     given = sys.argv[1:] if arguments is None else list(arguments)
-    options = argparse.Namespace(verbose=False, flags={})
+    options = argparse.Namespace(verbose=False, flags={}, line=shlex.join(["qwq", *given]))
 
     def command() -> int:
         if not given:

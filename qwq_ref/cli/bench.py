@@ -124,13 +124,14 @@ def _measure(options: argparse.Namespace, count: int, rows: Callable[[Any], Iter
     stopped: KeyboardInterrupt | QwqError | None = None
     ceilings = Ceilings()
     try:
-        with progress_bar("measuring", count, "row") as progress:
+        with progress_bar("measuring", count, "rows") as bar:
+            ceilings.told = lambda what, part: bar.says(what, len(done) + part)
             for row in rows(ceilings):
                 done.append(row.to_dict())
-                progress(1)
-    except (KeyboardInterrupt, QwqError) as problem:
-        if isinstance(problem, KeyboardInterrupt):
-            problem.add_note(f"{len(done)} of {count} rows were measured")
+    except KeyboardInterrupt as stop:
+        stop.add_note(f"{len(done)} of {count} rows were measured")
+        stopped = stop
+    except QwqError as problem:
         stopped = problem
     if done or stopped is None:
         facts = {"machine": machine(ceilings), "ceilings": ceilings.to_list(), "rows": done}
@@ -242,7 +243,7 @@ def _backend(options: argparse.Namespace, config: Config, weights: str, kv: str,
     if context > config.positions:
         raise UsageError(None, "n-depth", f"{context} tokens are more than the model's {config.positions} positions")
     if not options.shape:
-        with progress_bar("loading", parameters(config), "weight") as progress:
+        with progress_bar("loading", parameters(config), "weights") as progress:
             model = load(options.model, weights=weights, kv=kv, context=context, rope=config.rope,
                          progress=progress)  # fmt: skip
         return model.backend

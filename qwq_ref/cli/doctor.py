@@ -17,6 +17,7 @@ from ..footprint import human
 from ..host.limits import cpus
 from ..host.memory import ADDRESS_SPACE
 from ..tables import Table, definitions
+from .ending import kept
 from .options import DEFAULT_MODEL, MODELS, set_threads
 from .progress import progress_bar
 from .streams import require_output
@@ -59,12 +60,13 @@ def run(options: argparse.Namespace) -> int:
     models = [_read(name, options.offline) for name in options.model or (_REAL[0], DEFAULT_MODEL)]
     from ..bench.speed import SAMPLES
 
-    with progress_bar("measuring", SAMPLES, "round") as progress:
+    with progress_bar("measuring", SAMPLES, "rounds") as progress:
         facts = examine(models, options.threads or cpus(), options.isa, progress)
     print(json.dumps(facts, indent=1, allow_nan=False) if options.json else screen(facts))
     sys.stdout.flush()
     if facts["interrupted"]:
-        raise KeyboardInterrupt
+        with kept(lambda: "the speed of the machine was not measured"):
+            raise KeyboardInterrupt
     return 0 if any(model["best"] for model in facts["models"]) else 1
 
 

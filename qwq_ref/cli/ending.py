@@ -26,12 +26,7 @@ from .streams import require_output
 _WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "ended by SIGTERM", signal.SIGHUP: "ended by SIGHUP"}
 
 
-class Stopped(KeyboardInterrupt):
-    """SIGTERM or SIGHUP. Code that keeps its work at Ctrl-C keeps it here, too."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__()
-        self.signal = signal.Signals(number)
+_last = signal.SIGINT  # the signal behind the last KeyboardInterrupt
 
 
 def say(line: str) -> None:
@@ -52,11 +47,10 @@ def run(command: Callable[[], int], verbose: Callable[[], bool]) -> int:
     except BrokenPipeError:
         return 128 + signal.SIGPIPE
     except KeyboardInterrupt as stop:
-        number = stop.signal if isinstance(stop, Stopped) else signal.SIGINT
         with contextlib.suppress(FileError, OSError):
             sys.stdout.flush()
-        say(": ".join([_WORDS[number], *getattr(stop, "__notes__", [])[:1]]))
-        return 128 + number
+        say(": ".join([_WORDS[_last], *getattr(stop, "__notes__", [])[:1]]))
+        return 128 + _last
     except QwqError as error:
         if verbose():
             raise
@@ -97,17 +91,18 @@ def kept(words: Callable[[], str]) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as stop:
-        stop.add_note(words())
+        with contextlib.suppress(QwqError):  # of what the words ask for
+            stop.add_note(words())
         raise
 
 
 @contextlib.contextmanager
 def signals(own: bool) -> Iterator[None]:
-    """Let the first SIGINT, SIGTERM or SIGHUP interrupt the block, and the second end the process at once.
+    """Let the first SIGINT, SIGTERM or SIGHUP raise KeyboardInterrupt, and the second end the process at once.
 
     Signals that are ignored stay ignored: `nohup` ignores SIGHUP, and a shell ignores SIGINT in the background.
 
-    own  whether the process ends after the block: then the next signal still ends it at once
+    own  whether the process ends after the block: a signal then ends it at once, without Python's traceback
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -120,15 +115,18 @@ def signals(own: bool) -> Iterator[None]:
     ours = [number for number, handler in usual.items() if signal.getsignal(number) == handler]
 
     def stop(number: int, frame: FrameType | None) -> Any:
+        global _last
+        _last = signal.Signals(number)
         for each in ours:
             signal.signal(each, signal.SIG_DFL)
-        raise KeyboardInterrupt if number == signal.SIGINT else Stopped(number)
+        raise KeyboardInterrupt
 
+    global _last
+    _last = signal.SIGINT
     for number in ours:
         signal.signal(number, stop)
     try:
         yield
     finally:
-        if not own or all(signal.getsignal(number) is stop for number in ours):
-            for number in ours:
-                signal.signal(number, usual[number])
+        for number in ours:
+            signal.signal(number, signal.SIG_DFL if own else usual[number])

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from ..config import Config
-from ..errors import NonFiniteError, UsageError, did_you_mean
+from ..errors import NonFiniteError, QwqError, UsageError, did_you_mean
 from ..forms import FORMS, KV_FORMS
 from ..tables import Table
+from .ending import kept
 from .options import (
     add_download_arguments,
     add_engine_arguments,
@@ -19,8 +18,8 @@ from .options import (
     engine_choices,
     set_threads,
 )
-from .progress import progress_bar
-from .streams import require_output
+from .progress import Bar, progress_bar
+from .streams import print_json, require_output
 from .values import count, number, one_of, seed
 
 if TYPE_CHECKING:
@@ -101,21 +100,17 @@ def _scores(options: argparse.Namespace, model: Model, chosen: Sequence[str]) ->
     from ..eval.accuracy import evaluate
     from ..tasks import CATEGORIES
 
-    answerer = _answerer(model, options)
     scores: list[Score] = []
-    stopped = _each(
-        options,
-        chosen,
-        lambda name: evaluate(answerer, model.tokenizer, name, options.problems, options.seed),
-        _SCORES,
-        _row,
-        scores,
-    )
+
+    def measure(name: str, bar: Bar) -> Score:
+        return evaluate(_answerer(model, options, bar), model.tokenizer, name, options.problems, options.seed)
+
+    stopped = _each(options, chosen, options.problems, measure, _SCORES, _row, scores)
     main = [score for score in scores if score.category in CATEGORIES]
     mean = sum(score.accuracy for score in main) / max(1, len(main))
     above = sum(score.accuracy >= 0.9 for score in main)
     if options.json:
-        _print_json(options, model, {"mean": mean, "at_least_90": above}, scores)
+        _print_json(options, model, {"mean": mean, "at_least_90": above}, scores, stopped)
     elif main:
         print(f"mean of {len(main)} categories {mean:.1%}; {above} of them at 90% or more")
     return _ended(stopped)
@@ -124,19 +119,16 @@ def _scores(options: argparse.Namespace, model: Model, chosen: Sequence[str]) ->
 def _pairs(options: argparse.Namespace, model: Model, other: Model, chosen: Sequence[str]) -> int:
     from ..eval.pairs import compare, pooled
 
-    first, second = _answerer(model, options), _answerer(other, options)
     pairs: list[Pairs] = []
-    stopped = _each(
-        options,
-        chosen,
-        lambda name: compare(first, second, model.tokenizer, name, options.problems, options.seed),
-        _PAIRS,
-        _pairs_row,
-        pairs,
-    )
+
+    def measure(name: str, bar: Bar) -> Pairs:
+        first, second = _answerer(model, options, bar), _answerer(other, options, bar)
+        return compare(first, second, model.tokenizer, name, options.problems, options.seed)
+
+    stopped = _each(options, chosen, 2 * options.problems, measure, _PAIRS, _pairs_row, pairs)
     if options.json:
         whole = pooled(pairs, "all").row() if pairs else None
-        _print_json(options, model, {"against": other.backend.description, "all": whole}, pairs)
+        _print_json(options, model, {"against": other.backend.description, "all": whole}, pairs, stopped)
     elif pairs:
         print(_pairs_row(pooled(pairs, "all")))
     return _ended(stopped)
@@ -145,17 +137,21 @@ def _pairs(options: argparse.Namespace, model: Model, other: Model, chosen: Sequ
 def _each(
     options: argparse.Namespace,
     chosen: Sequence[str],
-    measure: Callable[[str], Row],
+    answers: int,
+    measure: Callable[[str, Bar], Row],
     table: Table,
     line: Callable[[Row], str],
     rows: list[Row],
-) -> KeyboardInterrupt | None:
-    """Measure each category into `rows`, and print its line unless JSON is wanted. Return an interruption."""
-    with progress_bar("categories", len(chosen), "category") as bar:
+) -> KeyboardInterrupt | QwqError | None:
+    """Measure each category into `rows`, and print its line unless JSON is wanted.
+
+    Returns the interruption or the error that ended it before the last category: the finished ones are kept.
+    """
+    with progress_bar("answers", answers * len(chosen), "answers") as bar:
         try:
-            for name in chosen:
-                rows.append(measure(name))
-                bar(1)
+            for number, name in enumerate(chosen):
+                bar.says(name, number * answers)
+                rows.append(measure(name, bar))
                 if not options.json:
                     if len(rows) == 1:
                         print(table.line(table.headings))
@@ -163,13 +159,13 @@ def _each(
         except KeyboardInterrupt as stop:
             stop.add_note(f"{len(rows)} of {len(chosen)} categories were measured")
             return stop
+        except QwqError as problem:
+            return problem
     return None
 
 
-def _ended(stopped: KeyboardInterrupt | None) -> int:
-    """Return the exit status, or go on with an interruption, after the results so far are printed."""
+def _ended(stopped: KeyboardInterrupt | QwqError | None) -> int:
     if stopped is not None:
-        sys.stdout.flush()
         raise stopped
     return 0
 
@@ -179,21 +175,26 @@ class _HasRow(Protocol):
 
 
 def _print_json(
-    options: argparse.Namespace, model: Model, facts: dict[str, Any], categories: Sequence[_HasRow]
+    options: argparse.Namespace,
+    model: Model,
+    facts: dict[str, Any],
+    categories: Sequence[_HasRow],
+    stopped: KeyboardInterrupt | QwqError | None,
 ) -> None:
     asked = {"model": options.model, "backend": model.backend.description, "n": options.problems, "seed": options.seed}
-    print(json.dumps(asked | facts | {"categories": [one.row() for one in categories]}, indent=2))
+    whole = {"complete": stopped is None, "categories": [one.row() for one in categories]}
+    print_json(asked | facts | whole, indent=2)
 
 
 _SCORES = Table(
     ("category", "n", "accuracy", "95% interval", "format", "loops", "switch", "tokens"),
     "<>>>>>>>",
-    (15, 4, 8, 15, 6, 6, 6, 6),
+    (15, 4, 8, 15, 6, 6, 6, 6),  # 80 columns
 )
 _PAIRS = Table(
     ("category", "n", "accuracy", "against", "lost", "gained", "loss", "95% interval"),
     "<>>>>>>>",
-    (15, 4, 8, 7, 4, 6, 6, 16),
+    (15, 4, 8, 7, 4, 6, 6, 16),  # 80 columns
 )
 
 
@@ -229,6 +230,7 @@ def _pairs_row(pairs: Pairs) -> str:
 
 def _load(options: argparse.Namespace, choices: dict[str, Any]) -> Model:
     from ..engine.loader import expected_memory, load
+    from ..footprint import parameters
     from ..formats.checkpoint import read_config
     from .models import locate
 
@@ -238,15 +240,19 @@ def _load(options: argparse.Namespace, choices: dict[str, Any]) -> Model:
 
     needed = {name: choices[name] for name in ("backend", "weights", "kv")}
     path = locate(options, lambda model: expected_memory(model, context=context_of(model.config), **needed))
-    context = context_of(read_config(path))
+    config = read_config(path)
+    context = context_of(config)
     # Each worker has a sequence of its own, on one thread.
-    model = load(path, **choices | {"threads": 1}, context=context, offline=options.offline, text=True)
+    how = choices | {"threads": 1, "context": context, "offline": options.offline, "text": True}
+    not_loaded = kept(lambda: "the model was not loaded yet")
+    with not_loaded, progress_bar("loading", parameters(config), "weights") as progress:
+        model = load(path, **how, progress=progress)
     if model.backend.tensors is not None and model.config.sliding_window is not None:
         raise UsageError(options.model, "sliding_window", "is not supported by the batched sampler")
     return model
 
 
-def _answerer(model: Model, options: argparse.Namespace) -> Answerer:
+def _answerer(model: Model, options: argparse.Namespace, bar: Bar) -> Answerer:
     """Return a function that answers problems: NumPy all of a category at once, the core one a thread.
 
     The random draws are the same.
@@ -269,6 +275,7 @@ def _answerer(model: Model, options: argparse.Namespace) -> Answerer:
             "max_tokens": options.max_tokens,
             "seed": options.seed,
             "workers": options.threads or cpus(),
+            "progress": bar,
         }
         try:
             if (tensors := model.backend.tensors) is not None:

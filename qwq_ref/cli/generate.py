@@ -25,7 +25,7 @@ from .options import (
     refuse,
     set_threads,
 )
-from .progress import progress_bar
+from .progress import Bar, progress_bar, shown
 from .prompt import read_prompt
 from .spellings import NEUTRAL
 from .streams import argument_text, print_json, require_output, styles
@@ -212,18 +212,19 @@ def _answer(options: argparse.Namespace, model: Model, prompt: str) -> int:
         **{name: getattr(options, name) for name in _SAMPLING},
     )
     run, texts, writer = generation.run, {"thinking": "", "answer": ""}, _Writer(options)
+    bar = Bar("prompt", len(run.prompt), "tokens")
     stopped: KeyboardInterrupt | QwqError | None = None
-    with progress_bar("prompt", len(run.prompt), "tokens", at_least=512) as bar:
-        try:
+    try:
+        with shown(bar, at_least=512):
             for piece in generation:
                 texts[piece.kind] += piece.text
                 writer.write(piece.text, piece.kind)
-        except KeyboardInterrupt as stop:
-            done = f"{len(run.output)} output tokens were generated"
-            stop.add_note(done if run.output else f"{bar.done:.0f} of {len(run.prompt)} prompt tokens were computed")
-            stopped = stop
-        except QwqError as problem:
-            stopped = problem
+    except KeyboardInterrupt as stop:
+        done = f"{len(run.output)} output tokens were generated"
+        stop.add_note(done if run.output else f"{bar.done:.0f} of {len(run.prompt)} prompt tokens were computed")
+        stopped = stop
+    except QwqError as problem:
+        stopped = problem
     writer.close()
     if options.json:
         ended = {KeyboardInterrupt: "interrupt", QwqError: "error"}

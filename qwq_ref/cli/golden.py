@@ -6,11 +6,9 @@ import argparse
 import dataclasses
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
 
-from ..errors import FileError, UsageError
+from ..errors import UsageError
 from ..forms import FORMS, KV_FORMS
 from ..host.limits import cpus
 from ..tables import definitions
@@ -166,17 +164,19 @@ def _compare(options: argparse.Namespace) -> int:
 
     if is_vectors(options.golden):
         return _compare_vectors(options)
-    report = compare(
-        options.golden,
-        options.theirs,
-        model=None if options.model is None else locate(options),
-        precision=_pairs(options.precision, "") or None,
-        name_map=options.map,
-        explain=not options.no_explain,
-        coverage=options.coverage or None,
-        threads=options.threads,
-        progress=progress_bar,
-    )
+    model = None if options.model is None else locate(options)
+    with kept(lambda: "the comparison has no result yet"):
+        report = compare(
+            options.golden,
+            options.theirs,
+            model=model,
+            precision=_pairs(options.precision, "") or None,
+            name_map=options.map,
+            explain=not options.no_explain,
+            coverage=options.coverage or None,
+            threads=options.threads,
+            progress=progress_bar,
+        )
     facts = json.dumps(report.to_dict(), indent=1, allow_nan=False) + "\n"
     if options.html:
         from ..oracle.render.html import page
@@ -210,7 +210,9 @@ def _vectors(options: argparse.Namespace) -> int:
     """Write inputs and outputs of each operation for hard cases, to test a single kernel."""
     from ..oracle.packs.vectors import write_vectors
 
-    print(f"{options.out}: {write_vectors(options.out)} cases", file=sys.stderr)
+    with kept(lambda: f"{options.out} was not written"):
+        count = write_vectors(options.out)
+    print(f"{options.out}: {count} cases", file=sys.stderr)
     return 0
 
 
@@ -218,6 +220,7 @@ def _export(options: argparse.Namespace) -> int:
     """Write all tensors of a pack into one .npz file, under PHASE/TAP."""
     import numpy as np
 
+    from ..formats.write import write_atomically
     from ..oracle import open_golden
 
     with open_golden(options.golden) as golden:
@@ -226,7 +229,7 @@ def _export(options: argparse.Namespace) -> int:
             f"{phase.name}/{tap}": golden.read(phase.name, tap) for phase in manifest.phases for tap in manifest.sizes
         }
         arrays["token_ids"] = np.array(manifest.token_ids)
-    _write(options.out, lambda file: np.savez(file, **arrays))  # type: ignore[arg-type]
+    write_atomically(options.out, lambda file: np.savez(file, **arrays))  # type: ignore[arg-type]
     return 0
 
 
@@ -296,13 +299,6 @@ def _pair(part: str, default: str) -> tuple[str, str]:
 
 
 def _write_text(path: str, text: str) -> None:
-    _write(path, lambda file: file.write(text.encode("utf-8")))
-
-
-def _write(path: str, write: Callable[[BinaryIO], object]) -> None:
     from ..formats.write import write_atomically
 
-    try:
-        write_atomically(path, write)
-    except OSError as problem:
-        raise FileError.from_os(problem, path) from None
+    write_atomically(path, lambda file: file.write(text.encode("utf-8")))

@@ -14,6 +14,7 @@ from ..errors import UsageError
 from ..footprint import human
 from ..forms import FORMS, KV_FORMS
 from ..tables import Table
+from .ending import kept
 from .options import (
     DEFAULT_MODEL,
     MODELS,
@@ -118,7 +119,11 @@ def _check(model: str, found: Found) -> None:
     from ..formats import Checkpoint
 
     total = sum(found.dtypes.values())
-    with Checkpoint.open(found.path) as checkpoint, progress_bar("checking", total, "B") as progress:
+    with (
+        Checkpoint.open(found.path) as checkpoint,
+        progress_bar("checking", total, "B") as progress,
+        kept(lambda: f"{human(progress.done)} of {human(total)} were checked, and are finite"),
+    ):
         checkpoint.check_finite(progress)
 
 

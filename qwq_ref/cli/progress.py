@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import threading
 import time
 from collections.abc import Iterator
 
@@ -11,9 +12,13 @@ from .streams import screen
 
 _WAIT = 0.3  # seconds without a bar at the start, so that short work shows none
 _EVERY = 0.1  # seconds between two drawings
-_WIDE = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} {unit}, {speed}, {remaining} left{note}"
-_NARROW = "{desc}: {percentage:3.0f}%, {remaining} left"
-_COLUMNS = 60  # from which on the bar is wide
+# The first one that fits the terminal is taken.
+_FORMS = (
+    "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} {unit}{speed}{left}{note}",
+    "{desc}: {percentage:3.0f}%, {n_fmt}/{total_fmt} {unit}{left}{note}",
+    "{desc}: {percentage:3.0f}%{left}",
+    "{percentage:3.0f}%",
+)
 
 _shown: list[Bar] = []  # the last one is drawn; those before it wait
 
@@ -23,9 +28,9 @@ class Bar:
 
     def __init__(self, what: str, total: float, unit: str) -> None:
         self.what, self.total, self.unit, self.note = what, total, unit, ""
-        self.done = 0.0
+        self.done = self._first = 0.0
         self._started = time.monotonic()
-        self._due = self._started + _WAIT
+        self._shows = self._due = self._started + _WAIT
 
     def __call__(self, count: float) -> None:
         with screen.lock:
@@ -36,49 +41,74 @@ class Bar:
                 self._due = time.monotonic() + _EVERY
                 self.draw()
 
-    def says(self, what: str, note: str = "") -> None:
-        """Change the words before and behind the bar, and draw it."""
+    def begin(self, done: float) -> None:
+        """Count from an amount that an earlier run has done. It is no part of the rate."""
+        self.done = self._first = done
+        self._started = time.monotonic()
+
+    def says(self, what: str, done: float | None = None) -> None:
+        """Change the words before the bar, and the amount done if it is given; draw the bar."""
         with screen.lock:
-            self.what, self.note = what, note
+            self.what = what
+            self.done = self.done if done is None else done
             self.draw()
 
     def draw(self) -> None:
         """Show the bar, if it is the last one and its work is not done yet."""
-        if screen.descriptor is None or not _shown or _shown[-1] is not self:
-            return
-        waits = time.monotonic() < self._started + _WAIT
-        screen.draw("" if waits or self.done >= self.total * (1 - 1e-9) else self._text())
+        with screen.lock:
+            if screen.descriptor is not None and _shown and _shown[-1] is self:
+                hidden = time.monotonic() < self._shows or self.done >= self.total * (1 - 1e-9)
+                screen.draw("" if hidden else self._text())
 
     def _text(self) -> str:
         from tqdm import tqdm
 
         elapsed, columns, scaled = time.monotonic() - self._started, screen.width(), self.total >= 10_000
-        rate = self.done / elapsed if elapsed > 0 else 0.0
-        text: str = tqdm.format_meter(
-            self.done if scaled else round(self.done),
-            self.total,
-            elapsed,
-            columns,
-            prefix=self.what,
-            ascii=not _shows_blocks(),
-            unit=self.unit,
-            unit_scale=scaled,
-            bar_format=_WIDE if columns >= _COLUMNS else _NARROW,
-            speed=_speed(rate, scaled),
-            note=self.note and f", {self.note}",
-        )
-        return text
+        rate = (self.done - self._first) / elapsed if elapsed > 0 else 0.0
+        left = f", {tqdm.format_interval((self.total - self.done) / rate)} left" if rate else ""
+
+        def text(form: str, width: int | None) -> str:
+            written: str = tqdm.format_meter(
+                self.done,
+                self.total,
+                elapsed,
+                ncols=width,
+                prefix=self.what,
+                ascii=not _shows_blocks(),
+                unit=self.unit,
+                unit_scale=scaled,
+                bar_format=form,
+                n_fmt=tqdm.format_sizeof(self.done) if scaled else int(self.done),
+                speed=_speed(rate, scaled),
+                left=left,
+                note=self.note and f", {self.note}",
+            )
+            return written
+
+        fitting = next((form for form in _FORMS if len(text(form, None)) <= columns), _FORMS[-1])
+        return text(fitting, columns)
 
 
 @contextlib.contextmanager
-def progress_bar(what: str, total: float, unit: str, at_least: float = 0) -> Iterator[Bar]:
-    """Show a bar while the block runs, if stderr is a terminal and `total` is at least `at_least`."""
+def progress_bar(what: str, total: float, unit: str) -> Iterator[Bar]:
+    """Show a bar while the block runs, if stderr is a terminal."""
     bar = Bar(what, total, unit)
-    if total >= at_least and screen.descriptor is not None:
-        _shown.append(bar)
-    try:
+    with shown(bar):
         yield bar
+
+
+@contextlib.contextmanager
+def shown(bar: Bar, at_least: float = 0) -> Iterator[None]:
+    """Show a bar while the block runs, if stderr is a terminal and the bar's total is at least `at_least`."""
+    first = threading.Timer(_WAIT, bar.draw)  # the work may not call for long
+    first.daemon = True
+    try:
+        if bar.total >= at_least and screen.descriptor is not None:
+            _shown.append(bar)
+            first.start()
+        yield
     finally:
+        first.cancel()
         with screen.lock:
             if bar in _shown:
                 _shown.remove(bar)
@@ -88,13 +118,13 @@ def progress_bar(what: str, total: float, unit: str, at_least: float = 0) -> Ite
 
 
 def _speed(rate: float, scaled: bool) -> str:
-    if rate <= 0:
-        return "?/s"
-    if scaled:
-        from tqdm import tqdm
+    from tqdm import tqdm
 
-        return f"{tqdm.format_sizeof(rate)}/s"
-    return f"{rate:.1f}/s" if rate >= 1 else f"{1 / rate:.1f} s each"
+    if rate <= 0:
+        return ""
+    if scaled:
+        return f", {tqdm.format_sizeof(rate)}/s"
+    return f", {rate:.1f}/s" if rate >= 1 else f", {1 / rate:.1f} s each"
 
 
 def _shows_blocks() -> bool:

@@ -50,11 +50,13 @@ def read_prompt(options: argparse.Namespace) -> str:
 def _read_file(path: str) -> bytes:
     """Read a file, or what stands for one: `<(command)` of a shell is a pipe. Raises FileError."""
     try:
-        with open(path, "rb", buffering=0) as stream:
-            return read_stream(stream, path)
-    except (OSError, ValueError) as problem:  # ValueError: a NUL in the name
-        reason = problem.strerror if isinstance(problem, OSError) else str(problem)
-        raise FileError(path, None, f"cannot be read ({reason})") from None
+        stream = open(path, "rb", buffering=0)  # noqa: SIM115 - closed below
+    except OSError as problem:
+        raise FileError.from_os(problem, path, "cannot be read") from None
+    except ValueError as problem:  # a NUL in the name
+        raise FileError(path, None, f"cannot be read ({problem})") from None
+    with stream:
+        return read_stream(stream, path)
 
 
 def _decoded(data: bytes, name: str | os.PathLike[str]) -> str:

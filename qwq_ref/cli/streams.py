@@ -57,8 +57,8 @@ class Screen:
                 return
             self._bar = bar
             if bar and self._fresh:
+                self._drawn = True  # before, because Ctrl-C can come after any of these lines
                 self._put(f"\r{bar}\x1b[K")
-                self._drawn = True
             elif self._drawn:
                 self._put(_ERASE)
                 self._drawn = False
@@ -317,19 +317,19 @@ def read_stream(stream: io.FileIO, name: str, limit: int = 1 << 26) -> bytes:
     A pipe may be non-blocking, where a plain read would lose what comes later. `limit` is for streams without end.
     """
     data = bytearray()
-    try:
-        while piece := _read(stream):
-            data += piece
-            if len(data) > limit:
-                raise FileError(name, None, f"is longer than {limit:,} bytes")
-    except OSError as problem:
-        raise FileError(name, None, f"cannot be read ({problem.strerror})") from None
+    while piece := _read(stream, name):
+        data += piece
+        if len(data) > limit:
+            raise FileError(name, None, f"is longer than {limit:,} bytes")
     return bytes(data)
 
 
-def _read(stream: io.FileIO) -> bytes:
-    while (piece := stream.read(1 << 20)) is None:
-        ready = select.poll()
-        ready.register(stream, select.POLLIN)
-        ready.poll()
-    return piece
+def _read(stream: io.FileIO, name: str) -> bytes:
+    try:
+        while (piece := stream.read(1 << 20)) is None:
+            ready = select.poll()
+            ready.register(stream, select.POLLIN)
+            ready.poll()
+        return piece
+    except OSError as problem:
+        raise FileError.from_os(problem, name, "cannot be read") from None

@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 from ..errors import UsageError
 from .ending import kept
 from .options import set_threads
-from .progress import progress_bar
+from .progress import Bar, progress_bar
+from .streams import screen
 from .values import count, one_of, seed, threads
 
 
@@ -51,7 +51,7 @@ def run(options: argparse.Namespace) -> int:
         chat = load_chat_template(Path(options.chat_template_file).parent, options.chat_template_file)
         template = chat.source if chat else None
     total = options.steps or STAGES[options.stage].steps
-    with progress_bar(options.stage, total, "steps") as bar, kept(lambda: _resumes(options.out)):
+    with kept(lambda: _resumes(options)), progress_bar(options.stage, total, "steps") as bar:
         train(
             options.stage,
             options.out,
@@ -66,26 +66,31 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _resumes(folder: str) -> str:
-    """Return what an interrupted run keeps."""
+def _resumes(options: argparse.Namespace) -> str:
+    """Return what an interrupted run keeps, and the command that goes on."""
     from ..train.sft import saved_step
 
-    step = saved_step(folder)
-    return f"the same command resumes at step {step + 1}" if step else "no step was done"
+    step = saved_step(options.out)
+    return f"the same command resumes at step {step + 1}: {options.line}" if step else "no step was done"
 
 
 class _Progress:
     """A bar on a terminal; elsewhere a line every fifty steps."""
 
-    def __init__(self, bar: Callable[[int], object]) -> None:
+    def __init__(self, bar: Bar) -> None:
         self.bar = bar
-        self.done = 0
-        self.since = time.perf_counter()
+        self.first: int | None = None
+        self.since = self.started = time.perf_counter()
 
     def __call__(self, done: int, total: int, loss: float) -> None:
-        self.bar(done - self.done)
-        self.done = done
-        if not sys.stderr.isatty() and (done % 50 == 0 or done == total):
+        if self.first is None:
+            self.first = done
+            self.bar.begin(done)
+        self.bar.note = f"loss {loss:.3f}"
+        self.bar(done - self.bar.done)
+        if screen.descriptor is None and (done % 50 == 0 or done == total):
             now = time.perf_counter()
-            print(f"step {done} of {total}: loss {loss:.4f}, {now - self.since:.0f} s", file=sys.stderr, flush=True)
+            took, rest = now - self.since, (now - self.started) / (done - self.first + 1) * (total - done)
+            line = f"step {done} of {total}: loss {loss:.4f}, {took:.0f} s"
+            print(line + (f", {rest:.0f} s left" if rest else ""), file=sys.stderr, flush=True)
             self.since = now

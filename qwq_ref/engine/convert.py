@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ..errors import UsageError
+from ..errors import CheckpointError, UsageError
+from ..files import read_file, writes
 from ..footprint import human
 from ..formats import open_source, recognise, resolve
 from ..formats.names import CONFIG, GENERATION_CONFIG, packed_name
 from ..formats.packed import writing
 from ..formats.packed_folder import packed_files
+from ..formats.write import write_atomically
 from ..forms import FORMS
 from ..host import disk
 from ..host.limits import cpus
@@ -47,7 +48,7 @@ def convert(
 
     Raises a QwqError before anything is written. The reasons are a model that cannot be read or is packed already, a
     folder that holds something else, and a disk that is too small. Raises CheckpointError for a weight that is not
-    finite, or too large for the form, with its tensor and its place.
+    finite, or too large for the form, with its tensor and its place; FileError where the system refuses to write.
     """
     if weights not in FORMS:
         raise UsageError(None, "weights", f"must be one of {', '.join(FORMS)}, got {weights[:40]}")
@@ -62,12 +63,11 @@ def convert(
         _check_folder(folder, source.tokenizer, small)
         planned = plan(config, weights)
         _check_room(folder, sum(stored.nbytes for stored in planned.values()))
-        with _all_or_nothing([folder / name for name in small]):
+        with writes(folder), _all_or_nothing([folder / name for name in small]):
             folder.mkdir(parents=True, exist_ok=True)
             for name in small:
                 (folder / name).parent.mkdir(exist_ok=True)
-                if not (folder / name).exists():
-                    shutil.copyfile(source.tokenizer / name, folder / name)
+                _copy(source.tokenizer / name, folder / name)
             with writing(folder / packed_name(weights), planned) as append:
                 for name, tensor in packed_tensors(config, source.floats, weights, threads or cpus(), progress):
                     append(name, tensor)
@@ -91,14 +91,26 @@ def _all_or_nothing(files: list[Path]) -> Iterator[None]:
         raise
 
 
+def _copy(source: Path, target: Path) -> None:
+    """Copy a small file, unless it is there already."""
+    if not target.exists():
+        content = read_file(source, source.stat().st_size, CheckpointError)
+        write_atomically(target, lambda file: file.write(content))
+
+
 def _check_folder(folder: Path, source: Path, small: list[str]) -> None:
-    """Check that a folder is new, is empty, or holds packed weights beside the same small files."""
-    if not folder.is_dir():
-        if os.path.lexists(folder):
-            raise UsageError(folder, None, "is not a folder")
-        return
-    if any(folder.iterdir()) and not packed_files(folder):
-        raise UsageError(folder, None, "holds something else: take a new folder")
+    """Check that a folder is new, is empty, or holds packed weights beside the same small files.
+
+    The small files alone, and hidden unfinished files, are what an earlier version or a killed conversion left.
+    """
+    with writes(folder):
+        if not os.path.isdir(folder):
+            if os.path.lexists(folder):
+                raise UsageError(folder, None, "is not a folder")
+            return
+        left = {path.name for path in folder.iterdir() if not (path.name[0] == "." and path.suffix == ".tmp")}
+        if left - {Path(name).parts[0] for name in small} and not packed_files(folder):
+            raise UsageError(folder, None, "holds something else: take a new folder")
     for name in small:
         if (folder / name).exists() and (folder / name).read_bytes() != (source / name).read_bytes():
             raise UsageError(folder / name, None, "is of another model: take a new folder")

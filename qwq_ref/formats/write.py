@@ -6,8 +6,9 @@ import hashlib
 import json
 import math
 import os
+import stat
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -15,8 +16,7 @@ import numpy as np
 from safetensors.numpy import save
 
 from ..core import Array
-from ..errors import FileError
-from ..files import StrPath
+from ..files import StrPath, writes
 from .safetensors import DTYPES
 
 _WRITTEN = ("F32", "BF16")
@@ -33,27 +33,45 @@ def write_atomically(path: StrPath, write: Callable[[BinaryIO], object]) -> None
 def atomic_file(path: StrPath) -> Iterator[BinaryIO]:
     """Open a temporary file beside `path` that replaces it at the end. A crash leaves the old file or the new one.
 
-    Raises FileError if the system refuses to write.
+    A link stays, and its target is replaced. A pipe or a device such as /dev/null is written in place.
+    Raises FileError for an OSError, of the block too.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
+    if _is_special(path):
+        with writes(path), open(path, "wb") as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as problem:
-        if problem.filename not in (None, str(temporary)):
-            raise  # of another file, which the block reads
-        raise FileError.from_os(problem, path) from None
-    finally:
-        temporary.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
+        return
+    with writes(path):
+        path = Path(os.path.realpath(path))
+        temporary = temporary_name(path)
+        try:
+            with open(temporary, "wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+    with suppress(OSError):  # the file is complete, and not every file system can flush a folder
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def _is_special(path: Path) -> bool:
     try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+        mode = os.stat(path).st_mode
+    except OSError:
+        return False
+    return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
+
+
+def temporary_name(path: Path) -> Path:
+    """Return the hidden name of an unfinished file or folder. It is never too long where the name itself is not."""
+    return path.with_name(f".{path.name[:40]}.{os.getpid()}.tmp")
 
 
 def write_json(path: StrPath, values: Any) -> None:

@@ -7,9 +7,11 @@ lengths share a batch: each row has its own positions, and sees no key beyond th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import dataclass
+from threading import Event
+from typing import TypeVar
 
 import numpy as np
 
@@ -22,6 +24,14 @@ from ..spec import Sampling, distribution, draw
 from ..spec.ops import Array, embed, linear, rmsnorm, rope_frequencies, rope_tables, softmax
 from ..spec.sampling import checked_logits, temperature
 from .model import Common, Weights, block
+
+T = TypeVar("T")
+R = TypeVar("R")
+Progress = Callable[[int], object]
+
+
+def _silent(count: int) -> None:
+    """Show nothing."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +55,7 @@ def answers(
     never: Sequence[range] = (),
     batch: int = 256,
     workers: int = 1,
+    progress: Progress = _silent,
 ) -> list[Answer]:
     """Sample one answer to each prompt, in batches.
 
@@ -52,6 +63,7 @@ def answers(
     never       ranges of ids that are not chosen either
     batch       prompts in one batch
     workers     threads that share the batches
+    progress    called with the number of answers since its last call, from any of the threads
 
     Prompt n draws from a generator of its own, keyed by (seed, n). So neither `batch` nor `workers` changes an answer,
     but for the rounding of its logits. Raises ValueError for a model with a sliding window, and for penalties;
@@ -62,14 +74,16 @@ def answers(
     order = sorted(range(len(prompts)), key=lambda n: len(prompts[n]))  # rows of nearly one length share a batch
     chunks = [order[start : start + batch] for start in range(0, len(order), batch)]
 
-    def run(numbers: list[int]) -> list[Answer]:
+    def run(numbers: list[int], stop: Event) -> list[Answer]:
         rows = [prompts[n] for n in numbers]
         with np.errstate(all="ignore"):  # NaN and infinity are looked for in the logits
-            return _sample(config, weights, rows, numbers, how, end_ids, vocabulary, max_tokens, seed, never)
+            said = _sample(config, weights, rows, numbers, how, end_ids, vocabulary, max_tokens, seed, never, stop)
+        progress(len(said))
+        return said
 
-    with ThreadPoolExecutor(workers) as pool:
-        done = {n: answer for chunk, got in zip(chunks, pool.map(run, chunks), strict=True) for n, answer in
-                zip(chunk, got, strict=True)}  # fmt: skip
+    done: dict[int, Answer] = {}
+    for chunk, got in zip(chunks, _shared(run, chunks, workers), strict=True):
+        done |= zip(chunk, got, strict=True)
     return [done[n] for n in range(len(prompts))]
 
 
@@ -84,13 +98,15 @@ def answers_each(
     seed: int,
     never: Sequence[range] = (),
     workers: int = 1,
+    progress: Progress = _silent,
 ) -> list[Answer]:
     """`answers` of a backend: each of `workers` threads answers one prompt after another, with the same draws."""
 
-    def answer(n: int) -> Answer:
+    def answer(n: int, stop: Event) -> Answer:
         uniforms, run = _uniforms(seed, n), Run(list(prompts[n]), seed)
 
         def choose(logits: Array, prompt: list[int], output: list[int]) -> int:
+            _heed(stop)
             return draw(distribution(logits, how, prompt, output), uniforms)
 
         tokens = generate(
@@ -103,10 +119,30 @@ def answers_each(
             max_tokens=max_tokens,
             never=never,
         )
-        return Answer(list(tokens), run.finish_reason == "stop")
+        said = Answer(list(tokens), run.finish_reason == "stop")
+        progress(1)
+        return said
 
+    return _shared(answer, range(len(prompts)), workers)
+
+
+def _shared(work: Callable[[T, Event], R], items: Iterable[T], workers: int) -> list[R]:
+    """Return work(item, stop) of each item, computed on so many threads. An interruption sets `stop`."""
+    stop = Event()
     with ThreadPoolExecutor(workers) as pool:
-        return list(pool.map(answer, range(len(prompts))))
+        waiting = [pool.submit(work, item, stop) for item in items]
+        try:
+            return [future.result() for future in waiting]
+        except BaseException:
+            stop.set()
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _heed(stop: Event) -> None:
+    """End this thread's work if it should stop: nobody waits for its result."""
+    if stop.is_set():
+        raise CancelledError
 
 
 def _uniforms(seed: int, n: int) -> np.random.Generator:
@@ -125,6 +161,7 @@ def _sample(
     max_tokens: int,
     seed: int,
     never: Sequence[range],
+    stop: Event,
 ) -> list[Answer]:
     lengths = np.array([len(prompt) for prompt in prompts])
     decoder = _Decoder(config, weights, len(prompts), int(lengths.max()) + max_tokens)
@@ -137,6 +174,7 @@ def _sample(
     ended = np.zeros(len(prompts), bool)
     alive = np.arange(len(prompts))
     for step in range(max_tokens):
+        _heed(stop)
         if not np.isfinite(logits).all():
             where = f"decode step {step}" if step else "prompt"
             raise NonFiniteError(None, where, "the logits of an answer hold NaN or infinity")

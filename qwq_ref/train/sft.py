@@ -18,6 +18,7 @@ import time
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,12 +26,12 @@ from typing import Any
 import numpy as np
 
 from ..errors import CheckpointError, NonFiniteError, UsageError
-from ..files import StrPath, read_json
+from ..files import StrPath, read_file, read_json, writes
 from ..formats.write import write_atomically, write_json, write_safetensors
 from ..text import load_tokenizer
 from . import corpus
 from .corpus import Formatter, Mixture
-from .model import Checkpointing, loss_and_grads
+from .model import Checkpointing, Gradients, loss_and_grads
 from .nano import copied_model, new_model
 from .optim import adamw, clip_by_global_norm, cosine_schedule, initial_state
 
@@ -85,13 +86,15 @@ def train(
     workers    threads that share a batch
     progress   called after each step with the steps done, all steps, and the loss
 
-    Saves the state and passes a KeyboardInterrupt on. Raises UsageError for a folder of another run, and
-    NonFiniteError for a step whose loss or gradient is not finite: the weights before it are saved.
+    Saves the state and passes a KeyboardInterrupt on. Raises UsageError for a folder of another run, CheckpointError
+    for a damaged one, and FileError where the system refuses to write. Raises NonFiniteError for a step whose loss or
+    gradient is not finite: the weights before it are saved.
     """
     stage = STAGES[name]
     total = steps or stage.steps
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    with writes(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     with _alone(folder):
         _train(
             name, stage, total, folder, base, template, seed, workers, checkpointing, seconds_between_saves, progress
@@ -121,11 +124,14 @@ def _read_state(path: Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
 @contextlib.contextmanager
 def _alone(folder: Path) -> Iterator[None]:
     """Lock a folder, because two runs would overwrite each other's state. Raises UsageError if it is locked."""
-    with open(folder / ".lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UsageError(folder, None, "another run is at work here") from None
+    path = folder / ".lock"
+    with contextlib.ExitStack() as stack:
+        with writes(path):
+            lock = stack.enter_context(open(path, "w"))
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UsageError(folder, None, "another run is at work here") from None
         yield
 
 
@@ -155,41 +161,44 @@ def _train(
             (weights if key in weights else state)[key] = array
     formatter = Formatter(load_tokenizer(folder, config.V))
     done = int(state["step"])
-    _cut_log(folder / "log.csv", done)
 
     def save() -> None:
         arrays: dict[str, Any] = {**weights, **state}
         write_atomically(saved, lambda file: np.savez(file, **arrays))
 
+    torn = []  # not empty while a step has updated a part of the weights
+
+    def update(grads: Gradients, rate: float) -> None:
+        torn.append(True)
+        adamw(weights, grads, state, rate, decay=stage.decay)
+        torn.clear()
+
     last_save = time.monotonic()
-    with open(folder / "log.csv", "a", newline="") as log:
-        rows = csv.writer(log)
+    with _log(folder / "log.csv", done) as log:
         try:
-            for step in range(done, total):
-                started = time.perf_counter()
-                rng = np.random.default_rng([seed, list(STAGES).index(name), step])
-                batch = corpus.batch(formatter, stage.mixture, rng, stage.rows, stage.length)
-                loss, grads, _ = loss_and_grads(config, weights, batch, workers, checkpointing)
-                norm = clip_by_global_norm(grads, stage.max_norm)
-                if not (math.isfinite(loss) and math.isfinite(norm)):
-                    problem = (
-                        f"the loss is {loss:g}, the gradient's norm {norm:g}: the weights stay as before this step"
-                    )
-                    raise NonFiniteError(folder, f"step {step + 1}", problem)
-                rate = cosine_schedule(step, total, stage.rate, stage.warmup, stage.floor * stage.rate)
-                adamw(weights, grads, state, rate, decay=stage.decay)
-                tokens = int(np.count_nonzero(batch.segments)) if batch.segments is not None else batch.ids.size
-                seconds = time.perf_counter() - started
-                rows.writerow([step + 1, f"{loss:.6f}", f"{norm:.4f}", f"{rate:.3e}", tokens, f"{seconds:.3f}"])
-                if progress is not None:
-                    progress(step + 1, total, loss)
-                if time.monotonic() - last_save > seconds_between_saves:
-                    log.flush()
-                    save()
-                    last_save = time.monotonic()
+            # Ctrl-C interrupts the main thread alone: an update in another thread is whole.
+            with ThreadPoolExecutor(1, "qwq-update") as updates:
+                for step in range(done, total):
+                    started = time.perf_counter()
+                    rng = np.random.default_rng([seed, list(STAGES).index(name), step])
+                    batch = corpus.batch(formatter, stage.mixture, rng, stage.rows, stage.length)
+                    loss, grads, _ = loss_and_grads(config, weights, batch, workers, checkpointing)
+                    norm = clip_by_global_norm(grads, stage.max_norm)
+                    if not (math.isfinite(loss) and math.isfinite(norm)):
+                        problem = f"the loss is {loss:g}, the gradient's norm {norm:g}: the weights stay as before it"
+                        raise NonFiniteError(folder, f"step {step + 1}", problem)
+                    rate = cosine_schedule(step, total, stage.rate, stage.warmup, stage.floor * stage.rate)
+                    updates.submit(update, grads, rate).result()
+                    tokens = int(np.count_nonzero(batch.segments)) if batch.segments is not None else batch.ids.size
+                    seconds = time.perf_counter() - started
+                    log([step + 1, f"{loss:.6f}", f"{norm:.4f}", f"{rate:.3e}", tokens, f"{seconds:.3f}"])
+                    if progress is not None:
+                        progress(step + 1, total, loss)
+                    if time.monotonic() - last_save > seconds_between_saves:
+                        save()
+                        last_save = time.monotonic()
         finally:
-            log.flush()
-            if int(state["step"]) > done:
+            if int(state["step"]) > done and not torn:
                 save()
     write_safetensors(folder / "model.safetensors", weights, "BF16")
 
@@ -208,8 +217,21 @@ def _check_recipe(path: Path, recipe: dict[str, Any]) -> None:
         write_json(path, recipe)
 
 
-def _cut_log(path: Path, done: int) -> None:
-    """Keep the header and the rows of the steps that are in the saved state."""
-    lines = path.read_text().splitlines() if path.exists() else []
-    header = "step,loss,grad_norm,rate,tokens,seconds"
-    path.write_text("\n".join([header, *lines[1 : done + 1]]) + "\n")
+@contextlib.contextmanager
+def _log(path: Path, done: int) -> Iterator[Callable[[list[Any]], None]]:
+    """Yield a function that adds a row to the log. Rows of steps that are not in the saved state are removed first."""
+    lines = read_file(path, 1 << 30, CheckpointError).decode("utf-8", "replace").splitlines() if path.exists() else []
+    text = "\n".join(["step,loss,grad_norm,rate,tokens,seconds", *lines[1 : done + 1]]) + "\n"
+    write_atomically(path, lambda file: file.write(text.encode("utf-8")))
+    with writes(path):
+        file = open(path, "a", newline="", buffering=1)  # noqa: SIM115 - closed below
+
+    def add(row: list[Any]) -> None:
+        with writes(path):
+            csv.writer(file).writerow(row)
+
+    try:
+        yield add
+    finally:
+        with contextlib.suppress(OSError):  # the last row was written, or its error is raised
+            file.close()

@@ -40,7 +40,8 @@ def test_train_tells_where_it_resumes(steps, tmp_path, capsys, monkeypatch):
     with monkeypatch.context() as context:
         context.setattr(train_command._Progress, "__call__", after(steps))
         assert main(["train", "base", "-o", str(out), "--steps", "3", "-t", "1"]) == 130
-    assert last_line(capsys)[1] == f"qwq: interrupted: the same command resumes at step {steps + 1}"
+    command = f"qwq train base -o {out} --steps 3 -t 1"
+    assert last_line(capsys)[1] == f"qwq: interrupted: the same command resumes at step {steps + 1}: {command}"
     assert saved_step(out) == steps
     assert main(["train", "base", "-o", str(out), "--steps", "3", "-t", "1"]) == 0
     assert saved_step(out) == 3
@@ -87,8 +88,8 @@ def test_a_signal_in_training_reaches_the_last_words(tmp_path):
         process.kill()
     assert process.returncode == 130, err
     done = saved_step(tmp_path)
-    kept = f"the same command resumes at step {done + 1}" if done else "no step was done"
-    assert err.splitlines()[-1] == f"qwq: interrupted: {kept}"
+    kept = f"the same command resumes at step {done + 1}: qwq train base " if done else "no step was done"
+    assert err.splitlines()[-1].startswith(f"qwq: interrupted: {kept}")
 
 
 @pytest.mark.parametrize("as_json", [False, True])

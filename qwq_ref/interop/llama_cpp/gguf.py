@@ -17,7 +17,7 @@ import numpy as np
 
 from ...config import Config
 from ...errors import ConfigError, QwqError, UsageError
-from ...files import StrPath
+from ...files import StrPath, writes
 from ...footprint import human
 from ...formats.write import atomic_file
 from ...host import disk
@@ -96,15 +96,15 @@ def write_gguf(
 
     The file is written whole or not at all. llama.cpp and the formats limit the shape: D must be H E and a multiple of
     256. F must be a multiple of 32, or of 256 for Q4_K. No layer may have a sliding window.
-    Raises ConfigError for another shape, UsageError for another quant or without the packages, and QwqError if the disk
-    is too small or fails.
+    Raises ConfigError for another shape, UsageError for another quant or without the packages, QwqError if the disk is
+    too small, and FileError if it fails.
     """
     require_packages()
     tensors = _tensors(config, quant)
     path = Path(path)
     rng = np.random.default_rng(seed)
     pools = _Pools(rng)
-    try:
+    with writes(path):
         free = disk.free_bytes(path.parent)
         needed = gguf_bytes(config, quant) + _ROOM
         if free is not None and needed > free:
@@ -124,8 +124,6 @@ def write_gguf(
                     if progress:
                         progress(len(piece))
             file.write(bytes(-file.tell() % _ALIGNMENT))
-    except OSError as problem:
-        raise QwqError(path, None, f"cannot be written ({problem.strerror})") from None
 
 
 def _tensors(config: Config, quant: str) -> dict[str, tuple[tuple[int, ...], str]]:

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ...errors import FileError, UsageError
+from ...files import writes
+from ...formats.write import temporary_name
 
 
 @contextlib.contextmanager
@@ -17,20 +19,18 @@ def new_folder(out: Path, contents: str) -> Iterator[Path]:
 
     contents  what is written, for the message: "a pack"
 
-    Raises UsageError if `out` exists, and FileError if the system refuses to write.
+    Raises UsageError if `out` exists, FileError if the system refuses to write.
     """
     if os.path.lexists(out):
         raise UsageError(out, None, f"exists already; {contents} is written to a new folder")
-    unfinished = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    try:
+    unfinished = temporary_name(out)
+    with writes(out):
         unfinished.mkdir(parents=True)
-    except OSError as problem:
-        raise FileError.from_os(problem, out) from None
-    try:
-        yield unfinished
-        unfinished.rename(out)
-    except BaseException as problem:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        if isinstance(problem, OSError):
-            raise FileError.from_os(problem, out) from None
-        raise
+        try:
+            yield unfinished
+            unfinished.rename(out)
+        except BaseException as problem:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            if isinstance(problem, FileError) and problem.file and Path(problem.file).is_relative_to(unfinished):
+                raise FileError(out / Path(problem.file).relative_to(unfinished), None, problem.problem) from None
+            raise

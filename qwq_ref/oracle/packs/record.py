@@ -80,8 +80,8 @@ def record(
     threads          threads that share the work on each block; set the BLAS to one thread
     progress         called with the number of parameters read since its last call, of `parameters(config)` in all
 
-    An interrupted call leaves nothing behind. Raises UsageError; MemoryLimitError before anything is read; GoldenError
-    for weights that overflow float32.
+    An interrupted call leaves nothing behind. Raises UsageError; MemoryLimitError before anything is read; FileError
+    for a folder that cannot be written; GoldenError for weights that overflow float32.
     """
     out = Path(out)
     phases = _checked_phases(config, token_ids, decode)

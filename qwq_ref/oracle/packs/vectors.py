@@ -30,8 +30,8 @@ FORMAT, VERSION = "qwq-vectors", (1, 0)
 def write_vectors(out: StrPath) -> int:
     """Write a folder with manifest.json and one safetensors file an operation -> how many cases
 
-    docs/pack.md describes the format. An interrupted call leaves nothing behind. Raises UsageError if the folder exists
-    or cannot be written.
+    docs/pack.md describes the format. An interrupted call leaves nothing behind. Raises UsageError if the folder
+    exists, FileError if it cannot be written.
     """
     with new_folder(Path(out), "a set of vectors") as folder:
         return _write_vectors(folder)
