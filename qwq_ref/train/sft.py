@@ -185,7 +185,8 @@ def _train(
                     loss, grads, _ = loss_and_grads(config, weights, batch, workers, checkpointing)
                     norm = clip_by_global_norm(grads, stage.max_norm)
                     if not (math.isfinite(loss) and math.isfinite(norm)):
-                        problem = f"the loss is {loss:g}, the gradient's norm {norm:g}: the weights stay as before it"
+                        found = f"the loss is {loss:g}, the gradient's norm {norm:g}"
+                        problem = f"{found}: the weights stay as before this step"
                         raise NonFiniteError(folder, f"step {step + 1}", problem)
                     rate = cosine_schedule(step, total, stage.rate, stage.warmup, stage.floor * stage.rate)
                     updates.submit(update, grads, rate).result()
