@@ -21,13 +21,15 @@ import select
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any, TextIO
+from typing import Any, TextIO, TypeVar
 
 from ..errors import FileError, UsageError
 
 _ESCAPE = "qwq_ref.escape"  # an error handler of codecs
 _DEFAULTS = ("strict", "surrogateescape")  # handlers that nobody chose
 _ERASE = "\r\x1b[K"
+
+Kind = TypeVar("Kind", bound="_Stream")
 
 
 class ReaderGoneError(BrokenPipeError):
@@ -63,18 +65,18 @@ class Screen:
                 self._put(_ERASE)
                 self._drawn = False
 
-    def print(self, write: Callable[[], int], data: memoryview) -> int:
-        """Call `write`, which prints `data` on this terminal and returns the number of bytes, without the bar."""
+    @contextlib.contextmanager
+    def without_bar(self, text: str) -> Iterator[None]:
+        """Keep the bar away while the block prints `text`, and until a line is complete."""
         with self.lock:
             if self._drawn:
                 self._put(_ERASE)
                 self._drawn = False
-            written = write()
-            if written:
-                self._fresh = data[written - 1] == ord("\n")
+            yield
+            if text:
+                self._fresh = text.endswith("\n")
             if self._fresh and self._bar:
                 self.draw(self._bar)
-            return written
 
     def width(self) -> int:
         """Return the columns for a bar. Some stay free, because the terminal echoes ^C behind the bar."""
@@ -84,24 +86,11 @@ class Screen:
             return 76
 
     def _put(self, text: str) -> None:
-        with contextlib.suppress(OSError):  # a terminal that went away
-            _write(self.descriptor, memoryview(text.encode(sys.stderr.encoding or "ascii", "replace")))
+        with contextlib.suppress(OSError):  # a terminal that went away, or a busy one: the next bar comes soon
+            os.write(self.descriptor or 2, text.encode(sys.stderr.encoding or "ascii", "replace"))
 
 
 screen = Screen()
-
-
-def _write(descriptor: int | None, data: memoryview) -> int:
-    """Write as much as the stream takes at once, and at least a byte; return the number of bytes."""
-    if descriptor is None:
-        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
-    while True:
-        try:
-            return os.write(descriptor, data)
-        except BlockingIOError:  # another program made the stream non-blocking
-            ready = select.poll()
-            ready.register(descriptor, select.POLLOUT)
-            ready.poll()
 
 
 def styles(stream: TextIO) -> bool:
@@ -116,62 +105,108 @@ def _is_terminal(stream: TextIO) -> bool:
 # --- The streams -----------------------------------------------------------------------------------------------------
 
 
-class _Raw(io.RawIOBase):
-    """The bytes of stdout or stderr. After a fault, everything is dropped."""
+class _Stream(io.TextIOWrapper):
+    """stdout or stderr, on a duplicate of its descriptor. After a fault, everything is dropped.
 
-    def __init__(self, descriptor: int | None) -> None:
+    Python's own buffers are below: they know what is written, also if Ctrl-C comes right after the system call.
+    """
+
+    def __init__(self, descriptor: int, like: TextIO | None) -> None:
+        """`like`: the stream to replace; None if Python found it closed."""
         self.descriptor = descriptor
         self.lost: OSError | None = None
         self._on_screen = False
+        if like is None:
+            super().__init__(io.BufferedWriter(_Closed()), "utf-8", _ESCAPE)
+            return
+        try:
+            own, closes = os.dup(descriptor), True
+        except OSError:  # too many open files
+            own, closes = descriptor, False
+        kind = io.FileIO if os.get_blocking(own) else _Waiting
+        super().__init__(
+            io.BufferedWriter(kind(own, "wb", closefd=closes)),
+            like.encoding,
+            like.errors if like.errors not in _DEFAULTS else _ESCAPE,
+            newline="\n",
+            line_buffering=bool(like.line_buffering),
+            write_through=getattr(like, "write_through", False),
+        )
+
+    def write(self, text: str) -> int:
+        with self._without_bar(text):
+            self._attempt(super().write, text)
+            if self.write_through:
+                self._attempt(super().flush)
+        return len(text)
+
+    def flush(self) -> None:
+        with self._without_bar(""):
+            self._attempt(super().flush)
+
+    def check(self) -> None:
+        """Raise the error for a fault of the stream, if there was one, and if it ends the command."""
+
+    def shares(self, terminal: int) -> None:
+        """Keep clear of the bar, if this is the same terminal."""
+        self._on_screen = self.isatty() and os.fstat(self.fileno()).st_rdev == os.fstat(terminal).st_rdev
+
+    def _without_bar(self, text: str) -> contextlib.AbstractContextManager[None]:
+        return screen.without_bar(text) if self._on_screen else contextlib.nullcontext()
+
+    def _attempt(self, call: Callable[..., object], *arguments: object) -> None:
+        if self.lost is not None:
+            return
+        try:
+            call(*arguments)
+        except OSError as problem:
+            self.lost = problem
+            self._drop()
+            self.check()
+
+    def _drop(self) -> None:
+        """Let go of what is still in the buffers: they would be written at the end of the process."""
+        if isinstance(raw := self.buffer.raw, _Closed):  # type: ignore[attr-defined]
+            raw.drops = True
+        else:
+            with contextlib.suppress(OSError):
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, raw.fileno(), inheritable=False)
+                os.close(nowhere)
+        with contextlib.suppress(OSError):
+            super().flush()
+
+
+class _Closed(io.RawIOBase):
+    """The bytes of a closed stream."""
+
+    drops = False
 
     def writable(self) -> bool:
         return True
 
-    def fileno(self) -> int:
-        if self.descriptor is None:
-            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
-        return self.descriptor
+    def write(self, data: Any) -> int:
+        if self.drops:
+            return len(data)
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
 
-    def isatty(self) -> bool:
-        return self.descriptor is not None and os.isatty(self.descriptor)
+
+class _Waiting(io.FileIO):
+    """The bytes of a stream that another program made non-blocking: wait until the reader takes more."""
 
     def write(self, data: Any) -> int:
-        view = memoryview(data).cast("B")
-        if self.lost or not view:
-            return len(view)
-        try:
-            if self._on_screen:
-                return screen.print(lambda: _write(self.descriptor, view), view)
-            return _write(self.descriptor, view)
-        except OSError as problem:
-            self.lost = problem
-            self.check()
-            return len(view)
-
-    def check(self) -> None:
-        """Raise the error for a fault of the stream, if there was one."""
-
-    def shares(self, terminal: int) -> None:
-        """Keep clear of the bar, if this is the same terminal."""
-        if self.descriptor is not None:
-            with contextlib.suppress(OSError):
-                self._on_screen = self.isatty() and os.fstat(self.descriptor).st_rdev == os.fstat(terminal).st_rdev
-
-
-class _Unbuffered(io.BufferedWriter):
-    """For `python -u`. TextIOWrapper would drop the rest of a write that a raw stream takes in part."""
-
-    def write(self, data: Any) -> int:
-        written = super().write(data)
-        self.flush()
+        while (written := super().write(data)) is None:
+            ready = select.poll()
+            ready.register(self.fileno(), select.POLLOUT)
+            ready.poll()
         return written
 
 
-class _Output(_Raw):
+class _Output(_Stream):
     """stdout."""
 
     def check(self) -> None:
-        if self.descriptor is None:
+        if self.lost is not None and isinstance(self.buffer.raw, _Closed):  # type: ignore[attr-defined]
             raise FileError("standard output", None, "is closed") from None
         if self.lost is not None and self.lost.errno == errno.EPIPE:
             raise ReaderGoneError(*self.lost.args) from None
@@ -179,18 +214,19 @@ class _Output(_Raw):
             raise FileError.from_os(self.lost, "standard output") from None
 
 
-class _Errors(_Raw):
+class _Errors(_Stream):
     """stderr. Where it shares its pipe with stdout, `2>&1 | head`, the end of the reader ends the program."""
 
     def check(self) -> None:
-        if self.lost is not None and self.lost.errno == errno.EPIPE and self._shares_stdout():
+        if self.lost is not None and self.lost.errno == errno.EPIPE and _one_pipe():
             raise ReaderGoneError(*self.lost.args) from None
 
-    def _shares_stdout(self) -> bool:
-        try:
-            return os.path.sameopenfile(self.fileno(), 1)
-        except OSError:
-            return False
+
+def _one_pipe() -> bool:
+    try:
+        return os.path.sameopenfile(1, 2)
+    except OSError:
+        return False
 
 
 @contextlib.contextmanager
@@ -198,7 +234,7 @@ def standard() -> Iterator[None]:
     """Run the block with streams that keep the promises of this module. A caller that replaced them keeps its own."""
     for descriptor in range(3):
         _reserve(descriptor)
-    before = sys.stdout, sys.stderr
+    before: tuple[TextIO | None, TextIO | None] = sys.stdout, sys.stderr
     output, errors = _replacement(before[0], _Output, 1), _replacement(before[1], _Errors, 2)
     if output is not None:
         sys.stdout = output
@@ -207,7 +243,7 @@ def standard() -> Iterator[None]:
         if _is_terminal(errors):
             screen.descriptor = errors.fileno()
             for stream in filter(None, (output, errors)):
-                stream.buffer.raw.shares(screen.descriptor)  # type: ignore[attr-defined]
+                stream.shares(screen.descriptor)
     try:
         yield
     finally:
@@ -232,24 +268,15 @@ def _reserve(descriptor: int) -> None:
                 os.close(opened)
 
 
-def _replacement(stream: TextIO | None, kind: type[_Raw], descriptor: int) -> TextIO | None:
+def _replacement(stream: TextIO | None, kind: type[Kind], descriptor: int) -> Kind | None:
     """Return what replaces a stream; None if it is not the process's own."""
     if stream is None:  # Python found it closed
-        return io.TextIOWrapper(io.BufferedWriter(kind(None)), "utf-8", _ESCAPE)
-    if stream is not (sys.__stdout__ if descriptor == 1 else sys.__stderr__) or not isinstance(
-        stream, io.TextIOWrapper
-    ):
+        return kind(descriptor, None)
+    own = sys.__stdout__ if descriptor == 1 else sys.__stderr__
+    if own is None or stream is not own:
         return None
-    stream.flush()
-    chosen = stream.errors if stream.errors not in _DEFAULTS else _ESCAPE
-    return io.TextIOWrapper(
-        (_Unbuffered if stream.write_through else io.BufferedWriter)(kind(descriptor)),
-        stream.encoding,
-        chosen,
-        newline="\n",
-        line_buffering=stream.line_buffering,
-        write_through=stream.write_through,
-    )
+    own.flush()
+    return kind(descriptor, own)
 
 
 def _escape(problem: UnicodeError) -> tuple[str | bytes, int]:
@@ -281,9 +308,10 @@ def require_output() -> None:
 
     argparse drops such errors.
     """
-    raw = getattr(getattr(sys.stdout, "buffer", None), "raw", None)
-    if isinstance(raw, _Output):
-        raw.check()
+    if isinstance(sys.stdout, _Output):
+        if isinstance(sys.stdout.buffer.raw, _Closed):  # type: ignore[attr-defined]
+            raise FileError("standard output", None, "is closed")
+        sys.stdout.check()
 
 
 def argument_text(text: str, name: str) -> str:

@@ -78,6 +78,26 @@ def test_the_second_signal_ends_at_once(second):
     assert process.returncode == -second
 
 
+def test_what_was_printed_before_a_signal_is_printed_once():
+    """The signal comes right after the system call that wrote a line, most of the time."""
+    script = """
+from qwq_ref.cli import ending, streams
+def work():
+    for i in range(1000000):
+        print(i, flush=True)
+with ending.signals(own=True), streams.standard():
+    ending.run(work, lambda: False)
+"""
+    for _ in range(10):
+        process = start("-c", script)
+        first = os.read(process.stdout.fileno(), 1).decode()
+        process.send_signal(signal.SIGINT)
+        rest, err = process.communicate(timeout=60)
+        lines = (first + rest).splitlines()
+        assert lines == [str(i) for i in range(len(lines))]
+        assert err == "qwq: interrupted\n"
+
+
 def test_signals_that_are_ignored_stay_so():
     """`nohup` ignores SIGHUP, and a shell ignores SIGINT of its background."""
     script = "import signal\nfor n in (1, 2): signal.signal(n, signal.SIG_IGN)" + SLOW

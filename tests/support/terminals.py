@@ -44,8 +44,7 @@ class Screen:
             self._next_row()
         elif character == "\b":
             self.column = max(0, self.column - 1)
-        else:
-            assert character.isprintable(), repr(character)
+        elif character.isprintable():  # a model may say anything
             if self.column == self.columns:  # a terminal wraps when the next character comes
                 self.column = 0
                 self._next_row()
