@@ -21,7 +21,7 @@ from types import FrameType
 from typing import Any
 
 from ..errors import FileError, QwqError, UsageError
-from .streams import require_output
+from .streams import require_output, screen
 
 _WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "ended by SIGTERM", signal.SIGHUP: "ended by SIGHUP"}
 
@@ -49,6 +49,7 @@ def run(command: Callable[[], int], verbose: Callable[[], bool]) -> int:
     except KeyboardInterrupt as stop:
         with contextlib.suppress(FileError, OSError):
             sys.stdout.flush()
+        screen.end_line()
         say(": ".join([_WORDS[_last], *getattr(stop, "__notes__", [])[:1]]))
         return 128 + _last
     except QwqError as error:

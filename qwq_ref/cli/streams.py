@@ -72,11 +72,18 @@ class Screen:
             if self._drawn:
                 self._put(_ERASE)
                 self._drawn = False
-            yield
             if text:
-                self._fresh = text.endswith("\n")
+                self._fresh = text.endswith("\n")  # before, because Ctrl-C can come in the block
+            yield
             if self._fresh and self._bar:
                 self.draw(self._bar)
+
+    def end_line(self) -> None:
+        """Start a new line, unless the cursor is at the start of one: behind a question, or the echo of Ctrl-C."""
+        with self.lock:
+            if self.descriptor is not None and not self._fresh:
+                self._put("\n")
+                self._fresh = True
 
     def width(self) -> int:
         """Return the columns for a bar. Some stay free, because the terminal echoes ^C behind the bar."""

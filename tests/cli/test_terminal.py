@@ -162,6 +162,21 @@ SLOW_PROMPT = """
 """
 
 
+def test_an_open_line_is_ended():
+    terminal = script(
+        """
+        import sys, time
+        from qwq_ref import cli
+        def asks(given, options):
+            print("Well? ", end="", flush=True)
+            time.sleep(60)
+        cli.parse = asks
+        sys.exit(cli.main(["info"]))
+        """
+    )
+    assert interrupted(terminal, r"Well\? ") == ["Well? ^C", "qwq: interrupted"]
+
+
 def test_generate_in_the_prompt():
     lines = interrupted(script(SLOW_PROMPT.replace("* 60", "* 150")), r"prompt: +\d+%")
     assert re.fullmatch(r"peak memory: \d+ MiB; seed: \d+", lines[-2])
