@@ -28,7 +28,7 @@ from .options import (
 from .progress import Bar, progress_bar, shown
 from .prompt import read_prompt
 from .spellings import NEUTRAL
-from .streams import argument_text, print_json, require_output, styles
+from .streams import DIM, PLAIN, argument_text, fitted, print_json, require_output, styles
 from .values import context_size, count, fraction, integer, number, one_of, seed, unless
 
 if TYPE_CHECKING:
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from ..engine.model import Model
 
 _LARGE = 1 << 30  # bytes of a model, whose memory is announced even without -v
-_DIM, _PLAIN = "\x1b[2m", "\x1b[0m"
 _SAMPLING = ("temperature", "top_k", "top_p", "min_p", "presence_penalty", "repetition_penalty", "steps")
 
 
@@ -257,10 +256,10 @@ class _Writer:
             self.thinking_to.write("\n")
         stream = self.thinking_to if kind == "thinking" else sys.stdout
         if self.dim and kind == "thinking":
-            text = f"{_DIM}{text}{_PLAIN}"
+            text = f"{DIM}{text}{PLAIN}"
         stream.write(text)
         stream.flush()
-        self.last, self.kind = text.removesuffix(_PLAIN), kind
+        self.last, self.kind = text.removesuffix(PLAIN), kind
 
     def close(self) -> None:
         """End the last line, so that whatever comes next starts on its own."""
@@ -305,9 +304,8 @@ def _summarise(options: argparse.Namespace, generation: Generation, stopped: boo
             for name, (count, seconds) in parts.items()
             if count and seconds > 0
         ]
-        print(
-            "; ".join([*speeds, f"peak memory: {peak_bytes() / 2**20:.0f} MiB", f"seed: {run.seed}"]), file=sys.stderr
-        )
+        rest = [f"peak memory: {peak_bytes() / 2**20:.0f} MiB", f"seed: {run.seed}"]
+        print(fitted("; ".join([*speeds, *rest])), file=sys.stderr)
 
 
 def _rate(count: int, seconds: float) -> float:

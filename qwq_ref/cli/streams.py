@@ -28,6 +28,7 @@ from ..errors import FileError, UsageError
 _ESCAPE = "qwq_ref.escape"  # an error handler of codecs
 _DEFAULTS = ("strict", "surrogateescape")  # handlers that nobody chose
 _ERASE = "\r\x1b[K"
+DIM, PLAIN = "\x1b[2m", "\x1b[0m"
 
 Kind = TypeVar("Kind", bound="_Stream")
 
@@ -73,7 +74,7 @@ class Screen:
                 self._put(_ERASE)
                 self._drawn = False
             if text:
-                self._fresh = text.endswith("\n")  # before, because Ctrl-C can come in the block
+                self._fresh = text.removesuffix(PLAIN).endswith("\n")  # before, because Ctrl-C can come in the block
             yield
             if self._fresh and self._bar:
                 self.draw(self._bar)
@@ -85,12 +86,16 @@ class Screen:
                 self._put("\n")
                 self._fresh = True
 
+    def columns(self) -> int:
+        """Return the width of the terminal."""
+        try:
+            return os.get_terminal_size(self.descriptor or 2).columns or 80
+        except OSError:
+            return 80
+
     def width(self) -> int:
         """Return the columns for a bar. Some stay free, because the terminal echoes ^C behind the bar."""
-        try:
-            return max(os.get_terminal_size(self.descriptor or 2).columns - 4, 8)
-        except OSError:
-            return 76
+        return max(self.columns() - 4, 8)
 
     def _put(self, text: str) -> None:
         with contextlib.suppress(OSError):  # a terminal that went away, or a busy one: the next bar comes soon
@@ -98,6 +103,19 @@ class Screen:
 
 
 screen = Screen()
+
+
+def fitted(line: str) -> str:
+    """Break a line of stderr behind semicolons where the terminal is too narrow for it."""
+    if screen.descriptor is None:
+        return line
+    parts, lines = line.split("; "), [""]
+    for number, part in enumerate(parts):
+        piece = part + "; " * (number < len(parts) - 1)
+        if lines[-1] and len(lines[-1] + piece.rstrip()) > screen.columns():
+            lines.append("")
+        lines[-1] += piece
+    return "\n".join(each.rstrip() for each in lines)
 
 
 def styles(stream: TextIO) -> bool:

@@ -252,25 +252,6 @@ def test_a_step_is_whole_or_not_taken(tmp_path, monkeypatch):
     ]
 
 
-@pytest.mark.parametrize("damage", ["cut", "text", "empty", "another"])
-def test_a_damaged_state_is_named(tmp_path, capsys, damage):
-    command = ["train", "base", "-t", "1", "--steps", "2", "-o", str(tmp_path / "out")]
-    assert main(command) == 0
-    path = tmp_path / "out" / "state.npz"
-    data = path.read_bytes()
-    if damage == "another":
-        import numpy as np
-
-        np.savez(path, step=np.zeros(()))
-    else:
-        path.write_bytes({"cut": data[: len(data) // 2], "text": b"text", "empty": b""}[damage])
-    capsys.readouterr()
-    assert main(command) == 1
-    err = capsys.readouterr().err
-    assert err.startswith(f"qwq: {path}: ")
-    assert err.count("\n") == 1
-
-
 def test_a_damaged_recipe_is_named(tmp_path, capsys):
     (tmp_path / "recipe.json").write_text('{"stage": ')
     assert main(["train", "base", "-o", str(tmp_path)]) == 1

@@ -162,6 +162,18 @@ SLOW_PROMPT = """
 """
 
 
+@pytest.mark.parametrize(("columns", "count"), [(200, 1), (80, 2), (40, 4)])
+def test_the_speed_fits(scripted, columns, count):
+    status, lines = Terminal("generate", "-m", scripted("two", "4!"), "what?", columns=columns).end()
+    said = [line for line in lines if line][2:]
+    assert (status, len(said)) == (0, count)
+    assert re.fullmatch(
+        r"prompt: \d+ tokens, [\d.]+ tokens/s; output: \d+ tokens, [\d.]+ tokens/s; peak memory: \d+ MiB; seed: \d+",
+        " ".join(said),
+    )
+    assert all(line.endswith(";") for line in said[:-1])
+
+
 def test_an_open_line_is_ended():
     terminal = script(
         """
