@@ -21,7 +21,8 @@ from types import FrameType
 from typing import Any
 
 from ..errors import FileError, QwqError, UsageError
-from .streams import require_output, screen
+from .screen import screen
+from .streams import require_output
 
 _WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "ended by SIGTERM", signal.SIGHUP: "ended by SIGHUP"}
 

@@ -27,8 +27,9 @@ from .options import (
 )
 from .progress import Bar, progress_bar, shown
 from .prompt import read_prompt
+from .screen import DIM, PLAIN, fitted, styles
 from .spellings import NEUTRAL
-from .streams import DIM, PLAIN, argument_text, fitted, print_json, require_output, styles
+from .streams import argument_text, print_json, require_output
 from .values import context_size, count, fraction, integer, number, one_of, seed, unless
 
 if TYPE_CHECKING:

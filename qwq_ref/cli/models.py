@@ -22,6 +22,7 @@ from ..formats.packed import PackedFile
 from ..formats.packed_folder import packed_files
 from ..tables import Table
 from .progress import progress_bar
+from .screen import screen
 
 _LARGE = 4 << 30  # bytes of a download, to which Enter says no
 _SHARD = re.compile(r"model-\d+-of-(\d+)\.safetensors")
@@ -139,14 +140,8 @@ def _ask(download: Download) -> bool:
             raise UsageError(download.name, None, f"is not in the cache; --yes downloads it ({size})")
         large = download.nbytes >= _LARGE
         for _ in range(3):
-            print(f"Download {size}? [{'y/N' if large else 'Y/n'}] ", end="", file=sys.stderr, flush=True)
-            try:
-                answer = terminal.readline()
-            except KeyboardInterrupt:
-                print(file=sys.stderr)
-                raise
+            answer = screen.ask(f"Download {size}? [{'y/N' if large else 'Y/n'}] ", terminal)
             if not answer:  # Ctrl-D
-                print(file=sys.stderr)
                 return False
             if (word := answer.strip().lower()) in ("", "y", "yes", "n", "no"):
                 return word.startswith("y") if word else not large

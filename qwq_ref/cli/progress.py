@@ -1,4 +1,4 @@
-"""Progress bars on stderr, if that is a terminal. `streams.screen` keeps them apart from all other output."""
+"""Progress bars on stderr, if that is a terminal. `screen` keeps them apart from all other output."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 
-from .streams import screen
+from .screen import screen
 
 _WAIT = 0.3  # seconds without a bar at the start, so that short work shows none
 _EVERY = 0.1  # seconds between two drawings
@@ -56,7 +56,7 @@ class Bar:
     def draw(self) -> None:
         """Show the bar, if it is the last one and its work is not done yet."""
         with screen.lock:
-            if screen.descriptor is not None and _shown and _shown[-1] is self:
+            if screen.shows_bars and _shown and _shown[-1] is self:
                 hidden = time.monotonic() < self._shows or self.done >= self.total * (1 - 1e-9)
                 screen.draw("" if hidden else self._text())
 
@@ -103,7 +103,7 @@ def shown(bar: Bar, at_least: float = 0) -> Iterator[None]:
     first = threading.Timer(_WAIT, bar.draw)  # the work may not call for long
     first.daemon = True
     try:
-        if bar.total >= at_least and screen.descriptor is not None:
+        if bar.total >= at_least and screen.shows_bars:
             _shown.append(bar)
             first.start()
         yield

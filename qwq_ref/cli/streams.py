@@ -1,4 +1,4 @@
-"""The standard streams of a command: characters that they cannot show, their faults, and the bar on their terminal.
+"""The standard streams of a command: characters that they cannot show, and their faults.
 
 `standard` replaces sys.stdout and sys.stderr while a command runs. Everything that prints goes through them: the
 command, argparse, `warnings`, `logging`.
@@ -19,112 +19,20 @@ import json
 import os
 import select
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from typing import Any, TextIO, TypeVar
 
 from ..errors import FileError, UsageError
+from .screen import screen
 
 _ESCAPE = "qwq_ref.escape"  # an error handler of codecs
 _DEFAULTS = ("strict", "surrogateescape")  # handlers that nobody chose
-_ERASE = "\r\x1b[K"
-DIM, PLAIN = "\x1b[2m", "\x1b[0m"
 
 Kind = TypeVar("Kind", bound="_Stream")
 
 
 class ReaderGoneError(BrokenPipeError):
     """The program that read stdout ended, as `head` does: there is nobody to tell."""
-
-
-# --- The terminal ----------------------------------------------------------------------------------------------------
-
-
-class Screen:
-    """The terminal that shows stderr, and the progress bar on its last line.
-
-    The bar leaves its line before anything else is printed, and comes back when a line is complete.
-    """
-
-    def __init__(self) -> None:
-        self.lock = threading.RLock()
-        self.descriptor: int | None = None  # None: stderr is no terminal, or one that cannot erase a line
-        self._bar = ""
-        self._drawn = False
-        self._fresh = True  # the cursor is at the start of a line
-
-    def draw(self, bar: str) -> None:
-        """Show a bar in place of the last one; "" shows none."""
-        with self.lock:
-            if self.descriptor is None:
-                return
-            self._bar = bar
-            if bar and self._fresh:
-                self._drawn = True  # before, because Ctrl-C can come after any of these lines
-                self._put(f"\r{bar}\x1b[K")
-            elif self._drawn:
-                self._put(_ERASE)
-                self._drawn = False
-
-    @contextlib.contextmanager
-    def without_bar(self, text: str) -> Iterator[None]:
-        """Keep the bar away while the block prints `text`, and until a line is complete."""
-        with self.lock:
-            if self._drawn:
-                self._put(_ERASE)
-                self._drawn = False
-            if text:
-                self._fresh = text.removesuffix(PLAIN).endswith("\n")  # before, because Ctrl-C can come in the block
-            yield
-            if self._fresh and self._bar:
-                self.draw(self._bar)
-
-    def end_line(self) -> None:
-        """Start a new line, unless the cursor is at the start of one: behind a question, or the echo of Ctrl-C."""
-        with self.lock:
-            if self.descriptor is not None and not self._fresh:
-                self._put("\n")
-                self._fresh = True
-
-    def columns(self) -> int:
-        """Return the width of the terminal."""
-        try:
-            return os.get_terminal_size(self.descriptor or 2).columns or 80
-        except OSError:
-            return 80
-
-    def width(self) -> int:
-        """Return the columns for a bar. Some stay free, because the terminal echoes ^C behind the bar."""
-        return max(self.columns() - 4, 8)
-
-    def _put(self, text: str) -> None:
-        with contextlib.suppress(OSError):  # a terminal that went away, or a busy one: the next bar comes soon
-            os.write(self.descriptor or 2, text.encode(sys.stderr.encoding or "ascii", "replace"))
-
-
-screen = Screen()
-
-
-def fitted(line: str) -> str:
-    """Break a line of stderr behind semicolons where the terminal is too narrow for it."""
-    if screen.descriptor is None:
-        return line
-    parts, lines = line.split("; "), [""]
-    for number, part in enumerate(parts):
-        piece = part + "; " * (number < len(parts) - 1)
-        if lines[-1] and len(lines[-1] + piece.rstrip()) > screen.columns():
-            lines.append("")
-        lines[-1] += piece
-    return "\n".join(each.rstrip() for each in lines)
-
-
-def styles(stream: TextIO) -> bool:
-    """Return whether a stream is a terminal that shows styles, and the user wants them."""
-    return _is_terminal(stream) and not os.environ.get("NO_COLOR")
-
-
-def _is_terminal(stream: TextIO) -> bool:
-    return stream.isatty() and os.environ.get("TERM") != "dumb"
 
 
 # --- The streams -----------------------------------------------------------------------------------------------------
@@ -265,7 +173,7 @@ def standard() -> Iterator[None]:
         sys.stdout = output
     if errors is not None:
         sys.stderr = errors
-        if _is_terminal(errors):
+        if errors.isatty():
             screen.descriptor = errors.fileno()
             for stream in filter(None, (output, errors)):
                 stream.shares(screen.descriptor)

@@ -11,7 +11,7 @@ from ..errors import UsageError
 from .ending import kept
 from .options import set_threads
 from .progress import Bar, progress_bar
-from .streams import screen
+from .screen import screen
 from .values import count, one_of, seed, threads
 
 
@@ -88,7 +88,7 @@ class _Progress:
             self.bar.begin(done)
         self.bar.note = f"loss {loss:.3f}"
         self.bar(done - self.bar.done)
-        if screen.descriptor is None and (done % 50 == 0 or done == total):
+        if not screen.shows_bars and (done % 50 == 0 or done == total):
             now = time.perf_counter()
             took, rest = now - self.since, (now - self.started) / (done - self.first + 1) * (total - done)
             line = f"step {done} of {total}: loss {loss:.4f}, {took:.0f} s"

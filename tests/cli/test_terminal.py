@@ -148,6 +148,35 @@ def test_generate(scripted):
     assert re.fullmatch(r"qwq: interrupted: \d+ output tokens were generated", lines[-1])
 
 
+@pytest.mark.parametrize(("columns", "count"), [(200, 1), (80, 2), (40, 3)])
+def test_the_speed_fits(scripted, columns, count):
+    status, lines = Terminal("generate", "-m", scripted("two", "4!"), "-s", "1", "what?", columns=columns).end()
+    said = [line for line in lines if line][2:]
+    assert (status, len(said)) == (0, count)
+    assert re.fullmatch(
+        r"prompt: \d+ tokens, [\d.]+ tokens/s; output: \d+ tokens, [\d.]+ tokens/s; peak memory: \d+ MiB; seed: \d+",
+        " ".join(said),
+    )
+    assert all(line.endswith(";") for line in said[:-1])
+
+
+@pytest.mark.parametrize("kind", ["xterm", "dumb"])
+def test_an_open_line_is_ended(kind):
+    terminal = script(
+        """
+        import sys, time
+        from qwq_ref import cli
+        def asks(given, options):
+            print("Well? ", end="", flush=True)
+            time.sleep(60)
+        cli.parse = asks
+        sys.exit(cli.main(["info"]))
+        """,
+        environment={"TERM": kind},
+    )
+    assert interrupted(terminal, r"Well\? ") == ["Well? ^C", "qwq: interrupted"]
+
+
 SLOW_PROMPT = """
     import sys, time
     from qwq_ref.cli import main, progress
@@ -162,31 +191,38 @@ SLOW_PROMPT = """
 """
 
 
-@pytest.mark.parametrize(("columns", "count"), [(200, 1), (80, 2), (40, 4)])
-def test_the_speed_fits(scripted, columns, count):
-    status, lines = Terminal("generate", "-m", scripted("two", "4!"), "what?", columns=columns).end()
-    said = [line for line in lines if line][2:]
-    assert (status, len(said)) == (0, count)
-    assert re.fullmatch(
-        r"prompt: \d+ tokens, [\d.]+ tokens/s; output: \d+ tokens, [\d.]+ tokens/s; peak memory: \d+ MiB; seed: \d+",
-        " ".join(said),
-    )
-    assert all(line.endswith(";") for line in said[:-1])
+ASKS = """
+    import sys, time
+    from qwq_ref.cli import progress, streams
+    from qwq_ref.cli.screen import screen
+    progress._WAIT = 0
+    with streams.standard():
+        print(repr(screen.ask("Well? ", sys.stdin)))
+        with progress.progress_bar("steps", 10, "steps") as bar:
+            time.sleep(0.2)
+            bar(1)
+        print("end", file=sys.stderr)
+"""
 
 
-def test_an_open_line_is_ended():
-    terminal = script(
-        """
-        import sys, time
-        from qwq_ref import cli
-        def asks(given, options):
-            print("Well? ", end="", flush=True)
-            time.sleep(60)
-        cli.parse = asks
-        sys.exit(cli.main(["info"]))
-        """
-    )
-    assert interrupted(terminal, r"Well\? ") == ["Well? ^C", "qwq: interrupted"]
+@pytest.mark.parametrize("kind", ["xterm", "dumb"])
+@pytest.mark.parametrize(("keys", "answer"), [("yes\n", "yes\n"), ("\x04", "")])
+def test_after_a_question(keys, answer, kind):
+    """The next line begins on its own, and a bar comes."""
+    terminal = script(ASKS, environment={"TERM": kind})
+    terminal.until(r"Well\? ")
+    terminal.press(keys)
+    status, lines = terminal.end()
+    assert (status, lines) == (0, [f"Well? {answer}".rstrip(), repr(answer), "end", ""])
+    assert bool(bars(terminal)) == (kind != "dumb")
+
+
+def test_ctrl_c_at_a_question():
+    """The signal often comes right after the system call that wrote the question: it is not written again."""
+    asks = ASKS.replace("with streams.standard():", "from qwq_ref import cli\n    def asks(*_):")
+    asks += "    cli.parse = asks\n    sys.exit(cli.main(['info']))\n"
+    for _ in range(8):
+        assert interrupted(script(asks), r"Well\? ") == ["Well? ^C", "qwq: interrupted"]
 
 
 def test_generate_in_the_prompt():

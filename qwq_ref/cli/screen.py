@@ -1,0 +1,115 @@
+"""The terminal that shows stderr: the progress bar on its last line, questions, and the line that the cursor is in."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import threading
+from collections.abc import Iterator
+from typing import TextIO
+
+DIM, PLAIN = "\x1b[2m", "\x1b[0m"
+_ERASE = "\r\x1b[K"
+
+
+class Screen:
+    """The terminal, and the progress bar on its last line.
+
+    The bar leaves its line before anything else is printed, and comes back when a line is complete.
+    `streams.standard` tells what the command prints.
+    """
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        self.descriptor: int | None = None  # None: stderr is no terminal
+        self._bar = ""
+        self._drawn = False
+        self._fresh = True  # the cursor is at the start of a line
+
+    @property
+    def shows_bars(self) -> bool:
+        """Whether stderr is a terminal that can erase a line."""
+        return self.descriptor is not None and _has_sequences()
+
+    def draw(self, bar: str) -> None:
+        """Show a bar in place of the last one; "" shows none."""
+        with self.lock:
+            if not self.shows_bars:
+                return
+            self._bar = bar
+            if bar and self._fresh:
+                self._drawn = True  # before, because Ctrl-C can come after any of these lines
+                self._put(f"\r{bar}\x1b[K")
+            elif self._drawn:
+                self._put(_ERASE)
+                self._drawn = False
+
+    @contextlib.contextmanager
+    def without_bar(self, text: str) -> Iterator[None]:
+        """Keep the bar away while the block prints `text`, and until a line is complete."""
+        with self.lock:
+            if self._drawn:
+                self._put(_ERASE)
+                self._drawn = False
+            if text:
+                self._fresh = text.removesuffix(PLAIN).endswith("\n")  # before, because Ctrl-C can come in the block
+            yield
+            if self._fresh and self._bar:
+                self.draw(self._bar)
+
+    def end_line(self) -> None:
+        """Start a new line, unless the cursor is at the start of one: behind a question, or the echo of Ctrl-C."""
+        with self.lock:
+            if self.descriptor is not None and not self._fresh:
+                self._put("\n")
+                self._fresh = True
+
+    def ask(self, question: str, keyboard: TextIO) -> str:
+        """Print a question on stderr, and return the line that the user types; "" for Ctrl-D."""
+        print(question, end="", file=sys.stderr, flush=True)
+        answer = keyboard.readline()
+        if answer.endswith("\n"):
+            self._fresh = True  # the terminal has shown Enter, too
+        self.end_line()
+        return answer
+
+    def columns(self) -> int:
+        """Return the width of the terminal."""
+        try:
+            return os.get_terminal_size(self.descriptor or 2).columns or 80
+        except OSError:
+            return 80
+
+    def width(self) -> int:
+        """Return the columns for a bar. Some stay free, because the terminal echoes ^C behind the bar."""
+        return max(self.columns() - 4, 8)
+
+    def _put(self, text: str) -> None:
+        with contextlib.suppress(OSError):  # a terminal that went away, or a busy one: the next bar comes soon
+            os.write(self.descriptor or 2, text.encode(sys.stderr.encoding or "ascii", "replace"))
+
+
+screen = Screen()
+
+
+def fitted(line: str) -> str:
+    """Break a line of stderr behind semicolons where the terminal is too narrow for it."""
+    if screen.descriptor is None:
+        return line
+    parts, lines = line.split("; "), [""]
+    for number, part in enumerate(parts):
+        piece = part + "; " * (number < len(parts) - 1)
+        if lines[-1] and len(lines[-1] + piece.rstrip()) > screen.columns():
+            lines.append("")
+        lines[-1] += piece
+    return "\n".join(each.rstrip() for each in lines)
+
+
+def styles(stream: TextIO) -> bool:
+    """Return whether a stream is a terminal that shows styles, and the user wants them."""
+    return stream.isatty() and _has_sequences() and not os.environ.get("NO_COLOR")
+
+
+def _has_sequences() -> bool:
+    return os.environ.get("TERM") != "dumb"
