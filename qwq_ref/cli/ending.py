@@ -119,6 +119,7 @@ def signals(own: bool) -> Iterator[None]:
     def stop(number: int, frame: FrameType | None) -> Any:
         global _last
         _last = signal.Signals(number)
+        screen.echoes = number == signal.SIGINT
         for each in ours:
             signal.signal(each, signal.SIG_DFL)
         raise KeyboardInterrupt

@@ -112,7 +112,8 @@ def _scores(options: argparse.Namespace, model: Model, chosen: Sequence[str]) ->
     if options.json:
         _print_json(options, model, {"mean": mean, "at_least_90": above}, scores, stopped)
     elif main:
-        print(f"mean of {len(main)} categories {mean:.1%}; {above} of them at 90% or more")
+        categories = "1 category" if len(main) == 1 else f"{len(main)} categories"
+        print(f"mean of {categories} {mean:.1%}; {above} of them at 90% or more")
     return _ended(stopped)
 
 

@@ -27,7 +27,7 @@ from .options import (
 )
 from .progress import Bar, progress_bar, shown
 from .prompt import read_prompt
-from .screen import DIM, PLAIN, fitted, styles
+from .screen import DIM, PLAIN, styles, tell
 from .spellings import NEUTRAL
 from .streams import argument_text, print_json, require_output
 from .values import context_size, count, fraction, integer, number, one_of, seed, unless
@@ -158,7 +158,7 @@ def run(options: argparse.Namespace) -> int:
 
     def announce(line: str, size: int) -> None:
         if options.verbose or size >= _LARGE:
-            print(line, file=sys.stderr)
+            tell(line)
 
     with (
         kept(lambda: "the model was not loaded yet"),
@@ -176,13 +176,13 @@ def run(options: argparse.Namespace) -> int:
             announce=announce,
         )
     if options.backend is None and not core.available():
-        print("qwq: the C core is not built: NumPy computes, in fp32 and slowly (see qwq doctor)", file=sys.stderr)
+        tell("qwq: the C core is not built: NumPy computes, in fp32 and slowly (see qwq doctor)")
     if options.verbose:
-        print(f"backend: {model.backend.description}", file=sys.stderr)
-        print(f"context: {model.context} tokens; chat template: {'yes' if model.template else 'no'}", file=sys.stderr)
+        tell(f"backend: {model.backend.description}")
+        tell(f"context: {model.context} tokens; chat template: {'yes' if model.template else 'no'}")
         names = {identity: token for token, identity in model.tokenizer.added.items()}
         ends = [f"{names.get(identity, '')} {identity} ({of})".lstrip() for identity, of in model.end_tokens.items()]
-        print(f"end tokens: {', '.join(ends) or 'none'}", file=sys.stderr)
+        tell(f"end tokens: {', '.join(ends) or 'none'}")
     _announce_sampling(options, model)
     return _answer(options, model, prompt)
 
@@ -193,11 +193,11 @@ def _announce_sampling(options: argparse.Namespace, model: Model) -> None:
     how = dataclasses.asdict(model.sampling(**{name: getattr(options, name) for name in _SAMPLING}))
     if not is_there and options.temperature is None:
         what = "there is no generation_config.json: each token is the likeliest one; --temp X draws"
-        print(f"qwq: {what}", file=sys.stderr)
+        tell(f"qwq: {what}")
     if options.verbose:
         values = ", ".join(f"{name.replace('_', '-')} {value:g}" for name, value in how.items() if name != "steps")
         sources = ["generation_config.json"] * is_there + ["the command line"] * bool(options.typed & {*_SAMPLING})
-        print(f"sampling: {values}; from {' and '.join(sources or ['defaults'])}", file=sys.stderr)
+        tell(f"sampling: {values}; from {' and '.join(sources or ['defaults'])}")
 
 
 def _answer(options: argparse.Namespace, model: Model, prompt: str) -> int:
@@ -297,7 +297,7 @@ def _summarise(options: argparse.Namespace, generation: Generation, stopped: boo
 
     run = generation.run
     if generation.ending is not None and not stopped:
-        print(f"qwq: {generation.ending}", file=sys.stderr)
+        tell(f"qwq: {generation.ending}")
     if not options.json:
         parts = {"prompt": (len(run.prompt), run.prompt_seconds), "output": (len(run.output), run.output_seconds)}
         speeds = [
@@ -306,7 +306,7 @@ def _summarise(options: argparse.Namespace, generation: Generation, stopped: boo
             if count and seconds > 0
         ]
         rest = [f"peak memory: {peak_bytes() / 2**20:.0f} MiB", f"seed: {run.seed}"]
-        print(fitted("; ".join([*speeds, *rest])), file=sys.stderr)
+        tell("; ".join([*speeds, *rest]))
 
 
 def _rate(count: int, seconds: float) -> float:

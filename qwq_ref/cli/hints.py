@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from .screen import tell
+
 _SHIPPED = Path(__file__).parents[1] / "models"
 
 
@@ -15,8 +17,5 @@ def print_hint(model: Path, answer: str) -> None:
     from ..tasks import declines
 
     if declines(answer):
-        print(
-            f"qwq: {model.name} is a tiny model for small problems (docs/training.md); "
-            "for other questions, name a larger one with -m",
-            file=sys.stderr,
-        )
+        what = "is a tiny model for small problems (docs/training.md)"
+        tell(f"qwq: {model.name} {what}; for other questions, name a larger one with -m")

@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
-import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ..config import TRAINED_POSITIONS, Config, Rope
 from ..errors import UsageError
 from ..forms import FORMS, KV_FORMS
+from .screen import tell
 from .values import number, one_of, only, threads, tokens
 
 DEFAULT_MODEL = "qwq-nano"
@@ -166,7 +166,7 @@ def chosen_rope(options: argparse.Namespace, config: Config) -> Rope | None:
     original = options.yarn_orig_ctx or own.original_max_position_embeddings or assumed_length(config)
     if options.yarn_orig_ctx is None and not own.original_max_position_embeddings:
         problem = "is assumed, because config.json does not tell the context length in training"
-        print(f"qwq: --yarn-orig-ctx {original} {problem}", file=sys.stderr)
+        tell(f"qwq: --yarn-orig-ctx {original} {problem}")
     factor = options.rope_scale or (own.factor if own.type == "yarn" else 4.0)
     return dataclasses.replace(own, type="yarn", factor=factor, original_max_position_embeddings=original)
 

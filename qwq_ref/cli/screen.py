@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import textwrap
 import threading
 from collections.abc import Iterator
 from typing import TextIO
@@ -23,6 +24,8 @@ class Screen:
     def __init__(self) -> None:
         self.lock = threading.RLock()
         self.descriptor: int | None = None  # None: stderr is no terminal
+        self.has_output = False  # stdout is the same terminal
+        self.echoes = False  # the terminal may show ^C where the cursor was
         self._bar = ""
         self._drawn = False
         self._fresh = True  # the cursor is at the start of a line
@@ -42,16 +45,14 @@ class Screen:
                 self._drawn = True  # before, because Ctrl-C can come after any of these lines
                 self._put(f"\r{bar}\x1b[K")
             elif self._drawn:
-                self._put(_ERASE)
-                self._drawn = False
+                self._clear()
 
     @contextlib.contextmanager
     def without_bar(self, text: str) -> Iterator[None]:
         """Keep the bar away while the block prints `text`, and until a line is complete."""
         with self.lock:
-            if self._drawn:
-                self._put(_ERASE)
-                self._drawn = False
+            if self._drawn or text:
+                self._clear()
             if text:
                 self._fresh = text.removesuffix(PLAIN).endswith("\n")  # before, because Ctrl-C can come in the block
             yield
@@ -85,6 +86,15 @@ class Screen:
         """Return the columns for a bar. Some stay free, because the terminal echoes ^C behind the bar."""
         return max(self.columns() - 4, 8)
 
+    def _clear(self) -> None:
+        """Erase the bar, or the echo of Ctrl-C alone in its line."""
+        if self._drawn:
+            self._put(_ERASE)
+        elif self.echoes and self._fresh:
+            # If stdout is elsewhere, the line may hold what another program printed, as in `qwq generate | cat`.
+            self._put(_ERASE if self.has_output and self.shows_bars else "\n")
+        self._drawn = self.echoes = False
+
     def _put(self, text: str) -> None:
         with contextlib.suppress(OSError):  # a terminal that went away, or a busy one: the next bar comes soon
             os.write(self.descriptor or 2, text.encode(sys.stderr.encoding or "ascii", "replace"))
@@ -93,17 +103,19 @@ class Screen:
 screen = Screen()
 
 
-def fitted(line: str) -> str:
-    """Break a line of stderr behind semicolons where the terminal is too narrow for it."""
+def tell(message: str) -> None:
+    """Print a message on stderr. Where the terminal is too narrow, break it behind semicolons, else between words."""
     if screen.descriptor is None:
-        return line
-    parts, lines = line.split("; "), [""]
-    for number, part in enumerate(parts):
-        piece = part + "; " * (number < len(parts) - 1)
-        if lines[-1] and len(lines[-1] + piece.rstrip()) > screen.columns():
-            lines.append("")
-        lines[-1] += piece
-    return "\n".join(each.rstrip() for each in lines)
+        print(message, file=sys.stderr)
+        return
+    columns, lines = screen.columns(), [""]
+    parts = message.split("; ")
+    for part in [*(f"{part};" for part in parts[:-1]), parts[-1]]:
+        if lines[-1] and len(f"{lines[-1]} {part}") <= columns:
+            lines[-1] += f" {part}"
+        else:
+            lines += textwrap.wrap(part, columns, break_long_words=False, break_on_hyphens=False)
+    print("\n".join(lines[1:]), file=sys.stderr)
 
 
 def styles(stream: TextIO) -> bool:

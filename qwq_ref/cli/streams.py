@@ -48,7 +48,7 @@ class _Stream(io.TextIOWrapper):
         """`like`: the stream to replace; None if Python found it closed."""
         self.descriptor = descriptor
         self.lost: OSError | None = None
-        self._on_screen = False
+        self.on_screen = False
         if like is None:
             super().__init__(io.BufferedWriter(_Closed()), "utf-8", _ESCAPE)
             return
@@ -82,10 +82,10 @@ class _Stream(io.TextIOWrapper):
 
     def shares(self, terminal: int) -> None:
         """Keep clear of the bar, if this is the same terminal."""
-        self._on_screen = self.isatty() and os.fstat(self.fileno()).st_rdev == os.fstat(terminal).st_rdev
+        self.on_screen = self.isatty() and os.fstat(self.fileno()).st_rdev == os.fstat(terminal).st_rdev
 
     def _without_bar(self, text: str) -> contextlib.AbstractContextManager[None]:
-        return screen.without_bar(text) if self._on_screen else contextlib.nullcontext()
+        return screen.without_bar(text) if self.on_screen else contextlib.nullcontext()
 
     def _attempt(self, call: Callable[..., object], *arguments: object) -> None:
         if self.lost is not None:
@@ -177,6 +177,7 @@ def standard() -> Iterator[None]:
             screen.descriptor = errors.fileno()
             for stream in filter(None, (output, errors)):
                 stream.shares(screen.descriptor)
+            screen.has_output = output is not None and output.on_screen
     try:
         yield
     finally:

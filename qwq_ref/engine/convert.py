@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ..errors import CheckpointError, UsageError
+from ..errors import CheckpointError, FileError, UsageError
 from ..files import read_file, writes
 from ..footprint import human
 from ..formats import open_source, recognise, resolve
@@ -119,4 +119,4 @@ def _check_folder(folder: Path, source: Path, small: list[str]) -> None:
 def _check_room(folder: Path, needed: int) -> None:
     room = disk.free_bytes(folder)
     if room is not None and needed > room:
-        raise UsageError(folder, None, f"needs {human(needed)} on its disk, which has {human(room)} left")
+        raise FileError(folder, None, f"needs {human(needed)} on its disk, which has {human(room)} left")

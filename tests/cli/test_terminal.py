@@ -160,21 +160,41 @@ def test_the_speed_fits(scripted, columns, count):
     assert all(line.endswith(";") for line in said[:-1])
 
 
+SLEEPS = """
+    import sys, time
+    from qwq_ref import cli
+    def sleeps(given, options):
+        print(TEXT, end="", file=sys.stderr, flush=True)
+        time.sleep(60)
+    cli.parse = sleeps
+    sys.exit(cli.main(["info"]))
+"""
+
+
 @pytest.mark.parametrize("kind", ["xterm", "dumb"])
 def test_an_open_line_is_ended(kind):
-    terminal = script(
-        """
-        import sys, time
-        from qwq_ref import cli
-        def asks(given, options):
-            print("Well? ", end="", flush=True)
-            time.sleep(60)
-        cli.parse = asks
-        sys.exit(cli.main(["info"]))
-        """,
-        environment={"TERM": kind},
-    )
+    terminal = script(SLEEPS.replace("TEXT", "'Well? '"), environment={"TERM": kind})
     assert interrupted(terminal, r"Well\? ") == ["Well? ^C", "qwq: interrupted"]
+
+
+@pytest.mark.parametrize(("kind", "piped", "echo"), [("xterm", 0, []), ("xterm", 1, ["^C"]), ("dumb", 0, ["^C"])])
+def test_the_echo_of_ctrl_c(kind, piped, echo):
+    """Nothing stands before the last word. The echo stays if another program may have printed in its line."""
+    terminal = script(SLEEPS.replace("TEXT", "'a\\n'"), environment={"TERM": kind}, to=-3 if piped else None)
+    assert interrupted(terminal, "a") == ["a", *echo, "qwq: interrupted"]
+
+
+def test_a_message_fits():
+    text = """
+        from qwq_ref.cli import screen, streams
+        with streams.standard():
+            screen.tell("qwq: one two three; four; five-six-seven-eight-nine-ten eleven; end")
+    """
+    narrow = ["qwq: one two three;", "four;", "five-six-seven-eight-nine-ten", "eleven; end", ""]
+    assert script(text, columns=20).end()[1] == [*narrow[:2], "five-six-seven-eight", "-nine-ten", *narrow[3:]]
+    assert script(text, columns=30).end()[1] == ["qwq: one two three; four;", *narrow[2:]]
+    assert script(text, columns=200).end()[1] == ["qwq: one two three; four; " + " ".join(narrow[2:4]), ""]
+    assert script(text, columns=20, environment={"TERM": "dumb"}).end()[1][0] == narrow[0]
 
 
 SLOW_PROMPT = """

@@ -13,7 +13,7 @@ from qwq_ref import cli, core
 from qwq_ref.engine import packing
 from qwq_ref.engine.convert import convert
 from qwq_ref.engine.plan import plan
-from qwq_ref.errors import CheckpointError, MemoryLimitError, UsageError
+from qwq_ref.errors import CheckpointError, FileError, MemoryLimitError, UsageError
 from qwq_ref.formats import packed, resolve
 from qwq_ref.formats.names import packed_name
 from qwq_ref.forms import FORMS
@@ -115,7 +115,7 @@ def test_folders_that_hold_something_else(folder, tmp_path, monkeypatch):
         convert("qwq-nano", tmp_path / "other", "q4")
     room = sum(stored.nbytes for stored in plan(qwq_ref.load("qwq-nano").config, "q4").values()) - 1
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(room, 0, room))
-    with pytest.raises(UsageError, match="on its disk"):
+    with pytest.raises(FileError, match="on its disk"):
         convert("qwq-nano", tmp_path / "new", "q4")
     assert not (tmp_path / "new").exists()
 
