@@ -30,6 +30,7 @@ from .options import (
     set_threads,
 )
 from .progress import progress_bar
+from .screen import show
 from .streams import require_output
 from .values import count, integer, many, one_of, some_of, threads
 
@@ -135,7 +136,8 @@ def _measure(options: argparse.Namespace, count: int, rows: Callable[[Any], Iter
         stopped = problem
     if done or stopped is None:
         facts = {"machine": machine(ceilings), "ceilings": ceilings.to_list(), "rows": done}
-        print(render(facts, options.output, cells))
+        page = render(facts, options.output, cells)
+        show(page) if options.output == "table" else print(page)
         sys.stdout.flush()
     if stopped is not None:
         raise stopped
@@ -273,7 +275,7 @@ def _operations(options: argparse.Namespace, numbers: list[int]) -> int:
     tokens: list[int] = options.tokens
     ops = registry()
     if not options.op:
-        print(definitions((op.name, op.says) for op in ops.values()))
+        show(definitions((op.name, op.says) for op in ops.values()))
         return 0
     isas = _isas(options.isa)
     plan = _plan(_chosen(options.op, ops), options.shape)

@@ -20,6 +20,7 @@ from ..tables import Table, definitions
 from .ending import kept
 from .options import DEFAULT_MODEL, MODELS, set_threads
 from .progress import progress_bar
+from .screen import show
 from .streams import require_output
 from .values import threads
 
@@ -62,7 +63,7 @@ def run(options: argparse.Namespace) -> int:
 
     with progress_bar("measuring", SAMPLES, "rounds") as progress:
         facts = examine(models, options.threads or cpus(), options.isa, progress)
-    print(json.dumps(facts, indent=1, allow_nan=False) if options.json else screen(facts))
+    print(json.dumps(facts, indent=1, allow_nan=False)) if options.json else show(page(facts))
     sys.stdout.flush()
     if facts["interrupted"]:
         with kept(lambda: "the speed of the machine was not measured"):
@@ -154,10 +155,10 @@ def model_facts(asked: Asked, available: int, speed: Speed | None, caches: int, 
     }
 
 
-# --- The screen ------------------------------------------------------------------------------------------------------
+# --- The page --------------------------------------------------------------------------------------------------------
 
 
-def screen(facts: dict[str, Any]) -> str:
+def page(facts: dict[str, Any]) -> str:
     """Return the facts for people."""
     isa = facts["isa"]
     rows = [

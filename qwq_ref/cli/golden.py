@@ -25,6 +25,7 @@ from .options import (
 )
 from .progress import progress_bar
 from .prompt import read_prompt
+from .screen import show
 from .values import integer, many, size, threads
 
 DIFFERS = 3  # exit status of a comparison that finds a divergence; 1 and 2 are errors, as for every command
@@ -186,7 +187,7 @@ def _compare(options: argparse.Namespace) -> int:
         _write_text(options.junit, report.junit())
     if options.json and options.json != "-":
         _write_text(options.json, facts)
-    print(facts if options.json == "-" else str(report), end="" if options.json == "-" else "\n")
+    show(str(report)) if options.json != "-" else print(facts, end="")
     return 0 if report.passed else DIFFERS
 
 
@@ -243,7 +244,7 @@ def _list(options: argparse.Namespace) -> int:
             m = golden.manifest
             rows.append((name, f"{m.phases[0].T} + {len(m.phases) - 1} tokens, {m.model}"))
             rows.append(("", str(golden.path)))
-    print(definitions(rows))
+    show(definitions(rows))
     return 0
 
 
@@ -251,7 +252,7 @@ def _mistakes(options: argparse.Namespace) -> int:
     """List the known mistakes, which can explain a divergence."""
     from ..oracle.explain.mistakes import MISTAKES
 
-    print(definitions((mistake.name, mistake.says) for mistake in MISTAKES))
+    show(definitions((mistake.name, mistake.says) for mistake in MISTAKES))
     return 0
 
 

@@ -25,6 +25,7 @@ from .options import (
     given_once,
 )
 from .progress import progress_bar
+from .screen import show
 from .values import context_size
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ def run(options: argparse.Namespace) -> int:
         facts |= {"stored_bytes": dict(found.dtypes), "checked": bool(options.check)}
     if found.packed:
         facts["packed_bytes"] = dict(found.packed)
-    print(json.dumps(facts, indent=2) if options.json else _table(options.model, config, facts))
+    print(json.dumps(facts, indent=2)) if options.json else show(_table(options.model, config, facts))
     return 0
 
 
@@ -151,8 +152,9 @@ def _table(name: str, config: Config, facts: dict[str, Any]) -> str:
             [["  per token", *(f"{size / 1024:.1f} KiB" for size in facts["kv_bytes_per_token"].values())]]
         ),
         "",
-        "Memory for weights + KV cache, in GiB. For one decoded token: operations (GFLOP), and the share",
-        "of reading that grouped-query attention saves, in the KV cache and in the whole step (bf16).",
+        "Memory for weights + KV cache, in GiB. For one decoded token: operations",
+        "(GFLOP), and the share of reading that grouped-query attention saves, in the",
+        "KV cache and in the whole step (bf16).",
         Table(["context ", *modes, "GFLOP", "KV saved", "step saved"], ">" * (len(modes) + 4)).text(
             [
                 f"{row['context']:,}" + ("*" if row["context"] > config.positions else " "),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import sys
 import textwrap
 import threading
@@ -12,6 +13,7 @@ from typing import TextIO
 
 DIM, PLAIN = "\x1b[2m", "\x1b[0m"
 _ERASE = "\r\x1b[K"
+_FIRST_COLUMN = re.compile(r"(- |(\S+(?: \S+)*)? {2,})?")
 
 
 class Screen:
@@ -114,8 +116,29 @@ def tell(message: str) -> None:
         if lines[-1] and len(f"{lines[-1]} {part}") <= columns:
             lines[-1] += f" {part}"
         else:
-            lines += textwrap.wrap(part, columns, break_long_words=False, break_on_hyphens=False)
+            lines += _wrapped(part, columns)
     print("\n".join(lines[1:]), file=sys.stderr)
+
+
+def show(page: str) -> None:
+    """Print a result on stdout. On a terminal, lines that are too wide for it go on below their second column.
+
+    A line with a command to copy stays whole.
+    """
+    if screen.has_output:
+        lines = []
+        for line in page.split("\n"):
+            indent = len(_FIRST_COLUMN.match(line)[0])  # type: ignore[index]
+            if len(line) > screen.columns() > 2 * indent and not line.startswith("to run: "):
+                lines += _wrapped(line, screen.columns(), " " * indent)
+            else:
+                lines.append(line)
+        page = "\n".join(lines)
+    print(page)
+
+
+def _wrapped(line: str, columns: int, indent: str = "") -> list[str]:
+    return textwrap.wrap(line, columns, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
 
 
 def styles(stream: TextIO) -> bool:

@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import subprocess
 import sys
 import textwrap
 
@@ -328,6 +329,36 @@ def test_golden(tmp_path):
     lines = interrupted(Terminal(command=[sys.executable, "-c", slow, *record], columns=200))
     assert lines[-1] == "qwq: interrupted: no pack was written"
     assert not list(tmp_path.iterdir())
+
+
+def test_a_page_fits():
+    """A wide line goes on below its second column, unless it is a command to copy. Elsewhere, lines are as they are."""
+    page = "name  one two three four\\n- five six seven eight\\n      nine ten eleven twelve\\nto run: a b c d e f g h"
+    text = f"""
+        from qwq_ref.cli import screen, streams
+        with streams.standard():
+            screen.show("{page}")
+    """
+    whole = page.split("\\n")
+    assert script(text).end()[1] == [*whole, ""]
+    narrow = [
+        "name  one two three",
+        "      four",
+        "- five six seven",
+        "  eight",
+        "      nine ten",
+        "      eleven twelve",
+    ]
+    assert script(text, columns=20).end()[1] == [*narrow, "to run: a b c d e f", "g h", ""]
+
+
+@pytest.mark.parametrize("command", ["info -m qwq-nano", "golden mistakes", "bench --op"])
+def test_pages_fit(command):
+    """The terminal breaks no word."""
+    status, lines = Terminal(*command.split(), columns=80).end()
+    assert (status, max(map(len, lines)) <= 80) == (0, True)
+    piped = subprocess.run([sys.executable, "-m", "qwq_ref", *command.split()], capture_output=True, text=True)
+    assert " ".join(lines).split() == piped.stdout.split()
 
 
 @needs_core
