@@ -62,7 +62,7 @@ class Screen:
                 self.draw(self._bar)
 
     def end_line(self) -> None:
-        """Start a new line, unless the cursor is at the start of one: behind a question, or the echo of Ctrl-C."""
+        """Start a new line, as behind a question, unless the cursor is at the start of one."""
         with self.lock:
             if self.descriptor is not None and not self._fresh:
                 self._put("\n")

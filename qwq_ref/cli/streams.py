@@ -177,6 +177,7 @@ def standard() -> Iterator[None]:
             screen.descriptor = errors.fileno()
             for stream in filter(None, (output, errors)):
                 stream.shares(screen.descriptor)
+            screen.echoes = False
             screen.has_output = output is not None and output.on_screen
     try:
         yield
