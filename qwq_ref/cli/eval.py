@@ -19,6 +19,7 @@ from .options import (
     set_threads,
 )
 from .progress import Bar, progress_bar
+from .screen import show
 from .streams import print_json, require_output
 from .values import count, number, one_of, seed
 
@@ -113,7 +114,7 @@ def _scores(options: argparse.Namespace, model: Model, chosen: Sequence[str]) ->
         _print_json(options, model, {"mean": mean, "at_least_90": above}, scores, stopped)
     elif main:
         categories = "1 category" if len(main) == 1 else f"{len(main)} categories"
-        print(f"mean of {categories} {mean:.1%}; {above} of them at 90% or more")
+        show(f"mean of {categories} {mean:.1%}; {above} of them at 90% or more")
     return _ended(stopped)
 
 

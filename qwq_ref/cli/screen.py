@@ -13,7 +13,7 @@ from typing import TextIO
 
 DIM, PLAIN = "\x1b[2m", "\x1b[0m"
 _ERASE = "\r\x1b[K"
-_FIRST_COLUMN = re.compile(r"(- |(\S+(?: \S+)*)? {2,})?")
+_FIRST_COLUMN = re.compile(r"- | *(\S+(?: \S+)* {2,})?")
 
 
 class Screen:
@@ -126,11 +126,11 @@ def show(page: str) -> None:
     A line with a command to copy stays whole.
     """
     if screen.has_output:
-        lines = []
+        columns, lines = screen.columns(), []
         for line in page.split("\n"):
-            indent = len(_FIRST_COLUMN.match(line)[0])  # type: ignore[index]
-            if len(line) > screen.columns() > 2 * indent and not line.startswith("to run: "):
-                lines += _wrapped(line, screen.columns(), " " * indent)
+            if len(line) > columns and not line.startswith("to run: "):
+                indent = len(_FIRST_COLUMN.match(line)[0])  # type: ignore[index]
+                lines += _wrapped(line, columns, " " * min(indent, columns // 2))
             else:
                 lines.append(line)
         page = "\n".join(lines)

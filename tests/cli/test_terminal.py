@@ -333,7 +333,9 @@ def test_golden(tmp_path):
 
 def test_a_page_fits():
     """A wide line goes on below its second column, unless it is a command to copy. Elsewhere, lines are as they are."""
-    page = "name  one two three four\\n- five six seven eight\\n      nine ten eleven twelve\\nto run: a b c d e f g h"
+    page = (
+        "  name  one two three four\\n- five six seven eight\\n      nine ten eleven twelve\\nto run: a b c d e f g h"
+    )
     text = f"""
         from qwq_ref.cli import screen, streams
         with streams.standard():
@@ -342,8 +344,8 @@ def test_a_page_fits():
     whole = page.split("\\n")
     assert script(text).end()[1] == [*whole, ""]
     narrow = [
-        "name  one two three",
-        "      four",
+        "  name  one two",
+        "        three four",
         "- five six seven",
         "  eight",
         "      nine ten",
