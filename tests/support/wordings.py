@@ -52,16 +52,25 @@ def shape(wording):
     return re.sub(r"[\s.,:;?!。，：；？！、\"']", "", wording.casefold())
 
 
+class Shapes:
+    """The shapes of wordings with alternatives: `shape in shapes` asks whether one of them can become it."""
+
+    def __init__(self, wordings_of_corpus):
+        self._patterns = [re.compile(wordings.pattern(shape(wording))) for wording in wordings_of_corpus]
+
+    def __contains__(self, wanted):
+        return any(pattern.fullmatch(wanted) for pattern in self._patterns)
+
+
 @functools.cache
 def corpus_shapes():
     """The shapes of all wordings of the corpus, with every sign and word in the place of an operator."""
     data = wordings._wordings()
     signs = [data["signs"], *data["words"].values()]
     operators = {name for by_sign in signs for names in by_sign.values() for name in names}
-    return {
-        shape(template.replace("{op}", name))
+    return Shapes(
+        template.replace("{op}", f"[{'|'.join(sorted(operators))}]")
         for kind in data["plain"]
         for language in ("en", "zh")
         for template in wordings.templates(kind, language)
-        for name in (operators if "{op}" in template else ("",))
-    }
+    )
