@@ -321,16 +321,21 @@ def recall(author: Author) -> Exercise:
     """Copy a string of digits, or find two values among four."""
     if author.integer(0, 1):
         return copy(author, 5, 8)
-    names = ["abcdkmnt"[place] for place in author.distinct(4, 0, 7)]
-    values = author.integers(4, 10, 99)
+    return lookup(author, 4, 2)
+
+
+def lookup(author: Author, entries: int, wanted: int) -> Exercise:
+    """Find the values of some names in a table of so many entries."""
+    names = ["abcdkmnt"[place] for place in author.distinct(entries, 0, 7)]
+    values = author.integers(entries, 10, 99)
     table = ",".join(f"{name}={value}" for name, value in zip(names, values, strict=True))
-    first, second = author.distinct(2, 0, 3)
-    wanted = f"{names[first]},{names[second]}"
+    places = author.distinct(wanted, 0, entries - 1)
+    asked = ",".join(names[place] for place in places)
     # The table again, one entry a line: an entry that is looked up begins with the same token.
-    lines = [f"{names[place]}={values[place]}" for place in (0, 1, 2, 3, first, second)]
-    answer = f"{values[first]},{values[second]}"
-    lead = author.say(f"Find {wanted}:", f"找{wanted}：")
-    return Exercise(f"{table} {wanted}", "recall", {"table": table, "wanted": wanted}, lead, lines, answer)
+    lines = [f"{names[place]}={values[place]}" for place in (*range(entries), *places)]
+    answer = joined([values[place] for place in places])
+    lead = author.say(f"Find {asked}:", f"找{asked}：")
+    return Exercise(f"{table} {asked}", "recall", {"table": table, "wanted": asked}, lead, lines, answer)
 
 
 def copy(author: Author, shortest: int, longest: int) -> Exercise:

@@ -71,6 +71,7 @@ _SHORT: tuple[tuple[str, Callable[[Author], Exercise]], ...] = (
     ("chain_sum", lambda author: exercises.chain_sum(author, 3, 3)),
     ("reverse", lambda author: exercises.reverse(author, 2, 4)),
     ("recall", lambda author: exercises.copy(author, 1, 4)),
+    ("recall", lambda author: exercises.lookup(author, author.integer(2, 3), author.integer(1, 2))),
     ("count", lambda author: exercises.count(author, 3, 4, 3)),
     ("parity", lambda author: exercises.parity(author, 2, 4)),
     ("mod", lambda author: exercises.modulus(author, author.integer(1, 2))),
