@@ -95,7 +95,7 @@ def test_alternatives_are_chosen_and_no_bracket_is_left():
 def test_the_pattern_of_a_wording_fits_its_choices_alone():
     pattern = re.compile(wordings.pattern(NESTED))
     assert all(pattern.fullmatch(choice) for choice in CHOICES)
-    assert not any(pattern.fullmatch(text) for text in ("add {a} {b}", "please sum {a} and {b}", "|", NESTED))
+    assert not any(pattern.fullmatch(text) for text in ("add {a}{b}", "please sum {a} and {b}", "|", NESTED))
 
 
 def test_slips_touch_neither_slots_nor_the_words_that_carry_the_meaning():
