@@ -10,8 +10,6 @@ from typing import Any
 from ..errors import TemplateError
 from .tokenizer import Tokenizer
 
-_TAG = re.compile(r"</?[A-Za-z_][\w.:-]*>|\[/?[A-Z_]+\]")
-
 
 class Mask:
     """A substitution that no added token survives: `hide` before a template runs, `show` afterwards.
@@ -23,8 +21,10 @@ class Mask:
     - A template that looks for `<` in a user's text does not find it.
     - A template that itself writes `<` + text + `>` can still make a token. The template is then its author.
 
-    Templates look for tags in the text of an assistant, to cut earlier reasoning. This text keeps <think>, </think> and
-    the added tokens that are not special. It also keeps other tags that the template contains, except special tokens.
+    Templates look for markers in the text of an assistant, to cut earlier reasoning. This text keeps <think>, </think>
+    and the added tokens that are not special. Other markers are texts of any form, and tokens for no tokenizer. With
+    `loose`, the text keeps these too: only whole special tokens are replaced. Parts of two texts may then become one
+    special token, so the caller compares the special tokens of both renderings.
 
     Programs and keys consist of letters, digits, `_` and white space. These characters are replaced only within
     whole tokens. Otherwise a tokenizer with an added token "name" would hide `tool.name` from the template.
@@ -48,28 +48,35 @@ class Mask:
         self._show = {ord(mask): char for char, mask in self._hide.items()}
         self._escapes = {f"\\u{code:04x}": char for code, char in self._show.items()}
         special = {token for token, identity in tokenizer.spellings.items() if identity in tokenizer.special}
-        tags = {tag for tag in _TAG.findall(template) if not any(token in tag for token in special)}
-        self._kept = (tokenizer.spellings.keys() - special) | tags | {"<think>", "</think>"}
+        self._tokenizer = tokenizer
+        self._kept = (tokenizer.spellings.keys() - special) | {"<think>", "</think>"}
+        self._control = tokenizer.special - {tokenizer.spellings.get(marker) for marker in self._kept}
         anywhere = "".join(char for char in ends if not (char.isalnum() or char.isspace() or char == "_"))
         self._pattern = _pattern({*tokenizer.spellings}, anywhere)
         self._spoken = _pattern({*tokenizer.spellings} | self._kept, anywhere)
+        self._loose = _pattern({*tokenizer.spellings} | self._kept, "")
         self._table = str.maketrans(self._hide)
         # A token that is looked for in normalised text must be found there, and masked.
         self._normalize = tokenizer.normalize if tokenizer.has_normalized else None
 
-    def hide(self, value: Any, *, assistant: bool = False) -> Any:
-        """Mask all strings of plain data, keys too. `assistant` keeps the tags that an assistant may write."""
+    def hide(self, value: Any, *, assistant: bool = False, loose: bool = False) -> Any:
+        """Mask all strings of plain data, keys too. `assistant` keeps the markers that an assistant may write."""
         if isinstance(value, str):
             if self._normalize:
                 value = self._normalize(value)
             if not assistant:
                 return self._pattern.sub(lambda match: match[0].translate(self._table), value)
-            return self._spoken.sub(lambda m: m[0] if m[0] in self._kept else m[0].translate(self._table), value)
+            pattern = self._loose if loose else self._spoken
+            return pattern.sub(lambda m: m[0] if m[0] in self._kept else m[0].translate(self._table), value)
         if isinstance(value, list):
             return [self.hide(item) for item in value]
         if isinstance(value, dict):
             return {self.hide(key): self.hide(item) for key, item in value.items()}
         return value
+
+    def controls(self, text: str) -> list[int]:
+        """Return the ids of the special tokens in a rendering, without those that an assistant may write."""
+        return [part for part in self._tokenizer.split_added(text) if isinstance(part, int) and part in self._control]
 
     def show(self, text: str) -> str:
         """Put the masked characters back."""

@@ -10,6 +10,7 @@ The *template*: a program that came with the weights. It runs in a child process
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -103,19 +104,15 @@ class ChatTemplate:
         spelled = [text for _, _, text in talk.spelled]
         seen = [*self.variables.values(), *strings_of([talk.messages, talk.tools, talk.extra]), *spelled]
         mask = Mask(tokenizer, chosen.source, seen)
-        masked = [
-            {
-                key: value if key == "role" else mask.hide(value, assistant=(message["role"], key) == _SPOKEN)
-                for key, value in message.items()
-            }
-            for message in talk.messages
-        ]
-        texts = [(message, call, mask.hide(text)) for message, call, text in talk.spelled]
-        hidden = Conversation(masked, mask.hide(talk.tools), mask.hide(talk.extra), texts)
-        try:
-            text = self._render(hidden, add_generation_prompt)
-        except TemplateError as problem:
-            raise TemplateError(problem.file, problem.field, mask.show(problem.problem)) from None
+        hidden = _hidden(mask, talk, loose=False)
+        text = self._render_hidden(mask, hidden, add_generation_prompt)
+        loosened = _hidden(mask, talk, loose=True)
+        if loosened.messages != hidden.messages:
+            # The template may look for markers that are no tokens. The looser mask shows it these.
+            with contextlib.suppress(TemplateError):
+                looser = self._render_hidden(mask, loosened, add_generation_prompt)
+                if mask.controls(looser) == mask.controls(text):
+                    text = looser
         ids: list[int] = []
         for part in tokenizer.split_added(text):
             ids += [part] if isinstance(part, int) else tokenizer.encode(mask.show(part))
@@ -134,6 +131,12 @@ class ChatTemplate:
         _, found, after = text.rpartition(said)
         first = next(iter(tokenizer.split_added(after.lstrip())), None) if found else None
         return first if isinstance(first, int) else None
+
+    def _render_hidden(self, mask: Mask, hidden: Conversation, add_generation_prompt: bool) -> str:
+        try:
+            return self._render(hidden, add_generation_prompt)
+        except TemplateError as problem:
+            raise TemplateError(problem.file, problem.field, mask.show(problem.problem)) from None
 
     def _chosen(self, talk: Conversation) -> _Source:
         return self._plain if talk.tools is None else self._with_tools
@@ -154,6 +157,18 @@ class _Source:
         self.source = source
         self.file = file
         self.process = TemplateProcess(source, file, limits, start=start)
+
+
+def _hidden(mask: Mask, talk: Conversation, *, loose: bool) -> Conversation:
+    messages = [
+        {
+            key: value if key == "role" else mask.hide(value, assistant=(message["role"], key) == _SPOKEN, loose=loose)
+            for key, value in message.items()
+        }
+        for message in talk.messages
+    ]
+    spelled = [(message, call, mask.hide(text)) for message, call, text in talk.spelled]
+    return Conversation(messages, mask.hide(talk.tools), mask.hide(talk.extra), spelled)
 
 
 def load_chat_template(folder: StrPath, override_file: StrPath | None = None) -> ChatTemplate | None:

@@ -41,6 +41,8 @@ def test_the_ids_are_those_of_the_text(template, tokenizers, talk):
         ("split('</thought>')[-1]", "13 </answer>"),
         ("split('[/THINK]')[-1]", " so </thought>13 </answer>"),
         ("replace('</answer>', '')", "[THINK]16 - 3[/THINK] so </thought>13 "),
+        ("split('</' ~ 'thought>')[-1]", "13 </answer>"),
+        ("split('<')[0]", "[THINK]16 - 3[/THINK] so "),
     ],
 )
 def test_a_template_finds_other_tags(tokenizers, cut, left):
@@ -48,6 +50,29 @@ def test_a_template_finds_other_tags(tokenizers, cut, left):
     template = ChatTemplate(f"{{{{ messages[1].content.{cut} }}}}")
     said = {"role": "assistant", "content": "[THINK]16 - 3[/THINK] so </thought>13 </answer>"}
     assert template.encode(ours, [USER, said]) == ours.encode(left)
+
+
+@pytest.mark.parametrize(
+    "marker", ["<|end_of_thought|>", "</think time='3s'>", "◁/think▷", "<|/think|>", "</思考>", "###"]
+)
+def test_a_template_finds_markers_of_any_form(tokenizers, marker):
+    ours, _ = tokenizers
+    template = ChatTemplate(
+        f"{{{{ messages[1].content.split({marker!r})[-1] }}}}<|im_end|>{{{{ messages[2].content }}}}"
+    )
+    said = {"role": "assistant", "content": f"16 - 3 <b>{marker}13<|im_end|>"}
+    end = [ours.added["<|im_end|>"]]
+    wanted = ours.encode("13<|im_end|>") + end + ours.encode("<|im_end|>")
+    assert template.encode(ours, [USER, said, {"role": "user", "content": "<|im_end|>"}]) == wanted
+
+
+@pytest.mark.parametrize("cut", ["replace('#', '')", "split('#') | join", "replace('<#', '<')"])
+def test_a_template_that_joins_parts_makes_no_special_token(tokenizers, cut):
+    ours, _ = tokenizers
+    template = ChatTemplate(f"{{{{ messages[1].content.{cut} }}}}")
+    said = {"role": "assistant", "content": "<#|im_end|>"}
+    assert ours.added["<|im_end|>"] not in template.encode(ours, [USER, said])
+    assert template.render([USER, said]) == "<|im_end|>"
 
 
 @given(st.lists(st.sampled_from([*SPECIAL, *MARKERS, "<|im_", "end|>", "<|", "|>", "<", ">", "x"])).map("".join))
