@@ -1,7 +1,6 @@
-"""AdamW, its learning rate, and the clipping of gradients: functions over dicts of arrays.
+"""Muon and AdamW, the learning rate, and the clipping of gradients: functions over dicts of arrays.
 
 The optimiser's state is such a dict too, so a run that is saved and resumed has the same bits.
-Loshchilov & Hutter 2019, arXiv:1711.05101; torch: `torch.optim.AdamW`.
 """
 
 from __future__ import annotations
@@ -15,16 +14,72 @@ from ..spec.ops import Array
 
 State = dict[str, Array]
 
+# Coefficients of the polynomial a x + b x^3 + c x^5 of `orthogonalised` (Jordan et al. 2024).
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+
+
+def is_hidden(name: str, weight: Array) -> bool:
+    """Whether a weight is a matrix inside a block: `muon` is for these, and `adamw` for all others."""
+    return weight.ndim == 2 and ".layers." in name
+
 
 def initial_state(weights: Mapping[str, Array]) -> State:
     """-> state
 
     The state before the first step: the count `step`, and for every weight the running mean `mean.<name>` of its
-    gradient and `square.<name>` of the gradient's square.
+    gradient. The weights of `adamw` also have `square.<name>`, the running mean of the gradient's square.
     """
     means = {f"mean.{name}": np.zeros_like(w) for name, w in weights.items()}
-    squares = {f"square.{name}": np.zeros_like(w) for name, w in weights.items()}
+    squares = {f"square.{name}": np.zeros_like(w) for name, w in weights.items() if not is_hidden(name, w)}
     return {"step": np.zeros((), np.int64), **means, **squares}
+
+
+def descend(
+    weights: Mapping[str, Array], grads: Mapping[str, Array], state: State, rate: float, decay: float = 0.1
+) -> None:
+    """Take one step down the gradients: update `weights` and `state` in place, each weight by its optimiser."""
+    state["step"] += 1
+    muon(weights, {name: g for name, g in grads.items() if is_hidden(name, g)}, state, rate, decay=decay)
+    adamw(weights, {name: g for name, g in grads.items() if not is_hidden(name, g)}, state, rate, decay=decay)
+
+
+def muon(
+    weights: Mapping[str, Array],
+    grads: Mapping[str, Array],
+    state: State,
+    rate: float,
+    momentum: float = 0.95,
+    decay: float = 0.1,
+) -> None:
+    """Step along the nearest orthogonal matrix to each matrix's running mean gradient.
+
+    All singular values of a step are then about equal, so rare directions are learnt as fast as common ones. The step
+    [N, M] is scaled by 0.2 sqrt(max(N, M)): its entries get the size of those of `adamw`, so both have one rate.
+    Jordan et al. 2024, https://kellerjordan.github.io/posts/muon; the scale: Liu et al. 2025, arXiv:2502.16982; torch:
+    `torch.optim.Muon(nesterov=True, adjust_lr_fn="match_rms_adamw")`.
+    """
+    for name, grad in grads.items():
+        w, mean = weights[name], state[f"mean.{name}"]
+        mean *= momentum
+        mean += (1 - momentum) * grad
+        ahead = momentum * mean + (1 - momentum) * grad  # Nesterov's
+        w *= 1 - rate * decay
+        w -= rate * 0.2 * math.sqrt(max(w.shape)) * orthogonalised(ahead)
+
+
+def orthogonalised(matrix: Array, steps: int = 5) -> Array:
+    """matrix [N, M] -> [N, M]
+
+    Roughly the nearest matrix with orthogonal rows or columns: U V^T of the decomposition U S V^T. A polynomial is
+    applied `steps` times to the singular values, which takes matmuls alone and leaves most of them between 0.7 and 1.2.
+    """
+    a, b, c = NEWTON_SCHULZ
+    x = matrix / max(float(np.linalg.norm(matrix)), 1e-7)
+    wide = x if x.shape[0] <= x.shape[1] else x.T
+    for _ in range(steps):
+        square = wide @ wide.T
+        wide = a * wide + (b * square + c * square @ square) @ wide
+    return wide if x.shape[0] <= x.shape[1] else wide.T
 
 
 def adamw(
@@ -36,11 +91,11 @@ def adamw(
     eps: float = 1e-8,
     decay: float = 0.1,
 ) -> None:
-    """Take one step down the gradients: update `weights` and `state` in place.
+    """Step down the gradients, each entry by its mean over its typical size, in step `state["step"]` = 1, 2, ...
 
     Matrices also shrink by the factor 1 - `rate * decay`; norms and biases do not.
+    Loshchilov & Hutter 2019, arXiv:1711.05101; torch: `torch.optim.AdamW`.
     """
-    state["step"] += 1
     step, (beta1, beta2) = int(state["step"]), betas
     unbiased_rate = rate / (1 - beta1**step)
     root = math.sqrt(1 - beta2**step)

@@ -33,7 +33,7 @@ from . import corpus
 from .corpus import Formatter, Mixture
 from .model import Checkpointing, Gradients, loss_and_grads
 from .nano import copied_model, new_model
-from .optim import adamw, clip_by_global_norm, cosine_schedule, initial_state
+from .optim import clip_by_global_norm, cosine_schedule, descend, initial_state
 
 STATE = "state.npz"  # in the folder of a run: weights, optimiser and step
 
@@ -148,7 +148,7 @@ def _train(
     seconds_between_saves: float,
     progress: Callable[[int, int, float], object] | None,
 ) -> None:
-    recipe = {"stage": name, "seed": seed, "steps": total, **asdict(stage)} | {"steps": total}
+    recipe = {"stage": name, "optimiser": "muon+adamw", "seed": seed, **asdict(stage)} | {"steps": total}
     _check_recipe(folder / "recipe.json", recipe)
     if base is None:
         config, weights = new_model(folder, seed, template)
@@ -170,7 +170,7 @@ def _train(
 
     def update(grads: Gradients, rate: float) -> None:
         torn.append(True)
-        adamw(weights, grads, state, rate, decay=stage.decay)
+        descend(weights, grads, state, rate, stage.decay)
         torn.clear()
 
     last_save = time.monotonic()

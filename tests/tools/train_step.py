@@ -25,7 +25,7 @@ import numpy as np  # noqa: E402
 
 from qwq_ref.config import Config  # noqa: E402
 from qwq_ref.train.model import KEPT, Batch, loss_and_grads  # noqa: E402
-from qwq_ref.train.optim import adamw, clip_by_global_norm, initial_state  # noqa: E402
+from qwq_ref.train.optim import clip_by_global_norm, descend, initial_state  # noqa: E402
 from tests.support.models import config_values, random_weights  # noqa: E402
 
 B, T = 64, 96
@@ -50,7 +50,7 @@ def seconds(mode):
     start = time.perf_counter()
     step = loss_and_grads(config, weights, batch, options.workers, mode, options.piece)
     clip_by_global_norm(step.grads, 1.0)
-    adamw(weights, step.grads, state, 1e-4)
+    descend(weights, step.grads, state, 1e-4)
     return time.perf_counter() - start, step.kept_bytes
 
 
