@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import UsageError
+from ..errors import NonFiniteError, UsageError
 from ..formats import GenerationConfig
 from ..spec import Sampling
 from ..spec.ops import Array
@@ -62,8 +62,14 @@ class Model:
         return self._tokenizer
 
     def logits(self, token_ids: Sequence[int]) -> Array:
-        """token_ids [T] -> float32 [T, V]: logits of the token after each."""
-        return backends.logits(self.backend, token_ids)
+        """token_ids [T] -> float32 [T, V]: logits of the token after each.
+
+        They may hold NaN and infinity. Raises NonFiniteError for these in places where the computation has to stop.
+        """
+        try:
+            return backends.logits(self.backend, token_ids)
+        except NonFiniteError as problem:
+            raise NonFiniteError(self.path, problem.field, problem.problem) from None
 
     def session(self) -> Session:
         """Return an empty session: token ids, and logits of the next one."""

@@ -70,7 +70,7 @@ def read_tokenizer_config(folder: StrPath, error: type[QwqError]) -> TokenizerCo
         if name in _OF_THE_CLASS or name.endswith("_token"):
             named.pop(name, None)
             if (content := _content(value)) is not None:
-                named[name] = content
+                named[name] = _text(content, file, name, error)
     listed = [_content(item) for more in extra if isinstance(more, list) for item in more]
     special = frozenset([*named.values(), *(content for content in listed if content is not None)])
     tokens = _decoder(values["added_tokens_decoder"], file, error) if leads else _older(folder, special, error)
@@ -84,14 +84,19 @@ def check_added(entry: Any, file: Path, where: str, error: type[QwqError], *, co
     """
     if not isinstance(entry, dict) or not isinstance(content := entry.get("content"), str) or not content:
         raise error(file, f"{where}.content", "must be a non-empty string")
-    if any("\ud800" <= char <= "\udfff" for char in content):
-        raise error(file, f"{where}.content", "holds a lone surrogate, which is not text")
+    _text(content, file, f"{where}.content", error)
     for flag in _FLAGS:
         if entry.get(flag, None if complete else False) is not False:
             raise error(file, f"{where}.{flag}", "must be false: tokens match exactly as they are written")
     for flag in ("normalized", "special"):
         if not isinstance(entry.get(flag, None if complete else False), bool):
             raise error(file, f"{where}.{flag}", "must be true or false")
+    return content
+
+
+def _text(content: str, file: Path, where: str, error: type[QwqError]) -> str:
+    if any("\ud800" <= char <= "\udfff" for char in content):
+        raise error(file, where, "holds a lone surrogate, which is not text")
     return content
 
 

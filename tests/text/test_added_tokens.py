@@ -136,6 +136,10 @@ def changed(**entries):
 
 
 BAD = {
+    "surrogate": (
+        {"tokenizer_config": {"eos_token": "\ud800"}},
+        "tokenizer_config.json: eos_token: holds a lone surrogate",
+    ),
     "list": ({"tokenizer_config": {"added_tokens_decoder": [1]}}, "tokenizer_config.json: added_tokens_decoder: must"),
     "key": (changed(x=DECODER[str(SIZE - 1)]), "added_tokens_decoder['x']: must be named by a token id"),
     "negative": (changed(**{"-1": DECODER[str(SIZE - 1)]}), "added_tokens_decoder['-1']: must be named by a token id"),
