@@ -35,11 +35,20 @@ def initial_state(weights: Mapping[str, Array]) -> State:
 
 
 def descend(
-    weights: Mapping[str, Array], grads: Mapping[str, Array], state: State, rate: float, decay: float = 0.1
+    weights: Mapping[str, Array],
+    grads: Mapping[str, Array],
+    state: State,
+    rate: float,
+    hidden_rate: float,
+    decay: float = 0.1,
 ) -> None:
-    """Take one step down the gradients: update `weights` and `state` in place, each weight by its optimiser."""
+    """Take one step down the gradients: update `weights` and `state` in place, each weight by its optimiser.
+
+    rate         of `adamw`
+    hidden_rate  of `muon`, for the matrices inside blocks
+    """
     state["step"] += 1
-    muon(weights, {name: g for name, g in grads.items() if is_hidden(name, g)}, state, rate, decay=decay)
+    muon(weights, {name: g for name, g in grads.items() if is_hidden(name, g)}, state, hidden_rate, decay=decay)
     adamw(weights, {name: g for name, g in grads.items() if not is_hidden(name, g)}, state, rate, decay=decay)
 
 
@@ -54,7 +63,7 @@ def muon(
     """Step along the nearest orthogonal matrix to each matrix's running mean gradient.
 
     All singular values of a step are then about equal, so rare directions are learnt as fast as common ones. The step
-    [N, M] is scaled by 0.2 sqrt(max(N, M)): its entries get the size of those of `adamw`, so both have one rate.
+    [N, M] is scaled by 0.2 sqrt(max(N, M)): at the same rate, its entries have the size of those of `adamw`.
     Jordan et al. 2024, https://kellerjordan.github.io/posts/muon; the scale: Liu et al. 2025, arXiv:2502.16982; torch:
     `torch.optim.Muon(nesterov=True, adjust_lr_fn="match_rms_adamw")`.
     """

@@ -45,6 +45,7 @@ class Stage:
     mixture       shares of faulty documents
     steps         optimiser steps, each of `rows` x `length` tokens
     rate          peak learning rate, after a linear `warmup`; half a cosine leads to `floor` times the peak
+    hidden        the rate of the matrices inside blocks, over that of the other weights
     decay         weight decay
     max_norm      largest norm of all gradients together
     """
@@ -56,13 +57,14 @@ class Stage:
     length: int = 160
     warmup: int = 100
     floor: float = 0.05
+    hidden: float = 2.0
     decay: float = 0.1
     max_norm: float = 1.0
 
 
 STAGES = {
     "base": Stage(Mixture(loops=0.15, switches=0.15, learn_prompts=True), steps=1600, rate=3e-3),
-    "cold-start": Stage(Mixture(), steps=1419, rate=1.5e-3, rows=17, length=192, warmup=50, floor=0.02),
+    "cold-start": Stage(Mixture(), steps=1400, rate=1.5e-3, floor=0.02),
 }
 
 
@@ -170,7 +172,7 @@ def _train(
 
     def update(grads: Gradients, rate: float) -> None:
         torn.append(True)
-        descend(weights, grads, state, rate, stage.decay)
+        descend(weights, grads, state, rate, stage.hidden * rate, stage.decay)
         torn.clear()
 
     last_save = time.monotonic()

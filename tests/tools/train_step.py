@@ -50,7 +50,7 @@ def seconds(mode):
     start = time.perf_counter()
     step = loss_and_grads(config, weights, batch, options.workers, mode, options.piece)
     clip_by_global_norm(step.grads, 1.0)
-    descend(weights, step.grads, state, 1e-4)
+    descend(weights, step.grads, state, 1e-4, 1e-4)
     return time.perf_counter() - start, step.kept_bytes
 
 

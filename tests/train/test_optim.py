@@ -94,9 +94,9 @@ def test_each_weight_has_its_optimiser():
     grads = {name: normal(9, *w.shape) for name, w in weights.items()}
     state, apart = initial_state(weights), {name: w.copy() for name, w in weights.items()}
     assert "square.m.layers.0.up" not in state
-    descend(weights, grads, state, 0.1, 0.2)
+    descend(weights, grads, state, 0.1, 0.3, 0.2)
     fresh = initial_state(apart) | {"step": np.array(1)}
-    muon(apart, {"m.layers.0.up": grads["m.layers.0.up"]}, fresh, 0.1, decay=0.2)
+    muon(apart, {"m.layers.0.up": grads["m.layers.0.up"]}, fresh, 0.3, decay=0.2)
     adamw(apart, {name: grads[name] for name in ("embed", "m.layers.0.norm")}, fresh, 0.1, decay=0.2)
     for name, w in weights.items():
         assert np.array_equal(w, apart[name])
@@ -105,9 +105,8 @@ def test_each_weight_has_its_optimiser():
 def test_a_saved_optimiser_resumes_to_the_same_bits(tmp_path):
     def train(weights, state, steps):
         for step in steps:
-            descend(
-                weights, {name: normal(step, *w.shape).astype(np.float32) for name, w in weights.items()}, state, 0.1
-            )
+            grads = {name: normal(step, *w.shape).astype(np.float32) for name, w in weights.items()}
+            descend(weights, grads, state, 0.1, 0.1)
 
     start = {"m.layers.0.w": normal(0, 5, 3).astype(np.float32), "bias": normal(1, 5).astype(np.float32)}
     straight = {name: w.copy() for name, w in start.items()}
@@ -156,7 +155,7 @@ def test_a_small_model_learns_its_batch():
     for _ in range(30):
         step = loss_and_grads(config, weights, batch)
         clip_by_global_norm(step.grads, 1.0)
-        descend(weights, step.grads, state, 0.01)
+        descend(weights, step.grads, state, 0.01, 0.01)
         losses.append(step.loss)
     assert losses[0] == pytest.approx(math.log(config.V), abs=0.3)
     assert losses[-1] < 0.5 * losses[0]
