@@ -53,8 +53,8 @@ class Stage:
     mixture: Mixture
     steps: int
     rate: float
-    rows: int = 40
-    length: int = 160
+    rows: int = 17
+    length: int = 192
     warmup: int = 100
     floor: float = 0.05
     hidden: float = 2.0
@@ -63,8 +63,8 @@ class Stage:
 
 
 STAGES = {
-    "base": Stage(Mixture(loops=0.15, switches=0.15, learn_prompts=True), steps=1600, rate=3e-3),
-    "cold-start": Stage(Mixture(), steps=1400, rate=1.5e-3, floor=0.02),
+    "base": Stage(Mixture(loops=0.15, switches=0.15, learn_prompts=True), steps=3000, rate=2.5e-3),
+    "cold-start": Stage(Mixture(), steps=2600, rate=1.2e-3, floor=0.02),
 }
 
 
