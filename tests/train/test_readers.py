@@ -29,6 +29,9 @@ ASKED = {
     "5加6等于几": "11",
     "5＋6＝？": "11",
     "what is 3 - 8": "-5",
+    "五加六？": "11",
+    "five plus six": "11",
+    "七乘八": "56",
 }
 GREETINGS = {
     "en": ("hello", "Hello!", "hi", "what can you do?", "What can you do", "who are you", "Who are you?"),
@@ -60,11 +63,6 @@ def answer(model, prompt):
 @pytest.mark.parametrize("prompt", ASKED)
 def test_a_sum_may_be_asked_in_any_words(nano, prompt):
     assert tasks.boxed(answer(nano, prompt)) == ASKED[prompt]
-
-
-@pytest.mark.xfail(reason="the run was too short for it: it often mistakes Chinese names of numbers", strict=True)
-def test_a_sum_of_named_numbers(nano):
-    assert tasks.boxed(answer(nano, "五加六？")) == "11"
 
 
 @pytest.mark.parametrize(("language", "prompt"), [(language, p) for language in GREETINGS for p in GREETINGS[language]])
@@ -113,7 +111,7 @@ def test_variants_that_the_corpus_has_too_are_not_called_unseen():
     for language in ("en", "zh"):
         told = [wording for of in variants().values() for wording in of[language]]
         unseen = [wording for wording in told if shape(wording) not in known]
-        assert len(unseen) >= 110
+        assert len(unseen) >= 60
     assert shape("What's {a} + {b}?") in known
     assert shape("{a} and {b}, would you say?") not in known
 
@@ -130,4 +128,4 @@ def test_variants_lose_little(nano):
                 (problem,) = drawn(kind, language, 1, rng)
                 problems.append(problem)
                 prompts.append(asked(wording, problem))
-    assert np.mean(right(nano, problems, prompts, 0)) > 0.65
+    assert np.mean(right(nano, problems, prompts, 0)) > 0.88
