@@ -209,8 +209,7 @@ def _config(options: argparse.Namespace) -> tuple[str, Config]:
         options.model = _located(options)
         config = read_config(options.model)
     if options.layers is not None:
-        if not options.shape or not 1 <= options.layers <= config.L:
-            raise UsageError(None, "layers", f"must be 1 to {config.L}, of a --shape, got {options.layers}")
+        _check_layers(options, config)
         types = config.layer_types[: options.layers]
         config = dataclasses.replace(config, num_hidden_layers=options.layers, layer_types=types)
         name += f", {options.layers} layer" + "s" * (options.layers > 1)
@@ -220,17 +219,33 @@ def _config(options: argparse.Namespace) -> tuple[str, Config]:
 
 def _located(options: argparse.Namespace) -> Path:
     """Return the folder or file of `--model`, which may be downloaded if each form fits in memory."""
-    from ..engine.loader import expected_memory
+    from ..engine.ahead import check_small, expected_memory
     from .models import locate
 
-    context = max(test.depth + test.tokens for test in _tests(options))
-
-    def memory(model: Download) -> tuple[str, int]:
-        most = min(context, model.config.positions)
-        needs = [expected_memory(model, weights=weights, kv=kv, context=most) for weights, kv in _forms(options)]
+    def judge(model: Download) -> tuple[str, int]:
+        if options.layers is not None:
+            _check_layers(options, model.config)
+        rope = chosen_rope(options, model.config)
+        config = model.config if rope is None else dataclasses.replace(model.config, rope=rope)
+        context = _context(config, _tests(options))
+        how: dict[str, Any] = {"backend": "core", "context": context, "rope": rope}
+        needs = [expected_memory(model, weights=weights, kv=kv, **how) for weights, kv in _forms(options)]
         return max(needs, key=lambda line_and_bytes: line_and_bytes[1])
 
-    return locate(options, memory)
+    return locate(options, judge, check_small)
+
+
+def _check_layers(options: argparse.Namespace, config: Config) -> None:
+    if not options.shape or not 1 <= options.layers <= config.L:
+        raise UsageError(None, "layers", f"must be 1 to {config.L}, of a --shape, got {options.layers}")
+
+
+def _context(config: Config, tests: list[Trial]) -> int:
+    """Return the positions that the tests take. Raises UsageError if the model has not so many."""
+    context = max(test.depth + test.tokens for test in tests)
+    if context > config.positions:
+        raise UsageError(None, "n-depth", f"{context} tokens are more than the model's {config.positions} positions")
+    return context
 
 
 def _backend(options: argparse.Namespace, config: Config, weights: str, kv: str, tests: list[Trial]) -> Backend:
@@ -241,9 +256,7 @@ def _backend(options: argparse.Namespace, config: Config, weights: str, kv: str,
     from ..engine.plan import model_bytes
     from ..footprint import parameters
 
-    context = max(test.depth + test.tokens for test in tests)
-    if context > config.positions:
-        raise UsageError(None, "n-depth", f"{context} tokens are more than the model's {config.positions} positions")
+    context = _context(config, tests)
     if not options.shape:
         with progress_bar("loading", parameters(config), "weights") as progress:
             model = load(options.model, weights=weights, kv=kv, context=context, rope=config.rope,

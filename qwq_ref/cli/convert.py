@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
+from pathlib import Path
 
 from ..errors import UsageError
 from ..forms import FORMS
@@ -33,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     set_threads(1)  # BLAS is not used
-    from ..engine.convert import convert
+    from ..engine.convert import check_download, check_folder, check_small, convert
     from ..footprint import human, parameters
     from ..formats.checkpoint import read_config
     from .models import locate
@@ -42,7 +43,13 @@ def run(options: argparse.Namespace) -> int:
     if folder is None:
         raise UsageError(None, "folder", "is missing: name the new folder with -o")
     require_core()
-    path = locate(options)
+    target = Path(folder)
+    check_folder(target)
+    path = locate(
+        options,
+        lambda download: check_download(download, target, options.weights),
+        lambda small: check_small(small, target),
+    )
     config = read_config(path)
     with kept(lambda: "nothing was written"), progress_bar("packing", parameters(config), "weights") as progress:
         file = convert(

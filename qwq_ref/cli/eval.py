@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from ..config import Config
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from ..engine.model import Model
     from ..eval.accuracy import Answerer, Score
     from ..eval.pairs import Pairs
+    from ..formats import Download
     from ..tasks import Problem
 
 _PROMPT = 512  # tokens that a prompt may have; qwq-nano's have about 30
@@ -84,11 +86,13 @@ def run(options: argparse.Namespace) -> int:
         if name not in there:
             near = did_you_mean(name, (*there, "trained"))
             raise UsageError(None, "categories", f"there is no {name!r}{near}; there are {', '.join(there)}")
-    model = _load(options, choices)
-    if options.against is None:
-        return _scores(options, model, chosen)
-    weights, kv = options.against
-    return _pairs(options, model, _load(options, choices | {"weights": weights, "kv": kv}), chosen)
+    both = [choices]
+    if options.against is not None:
+        weights, kv = options.against
+        both.append(choices | {"weights": weights, "kv": kv})
+    path = _located(options, both)
+    model, *others = [_load(options, path, each) for each in both]
+    return _pairs(options, model, others[0], chosen) if others else _scores(options, model, chosen)
 
 
 def _mode(text: str) -> tuple[str, str | None]:
@@ -230,28 +234,54 @@ def _pairs_row(pairs: Pairs) -> str:
     )
 
 
-def _load(options: argparse.Namespace, choices: dict[str, Any]) -> Model:
-    from ..engine.loader import expected_memory, load
-    from ..footprint import parameters
-    from ..formats.checkpoint import read_config
+def _context(options: argparse.Namespace, config: Config) -> int:
+    most: int = _PROMPT + options.max_tokens
+    return min(config.positions, most)
+
+
+def _located(options: argparse.Namespace, both: Sequence[dict[str, Any]]) -> Path:
+    """Return the folder or file of the model, which is downloaded only if all modes of it fit in memory together."""
+    from ..engine.ahead import check_choices, check_small, default_backend, expected_memory
+    from ..host.memory import require
     from .models import locate
 
-    def context_of(config: Config) -> int:
-        most: int = _PROMPT + options.max_tokens
-        return min(config.positions, most)
+    for choices in both:
+        check_choices(**choices)
 
-    needed = {name: choices[name] for name in ("backend", "weights", "kv")}
-    path = locate(options, lambda model: expected_memory(model, context=context_of(model.config), **needed))
+    def judge(download: Download) -> tuple[str, int]:
+        context = _context(options, download.config)
+        needs = [
+            expected_memory(download, context=context, **{name: each[name] for name in ("backend", "weights", "kv")})
+            for each in both
+        ]
+        require(dict(zip(("the model", "the other mode"), (size for _, size in needs), strict=False)), download.name)
+        windowed = download.config.sliding_window is not None
+        if windowed and any((each["backend"] or default_backend()) == "numpy" for each in both):
+            raise _no_window(options)
+        return needs[0][0], sum(size for _, size in needs)
+
+    return locate(options, judge, lambda folder: check_small(folder, text=True, chat=True))
+
+
+def _load(options: argparse.Namespace, path: Path, choices: dict[str, Any]) -> Model:
+    from ..engine.loader import load
+    from ..footprint import parameters
+    from ..formats.checkpoint import read_config
+
     config = read_config(path)
-    context = context_of(config)
+    context = _context(options, config)
     # Each worker has a sequence of its own, on one thread.
     how = choices | {"threads": 1, "context": context, "offline": options.offline, "text": True}
     not_loaded = kept(lambda: "the model was not loaded yet")
     with not_loaded, progress_bar("loading", parameters(config), "weights") as progress:
         model = load(path, **how, progress=progress)
     if model.backend.tensors is not None and model.config.sliding_window is not None:
-        raise UsageError(options.model, "sliding_window", "is not supported by the batched sampler")
+        raise _no_window(options)
     return model
+
+
+def _no_window(options: argparse.Namespace) -> UsageError:
+    return UsageError(options.model, "sliding_window", "is not supported by the batched sampler")
 
 
 def _answerer(model: Model, options: argparse.Namespace, bar: Bar) -> Answerer:

@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import re
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..errors import QwqError
 from ..host.limits import cpu_quota, cpus
@@ -138,6 +138,8 @@ def run(options: argparse.Namespace) -> int:
     check_rope_options(options)
     if options.raw:
         refuse(options, ["chat_template_file"], "has no effect with --raw")
+    if options.system is not None:
+        options.system = argument_text(options.system, "system")
     prompt = read_prompt(options)
 
     from ..text import start_templates
@@ -146,14 +148,22 @@ def run(options: argparse.Namespace) -> int:
         start_templates()
 
     from .. import core
-    from ..engine.loader import expected_memory, load
+    from ..engine.ahead import check_choices, check_small, expected_memory
+    from ..engine.loader import load
+    from ..engine.sampler import own_sampling
     from ..footprint import parameters
     from ..formats.checkpoint import read_config
     from .models import locate
 
     rope = functools.cache(functools.partial(chosen_rope, options))  # says what it assumes, once
     needed = {"context": options.ctx_size, **{name: choices[name] for name in ("backend", "weights", "kv")}}
-    path = locate(options, lambda model: expected_memory(model, rope=rope(model.config), **needed))
+    own_sampling({}, **_sampling(options))
+    check_choices(**choices, chat_template=options.chat_template_file)
+    path = locate(
+        options,
+        lambda model: expected_memory(model, rope=rope(model.config), **needed),
+        lambda folder: check_small(folder, options.chat_template_file, text=True, chat=not options.raw),
+    )
     config = read_config(path)
 
     def announce(line: str, size: int) -> None:
@@ -187,10 +197,15 @@ def run(options: argparse.Namespace) -> int:
     return _answer(options, model, prompt)
 
 
+def _sampling(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the sampling that was asked for; None where the model's own counts."""
+    return {name: getattr(options, name) for name in _SAMPLING}
+
+
 def _announce_sampling(options: argparse.Namespace, model: Model) -> None:
     """Print with -v how tokens are drawn; without -v if a file that should tell it is missing, and so surprises."""
     is_there = model.defaults.path is not None
-    how = dataclasses.asdict(model.sampling(**{name: getattr(options, name) for name in _SAMPLING}))
+    how = dataclasses.asdict(model.sampling(**_sampling(options)))
     if not is_there and options.temperature is None:
         what = "there is no generation_config.json: each token is the likeliest one; --temp X draws"
         tell(f"qwq: {what}")
@@ -203,13 +218,13 @@ def _announce_sampling(options: argparse.Namespace, model: Model) -> None:
 def _answer(options: argparse.Namespace, model: Model, prompt: str) -> int:
     generation = model.generate(
         prompt,
-        system=None if options.system is None else argument_text(options.system, "system"),
+        system=options.system,
         raw=options.raw,
         max_tokens=options.max_tokens,
         seed=options.seed,
         think_budget=options.think_budget,
         progress=lambda count: bar(count),
-        **{name: getattr(options, name) for name in _SAMPLING},
+        **_sampling(options),
     )
     run, texts, writer = generation.run, {"thinking": "", "answer": ""}, _Writer(options)
     bar = Bar("prompt", len(run.prompt), "tokens")

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from ..config import Config
 from ..errors import UsageError
 from ..forms import FORMS, KV_FORMS
 from ..host.limits import cpus
@@ -27,6 +31,9 @@ from .progress import progress_bar
 from .prompt import read_prompt
 from .screen import show
 from .values import integer, many, size, threads
+
+if TYPE_CHECKING:
+    from ..formats import Download
 
 DIFFERS = 3  # exit status of a comparison that finds a divergence; 1 and 2 are errors, as for every command
 
@@ -119,18 +126,45 @@ def run(options: argparse.Namespace) -> int:
 def _record(options: argparse.Namespace) -> int:
     """Record a golden pack in one pass over the weights. The model need not fit in memory."""
     from .. import footprint
-    from ..formats import Checkpoint
+    from ..formats import Checkpoint, write
+    from ..formats.checkpoint import read_config
     from ..oracle import record
+    from ..oracle.packs.folder import check_new
+    from ..oracle.packs.record import check_record
     from .models import locate
 
     check_rope_options(options)
-    path = locate(options)
+    check_new(Path(options.out), "a pack")
+    write.check_folder(options.out)
+    text = _text(options)
+    rope = functools.cache(functools.partial(chosen_rope, options))  # says what it assumes, once
+    downloads: list[Download] = []
+
+    def changed(config: Config) -> Config:
+        new = rope(config)
+        return config if new is None else dataclasses.replace(config, rope=new)
+
+    def judge(download: Download) -> None:
+        if download.forms:
+            raise UsageError(options.model, None, "is packed: record the checkpoint that it was made from")
+        downloads.append(download)
+        # A text has as many ids as steps of decoding at least, and one before them.
+        check(download.config, options.token_ids or [0] * (options.decode + 1))
+
+    def check(config: Config, ids: list[int]) -> None:
+        how = _how(options, config)
+        check_record(changed(config), options.out, ids, options.decode, **how, download=downloads[0])
+
+    def inspect(folder: Path) -> None:
+        config = read_config(folder)
+        check(config, _ids(options, text, folder, config.vocab_size))
+
+    path = locate(options, judge, inspect)
     folder = path if path.is_dir() else path.parent
     with Checkpoint.open(path) as checkpoint:
-        rope = chosen_rope(options, checkpoint.config)
-        config = checkpoint.config if rope is None else dataclasses.replace(checkpoint.config, rope=rope)
+        config = changed(checkpoint.config)
         total = footprint.parameters(config)
-        ids = _ids(options, folder, config.vocab_size)
+        ids = _ids(options, text, folder, config.vocab_size)
         with kept(lambda: "no pack was written"), progress_bar("recording", total, "weights") as progress:
             record(
                 config,
@@ -138,13 +172,7 @@ def _record(options: argparse.Namespace) -> int:
                 options.out,
                 ids,
                 options.decode,
-                name=Path(options.model).name,
-                taps=options.taps or ["*"],
-                layers=_layers(options.layers, config.L),
-                sizes=_pairs(options.size, "*") or "full",
-                max_memory=options.max_memory,
-                include_weights=options.include_weights,
-                threads=options.threads,
+                **_how(options, config),
                 progress=progress,
             )
     stored = sum(file.stat().st_size for file in Path(options.out).rglob("*") if file.is_file())
@@ -156,16 +184,32 @@ def _record(options: argparse.Namespace) -> int:
     return 0
 
 
+def _how(options: argparse.Namespace, config: Config) -> dict[str, Any]:
+    """Return those arguments of `record` that the options choose. Raises UsageError."""
+    return {
+        "name": Path(options.model).name,
+        "taps": options.taps or ["*"],
+        "layers": _layers(options.layers, config.L),
+        "sizes": _pairs(options.size, "*") or "full",
+        "max_memory": options.max_memory,
+        "include_weights": options.include_weights,
+        "threads": options.threads,
+    }
+
+
 def _compare(options: argparse.Namespace) -> int:
     """Compare the tensors of a candidate with a golden pack: report the first divergence and the mistake that causes
     it. Exit status: 0 no divergence, 3 a divergence, 1 broken input, 2 wrong use."""
+    from ..formats import write
     from ..oracle import compare
     from ..oracle.packs.vectors import is_vectors
-    from .models import locate
 
     if is_vectors(options.golden):
         return _compare_vectors(options)
-    model = None if options.model is None else locate(options)
+    for file in (options.html, options.junit, None if options.json == "-" else options.json):
+        if file is not None:
+            write.check_file(file)
+    model = None if options.model is None else _finder(options)
     with kept(lambda: "the comparison has no result yet"):
         report = compare(
             options.golden,
@@ -189,6 +233,19 @@ def _compare(options: argparse.Namespace) -> int:
         _write_text(options.json, facts)
     show(str(report)) if options.json != "-" else print(facts, end="")
     return 0 if report.passed else DIFFERS
+
+
+def _finder(options: argparse.Namespace) -> Callable[[Callable[[Download], object]], Path]:
+    """Return a function that finds the model, unless its argument refuses the download."""
+    from .models import locate
+
+    def find(check: Callable[[Download], object]) -> Path:
+        def judge(download: Download) -> None:
+            check(download)
+
+        return locate(options, judge)
+
+    return find
 
 
 def _compare_vectors(options: argparse.Namespace) -> int:
@@ -256,17 +313,23 @@ def _mistakes(options: argparse.Namespace) -> int:
     return 0
 
 
-def _ids(options: argparse.Namespace, folder: Path, vocabulary: int) -> list[int]:
+def _text(options: argparse.Namespace) -> str:
+    """Return the prompt; "" where token ids take its place. Raises UsageError, FileError."""
+    if options.token_ids is None:
+        return read_prompt(options)
+    if options.positional is not None:
+        raise UsageError(None, "token_ids", "takes the place of the prompt")
+    refuse(options, ("prompt", "file", "chat"), "has no effect with --ids")
+    return ""
+
+
+def _ids(options: argparse.Namespace, text: str, folder: Path, vocabulary: int) -> list[int]:
     if options.token_ids is not None:
-        if options.positional is not None:
-            raise UsageError(None, "token_ids", "takes the place of the prompt")
-        refuse(options, ("prompt", "file", "chat"), "has no effect with --ids")
         return list(options.token_ids)
     from ..engine.tokens import find_tokenizer
     from ..text.names import TOKENIZER
     from ..text.template import load_chat_template
 
-    text = read_prompt(options)
     tokenizer = find_tokenizer(folder, vocabulary)
     if tokenizer is None:
         raise UsageError(folder / TOKENIZER, None, "is missing: give token ids with --ids")

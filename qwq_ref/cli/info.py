@@ -54,7 +54,7 @@ def run(options: argparse.Namespace) -> int:
 
     found = find(options.model, options.offline)
     if options.check and found.partial:
-        locate(options)
+        locate(options, lambda download: _refuse_packed(options.model, bool(download.forms)))
         found = find(options.model, options.offline)
     if options.check:
         _check(options.model, found)
@@ -111,10 +111,14 @@ def describe(config: Config, contexts: tuple[int, ...]) -> dict[str, Any]:
     }
 
 
+def _refuse_packed(model: str, packed: bool) -> None:
+    if packed:
+        raise UsageError(model, "check", "packed weights cannot be checked: check the checkpoint that they came from")
+
+
 def _check(model: str, found: Found) -> None:
     """Look at every weight of a checkpoint. Raises CheckpointError for one that is not finite."""
-    if found.packed:
-        raise UsageError(model, "check", "packed weights cannot be checked: check the checkpoint that they came from")
+    _refuse_packed(model, bool(found.packed))
     if not found.dtypes:
         raise UsageError(model, "check", "there are no weights here")
     from ..formats import Checkpoint

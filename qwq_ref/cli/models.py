@@ -16,7 +16,7 @@ from ..config import Config
 from ..engine.fit import available_forms
 from ..errors import CheckpointError, UsageError
 from ..footprint import human
-from ..formats import Download, open_source, recognise, resolve
+from ..formats import Download, Inspect, open_source, recognise, resolve
 from ..formats.names import CONFIG, INDEX
 from ..formats.packed import PackedFile
 from ..formats.packed_folder import packed_files
@@ -27,8 +27,8 @@ from .screen import screen
 _LARGE = 4 << 30  # bytes of a download, to which Enter says no
 _SHARD = re.compile(r"model-\d+-of-(\d+)\.safetensors")
 
-# From a download to the line and the bytes of the memory that it will need. Raises MemoryLimitError.
-Memory = Callable[[Download], tuple[str, int]]
+# From a download to the line and the bytes of the memory that it will need, if any. Raises a QwqError.
+Judge = Callable[[Download], tuple[str, int] | None]
 
 
 @dataclass(frozen=True)
@@ -83,10 +83,12 @@ def _bytes(file: Path) -> int:
 # --- Downloads -------------------------------------------------------------------------------------------------------
 
 
-def locate(options: argparse.Namespace, memory: Memory | None = None) -> Path:
+def locate(options: argparse.Namespace, judge: Judge | None = None, inspect: Inspect | None = None) -> Path:
     """Return the folder or file of the model that `--model` names, with its weights, which may be downloaded.
 
-    memory  what the command will need; None: the command never holds the weights
+    judge    refuses a download that will not serve, and tells the memory that the command will need; None where it
+             never holds the weights
+    inspect  refuses a download by its small files, which come before the weights: see `resolve`
 
     Raises a QwqError, also for a download that the user did not agree to.
     """
@@ -97,15 +99,20 @@ def locate(options: argparse.Namespace, memory: Memory | None = None) -> Path:
 
         def confirm(download: Download) -> bool:
             print(_table(download), file=sys.stderr)
-            if memory is not None:
-                print(f"memory: {memory(download)[0]}", file=sys.stderr)
+            needs = None if judge is None else judge(download)
+            if needs is not None:
+                print(f"memory: {needs[0]}", file=sys.stderr)
             agreed = options.yes or _ask(download)
             if agreed:
                 told.append(stack.enter_context(progress_bar("downloading", download.nbytes, "B")))
             return agreed
 
         path = resolve(
-            options.model, offline=options.offline, confirm=confirm, progress=lambda n: [each(n) for each in told]
+            options.model,
+            offline=options.offline,
+            confirm=confirm,
+            inspect=inspect,
+            progress=lambda n: [each(n) for each in told],
         )
     recognise.require(path, options.model)
     return path

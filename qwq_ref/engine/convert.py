@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ..errors import CheckpointError, FileError, UsageError
+from ..errors import CheckpointError, UsageError
 from ..files import read_file, writes
-from ..footprint import human
-from ..formats import open_source, recognise, resolve
+from ..formats import Download, open_source, recognise, resolve, write
+from ..formats.checkpoint import read_config
 from ..formats.names import CONFIG, GENERATION_CONFIG, packed_name
 from ..formats.packed import writing
 from ..formats.packed_folder import packed_files
 from ..formats.write import write_atomically
 from ..forms import FORMS
-from ..host import disk
 from ..host.limits import cpus
 from ..text import FILES
+from .ahead import check_room
 from .packing import packed_tensors
 from .plan import plan
 from .tokens import find_tokenizer
@@ -52,17 +52,22 @@ def convert(
     """
     if weights not in FORMS:
         raise UsageError(None, "weights", f"must be one of {', '.join(FORMS)}, got {weights[:40]}")
-    path, folder = resolve(model, offline=offline), Path(folder)
+    folder = Path(folder)
+    check_folder(folder)
+
+    def confirm(download: Download) -> bool:
+        check_download(download, folder, weights)
+        return True
+
+    path = resolve(model, offline=offline, confirm=confirm, inspect=lambda small: check_small(small, folder))
     recognise.require(path, model)
     with open_source(path) as source:
         if source.floats is None:
-            raise UsageError(path, None, "is packed already: convert the checkpoint that it was made from")
+            raise _packed(path)
         config = source.config
-        find_tokenizer(source.tokenizer, config.vocab_size)
-        small = [name for name in _SMALL if (source.tokenizer / name).is_file()]
-        _check_folder(folder, source.tokenizer, small)
+        small = check_small(source.tokenizer, folder)
         planned = plan(config, weights)
-        _check_room(folder, sum(stored.nbytes for stored in planned.values()))
+        check_room(folder, sum(stored.nbytes for stored in planned.values()))
         with writes(folder), _all_or_nothing([folder / name for name in small]):
             folder.mkdir(parents=True, exist_ok=True)
             for name in small:
@@ -98,8 +103,38 @@ def _copy(source: Path, target: Path) -> None:
         write_atomically(target, lambda file: file.write(content))
 
 
-def _check_folder(folder: Path, source: Path, small: list[str]) -> None:
-    """Check that a folder is new, is empty, or holds packed weights beside the same small files.
+def check_folder(folder: Path) -> None:
+    """Check a folder for a conversion, before anything is known of the model. Raises UsageError, FileError."""
+    _check_contents(folder, _SMALL)
+    write.check_folder(folder)
+
+
+def check_download(download: Download, folder: Path, weights: str) -> None:
+    """Check a model that is not downloaded yet, and the disks for it and for the result. Raises a QwqError."""
+    if download.forms:
+        raise _packed(download.name)
+    result = sum(stored.nbytes for stored in plan(download.config, weights).values())
+    check_room(folder, result, download)
+
+
+def check_small(source: Path, folder: Path) -> list[str]:
+    """Check the small files of a model, and those in the folder for its conversion. Return their names.
+
+    source  the folder of the model, whose weights need not be there yet
+
+    Raises a QwqError.
+    """
+    find_tokenizer(source, read_config(source).vocab_size)
+    small = [name for name in _SMALL if (source / name).is_file()]
+    _check_contents(folder, small)
+    for name in small:
+        if (folder / name).exists() and (folder / name).read_bytes() != (source / name).read_bytes():
+            raise UsageError(folder / name, None, "is of another model: take a new folder")
+    return small
+
+
+def _check_contents(folder: Path, small: Sequence[str]) -> None:
+    """Check that a folder is new, is empty, or holds packed weights, or these files alone.
 
     The small files alone, and hidden unfinished files, are what an earlier version or a killed conversion left.
     """
@@ -111,12 +146,7 @@ def _check_folder(folder: Path, source: Path, small: list[str]) -> None:
         left = {path.name for path in folder.iterdir() if not (path.name[0] == "." and path.suffix == ".tmp")}
         if left - {Path(name).parts[0] for name in small} and not packed_files(folder):
             raise UsageError(folder, None, "holds something else: take a new folder")
-    for name in small:
-        if (folder / name).exists() and (folder / name).read_bytes() != (source / name).read_bytes():
-            raise UsageError(folder / name, None, "is of another model: take a new folder")
 
 
-def _check_room(folder: Path, needed: int) -> None:
-    room = disk.free_bytes(folder)
-    if room is not None and needed > room:
-        raise FileError(folder, None, f"needs {human(needed)} on its disk, which has {human(room)} left")
+def _packed(model: str | Path) -> UsageError:
+    return UsageError(model, None, "is packed already: convert the checkpoint that it was made from")

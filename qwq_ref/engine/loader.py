@@ -7,28 +7,33 @@ import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
+from pathlib import Path
 
 from .. import core
 from ..config import Config, Rope
 from ..core.magnitude import check_finite
-from ..errors import UsageError
-from ..footprint import human
 from ..formats import Confirm, Download, Tensors, open_source, recognise, resolve
-from ..forms import FORMS, KV_FORMS
-from ..host import memory
 from ..host.limits import cpus
 from ..spec.ops import Array
-from ..text.template import ChatTemplate, load_chat_template
+from ..text.template import ChatTemplate
+from .ahead import (
+    NUMPY,
+    check_choices,
+    check_forms,
+    check_small,
+    default_backend,
+    expected_memory,
+    memory_line,
+    read_small,
+)
 from .backends import Backend, Progress
 from .backends.core import CoreBackend
 from .backends.numpy import NumpyBackend
-from .fit import Needs, candidates, core_needs, fitting_context, fitting_forms, numpy_needs
+from .fit import candidates, core_needs, fitting_context, fitting_forms, numpy_needs
 from .model import Model
 from .packing import read_model
-from .tokens import find_tokenizer, no_tokenizer
 
 Announce = Callable[[str, int], object]
-_NUMPY = "numpy, weights fp32, KV cache fp32"
 
 
 def load(
@@ -68,40 +73,37 @@ def load(
     A folder made by `qwq convert` holds packed weights in one form or more, which are read as they are.
     Raises a QwqError: MemoryLimitError, before any weight is read, for a model that does not fit.
     """
-    backend = backend or ("core" if core.available() else "numpy")
-    _check_choices(backend, weights, kv, threads)
+    backend = backend or default_backend()
+    check_choices(backend, weights, kv, threads, isa, chat_template)
 
     def agreed(download: Download) -> bool:
         expected_memory(download, weights=weights, kv=kv, backend=backend, context=context, rope=rope)
         return confirm is None or confirm(download)
 
-    path = resolve(model, offline=offline, confirm=agreed)
+    def inspect(folder: Path) -> None:
+        check_small(folder, chat_template, text)
+
+    path = resolve(model, offline=offline, confirm=agreed, inspect=inspect)
     recognise.require(path, model)
     with open_source(path) as source:
         config = source.config if rope is None else dataclasses.replace(source.config, rope=rope)
-        template = load_chat_template(source.template, chat_template)  # its process starts meanwhile
-        tokenizer = find_tokenizer(source.tokenizer, config.vocab_size)
-        if text and tokenizer is None:
-            raise no_tokenizer(source.tokenizer)
-        defaults = source.generation_config()
-        progress, compiled = _until_compiled(template, progress)
+        small = read_small(source.tokenizer, config, chat_template, text)
+        progress, compiled = _until_compiled(small.template, progress)
+        check_forms(config, source.forms, weights, backend, path)
         made: Backend
         if backend == "numpy":
-            if source.floats is None:
-                raise UsageError(path, "backend", "numpy reads no packed weights, and there are no others here")
+            assert source.floats is not None, "it is not packed"
             made = _numpy_backend(config, source.floats, model, context, progress, announce)
         else:
             forms = candidates(source.dtypes, source.forms, config.swiglu_beta)
-            if source.forms and weights and weights not in forms:
-                raise UsageError(path, "weights", f"{weights} are not here; {', '.join(forms)} are")
             isa = core.chosen_isa(isa)
             threads = threads or cpus()
             form, kv, context = fitting_forms(config, [weights] if weights else forms, kv, context, model, forms)
             if announce is not None:
-                announce(*_memory_line(f"weights {form}, KV cache {kv}", context, core_needs(config, form, kv)))
+                announce(*memory_line(f"weights {form}, KV cache {kv}", context, core_needs(config, form, kv)))
             made = CoreBackend(config, read_model(source, form, threads, progress), context, kv, isa, threads)
         compiled.result()
-    return Model(path, made, tokenizer, template, defaults)
+    return Model(path, made, small.tokenizer, small.template, small.defaults)
 
 
 def _until_compiled(template: ChatTemplate | None, progress: Progress | None) -> tuple[Progress, Future[None]]:
@@ -140,7 +142,7 @@ def _numpy_backend(
     needs = numpy_needs(config)
     context = fitting_context(config, context, model, needs)
     if announce is not None:
-        announce(*_memory_line(_NUMPY, context, needs))
+        announce(*memory_line(NUMPY, context, needs))
     tensors: dict[str, Array] = {}
     for name in config.tensors():
         tensors[name] = floats[name]
@@ -148,44 +150,3 @@ def _numpy_backend(
         if progress is not None:
             progress(tensors[name].size)
     return NumpyBackend(config, tensors, context)
-
-
-def expected_memory(
-    download: Download,
-    *,
-    weights: str | None = None,
-    kv: str | None = None,
-    backend: str | None = None,
-    context: int | None = None,
-    rope: Rope | None = None,
-) -> tuple[str, int]:
-    """Return the line and the sum that `load` will announce for a model that is not downloaded yet.
-
-    The arguments are those of `load`. Raises MemoryLimitError if the model will not fit, and UsageError.
-    """
-    config = download.config if rope is None else dataclasses.replace(download.config, rope=rope)
-    if (backend or ("core" if core.available() else "numpy")) == "numpy":
-        needs = numpy_needs(config)
-        return _memory_line(_NUMPY, fitting_context(config, context, download.name, needs), needs)
-    forms = candidates(download.stored, download.forms, config.swiglu_beta)
-    tried = [weights] if weights else forms
-    form, kv, context = fitting_forms(config, tried, kv, context, download.name, forms)
-    return _memory_line(f"weights {form}, KV cache {kv}", context, core_needs(config, form, kv))
-
-
-def _memory_line(what: str, context: int, needs: Needs) -> tuple[str, int]:
-    """Return a line that lists the memory needed, and its sum in bytes."""
-    parts, available = needs(context), memory.available_bytes()
-    line = f"{what}, {context} tokens of context: {memory.terms(parts)} = {human(sum(parts.values()))}"
-    return f"{line}, of {human(available)} available", sum(parts.values())
-
-
-def _check_choices(backend: str, weights: str | None, kv: str | None, threads: int | None) -> None:
-    choices = {"backend": (backend, ("core", "numpy")), "weights": (weights, (*FORMS,)), "kv": (kv, KV_FORMS)}
-    for name, (value, known) in choices.items():
-        if value is not None and value not in known:
-            raise UsageError(None, name, f"must be one of {', '.join(known)}, got {value[:40]}")
-    if threads is not None and threads < 1:
-        raise UsageError(None, "threads", f"must be at least 1, got {threads}")
-    if backend == "numpy" and (weights, kv) not in {(w, c) for w in (None, "fp32") for c in (None, "fp32")}:
-        raise UsageError(None, "backend", "numpy has fp32 weights and an fp32 cache only")

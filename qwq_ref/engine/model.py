@@ -15,11 +15,12 @@ from ..spec.ops import Array
 from ..text import ThinkingSplitter, Tokenizer, prompt_is_thinking
 from ..text.template import ChatTemplate
 from . import backends
+from .ahead import no_template
 from .backends import Backend, Progress
 from .decode.plain import Run, generate
 from .ends import end_tokens
 from .generation import Budget, Generation, Transcript
-from .sampler import Sampler
+from .sampler import Sampler, own_sampling
 from .session import Session
 from .tokens import no_tokenizer
 
@@ -87,7 +88,7 @@ class Model:
                 raise UsageError(None, "raw", "takes a plain text, with no messages and no system prompt")
             return self.tokenizer.encode(prompt)
         if self.template is None:
-            raise UsageError(self.path, None, "has no chat template: give one, or a raw prompt")
+            raise no_template(self.path)
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
         if system is not None:
             messages = [{"role": "system", "content": system}, *messages]
@@ -95,18 +96,7 @@ class Model:
 
     def sampling(self, **changes: Any) -> Sampling:
         """The checkpoint's own sampling with `changes`; None keeps a value. Raises UsageError."""
-        own = {
-            "temperature": self.defaults.effective_temperature,
-            "top_k": self.defaults.top_k,
-            "top_p": self.defaults.top_p,
-            "min_p": self.defaults.min_p,
-            "repetition_penalty": self.defaults.repetition_penalty,
-        }
-        try:
-            return Sampling(**own | {name: value for name, value in changes.items() if value is not None})
-        except ValueError as problem:
-            name, _, rest = str(problem).partition(" ")
-            raise UsageError(None, name, rest) from None
+        return own_sampling(self.defaults.sampling(), **changes)
 
     def generate(
         self,

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 
 from .. import core
 from ..core.ops import top_k, uniform
+from ..errors import UsageError
 from ..spec import Sampling, distribution, draw
 from ..spec.ops import Array
 from ..spec.sampling import checked_logits, presence_penalty, repetition_penalty
@@ -29,6 +30,15 @@ class Sampler:
     def __call__(self, logits: Array, prompt: Sequence[int], output: Sequence[int]) -> int:
         """logits [V] -> the id that follows prompt and output."""
         return next_token(logits, self.how, prompt, output, self.seed)
+
+
+def own_sampling(own: Mapping[str, Any], **changes: Any) -> Sampling:
+    """Return a model's own sampling with changes; None keeps a value. Raises UsageError."""
+    try:
+        return Sampling(**{**own, **{name: value for name, value in changes.items() if value is not None}})
+    except ValueError as problem:
+        name, _, rest = str(problem).partition(" ")
+        raise UsageError(None, name, rest) from None
 
 
 def next_token(logits: Array, how: Sampling, prompt: Sequence[int], output: Sequence[int], seed: int) -> int:

@@ -2,7 +2,17 @@
 
 from .checkpoint import Checkpoint
 from .generation_config import GenerationConfig
-from .hub import Confirm, Download, resolve
+from .hub import Confirm, Download, Inspect, resolve
 from .source import Source, Tensors, open_source
 
-__all__ = ["Checkpoint", "Confirm", "Download", "GenerationConfig", "Source", "Tensors", "open_source", "resolve"]
+__all__ = [
+    "Checkpoint",
+    "Confirm",
+    "Download",
+    "GenerationConfig",
+    "Inspect",
+    "Source",
+    "Tensors",
+    "open_source",
+    "resolve",
+]

@@ -36,6 +36,16 @@ class GenerationConfig:
         """Return the temperature; 0, which means the most likely token, without `do_sample`."""
         return self.temperature if self.do_sample else 0.0
 
+    def sampling(self) -> dict[str, float]:
+        """Return the parameters, by the names of `spec.Sampling`."""
+        return {
+            "temperature": self.effective_temperature,
+            "top_k": self.top_k,
+            "top_p": self.top_p,
+            "min_p": self.min_p,
+            "repetition_penalty": self.repetition_penalty,
+        }
+
     @classmethod
     def from_folder(cls, folder: StrPath, config: Config) -> GenerationConfig:
         """Read generation_config.json, if there is one. Without eos_token_id, that of config.json counts.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
@@ -59,6 +60,43 @@ def atomic_file(path: StrPath) -> Iterator[BinaryIO]:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def check_folder(folder: StrPath) -> None:
+    """Make a folder and a file in it, and remove both again. Raises FileError if the system refuses.
+
+    A long computation calls it first. Permissions alone do not tell: a file system may be read-only, or take no files.
+    """
+    folder = Path(folder)
+    made = [path for path in (folder, *folder.parents) if not os.path.lexists(path)]
+    with writes(folder):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            _try(folder / "trial")
+        finally:
+            for path in made:
+                with suppress(OSError):
+                    path.rmdir()
+
+
+def check_file(path: StrPath) -> None:
+    """Check that `atomic_file` can write a file, and leave it as it is. Raises FileError."""
+    path = Path(path)
+    with writes(path):
+        if os.path.isdir(path):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        if not _is_special(path):
+            _try(Path(os.path.realpath(path)))
+
+
+def _try(path: Path) -> None:
+    """Make the temporary file of `atomic_file`, and remove it. Raises OSError."""
+    trial = temporary_name(path)
+    try:
+        with open(trial, "wb"):
+            pass
+    finally:
+        trial.unlink(missing_ok=True)
 
 
 def _is_special(path: Path) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -15,4 +16,18 @@ def free_bytes(folder: Path) -> int | None:
             continue
         except OSError:
             return None
+    return None
+
+
+def same(one: Path, other: Path) -> bool:
+    """Return whether two folders are or will be on one disk."""
+    return _device(one) == _device(other)
+
+
+def _device(folder: Path) -> int | None:
+    for place in (folder, *folder.absolute().parents):
+        try:
+            return os.stat(place).st_dev
+        except OSError:
+            continue
     return None

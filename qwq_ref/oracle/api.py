@@ -14,7 +14,7 @@ import numpy as np
 from ..errors import GoldenError, UsageError
 from ..files import StrPath
 from ..footprint import parameters
-from ..formats import Checkpoint, resolve
+from ..formats import Checkpoint, Download, resolve
 from ..spec.ops import Array
 from .adapters import llama_cpp
 from .adapters.candidate import Candidate
@@ -33,6 +33,7 @@ from .walk import check_weights
 _SMALL = 50_000_000  # parameters of a model on which all mistakes run within seconds
 
 Taps = Mapping[str, Any]
+Finder = Callable[[Callable[[Download], object]], Path]
 Progress = Callable[[str, int, str], contextlib.AbstractContextManager[Callable[[int], object]]]
 
 
@@ -44,7 +45,7 @@ def compare(
     golden: StrPath | Golden,
     theirs: StrPath | Candidate | Taps,
     *,
-    model: StrPath | Mapping[str, Array] | None = None,
+    model: StrPath | Mapping[str, Array] | Finder | None = None,
     precision: str | Mapping[str, str] | None = None,
     name_map: StrPath | None = None,
     explain: bool = True,
@@ -58,8 +59,9 @@ def compare(
     golden     the folder of a pack, or the name of a shipped one (`conformance()`)
     theirs     a folder or file (docs/adapters.md); a Candidate; arrays, as {tap: array} of the prompt or as
                {phase: {tap: array}}; or "qwq:q4", "qwq:q8+fp32": this package's engine in a mode
-    model      the weights: a checkpoint, or {name: array}; None: those in the pack, if it has them. Without weights,
-               operations with weights are not judged on their own inputs, and fewer mistakes can be named
+    model      the weights: a checkpoint, or {name: array}; or a function that finds a checkpoint, and calls its
+               argument with a `Download`, which may refuse it; None: those in the pack, if it has them. Without
+               weights, operations with weights are not judged on their own inputs, and fewer mistakes can be named
     precision  "fp32", "bf16" or "fp16", or {tap: precision}; None: as the candidate declares, or as its values show.
                A mode of the engine, such as "q8" or "q4+fp32": the bits are compared with `numerics.engine`
     name_map   a YAML or JSON file that maps other names of tensors
@@ -77,20 +79,24 @@ def compare(
         if verify:
             with progress("checking", opened.nbytes(), "B") as update:
                 opened.verify(update)
-        weights = _weights(opened, model, stack)
         manifest = opened.manifest
-        if isinstance(theirs, str) and theirs.startswith(PREFIX) and not os.path.exists(theirs):
-            chosen = read_mode(theirs.removeprefix(PREFIX))
+        runs = isinstance(theirs, str) and theirs.startswith(PREFIX) and not os.path.exists(theirs)
+        if runs:
+            chosen = read_mode(str(theirs).removeprefix(PREFIX))
+            weights = _weights(opened, model, stack)
             candidate = run_mode(chosen, manifest.config, _needed(weights, opened, chosen), manifest.phases, threads)
         else:
             candidate = as_candidate(theirs, opened, name_map)
         found, hidden = Diagnosis(), None
         declared = declared_precision(candidate, precision, manifest.config)
-        if is_mode(declared.get("", "")):
-            mode = read_mode(declared[""])
+        mode = read_mode(declared[""]) if is_mode(declared.get("", "")) else None
+        their_taps = None if mode is not None else Theirs(opened, candidate, declared)
+        if not runs:  # what is wrong with the candidate is known before weights are downloaded
+            weights = _weights(opened, model, stack)
+        if mode is not None:
             result = compare_bits(opened, candidate, _needed(weights, opened, mode), mode)
             return _report(golden, opened, candidate, result)
-        their_taps = Theirs(opened, candidate, declared)
+        assert their_taps is not None
         with progress("comparing", opened.nbytes(), "B") as update:
             variants = [mistake for mistake in MISTAKES if mistake.rounding]
             result = compare_taps(opened, their_taps, weights, variants, threads, update)
@@ -166,16 +172,31 @@ def _needed(weights: Mapping[str, Array] | None, golden: Golden, mode: object) -
 
 
 def _weights(
-    golden: Golden, model: StrPath | Mapping[str, Array] | None, stack: contextlib.ExitStack
+    golden: Golden, model: StrPath | Mapping[str, Array] | Finder | None, stack: contextlib.ExitStack
 ) -> Mapping[str, Array] | None:
+    def other(source: str, misfit: str) -> GoldenError:
+        return GoldenError(golden.path, "model", f"was recorded from another model than {source}: {misfit}")
+
+    def judge(download: Download) -> bool:
+        if (found := download.config.tensors()) != (wanted := golden.manifest.config.tensors()):
+            name = next(name for name in {**wanted, **found} if wanted.get(name) != found.get(name))
+            raise other(download.name, f"{name} has another shape, or is not in both")
+        return True
+
     weights: Mapping[str, Array]
     if isinstance(model, Mapping):
         weights, source = model, "the arrays that were given"
     else:
-        folder = golden.model_path if model is None else resolve(model)
+        if model is None:
+            folder = golden.model_path
+        elif callable(model):
+            folder = model(judge)
+        else:
+            folder = resolve(model, confirm=judge)
         if folder is None:
             return None
-        weights, source = stack.enter_context(Checkpoint.open(folder)), str(folder if model is None else model)
+        weights = stack.enter_context(Checkpoint.open(folder))
+        source = str(folder if model is None or callable(model) else model)
     if misfit := check_weights(golden.manifest.config, weights):
-        raise GoldenError(golden.path, "model", f"was recorded from another model than {source}: {misfit}")
+        raise other(source, misfit)
     return weights

@@ -150,10 +150,7 @@ class _Source:
     """One template and its process."""
 
     def __init__(self, source: str, file: StrPath | None, limits: Limits, *, start: bool = True) -> None:
-        if len(source) > _TEMPLATE_BYTES:
-            raise TemplateError(file, None, f"is {len(source):,} characters long; at most {_TEMPLATE_BYTES:,} are read")
-        if not source.strip():
-            raise TemplateError(file, None, "holds an empty chat template")
+        _check_length(source, file)
         self.source = source
         self.file = file
         self.process = TemplateProcess(source, file, limits, start=start)
@@ -171,6 +168,13 @@ def _hidden(mask: Mask, talk: Conversation, *, loose: bool) -> Conversation:
     return Conversation(messages, mask.hide(talk.tools), mask.hide(talk.extra), spelled)
 
 
+def _check_length(source: str, file: StrPath | None) -> None:
+    if len(source) > _TEMPLATE_BYTES:
+        raise TemplateError(file, None, f"is {len(source):,} characters long; at most {_TEMPLATE_BYTES:,} are read")
+    if not source.strip():
+        raise TemplateError(file, None, "holds an empty chat template")
+
+
 def load_chat_template(folder: StrPath, override_file: StrPath | None = None) -> ChatTemplate | None:
     """Return the template of a model, or None for a model that has none, such as a base model.
 
@@ -181,7 +185,7 @@ def load_chat_template(folder: StrPath, override_file: StrPath | None = None) ->
     folder = Path(folder)
     beside = read_tokenizer_config(folder, TemplateError)
     if override_file is not None:
-        return ChatTemplate(_read(Path(override_file)), override_file, beside.named)
+        return ChatTemplate(read_template(override_file), override_file, beside.named)
     files = [(DEFAULT, TEMPLATE), *MORE_TEMPLATES.items()]  # a later one of the same name counts
     found = {name: (_read(folder / file), folder / file) for name, file in files if os.path.lexists(folder / file)}
     if DEFAULT not in found:
@@ -194,6 +198,13 @@ def load_chat_template(folder: StrPath, override_file: StrPath | None = None) ->
     if DEFAULT not in found:
         return None
     return ChatTemplate(*found[DEFAULT], beside.named, with_tools=found.get(TOOL_USE))
+
+
+def read_template(file: StrPath) -> str:
+    """Return the template in a file. Raises TemplateError."""
+    source = _read(Path(file))
+    _check_length(source, file)
+    return source
 
 
 def _read(file: Path) -> str:

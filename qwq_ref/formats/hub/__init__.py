@@ -12,9 +12,9 @@ from ...files import StrPath
 from .. import recognise
 from ..names import SHIPPED
 from . import cache
-from .download import Confirm, Download, Fetcher
+from .download import Confirm, Download, Fetcher, Inspect
 
-__all__ = ["Confirm", "Download", "resolve"]
+__all__ = ["Confirm", "Download", "Inspect", "resolve"]
 
 # Narrower than the hub's own rules: an id that passes cannot leave the cache folder in any version of the hub's code.
 _HUB_ID = re.compile(r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(?:@(?P<revision>\w[\w./-]*))?", re.ASCII)
@@ -32,6 +32,7 @@ def resolve(
     cache_dir: StrPath | None = None,
     weights: bool = True,
     confirm: Confirm | None = None,
+    inspect: Inspect | None = None,
     progress: Callable[[float], object] | None = None,
 ) -> Path:
     """Return the folder or file of a folder, a .safetensors file, a shipped name, or `owner/name[@revision]`.
@@ -40,6 +41,8 @@ def resolve(
     cache_dir  replaces the folder of HF_HUB_CACHE or HF_HOME
     weights    False: the config is enough
     confirm    called with a `Download` before weights are downloaded; a false result refuses. None: download them
+    inspect    called with the folder of a download when all its files are there but the weights: an error that it
+               raises comes before these
     progress   called with the number of bytes since its last call, negative for bytes that are read again. None: the
                hub's library shows bars of its own on a terminal
 
@@ -65,7 +68,8 @@ def resolve(
             None,
             "is not a folder, not a file, and not a hub id (owner/name or owner/name@revision)" + _hint(name),
         )
-    return _from_hub(Fetcher(name, match["repo"], match["revision"], cache_dir, progress), offline, weights, confirm)
+    fetcher = Fetcher(name, match["repo"], match["revision"], cache_dir, progress)
+    return _from_hub(fetcher, offline, weights, confirm, inspect)
 
 
 def _local(folder: Path, weights: bool) -> Path:
@@ -83,7 +87,7 @@ def _local(folder: Path, weights: bool) -> Path:
     return snapshot
 
 
-def _from_hub(fetcher: Fetcher, offline: bool, weights: bool, confirm: Confirm | None) -> Path:
+def _from_hub(fetcher: Fetcher, offline: bool, weights: bool, confirm: Confirm | None, inspect: Inspect | None) -> Path:
     from huggingface_hub import constants  # the whole library takes 0.3 s, and only a download needs it
 
     offline = offline or constants.HF_HUB_OFFLINE
@@ -102,7 +106,7 @@ def _from_hub(fetcher: Fetcher, offline: bool, weights: bool, confirm: Confirm |
         fetcher.lacks = f"{problem}; "
     if offline:
         raise CheckpointError(fetcher.name, None, f"{problem}; offline, so it was not downloaded")
-    return fetcher.fetch(weights, confirm)
+    return fetcher.fetch(weights, confirm, inspect)
 
 
 def _hint(name: str) -> str:

@@ -64,6 +64,7 @@ class Download:
 
 
 Confirm = Callable[[Download], bool]
+Inspect = Callable[[Path], object]
 
 
 class _FaultError(Exception):
@@ -87,10 +88,10 @@ class Fetcher:
         self._progress = progress
         self._options: dict[str, Any] = {} if progress is None else _bar(progress)
 
-    def fetch(self, weights: bool, confirm: Confirm | None) -> Path:
+    def fetch(self, weights: bool, confirm: Confirm | None, inspect: Inspect | None = None) -> Path:
         """Return the snapshot, downloaded. See `resolve`."""
         try:
-            return self._fetch(weights, confirm)
+            return self._fetch(weights, confirm, inspect)
         except _FaultError as fault:
             why = str(fault)
             if why.startswith(UNKNOWN) and not self.lacks:
@@ -98,7 +99,7 @@ class Fetcher:
                 raise CheckpointError(self.name, None, f"is not a folder, not a file, and {why}{near}") from fault
             raise CheckpointError(self.name, None, f"{self.lacks}cannot be downloaded: {why}") from fault
 
-    def _fetch(self, weights: bool, confirm: Confirm | None) -> Path:
+    def _fetch(self, weights: bool, confirm: Confirm | None, inspect: Inspect | None) -> Path:
         listed = self._listing(self.revision, _LISTING_SECONDS)
         names = {each.rfilename: each for each in listed.siblings or []}
         folder = self._first(CONFIG, self.revision) if CONFIG in names else None
@@ -115,16 +116,19 @@ class Fetcher:
             raise ConfigError(f"{self.name}: {CONFIG}", error.field, error.problem) from None
         if not weights:
             return folder
-        read = [name for name in cache.SMALL if name in names]
-        read += self._weights(folder, names)
-        sizes = {name: names[name].size for name in (CONFIG, *read)}
-        absent = tuple(name for name in read if not self._is_here(folder, names[name]))
+        small = [name for name in cache.SMALL if name in names]
+        heavy = self._weights(folder, names)
+        sizes = {name: names[name].size for name in (CONFIG, *small, *heavy)}
+        absent = tuple(name for name in (*small, *heavy) if not self._is_here(folder, names[name]))
         plan = Download(self.name, self.root, sizes, absent, config, _dtypes(listed))
         self._check_disk(plan)
         if any(name.endswith(".safetensors") for name in absent) and confirm is not None and not confirm(plan):
             raise CheckpointError(self.name, None, f"was not downloaded ({human(plan.nbytes)})")
         cache.remember_absent(folder, (name for name in cache.SMALL if name not in names))
-        self._fetch_all(plan, read, folder)
+        self._fetch_all(plan, small, folder)
+        if inspect is not None:
+            inspect(folder)
+        self._fetch_all(plan, heavy, folder)
         return folder
 
     def add_small(self, folder: Path) -> None:

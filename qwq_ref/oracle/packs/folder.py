@@ -13,6 +13,12 @@ from ...files import writes
 from ...formats.write import temporary_name
 
 
+def check_new(out: Path, contents: str) -> None:
+    """Check that a folder is new. Raises UsageError."""
+    if os.path.lexists(out):
+        raise UsageError(out, None, f"exists already; {contents} is written to a new folder")
+
+
 @contextlib.contextmanager
 def new_folder(out: Path, contents: str) -> Iterator[Path]:
     """Yield a hidden folder beside `out`, and rename it to `out` at the end; on any error, delete it.
@@ -21,8 +27,7 @@ def new_folder(out: Path, contents: str) -> Iterator[Path]:
 
     Raises UsageError if `out` exists, FileError if the system refuses to write.
     """
-    if os.path.lexists(out):
-        raise UsageError(out, None, f"exists already; {contents} is written to a new folder")
+    check_new(out, contents)
     unfinished = temporary_name(out)
     with writes(out):
         unfinished.mkdir(parents=True)

@@ -13,8 +13,10 @@ from typing import BinaryIO
 import numpy as np
 
 from ...config import Config
+from ...engine.ahead import check_room
 from ...errors import GoldenError, UsageError, did_you_mean
 from ...files import StrPath
+from ...formats import Download
 from ...formats.write import SafetensorsStream, write_json
 from ...host import memory
 from ...spec.ops import Array, to_bf16
@@ -47,6 +49,7 @@ _SMALLEST_BLOCK, _LARGEST_BLOCK = 1 << 19, 4 << 20  # larger blocks leave the pr
 _COPIES = 9
 _COPIES_A_THREAD = 4
 _WHOLE_COPIES = 6  # of a tensor while it is rounded to bfloat16 and written
+_ARITHMETICS = [TRUTH, *(arithmetic for several in CORRECT.values() for arithmetic in several)]
 _MAX_TENSORS = 300_000  # tensors in a pack; the reader limits the length of a manifest
 MODEL = "model"
 
@@ -84,16 +87,22 @@ def record(
     for a folder that cannot be written; GoldenError for weights that overflow float32.
     """
     out = Path(out)
-    phases = _checked_phases(config, token_ids, decode)
-    kept = _kept(config, taps, layers, sizes)
-    if len(phases) * len(kept) > _MAX_TENSORS:
-        raise UsageError(
-            None, "decode", f"makes {len(phases)} phases of {len(kept)} taps; at most {_MAX_TENSORS:,} in all"
-        )
+    phases, kept, block_bytes = check_record(
+        config,
+        out,
+        token_ids,
+        decode,
+        name=name,
+        taps=taps,
+        layers=layers,
+        sizes=sizes,
+        max_memory=max_memory,
+        include_weights=include_weights,
+        threads=threads,
+    )
     if misfit := check_weights(config, weights):
         raise UsageError(name or None, "weights", misfit)
-    plain = [TRUTH, *(arithmetic for several in CORRECT.values() for arithmetic in several)]
-    block_bytes = _block_bytes(config, phases, len(plain), max_memory, name or out, include_weights, threads)
+    plain = _ARITHMETICS
     reader = Weights(weights, block_bytes, digest=True, progress=progress)
     with new_folder(out, "a pack") as unfinished:
         with contextlib.ExitStack() as files:
@@ -138,6 +147,42 @@ def record(
         )
         write_manifest(unfinished, manifest.to_dict())
     return out
+
+
+def check_record(
+    config: Config,
+    out: StrPath,
+    token_ids: Sequence[int],
+    decode: int = 0,
+    *,
+    name: str = "",
+    taps: Sequence[str] = ("*",),
+    layers: Collection[int] | None = None,
+    sizes: str | Mapping[str, str] = "full",
+    max_memory: int | None = None,
+    include_weights: bool = False,
+    threads: int = 1,
+    download: Download | None = None,
+) -> tuple[tuple[Phase, ...], dict[str, str], int]:
+    """Check what `record` is asked for, which needs no weights. Return the phases, tap -> size, and bytes of a block.
+
+    The arguments are those of `record`.
+
+    download  the model, if it is to be downloaded before: its disk must have room for both
+
+    Raises UsageError; MemoryLimitError; FileError for a disk that is too small.
+    """
+    phases = _checked_phases(config, token_ids, decode)
+    kept = _kept(config, taps, layers, sizes)
+    if len(phases) * len(kept) > _MAX_TENSORS:
+        raise UsageError(
+            None, "decode", f"makes {len(phases)} phases of {len(kept)} taps; at most {_MAX_TENSORS:,} in all"
+        )
+    block_bytes = _block_bytes(config, phases, len(_ARITHMETICS), max_memory, name or out, include_weights, threads)
+    numbers = sum(math.prod(stored_shape(tap, size, config, each)) for tap, size in kept.items() for each in phases)
+    weights = 2 * sum(math.prod(shape) for shape in config.tensors().values()) if include_weights else 0
+    check_room(Path(out), 4 * numbers + weights, download)
+    return phases, kept, block_bytes
 
 
 def _holds(right: Array, tap: str) -> bool:

@@ -1,0 +1,160 @@
+"""What can be judged of a model before its weights are there: before a download of many gigabytes, and before loading.
+
+`check_choices` needs no model, `expected_memory` the list of its files and its config, `read_small` its small files.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+
+from .. import core
+from ..config import Config, Rope
+from ..errors import FileError, UsageError
+from ..footprint import human
+from ..formats import Download
+from ..formats.checkpoint import read_config
+from ..formats.generation_config import GenerationConfig
+from ..forms import FORMS, KV_FORMS
+from ..host import disk, memory
+from ..text import Tokenizer
+from ..text.template import ChatTemplate, load_chat_template, read_template
+from .fit import Needs, candidates, core_needs, fitting_context, fitting_forms, numpy_needs
+from .tokens import find_tokenizer, no_tokenizer
+
+NUMPY = "numpy, weights fp32, KV cache fp32"
+
+
+def check_choices(
+    backend: str | None = None,
+    weights: str | None = None,
+    kv: str | None = None,
+    threads: int | None = None,
+    isa: str | None = None,
+    chat_template: str | os.PathLike[str] | None = None,
+) -> None:
+    """Check those arguments of `load` that are right or wrong for every model.
+
+    Raises UsageError; CoreError for an instruction set, also that of QWQ_ISA; TemplateError for a file.
+    """
+    backend = backend or default_backend()
+    choices = {"backend": (backend, ("core", "numpy")), "weights": (weights, (*FORMS,)), "kv": (kv, KV_FORMS)}
+    for name, (value, known) in choices.items():
+        if value is not None and value not in known:
+            raise UsageError(None, name, f"must be one of {', '.join(known)}, got {value[:40]}")
+    if threads is not None and threads < 1:
+        raise UsageError(None, "threads", f"must be at least 1, got {threads}")
+    if backend == "numpy" and (weights, kv) not in {(w, c) for w in (None, "fp32") for c in (None, "fp32")}:
+        raise UsageError(None, "backend", "numpy has fp32 weights and an fp32 cache only")
+    if backend == "core":
+        core.chosen_isa(isa)
+    if chat_template is not None:
+        read_template(chat_template)
+
+
+def default_backend() -> str:
+    """Return the backend that `load` takes without another wish."""
+    return "core" if core.available() else "numpy"
+
+
+def check_forms(config: Config, packed: tuple[str, ...], weights: str | None, backend: str, path: str | Path) -> None:
+    """Check that a model with these packed forms, none for a checkpoint, can be loaded in a form. Raises UsageError."""
+    if backend == "numpy" and packed:
+        raise UsageError(path, "backend", "numpy reads no packed weights, and there are no others here")
+    forms = candidates({}, packed, config.swiglu_beta)
+    if packed and weights and weights not in forms:
+        raise UsageError(path, "weights", f"{weights} are not here; {', '.join(forms)} are")
+
+
+def expected_memory(
+    download: Download,
+    *,
+    weights: str | None = None,
+    kv: str | None = None,
+    backend: str | None = None,
+    context: int | None = None,
+    rope: Rope | None = None,
+) -> tuple[str, int]:
+    """Return the line and the sum that `load` will announce for a model that is not downloaded yet.
+
+    The arguments are those of `load`. Raises MemoryLimitError if the model will not fit, and UsageError.
+    """
+    config = download.config if rope is None else dataclasses.replace(download.config, rope=rope)
+    backend = backend or default_backend()
+    check_forms(config, download.forms, weights, backend, download.name)
+    if backend == "numpy":
+        needs = numpy_needs(config)
+        return memory_line(NUMPY, fitting_context(config, context, download.name, needs), needs)
+    forms = candidates(download.stored, download.forms, config.swiglu_beta)
+    tried = [weights] if weights else forms
+    form, kv, context = fitting_forms(config, tried, kv, context, download.name, forms)
+    return memory_line(f"weights {form}, KV cache {kv}", context, core_needs(config, form, kv))
+
+
+def memory_line(what: str, context: int, needs: Needs) -> tuple[str, int]:
+    """Return a line that lists the memory needed, and its sum in bytes."""
+    parts, available = needs(context), memory.available_bytes()
+    line = f"{what}, {context} tokens of context: {memory.terms(parts)} = {human(sum(parts.values()))}"
+    return f"{line}, of {human(available)} available", sum(parts.values())
+
+
+@dataclasses.dataclass(frozen=True)
+class Small:
+    """The small files of a model. `tokenizer` and `template` are None where it has none."""
+
+    tokenizer: Tokenizer | None
+    template: ChatTemplate | None
+    defaults: GenerationConfig
+
+
+def read_small(
+    folder: Path, config: Config, chat_template: str | os.PathLike[str] | None = None, text: bool = False
+) -> Small:
+    """Read the small files in a model's folder. The process of the template starts, and nothing waits for it.
+
+    The arguments are those of `load`. Raises TemplateError, TokenizerError, ConfigError.
+    """
+    template = load_chat_template(folder, chat_template)
+    tokenizer = find_tokenizer(folder, config.vocab_size)
+    if text and tokenizer is None:
+        raise no_tokenizer(folder)
+    return Small(tokenizer, template, GenerationConfig.from_folder(folder, config))
+
+
+def check_small(
+    folder: Path,
+    chat_template: str | os.PathLike[str] | None = None,
+    text: bool = False,
+    chat: bool = False,
+) -> None:
+    """Check the small files of a download, whose weights are not there yet: see `read_small`.
+
+    chat  whether the command asks with a chat template, which the model then needs
+
+    Raises a QwqError.
+    """
+    small = read_small(folder, read_config(folder), chat_template, text)
+    if small.template is not None:
+        small.template.check()
+    elif chat:
+        raise no_template(folder)
+
+
+def no_template(path: Path) -> UsageError:
+    """Return the error of a model without a chat template that a chat is asked of."""
+    return UsageError(path, None, "has no chat template: give one, or a raw prompt")
+
+
+def check_room(folder: Path, result: int, download: Download | None = None) -> None:
+    """Check that the disk of a folder has room for a result of so many bytes, and for a download before it.
+
+    Raises FileError.
+    """
+    room = disk.free_bytes(folder)
+    before = download.nbytes if download is not None and disk.same(folder, download.cache) else 0
+    if room is not None and before + result > room:
+        parts = f"{human(result)} on its disk"
+        if before:
+            parts = f"{human(before)} for the download and {human(result)} for the result on its disk"
+        raise FileError(folder, None, f"needs {parts}, which has {human(room)} left")
