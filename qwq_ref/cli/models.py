@@ -24,7 +24,7 @@ from ..tables import Table
 from .progress import progress_bar
 from .screen import screen
 
-_LARGE = 4 << 30  # bytes of a download, to which Enter says no
+_LARGE = 4 << 30  # bytes of a download, to which Enter says no, as to an unknown size
 _SHARD = re.compile(r"model-\d+-of-(\d+)\.safetensors")
 
 # From a download to the line and the bytes of the memory that it will need, if any. Raises a QwqError.
@@ -140,14 +140,13 @@ def _sum(download: Download, names: list[str]) -> str:
 
 def _ask(download: Download) -> bool:
     """Ask on the terminal, also if standard input is a pipe. Raises UsageError if nobody can answer."""
-    size = human(download.nbytes)
     with contextlib.ExitStack() as stack:
         terminal = _terminal(stack)
         if terminal is None:
-            raise UsageError(download.name, None, f"is not in the cache; --yes downloads it ({size})")
-        large = download.nbytes >= _LARGE
+            raise UsageError(download.name, None, f"is not in the cache; --yes downloads it ({download.amount})")
+        large = download.nbytes >= _LARGE or not download.is_sized
         for _ in range(3):
-            answer = screen.ask(f"Download {size}? [{'y/N' if large else 'Y/n'}] ", terminal)
+            answer = screen.ask(f"Download {download.amount}? [{'y/N' if large else 'Y/n'}] ", terminal)
             if not answer:  # Ctrl-D
                 return False
             if (word := answer.strip().lower()) in ("", "y", "yes", "n", "no"):

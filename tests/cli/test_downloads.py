@@ -1,5 +1,6 @@
 """A model of the hub that is not in the cache: its files are listed, memory is compared, and the user is asked."""
 
+import dataclasses
 import io
 import json
 import subprocess
@@ -9,9 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from qwq_ref import footprint
 from qwq_ref.cli import doctor, main, models
 from qwq_ref.config import Config
+from qwq_ref.footprint import human
 from qwq_ref.formats import Download
+from qwq_ref.formats.names import SHIPPED
 from tests.support.hub_server import environment
 from tests.support.models import config_values
 from tests.support.terminals import Terminal
@@ -160,6 +164,54 @@ def test_python_decides_with_a_function(hub, model, tmp_path):
         assert int(done.stdout) > 1
         assert ending in done.stderr
         assert bool(done.returncode) == bool(ending)
+
+
+def test_a_hub_that_lists_no_sizes_is_asked_for_them(hub, model, tmp_path):
+    hub.sizes = False
+    done = qwq(hub, tmp_path, *ASK)
+    assert done.returncode == 2
+    size = human(sum(len(data) for name, data in model.items() if name != "config.json"))
+    assert done.stderr.splitlines()[-1].endswith(f"is not in the cache; --yes downloads it ({size})")
+    assert "unknown" not in done.stderr
+
+
+def test_a_size_that_nobody_tells_is_unknown(hub, model, tmp_path):
+    hub.sizes = False
+    hub.fault("HEAD .*safetensors", "status", 404)
+    done = qwq(hub, tmp_path, *ASK)
+    assert done.returncode == 2
+    rows = {line.split()[0]: line.split()[1:] for line in done.stderr.splitlines()}
+    assert rows["model.safetensors"] == ["1", "unknown", "unknown"]
+    assert rows["total"][1:] == ["unknown", "unknown"]
+    assert done.stderr.splitlines()[-1].endswith("is not in the cache; --yes downloads it (of unknown size)")
+
+
+def unknown(**sizes):
+    """A download of QwQ-32B whose weights have no size."""
+    config = Config.from_file(SHIPPED / "qwq-32b/config.json")
+    files = {"tokenizer.json": 1000, "model-1.safetensors": None, "model-2.safetensors": None} | sizes
+    return Download(NAME, Path(), files, tuple(files), config)
+
+
+@pytest.mark.parametrize(("answer", "agreed"), [("\n", False), ("y\n", True)])
+def test_enter_means_no_to_an_unknown_size(monkeypatch, capsys, answer, agreed):
+    asked = []
+    monkeypatch.setattr(models, "_terminal", lambda stack: io.StringIO(answer))
+    monkeypatch.setattr(models.screen, "ask", lambda text, terminal: asked.append(text) or terminal.readline())
+    plan = unknown()
+    assert models._ask(plan) is agreed
+    assert asked == ["Download of unknown size? [y/N] "]
+
+
+def test_an_unknown_size_is_at_least_that_of_the_parameters(tmp_path, monkeypatch):
+    """So the disk counts, and a limit of `confirm`."""
+    weights = footprint.weight_bytes(unknown().config, "bf16")
+    assert unknown().nbytes == 1000 + weights
+    assert unknown(**{"model-1.safetensors": weights - 7}).nbytes == 1000 + weights
+    assert unknown(**{"model-1.safetensors": weights + 7}).nbytes == 1000 + weights + 7
+    here = {**unknown().files, "model-1.safetensors": weights - 7}
+    plan = dataclasses.replace(unknown(), files=here, absent=("model-2.safetensors",))
+    assert plan.nbytes == 7
 
 
 @pytest.mark.parametrize(

@@ -52,6 +52,7 @@ class Hub:
     """
 
     ranges = True  # whether ranges are honoured
+    sizes = True  # whether the list of a repository tells sizes, as the hub's own does
 
     def __init__(self):
         self.repos, self.gated, self.private, self.tokens = {}, set(), set(), {"hf_right"}
@@ -169,6 +170,8 @@ class Hub:
             data = files[each["rfilename"]]
             if len(data) >= LARGE:
                 each["lfs"] = {"sha256": sha256(data), "size": len(data), "pointerSize": 134}
+            if not self.sizes:
+                each.update({"size": None, "lfs": None})
         send_json(request, {"id": repo, "sha": commit_of(files), "siblings": siblings})
 
     def tree(self, request, repo, revision):

@@ -15,7 +15,7 @@ from typing import Any
 from ...config import Config
 from ...errors import CheckpointError, ConfigError, did_you_mean
 from ...files import StrPath, read_json
-from ...footprint import human
+from ...footprint import human, weight_bytes
 from ...host import disk
 from .. import recognise
 from ..checkpoint import read_index
@@ -34,7 +34,7 @@ class Download:
 
     name      as the user gave it
     cache     the folder of the cache
-    files     name -> bytes of each file that is read; None where the hub does not tell
+    files     name -> bytes of each file that is read; None where the hub does not tell, also if it is asked for the file
     absent    the names of those that are not in the cache
     config    the model's Config
     dtypes    dtype -> bytes of the weights, as the hub tells them; empty where it does not: see `stored`
@@ -49,8 +49,23 @@ class Download:
 
     @property
     def nbytes(self) -> int:
-        """Return the bytes to download."""
-        return sum(self.files[name] or 0 for name in self.absent)
+        """Return the bytes to download. Where the hub does not tell, weights count with 2 bytes for each parameter."""
+        told = sum(self.files[name] or 0 for name in self.absent)
+        unknown = {name for name in self.absent if self.files[name] is None}
+        if self.forms or not any(name.endswith(".safetensors") for name in unknown):
+            return told
+        known = sum(size or 0 for name, size in self.files.items() if name.endswith(".safetensors"))
+        return told + max(0, weight_bytes(self.config, "bf16") - known)
+
+    @property
+    def is_sized(self) -> bool:
+        """Return whether the size of each file to download is known."""
+        return all(self.files[name] is not None for name in self.absent)
+
+    @property
+    def amount(self) -> str:
+        """Return the size of the download for people."""
+        return human(self.nbytes) if self.is_sized else "of unknown size"
 
     @property
     def forms(self) -> tuple[str, ...]:
@@ -118,12 +133,12 @@ class Fetcher:
             return folder
         small = [name for name in cache.SMALL if name in names]
         heavy = self._weights(folder, names)
-        sizes = {name: names[name].size for name in (CONFIG, *small, *heavy)}
+        sizes = {name: self._size(names[name], folder) for name in (CONFIG, *small, *heavy)}
         absent = tuple(name for name in (*small, *heavy) if not self._is_here(folder, names[name]))
         plan = Download(self.name, self.root, sizes, absent, config, _dtypes(listed))
         self._check_disk(plan)
         if any(name.endswith(".safetensors") for name in absent) and confirm is not None and not confirm(plan):
-            raise CheckpointError(self.name, None, f"was not downloaded ({human(plan.nbytes)})")
+            raise CheckpointError(self.name, None, f"was not downloaded ({plan.amount})")
         cache.remember_absent(folder, (name for name in cache.SMALL if name not in names))
         self._fetch_all(plan, small, folder)
         if inspect is not None:
@@ -175,6 +190,20 @@ class Fetcher:
         blob = (listed.lfs or {}).get("sha256") or listed.blob_id or ""
         return (folder / listed.rfilename).exists() or (bool(blob) and (self.repository / "blobs" / blob).exists())
 
+    def _size(self, listed: Any, folder: Path) -> int | None:
+        """Return the bytes of a file: of the cache, of the list, or as the hub answers for it; None if nobody tells."""
+        here = folder / listed.rfilename
+        if listed.size is not None or here.exists():
+            return here.stat().st_size if listed.size is None else int(listed.size)
+        from huggingface_hub import get_hf_file_metadata, hf_hub_url
+
+        try:
+            address = hf_hub_url(self.repo, listed.rfilename, revision=folder.name)
+            size = get_hf_file_metadata(address, timeout=_SMALL_SECONDS).size
+        except Exception:  # the download itself will tell why
+            return None
+        return size or None
+
     def _check_disk(self, plan: Download) -> None:
         free = disk.free_bytes(plan.cache)
         if free is not None and plan.nbytes > free:
@@ -220,8 +249,9 @@ def _kept(plan: Download, folder: Path) -> str:
     """Return how much of a download is in the cache."""
     here = [name for name in plan.absent if (folder / name).exists()]
     size = sum(plan.files[name] or 0 for name in here)
+    whole = f" of {plan.amount}" if plan.is_sized else ""
     return (
-        f"{len(here)} of {len(plan.absent)} files ({human(size)} of {human(plan.nbytes)}) are in the cache, "
+        f"{len(here)} of {len(plan.absent)} files ({human(size)}{whole}) are in the cache, "
         "and the next run fetches the rest"
     )
 
