@@ -19,6 +19,7 @@ from .options import (
     set_threads,
 )
 from .progress import progress_bar
+from .sampling import tell_surprises
 from .values import one_of
 
 
@@ -36,6 +37,7 @@ def run(options: argparse.Namespace) -> int:
     set_threads(1)  # BLAS is not used
     from ..engine.convert import check_download, check_folder, check_small, convert
     from ..footprint import human, parameters
+    from ..formats import GenerationConfig
     from ..formats.checkpoint import read_config
     from .models import locate
 
@@ -51,6 +53,7 @@ def run(options: argparse.Namespace) -> int:
         lambda small: check_small(small, target),
     )
     config = read_config(path)
+    tell_surprises(GenerationConfig.from_folder(path if path.is_dir() else path.parent, config))
     with kept(lambda: "nothing was written"), progress_bar("packing", parameters(config), "weights") as progress:
         file = convert(
             path, folder, options.weights, threads=options.threads, offline=options.offline, progress=progress

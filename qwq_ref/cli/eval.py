@@ -20,6 +20,7 @@ from .options import (
     set_threads,
 )
 from .progress import Bar, progress_bar
+from .sampling import facts_of, tell_sampling
 from .screen import show
 from .streams import print_json, require_output
 from .values import count, number, one_of, seed
@@ -92,6 +93,9 @@ def run(options: argparse.Namespace) -> int:
         both.append(choices | {"weights": weights, "kv": kv})
     path = _located(options, both)
     model, *others = [_load(options, path, each) for each in both]
+    tell_sampling(options, model, temperature=options.temperature)
+    for other in others:
+        other.told = True
     return _pairs(options, model, others[0], chosen) if others else _scores(options, model, chosen)
 
 
@@ -188,6 +192,7 @@ def _print_json(
     stopped: KeyboardInterrupt | QwqError | None,
 ) -> None:
     asked = {"model": options.model, "backend": model.backend.description, "n": options.problems, "seed": options.seed}
+    asked["sampling"] = facts_of(options, model, temperature=options.temperature)
     whole = {"complete": stopped is None, "categories": [one.row() for one in categories]}
     print_json(asked | facts | whole, indent=2)
 

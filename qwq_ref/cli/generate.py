@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import functools
 import re
 import sys
@@ -27,6 +26,7 @@ from .options import (
 )
 from .progress import Bar, progress_bar, shown
 from .prompt import read_prompt
+from .sampling import tell_sampling
 from .screen import DIM, PLAIN, styles, tell
 from .spellings import NEUTRAL
 from .streams import argument_text, print_json, require_output
@@ -193,26 +193,13 @@ def run(options: argparse.Namespace) -> int:
         names = {identity: token for token, identity in model.tokenizer.added.items()}
         ends = [f"{names.get(identity, '')} {identity} ({of})".lstrip() for identity, of in model.end_tokens.items()]
         tell(f"end tokens: {', '.join(ends) or 'none'}")
-    _announce_sampling(options, model)
+    tell_sampling(options, model, **_sampling(options))
     return _answer(options, model, prompt)
 
 
 def _sampling(options: argparse.Namespace) -> dict[str, Any]:
     """Return the sampling that was asked for; None where the model's own counts."""
     return {name: getattr(options, name) for name in _SAMPLING}
-
-
-def _announce_sampling(options: argparse.Namespace, model: Model) -> None:
-    """Print with -v how tokens are drawn; without -v if a file that should tell it is missing, and so surprises."""
-    is_there = model.defaults.path is not None
-    how = dataclasses.asdict(model.sampling(**_sampling(options)))
-    if not is_there and options.temperature is None:
-        what = "there is no generation_config.json: each token is the likeliest one; --temp X draws"
-        tell(f"qwq: {what}")
-    if options.verbose:
-        values = ", ".join(f"{name.replace('_', '-')} {value:g}" for name, value in how.items() if name != "steps")
-        sources = ["generation_config.json"] * is_there + ["the command line"] * bool(options.typed & {*_SAMPLING})
-        tell(f"sampling: {values}; from {' and '.join(sources or ['defaults'])}")
 
 
 def _answer(options: argparse.Namespace, model: Model, prompt: str) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import secrets
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,7 @@ class Model:
         self._tokenizer = tokenizer
         self.template = template
         self.defaults = defaults
+        self.told = False  # whether a warning of `sampling` was given, or is not needed
 
     @functools.cached_property
     def end_tokens(self) -> dict[int, str]:
@@ -95,7 +97,14 @@ class Model:
         return self.template.encode(self.tokenizer, messages)
 
     def sampling(self, **changes: Any) -> Sampling:
-        """The checkpoint's own sampling with `changes`; None keeps a value. Raises UsageError."""
+        """The checkpoint's own sampling with `changes`; None keeps a value. Raises UsageError.
+
+        Warns once without a temperature, if the checkpoint's files do not say how to sample: see `surprises`.
+        """
+        if not self.told and changes.get("temperature") is None:
+            self.told = True
+            for line in self.defaults.surprises("temperature=X"):
+                warnings.warn_explicit(line, UserWarning, "qwq_ref", 1, "qwq")
         return own_sampling(self.defaults.sampling(), **changes)
 
     def generate(

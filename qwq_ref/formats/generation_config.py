@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..config import Config, FieldReader
-from ..errors import ConfigError
+from ..errors import ConfigError, did_you_mean
 from ..files import StrPath, read_json
 from .names import CONFIG, GENERATION_CONFIG
 
 _BYTES = 1 << 20
+_SAMPLING = {"temperature": 1.0, "top_k": 50, "top_p": 1.0, "min_p": 0.0}  # without effect unless do_sample is true
+_READ = (*_SAMPLING, "do_sample", "repetition_penalty", "eos_token_id")
+_ALIKE = (  # keys of transformers whose names are near to those
+    *("top_h", "typical_p", "bos_token_id", "pad_token_id", "decoder_start_token_id", "forced_bos_token_id"),
+    *("forced_eos_token_id", "encoder_repetition_penalty", "diversity_penalty", "length_penalty"),
+    "exponential_decay_length_penalty",
+)
+
+# A snapshot's folder -> why its generation_config.json is not there, where that is not known of the model itself.
+not_fetched: dict[Path, str] = {}
 
 
 @dataclass(frozen=True)
@@ -19,6 +30,9 @@ class GenerationConfig:
     """Sampling parameters with Hugging Face's names and defaults. Any token of `eos_token_ids` ends a text.
 
     model_eos_token_ids  those of config.json, which may be others
+    path                 the file that was read; None: there is none, and `missing` says why
+    idle                 parameters in the file that have no effect, as in Hugging Face: do_sample is not true
+    misspelt             keys in the file that are none, but nearly, each with "did you mean"
     """
 
     eos_token_ids: tuple[int, ...] = ()
@@ -29,7 +43,28 @@ class GenerationConfig:
     min_p: float = 0.0
     repetition_penalty: float = 1.0
     model_eos_token_ids: tuple[int, ...] = field(default=(), compare=False)
-    path: Path | None = field(default=None, compare=False)  # the file that was read; None: there is none
+    path: Path | None = field(default=None, compare=False)
+    missing: str = field(default="there is no generation_config.json", compare=False)
+    silent: bool = field(default=True, compare=False)  # whether the file tells nothing of sampling
+    idle: tuple[str, ...] = field(default=(), compare=False)
+    misspelt: tuple[str, ...] = field(default=(), compare=False)
+
+    def surprises(self, ways: str) -> list[str]:
+        """Return lines about a sampling that the model's authors may not have meant. Each says what happens.
+
+        ways  how to choose a temperature, which was not done
+        """
+        lines = [f"{self.path}: {name}" for name in self.misspelt]
+        if self.do_sample:
+            return lines
+        likeliest = f"each token is the likeliest one; {ways} draws"
+        if self.path is None:
+            return [*lines, f"{self.missing}: {likeliest}"]
+        if self.idle:
+            names = " and ".join([", ".join(self.idle[:-1]), self.idle[-1]] if len(self.idle) > 1 else self.idle)
+            has = "have" if len(self.idle) > 1 else "has"
+            return [*lines, f"{self.path}: {names} {has} no effect, because do_sample is not true: {likeliest}"]
+        return [*lines, f"{self.path}: says nothing of sampling: {likeliest}"] if self.silent else lines
 
     @property
     def effective_temperature(self) -> float:
@@ -54,7 +89,6 @@ class GenerationConfig:
         greedy sampling; Hugging Face refuses it with do_sample. Raises ConfigError.
         """
         path, fallback = Path(folder, GENERATION_CONFIG), Path(folder, CONFIG)
-        read = FieldReader(read_json(path, _BYTES, ConfigError) if os.path.lexists(path) else {}, path)
         of_model = _eos(FieldReader(read_json(fallback, _BYTES, ConfigError), fallback), config.V)
         is_there = os.path.lexists(path)
         read = FieldReader(read_json(path, _BYTES, ConfigError) if is_there else {}, path)
@@ -72,7 +106,31 @@ class GenerationConfig:
             min_p=read.number("min_p", 0.0, 0.0, 1.0),
             repetition_penalty=read.positive("repetition_penalty", default=1.0),
             path=path if is_there else None,
+            missing=_missing(Path(folder)),
+            silent=not any(read.values.get(name) is not None for name in (*_SAMPLING, "do_sample")),
+            idle=_idle(read),
+            misspelt=tuple(_misspelt(read)),
         )
+
+
+def _missing(folder: Path) -> str:
+    why = not_fetched.get(folder)
+    return f"there is no {GENERATION_CONFIG}" + (f" in the cache, and it was not fetched ({why})" if why else "")
+
+
+def _idle(read: FieldReader) -> tuple[str, ...]:
+    """Return the parameters that Hugging Face warns of: they differ from its defaults, and do_sample is not true."""
+    given = {name: read.values.get(name) for name in _SAMPLING}
+    if read.values.get("do_sample"):
+        return ()
+    return tuple(name for name, value in given.items() if value is not None and value != _SAMPLING[name])
+
+
+def _misspelt(read: FieldReader) -> Iterator[str]:
+    for name in read.values:
+        near = "" if name in _READ or name in _ALIKE else did_you_mean(name, _READ, 1)
+        if near:
+            yield f"{name[:40]} is not known, and has no effect{near}"
 
 
 def _eos(read: FieldReader, vocabulary: int) -> tuple[int, ...]:

@@ -10,7 +10,8 @@ from pathlib import Path
 from ...errors import CheckpointError, did_you_mean
 from ...files import StrPath
 from .. import recognise
-from ..names import SHIPPED
+from ..generation_config import not_fetched
+from ..names import GENERATION_CONFIG, SHIPPED
 from . import cache
 from .download import Confirm, Download, Fetcher, Inspect
 
@@ -94,8 +95,11 @@ def _from_hub(fetcher: Fetcher, offline: bool, weights: bool, confirm: Confirm |
     folder = cache.snapshot(fetcher.repository, fetcher.revision or "main")
     absent = "" if folder is None else cache.absent(folder, weights)
     if folder is not None and absent is None:
-        if weights and not offline and cache.unasked(folder):
+        unasked = cache.unasked(folder) if weights else []
+        if unasked and not offline:
             fetcher.add_small(folder)
+        elif GENERATION_CONFIG in unasked:
+            not_fetched[folder] = "offline"
         return folder
     where = f"the Hugging Face cache ({fetcher.root})"
     if folder is None:

@@ -19,7 +19,8 @@ from ...footprint import human, weight_bytes
 from ...host import disk
 from .. import recognise
 from ..checkpoint import read_index
-from ..names import CONFIG, INDEX, SINGLE, packed_form
+from ..generation_config import not_fetched
+from ..names import CONFIG, GENERATION_CONFIG, INDEX, SINGLE, packed_form
 from ..safetensors import DTYPES
 from . import cache
 from .reasons import UNKNOWN, reason
@@ -34,7 +35,7 @@ class Download:
 
     name      as the user gave it
     cache     the folder of the cache
-    files     name -> bytes of each file that is read; None where the hub does not tell, also if it is asked for the file
+    files     name -> bytes of each file that is read; None where the hub does not tell
     absent    the names of those that are not in the cache
     config    the model's Config
     dtypes    dtype -> bytes of the weights, as the hub tells them; empty where it does not: see `stored`
@@ -156,8 +157,9 @@ class Fetcher:
             for name in wanted:
                 if name in names:
                     self._one(name, folder.name)
-        except _FaultError:
-            return
+        except _FaultError as fault:
+            if GENERATION_CONFIG in cache.unasked(folder):  # without it, a model answers in another way
+                not_fetched[folder] = str(fault)
 
     def _fetch_all(self, plan: Download, read: list[str], folder: Path) -> None:
         name = ""
