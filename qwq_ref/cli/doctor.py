@@ -15,7 +15,7 @@ from ..config import Config
 from ..errors import MemoryLimitError
 from ..footprint import human
 from ..host.limits import cpus
-from ..host.memory import ADDRESS_SPACE
+from ..host.memory import is_of_process
 from ..tables import Table, definitions
 from .ending import kept
 from .options import DEFAULT_MODEL, MODELS, set_threads
@@ -220,7 +220,7 @@ def _memory(facts: dict[str, Any]) -> str:
     text = f"{human(facts['available'])} {total} available now"
     if facts["group_available"] is not None and facts["group_available"] <= facts["available"]:
         name = facts["limit"]["name"]
-        what = name if name == ADDRESS_SPACE else f"a control group ({name})"
+        what = name if is_of_process(name) else f"a control group ({name})"
         text += f", which {what} limits to {human(facts['limit']['maximum'])}"
     swap = facts["swap_used"]
     if swap is None:

@@ -1,4 +1,4 @@
-"""What can be judged of a model before its weights are there: before a download of many gigabytes, and before loading.
+"""Judge a model before its weights are there: before a download of many gigabytes, and before loading.
 
 `check_choices` needs no model, `expected_memory` the list of its files and its config, `read_small` its small files.
 """

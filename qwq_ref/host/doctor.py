@@ -167,8 +167,8 @@ def _memory_problems(
     found = []
     groups = facts["group_available"] is not None and facts["group_available"] <= facts["available"]
     more = "raise the control group's memory limit" if groups else "free memory, or take a smaller model"
-    if groups and facts["limit"]["name"] == memory.ADDRESS_SPACE:
-        more = f"raise the limit of {memory.ADDRESS_SPACE}"
+    if groups and memory.is_of_process(facts["limit"]["name"]):
+        more = f"raise the limit of {facts['limit']['name']}"
     for model in models:
         if not model["choices"]:
             problem = f"{model['model']} holds packed weights, which only the C core reads"

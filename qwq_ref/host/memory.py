@@ -13,7 +13,19 @@ from ..footprint import human
 from .cgroups import control_groups
 from .system import ROOT, read
 
-ADDRESS_SPACE = "ulimit -v"  # the name of the limit that a shell sets
+# What the system takes back before it refuses memory: page cache, and caches of its own. The kernel estimates
+# MemAvailable in this way. Page cache in use counts too: a program that needs it again reads it from the disk.
+_RECLAIMABLE = ("inactive_file", "active_file", "slab_reclaimable")
+_NEAR = 1 << 24  # bytes by which a number may change until it is read again
+# Of control groups: the file of the usage -> the files of limits, and limits in memory.stat. In version 1, a second
+# pair counts memory and swap together, and memory.stat has the limits of groups around that are not seen.
+_USAGES = {
+    "memory.current": (("memory.max", "memory.high"), ()),
+    "memory.usage_in_bytes": (("memory.limit_in_bytes",), ("hierarchical_memory_limit",)),
+    "memory.memsw.usage_in_bytes": (("memory.memsw.limit_in_bytes",), ("hierarchical_memsw_limit",)),
+}
+# Of the process, by the names that a shell has: the address space, and private memory that can be written.
+_RESOURCES = {"ulimit -v": (resource.RLIMIT_AS, "VmSize"), "ulimit -d": (resource.RLIMIT_DATA, "VmData")}
 
 
 @dataclass(frozen=True)
@@ -22,7 +34,7 @@ class Limit:
 
     name     of the file or the resource that sets it: "memory.max", "ulimit -v"
     maximum  bytes
-    used     bytes, without the page cache that the system can take back
+    used     bytes, without the caches that the system can take back
     """
 
     name: str
@@ -40,36 +52,39 @@ def available_bytes(root: Path = ROOT) -> int:
 
 
 def limits(root: Path = ROOT) -> list[Limit]:
-    """Return the limits of this process's control groups, of both versions, and of `ulimit -v`; the tightest first.
+    """Return the limits of this process's control groups, of both versions, and of `ulimit`; the tightest first.
 
     Swap is left out, as everywhere: a model that is swapped out is read from the disk for each token.
     """
     found, total = [], machine_bytes(root)
     for group in control_groups("memory", root):
         stat = _pairs(read(group / "memory.stat"))
-        for usage, names, cache in (
-            ("memory.current", ("memory.max", "memory.high"), ("inactive_file",)),
-            # In version 1 there are totals with all groups within, and the limit of groups around that are not seen.
-            ("memory.usage_in_bytes", ("memory.limit_in_bytes",), ("total_inactive_file", "inactive_file")),
-        ):
-            used = _number(read(group / usage)) or 0
-            used -= min(used, next((stat[name] for name in cache if name in stat), 0))
-            maxima = {name: _number(read(group / name)) for name in names}
-            if usage == "memory.usage_in_bytes":
-                maxima["hierarchical_memory_limit"] = stat.get("hierarchical_memory_limit")
+        # The totals of version 1 include the groups within, as the usage does, and as all numbers of version 2 do.
+        cached = sum(stat.get(f"total_{name}", stat.get(name, 0)) for name in _RECLAIMABLE)
+        for usage, (files, names) in _USAGES.items():
+            used = max(0, (_number(read(group / usage)) or 0) - cached)
+            maxima = {name: _number(read(group / name)) for name in files}
+            maxima |= {name: stat.get(name) for name in names}
             found += [Limit(name, size, used) for name, size in maxima.items() if size is not None and size < total]
     if root == ROOT:
-        found += _address_space()
+        found += _of_process()
     return sorted(found, key=lambda limit: limit.left)
 
 
-def _address_space() -> list[Limit]:
-    """Return the limit of `ulimit -v` on this process, if there is one."""
-    maximum = resource.getrlimit(resource.RLIMIT_AS)[0]
-    pages = (read(ROOT / "proc" / "self" / "statm") or "").split()
-    if maximum == resource.RLIM_INFINITY or not pages:
-        return []
-    return [Limit(ADDRESS_SPACE, maximum, int(pages[0]) * os.sysconf("SC_PAGE_SIZE"))]
+def _of_process() -> list[Limit]:
+    """Return the limits of `ulimit` on this process, if there are any."""
+    maxima = {name: resource.getrlimit(kind)[0] for name, (kind, _) in _RESOURCES.items()}
+    used = _fields(read(ROOT / "proc" / "self" / "status"))
+    return [
+        Limit(name, maximum, used[field])
+        for name, maximum in maxima.items()
+        if maximum != resource.RLIM_INFINITY and (field := _RESOURCES[name][1]) in used
+    ]
+
+
+def is_of_process(limit: str) -> bool:
+    """Return whether a limit of this name is one of the process, and not of a control group."""
+    return limit in _RESOURCES
 
 
 def _pairs(text: str | None) -> dict[str, int]:
@@ -89,14 +104,25 @@ def machine_bytes(root: Path = ROOT) -> int:
 
 
 def system_available(root: Path = ROOT) -> int:
-    """Return the memory that the system can give without swapping; all of it where the system does not tell."""
-    return fields(root).get("MemAvailable", machine_bytes(root))
+    """Return the memory that the system can give without swapping; all of it where the system does not tell.
+
+    A kernel before 3.14 tells no MemAvailable: free memory counts, and caches, which shared memory is no part of.
+    """
+    told, total = fields(root), machine_bytes(root)
+    if "MemAvailable" in told or "MemFree" not in told:
+        return told.get("MemAvailable", total)
+    cached = max(0, told.get("Cached", 0) - told.get("Shmem", 0))
+    return min(total, told["MemFree"] + cached + told.get("Buffers", 0) + told.get("SReclaimable", 0))
 
 
 def fields(root: Path = ROOT) -> dict[str, int]:
     """Return the fields of /proc/meminfo: name -> bytes."""
+    return _fields(read(root / "proc" / "meminfo"))
+
+
+def _fields(text: str | None) -> dict[str, int]:
     found = {}
-    for line in (read(root / "proc" / "meminfo") or "").splitlines():
+    for line in (text or "").splitlines():
         name, _, value = line.partition(":")
         words = value.split()
         if words and words[0].isdecimal():
@@ -132,6 +158,9 @@ def require(parts: dict[str, int], model: str | os.PathLike[str], available: int
     needed = sum(parts.values())
     if needed > available:
         problem = f"needs {human(needed)} of memory ({terms(parts)}), but {human(available)} are available"
+        tight = next(iter(limits()), None)
+        if tight is not None and abs(tight.left - available) < _NEAR:  # and not a wish of the user
+            problem += f", limited by {tight.name}"
         raise MemoryLimitError(model, None, problem)
 
 

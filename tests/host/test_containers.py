@@ -110,6 +110,54 @@ MEMORY = {
     "no limit, 1": (1, group1(INNER1), 60, None),
     "29 of 30 GiB are page cache, 2": (2, group2(INNER2, 32 * GIB, 30 * GIB, 29 * GIB), 31, "memory.max"),
     "29 of 30 GiB are page cache, 1": (1, group1(INNER1, 32 * GIB, 30 * GIB, 29 * GIB), 31, "memory.limit_in_bytes"),
+    "29 of 30 GiB are active page cache, 2": (
+        2,
+        group2(INNER2, 32 * GIB, 30 * GIB, active=29 * GIB),
+        31,
+        "memory.max",
+    ),
+    "29 of 30 GiB are active page cache, 1": (
+        1,
+        group1(INNER1, 32 * GIB, 30 * GIB, active=29 * GIB),
+        31,
+        "memory.limit_in_bytes",
+    ),
+    "page cache of both kinds and slab": (
+        2,
+        group2(INNER2, 32 * GIB, 30 * GIB, 10 * GIB, active=9 * GIB, slab=8 * GIB),
+        29,
+        "memory.max",
+    ),
+    "page cache of a group around": (
+        2,
+        group2(INNER2) | group2(f"{TOP}/pod", 10 * GIB, 9 * GIB, 2 * GIB, active=3 * GIB, slab=1 * GIB),
+        7,
+        "memory.max",
+    ),
+    "throttled, with active page cache": (
+        2,
+        group2(INNER2, 32 * GIB, 4 * GIB, active=3 * GIB, high=4 * GIB),
+        3,
+        "memory.high",
+    ),
+    "memory and swap together, 1": (
+        1,
+        group1(INNER1, 32 * GIB, 2 * GIB, 1 * GIB, both=8 * GIB, both_used=5 * GIB),
+        4,
+        "memory.memsw.limit_in_bytes",
+    ),
+    "memory and swap together, of a group around, 1": (
+        1,
+        group1(INNER1, 32 * GIB, 2 * GIB, active=1 * GIB, both_around=8 * GIB, both_used=5 * GIB),
+        4,
+        "hierarchical_memsw_limit",
+    ),
+    "swap that is not accounted, 1": (
+        1,
+        {name: text for name, text in group1(INNER1, 8 * GIB, 2 * GIB, 1 * GIB).items() if "memsw" not in name},
+        7,
+        "memory.limit_in_bytes",
+    ),
     "more page cache than use": (2, group2(INNER2, 8 * GIB, 1 * GIB, 3 * GIB), 8, "memory.max"),
     "more use than the limit": (2, group2(INNER2, 8 * GIB, 9 * GIB), 0, "memory.max"),
     "a lower limit around, 2": (
@@ -179,12 +227,65 @@ def test_without_meminfo_the_group_still_counts(tmp_path):
     assert memory.available_bytes(tmp_path) == 3 << 18
 
 
+# /proc/meminfo of kernels before 3.14, which estimate nothing: name -> (its fields in GiB, what is available).
+OLD = {
+    "free alone": ({"MemFree": 5}, 5),
+    "free and cached": ({"MemFree": 5, "Cached": 20}, 25),
+    "buffers and slab": ({"MemFree": 5, "Buffers": 1, "Cached": 20, "SReclaimable": 2}, 28),
+    "shared memory is cached, and stays": ({"MemFree": 5, "Cached": 20, "Shmem": 4}, 21),
+    "nonsense": ({"MemFree": 60, "Cached": 50}, 64),
+    "more shared than cached": ({"MemFree": 5, "Cached": 2, "Shmem": 4}, 5),
+    "nothing": ({}, 64),
+}
+
+
+@pytest.mark.parametrize("name", OLD)
+def test_an_old_kernel_that_estimates_nothing(tmp_path, name):
+    sizes, available = OLD[name]
+    lines = [f"{field}: {size << 20} kB\n" for field, size in {"MemTotal": 64, **sizes}.items()]
+    plant(tmp_path, {"proc/meminfo": "".join(lines)})
+    assert memory.available_bytes(tmp_path) == available * GIB
+
+
 @pytest.mark.parametrize("where", ["top", "unified", "memory"])
 def test_a_hidden_proc_hides_no_limit(tmp_path, where):
     """Where /proc/self is not shown, the container's own groups are the tops."""
     files = {"top": group2(TOP, 7 * GIB), "unified": group2(f"{TOP}/unified", 7 * GIB)}
     plant(tmp_path, machine() | files.get(where, group1(f"{TOP}/memory", 7 * GIB)))
     assert memory.available_bytes(tmp_path) == 7 * GIB
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="asks /proc")
+def test_a_limit_on_private_memory_counts():
+    """As `ulimit -d` sets it. What is mapped without a right to write, or shared, does not count."""
+    script = """
+import mmap, resource
+from qwq_ref import errors
+from qwq_ref.host import doctor, memory
+shared = mmap.mmap(-1, 1 << 29)
+print(memory.available_bytes(), doctor.memory_facts()["limit"])
+try:
+    memory.require({"weights": 1 << 34}, "m")
+except errors.MemoryLimitError as error:
+    print(error)
+left = memory.available_bytes()
+private = mmap.mmap(-1, 1 << 28, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+print(left - memory.available_bytes())
+"""
+
+    def limit():
+        resource.setrlimit(resource.RLIMIT_DATA, (1 << 30, 1 << 30))
+
+    environment = os.environ | {"OPENBLAS_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, preexec_fn=limit, env=environment, capture_output=True, text=True, check=True)
+    first, error, taken = done.stdout.splitlines()
+    available, _, limited = first.partition(" ")
+    assert 1 << 29 < int(available) < (1 << 30) - (1 << 20)
+    assert limited == f"{{'name': 'ulimit -d', 'maximum': {1 << 30}}}"
+    assert error.startswith("m: needs 16.00 GiB of memory (weights 16.00 GiB), but ")
+    assert error.endswith(" are available, limited by ulimit -d")
+    assert 1 << 28 <= int(taken) < (1 << 28) + (1 << 22)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="asks /proc")

@@ -186,6 +186,7 @@ def test_a_control_group_that_is_too_small_is_named():
     facts["memory"] |= {"group_available": 100, "limit": {"name": "memory.max", "maximum": 200}}
     (found,) = doctor.problems(facts)
     assert found["advice"] == "raise the control group's memory limit"
-    facts["memory"]["limit"]["name"] = "ulimit -v"
-    (found,) = doctor.problems(facts)
-    assert found["advice"] == "raise the limit of ulimit -v"
+    for limit in ("ulimit -v", "ulimit -d"):
+        facts["memory"]["limit"]["name"] = limit
+        (found,) = doctor.problems(facts)
+        assert found["advice"] == f"raise the limit of {limit}"

@@ -22,24 +22,33 @@ def mount(kind, folder, shows="/", options="rw"):
     return f"31 23 0:28 {shows} {folder} rw,nosuid,relatime {optional}- {kind} {kind} {options}\n"
 
 
-def group2(folder, limit="max", used=0, cache=0, high="max", more=""):
-    """The files of a memory group of version 2. `cache`: bytes of inactive page cache."""
+def group2(folder, limit="max", used=0, cache=0, high="max", active=0, slab=0, more=""):
+    """The files of a memory group of version 2. `cache` and `active`: bytes of inactive and of active page cache."""
     return {
         f"{folder}/memory.max": f"{limit}\n",
         f"{folder}/memory.high": f"{high}\n",
         f"{folder}/memory.current": f"{used}\n",
-        f"{folder}/memory.stat": f"anon 4096\nfile {cache}\ninactive_file {cache}\nactive_file 0\n{more}",
+        f"{folder}/memory.stat": f"anon 4096\nfile {cache + active}\ninactive_file {cache}\n"
+        f"active_file {active}\nunevictable 5\nslab_reclaimable {slab}\nslab_unreclaimable 3\n{more}",
         f"{folder}/memory.swap.max": "0\n",
         f"{folder}/memory.swap.current": "0\n",
     }
 
 
-def group1(folder, limit=0x7FFFFFFFFFFFF000, used=0, cache=0, around=0x7FFFFFFFFFFFF000):
-    """The files of a memory group of version 1. `around`: the lowest limit of this group and those around it."""
+NONE = 0x7FFFFFFFFFFFF000
+
+
+def group1(folder, limit=NONE, used=0, cache=0, around=NONE, active=0, both=NONE, both_used=0, both_around=NONE):
+    """The files of a memory group of version 1. `around`: the lowest limit of this group and those around it.
+
+    both  the limit of memory and swap together, and `both_used`, `both_around` as for memory alone
+    """
     return {
         f"{folder}/memory.limit_in_bytes": f"{limit}\n",
         f"{folder}/memory.usage_in_bytes": f"{used}\n",
-        f"{folder}/memory.memsw.limit_in_bytes": f"{0x7FFFFFFFFFFFF000}\n",
-        f"{folder}/memory.stat": f"cache 1\ninactive_file 1\nhierarchical_memory_limit {around}\n"
-        f"total_cache {cache}\ntotal_inactive_file {cache}\ntotal_active_file 7\n",
+        f"{folder}/memory.memsw.limit_in_bytes": f"{both}\n",
+        f"{folder}/memory.memsw.usage_in_bytes": f"{both_used}\n",
+        f"{folder}/memory.stat": f"cache 1\ninactive_file 1\nactive_file 1\nhierarchical_memory_limit {around}\n"
+        f"hierarchical_memsw_limit {both_around}\ntotal_cache {cache + active}\n"
+        f"total_inactive_file {cache}\ntotal_active_file {active}\n",
     }
