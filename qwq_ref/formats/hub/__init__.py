@@ -89,9 +89,7 @@ def _local(folder: Path, weights: bool) -> Path:
 
 
 def _from_hub(fetcher: Fetcher, offline: bool, weights: bool, confirm: Confirm | None, inspect: Inspect | None) -> Path:
-    from huggingface_hub import constants  # the whole library takes 0.3 s, and only a download needs it
-
-    offline = offline or constants.HF_HUB_OFFLINE
+    offline = offline or cache.constants().HF_HUB_OFFLINE
     folder = cache.snapshot(fetcher.repository, fetcher.revision or "main")
     absent = "" if folder is None else cache.absent(folder, weights)
     if folder is not None and absent is None:

@@ -12,7 +12,9 @@ import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
+from ...errors import UsageError
 from ...files import StrPath
 from ...text.names import FILES
 from ..checkpoint import read_index
@@ -26,9 +28,24 @@ _MOST_IDS = 1000
 
 def root(cache_dir: StrPath | None) -> Path:
     """Return the folder of the cache."""
-    from huggingface_hub import constants  # reads the environment, once
+    return Path(constants().HF_HUB_CACHE if cache_dir is None else cache_dir).expanduser()
 
-    return Path(constants.HF_HUB_CACHE if cache_dir is None else cache_dir).expanduser()
+
+def constants() -> Any:
+    """Return the constants of the hub's library, which reads the environment once. The whole library takes 0.3 s.
+
+    Raises UsageError for a variable that it cannot read.
+    """
+    try:
+        from huggingface_hub import constants
+    except ValueError as problem:
+        for name, value in os.environ.items():
+            if name.startswith("HF_HUB_") and name.endswith("_TIMEOUT") and not value.strip().isdecimal():
+                raise UsageError(None, name, f"must be a whole number of seconds, got {value[:40]!r}") from None
+        if "HF_ENDPOINT" in os.environ:
+            raise UsageError(None, "HF_ENDPOINT", "is not an address that the library of the hub can read") from None
+        raise UsageError(None, None, f"a variable of the library of the hub cannot be read ({problem})") from None
+    return constants
 
 
 def repository(root: Path, repo: str) -> Path:

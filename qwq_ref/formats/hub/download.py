@@ -242,9 +242,7 @@ class Fetcher:
             raise self._fault(failure) from failure
 
     def _fault(self, failure: Exception) -> _FaultError:
-        from huggingface_hub import constants
-
-        return _FaultError(reason(failure, self.repo, self.revision, constants.ENDPOINT))
+        return _FaultError(reason(failure, self.repo, self.revision, cache.constants().ENDPOINT))
 
 
 def _kept(plan: Download, folder: Path) -> str:

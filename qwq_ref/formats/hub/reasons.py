@@ -8,6 +8,7 @@ import urllib.request
 from collections.abc import Iterator
 
 _LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
+_PROXY = "the address of the proxy cannot be used: check HTTPS_PROXY and HTTP_PROXY"
 _WAYS = {  # names of exception classes of httpx, requests and the hub's library -> what failed; {} is the address
     "TooManyRedirects": "the redirects of {} never end: check HF_ENDPOINT and the network",
     "ProxyError": "the proxy refuses: check HTTPS_PROXY and HTTP_PROXY",
@@ -18,6 +19,12 @@ _WAYS = {  # names of exception classes of httpx, requests and the hub's library
     "ReadError": "the connection to {} broke: try again",
     "ChunkedEncodingError": "the connection to {} broke: try again",
     "JSONDecodeError": "{} does not answer as a hub does: check HF_ENDPOINT, and whether the network asks for a log-in",
+    "UnsupportedProtocol": "{} is no address of a hub: check HF_ENDPOINT",
+    "MissingSchema": "{} is no address of a hub: check HF_ENDPOINT",
+    "InvalidSchema": "{} is no address of a hub: check HF_ENDPOINT",
+    "InvalidURL": "{} is no address of a hub: check HF_ENDPOINT",
+    "InvalidProxyURL": _PROXY,
+    "UnicodeEncodeError": "the token holds a character that is not ASCII: check HF_TOKEN, or `hf auth login`",
     "FileMetadataError": "{} does not answer as a hub does: check HF_ENDPOINT and the proxy",
 }
 _PLACE = "HF_HOME names another folder"
@@ -45,6 +52,8 @@ def reason(failure: BaseException, repo: str, revision: str | None, endpoint: st
                 return _unreachable(error, endpoint)
         if isinstance(error, OSError) and error.errno is not None:
             return _SYSTEM.get(error.errno, f"the cache cannot be written ({error.strerror}); {_PLACE}")
+        if isinstance(error, ValueError) and "proxy" in str(error).lower():
+            return _PROXY
         if "Consistency check failed" in str(error):
             return "a file has another size than the hub says: try again"
     return f"{type(failure).__name__}: {_first_line(failure)}"
