@@ -76,7 +76,8 @@ class UsageError(QwqError):
 def did_you_mean(name: str, known: Iterable[str], most: int = 3) -> str:
     """Return " (did you mean A or B?)" with the known names that are nearest to a wrong one; "" if none is near.
 
-    Case, leading hyphens, and underscores for hyphens make no difference. The beginning of a name is near to it.
+    The name itself is none of them. Case, leading hyphens, and underscores for hyphens make no difference. The
+    beginning of a name is near to it.
     """
     from difflib import SequenceMatcher  # only errors need it
 
@@ -88,6 +89,8 @@ def did_you_mean(name: str, known: Iterable[str], most: int = 3) -> str:
     matcher.set_seq2(wanted)
     scores = {}
     for other in known:
+        if other == name:
+            continue
         matcher.set_seq1(plain(other))
         begins = len(wanted) > 1 and plain(other).startswith(wanted)
         scores[other] = max(matcher.ratio(), 0.9 if begins else 0)

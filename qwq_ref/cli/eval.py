@@ -191,7 +191,13 @@ def _print_json(
     categories: Sequence[_HasRow],
     stopped: KeyboardInterrupt | QwqError | None,
 ) -> None:
-    asked = {"model": options.model, "backend": model.backend.description, "n": options.problems, "seed": options.seed}
+    asked = {
+        "model": options.model,
+        "path": str(model.path),
+        "backend": model.backend.description,
+        "n": options.problems,
+        "seed": options.seed,
+    }
     asked["sampling"] = facts_of(options, model, temperature=options.temperature)
     whole = {"complete": stopped is None, "categories": [one.row() for one in categories]}
     print_json(asked | facts | whole, indent=2)

@@ -231,7 +231,7 @@ def _answer(options: argparse.Namespace, model: Model, prompt: str) -> int:
     if options.json:
         ended = {KeyboardInterrupt: "interrupt", QwqError: "error"}
         reason = next((name for kind, name in ended.items() if isinstance(stopped, kind)), run.finish_reason)
-        print_json(_report(model, generation, texts, reason))
+        print_json({"model": options.model} | _report(model, generation, texts, reason))
     _summarise(options, generation, stopped is not None)
     if stopped is not None:
         raise stopped
@@ -278,7 +278,7 @@ def _report(model: Model, generation: Generation, texts: dict[str, str], reason:
 
     run = generation.run
     return {
-        "model": str(model.path),
+        "path": str(model.path),
         "answer": texts["answer"],
         "thinking": texts["thinking"],
         "finish_reason": reason,

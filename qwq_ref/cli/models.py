@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-import re
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -17,7 +16,7 @@ from ..engine.fit import available_forms
 from ..errors import CheckpointError, UsageError
 from ..footprint import human
 from ..formats import Download, Inspect, open_source, recognise, resolve
-from ..formats.names import CONFIG, INDEX
+from ..formats.names import CONFIG, INDEX, SHARD
 from ..formats.packed import PackedFile
 from ..formats.packed_folder import packed_files
 from ..tables import Table
@@ -25,7 +24,6 @@ from .progress import progress_bar
 from .screen import screen
 
 _LARGE = 4 << 30  # bytes of a download, to which Enter says no, as to an unknown size
-_SHARD = re.compile(r"model-\d+-of-(\d+)\.safetensors")
 
 # From a download to the line and the bytes of the memory that it will need, if any. Raises a QwqError.
 Judge = Callable[[Download], tuple[str, int] | None]
@@ -122,7 +120,7 @@ def _table(download: Download) -> str:
     """Return the files that will be read, and their sizes. The shards of a checkpoint are one row."""
     groups: dict[str, list[str]] = {}
     for name in download.files:
-        match = _SHARD.fullmatch(name)
+        match = SHARD.fullmatch(name)
         groups.setdefault(f"model-*-of-{match[1]}.safetensors" if match else name, []).append(name)
     groups["total"] = list(download.files)
     rows = []

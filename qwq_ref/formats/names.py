@@ -9,6 +9,7 @@ CONFIG = "config.json"
 GENERATION_CONFIG = "generation_config.json"
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+SHARD = re.compile(r"model-\d+-of-(\d+)\.safetensors")
 
 SHIPPED = Path(__file__).parents[1] / "models"
 ONLY_CONFIGS = {"qwq-32b": "Qwen/QwQ-32B"}  # shipped without weights -> the hub id of the weights

@@ -12,14 +12,13 @@ from typing import Any
 
 from ..errors import CheckpointError
 from ..files import START, StrPath, foreign, foreign_text, open_regular, read_json
-from .names import CONFIG, INDEX, ONLY_CONFIGS, SHIPPED, SINGLE, packed_form
+from .names import CONFIG, INDEX, ONLY_CONFIGS, SHARD, SHIPPED, SINGLE, packed_form
 
 Values = Callable[[str], Mapping[str, Any]]  # the name of a JSON file -> its object; empty if it cannot be read
 
 _JSON_BYTES = 1 << 20
 _MOST_NAMES, _MOST_INNER = 10_000, 100
 _ORIGINAL = "take the checkpoint in safetensors that they were made from"
-_SHARD = r"model-\d+-of-\d+\.safetensors"
 _UNFINISHED = ("*.incomplete", "*.part", "*.partial", "*.crdownload", "*.aria2", "*.download")
 
 # Patterns of names -> what the files are, and what to do. The first row with a file decides.
@@ -114,7 +113,7 @@ def problem_of(names: Collection[str], values: Values) -> str | None:
         return _adapter(values("adapter_config.json"))
     absent = f"holds neither {SINGLE} nor {INDEX}"
     tensors = sorted(name for name in names if name.endswith(".safetensors") and "/" not in name)
-    if any(re.fullmatch(_SHARD, name) for name in tensors):
+    if any(SHARD.fullmatch(name) for name in tensors):
         return f"holds shards, but no {INDEX}: download it too"
     if found := _place(names):
         return found

@@ -103,6 +103,13 @@ def test_python_warns_once(folder, name):
         assert lines[0].endswith(line.replace("--temp X", "temperature=X"))
 
 
+def test_json_names_the_model_alike(local_hub, snapshot, capsys):
+    for command in ((*ASK, NAME, "--json"), (*EVAL, NAME)):
+        facts = json.loads(told(capsys, *command)[1])
+        assert facts["model"] == NAME
+        assert facts["path"] == str(snapshot)
+
+
 def test_eval_names_its_sampling(random_folder, folder, capsys):
     facts = json.loads(told(capsys, *EVAL, random_folder)[1])
     assert facts["sampling"] | {"steps": 0} == {

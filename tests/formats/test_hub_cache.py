@@ -8,10 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from huggingface_hub import constants
 
 from qwq_ref.config import Config
-from qwq_ref.errors import CheckpointError
+from qwq_ref.errors import CheckpointError, did_you_mean
 from qwq_ref.formats import Checkpoint, resolve
+from tests.support.hub_files import published
 from tests.support.safetensors_files import INDEX, WEIGHTS, split, write
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"
@@ -131,8 +133,7 @@ def test_incomplete_snapshot(cache, lost):
     """Whoever has loaded only a tokenizer has a snapshot, but not the model."""
     file = {"a shard": shard_of(cache).name, "the index": "model.safetensors.index.json"}.get(lost, lost)
     (shard_of(cache).parent / file).unlink()
-    absent = "model.safetensors" if lost == "the index" else file
-    resolve_fails("owner/name", f"but without its {absent}; offline", offline=True, cache_dir=cache)
+    resolve_fails("owner/name", f"but without its {file}; offline", offline=True, cache_dir=cache)
 
 
 def test_local_paths(cache, tmp_path, monkeypatch):
@@ -166,8 +167,7 @@ def test_the_cache_is_judged_by_the_files_that_are_read(cache):
 def test_broken_links_are_absent(cache, lost):
     file = shard_of(cache) if lost == "a shard" else shard_of(cache).with_name(lost)
     file.resolve().unlink()
-    absent = "model.safetensors" if lost == INDEX else file.name
-    resolve_fails("owner/name", f"but without its {absent}; offline", offline=True, cache_dir=cache)
+    resolve_fails("owner/name", f"but without its {file.name}; offline", offline=True, cache_dir=cache)
 
 
 def test_a_config_is_enough_where_no_weights_are_read(cache):
@@ -218,6 +218,56 @@ def test_a_reference_that_leaves_the_cache(cache, main):
     resolve_fails("owner/name", "not complete in", offline=True, cache_dir=cache)
 
 
+# --- snapshots without a branch: another program fetched a commit by its name ---
+
+
+def test_the_only_snapshot_is_taken_offline(cache):
+    repo = cache / "models--owner--name"
+    (repo / "refs/main").unlink()
+    assert resolve("owner/name", offline=True, cache_dir=cache) == repo / "snapshots" / REVISION
+    (repo / "refs").rmdir()
+    assert resolve("owner/name", offline=True, cache_dir=cache) == repo / "snapshots" / REVISION
+    resolve_fails("owner/name@main", "not complete in", offline=True, cache_dir=cache)
+    resolve_fails("owner/name@v1", "not complete in", offline=True, cache_dir=cache)
+    shard_of(cache).unlink()
+    resolve_fails("owner/name", f"but without its {SHARDS['a']}; offline", offline=True, cache_dir=cache)
+
+
+def test_one_of_several_snapshots_needs_its_name(cache):
+    repo = cache / "models--owner--name"
+    (repo / "refs/main").unlink()
+    other = repo / "snapshots" / REVISION[::-1]
+    (repo / "snapshots" / REVISION).rename(other)
+    other.with_name(REVISION).mkdir()
+    names = f"owner/name@{REVISION} or owner/name@{REVISION[::-1]}"
+    resolve_fails("owner/name", f"2 snapshots, and none is main: name one, {names}", offline=True, cache_dir=cache)
+    assert resolve(f"owner/name@{REVISION[::-1]}", offline=True, cache_dir=cache) == other
+
+
+def test_online_a_snapshot_without_a_branch_is_not_taken_for_main(local_hub, tmp_path):
+    files = published()
+    commit = local_hub.add("owner/name", files, branch="old")
+    resolve(f"owner/name@{commit}")
+    newer = local_hub.add("owner/name", files | {"chat_template.jinja": b"{{ messages }}"})
+    assert resolve("owner/name", offline=True).name == commit
+    assert resolve("owner/name").name == newer
+
+
+def test_shards_without_their_index_say_so(cache):
+    (cache / "models--owner--name/snapshots" / REVISION / INDEX).unlink()
+    resolve_fails("owner/name", f"but without its {INDEX}; offline", offline=True, cache_dir=cache)
+
+
+def test_an_index_that_is_missing_is_fetched(local_hub):
+    local_hub.add("owner/name", published())
+    folder = resolve("owner/name")
+    (folder / INDEX).unlink()
+    local_hub.log.clear()
+    assert resolve("owner/name") == folder
+    assert (folder / INDEX).exists()
+    assert local_hub.asked("GET", "/model-") == []
+
+
 # --- names that are nearly right ---
 
 
@@ -244,3 +294,15 @@ def test_did_you_mean(cache, monkeypatch, name, meant):
 
 def test_a_tilde_that_no_shell_replaced(cache):
     resolve_fails("~/name", "The shell did not replace the ~")
+
+
+@pytest.mark.parametrize("offline", [True, False])
+def test_the_name_itself_is_not_meant(local_hub, offline):
+    """A folder of the cache without a snapshot has the name that was asked for."""
+    cache = Path(constants.HF_HUB_CACHE)
+    for name in ("models--owner--name", "models--owner--names"):
+        (cache / name / "refs").mkdir(parents=True)
+    with pytest.raises(CheckpointError) as caught:
+        resolve("owner/name", offline=offline)
+    assert "(did you mean owner/names?)" in caught.value.problem
+    assert did_you_mean("owner/name", ["owner/name"]) == ""

@@ -47,6 +47,8 @@ def resolve(
     progress   called with the number of bytes since its last call, negative for bytes that are read again. None: the
                hub's library shows bars of its own on a terminal
 
+    Offline, the only snapshot of a model stands for its branch main, if the cache does not know that branch.
+
     A local path takes precedence over a shipped name, and a shipped name over the hub. Of the shipped `qwq-32b` only
     the config is there. A snapshot in the cache with all files that are read is used as it is. Small files that it
     lacks are asked for once: a snapshot of another program can lack the tokenizer or the sampling parameters.
@@ -91,6 +93,9 @@ def _local(folder: Path, weights: bool) -> Path:
 def _from_hub(fetcher: Fetcher, offline: bool, weights: bool, confirm: Confirm | None, inspect: Inspect | None) -> Path:
     offline = offline or cache.constants().HF_HUB_OFFLINE
     folder = cache.snapshot(fetcher.repository, fetcher.revision or "main")
+    others = cache.commits(fetcher.repository) if offline and folder is None and fetcher.revision is None else []
+    if len(others) == 1:  # another program fetched a commit by its name, so that no branch is known
+        folder = cache.snapshot(fetcher.repository, others[0])
     absent = "" if folder is None else cache.absent(folder, weights)
     if folder is not None and absent is None:
         unasked = cache.unasked(folder) if weights else []
@@ -100,7 +105,10 @@ def _from_hub(fetcher: Fetcher, offline: bool, weights: bool, confirm: Confirm |
             not_fetched[folder] = "offline"
         return folder
     where = f"the Hugging Face cache ({fetcher.root})"
-    if folder is None:
+    if folder is None and others:
+        names = " or ".join(f"{fetcher.name}@{commit}" for commit in others[:3])
+        problem = f"is in {where} with {len(others)} snapshots, and none is main: name one, {names}"
+    elif folder is None:
         problem = f"is not a folder, not a file, and not complete in {where}"
         problem += did_you_mean(fetcher.name, cache.ids(fetcher.root))
     else:

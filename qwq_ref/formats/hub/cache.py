@@ -18,7 +18,7 @@ from ...errors import UsageError
 from ...files import StrPath
 from ...text.names import FILES
 from ..checkpoint import read_index
-from ..names import CONFIG, GENERATION_CONFIG, INDEX, SINGLE, packed_form
+from ..names import CONFIG, GENERATION_CONFIG, INDEX, SHARD, SINGLE, packed_form
 
 SMALL = (GENERATION_CONFIG, *FILES)  # files beside the weights and the config; a model can lack any
 
@@ -88,6 +88,15 @@ def snapshot(repository: Path, revision: str | None) -> Path | None:
     return None
 
 
+def commits(repository: Path) -> list[str]:
+    """Return the commits whose snapshots are there, for a repository of which no branch is known."""
+    if os.path.lexists(repository / "refs" / "main"):
+        return []
+    with contextlib.suppress(OSError):
+        return sorted(each.name for each in (repository / "snapshots").iterdir() if _COMMIT.fullmatch(each.name))
+    return []
+
+
 def absent(folder: Path, weights: bool) -> str | None:
     """Return a file that a snapshot lacks, of those that are read; None if it is complete.
 
@@ -99,6 +108,8 @@ def absent(folder: Path, weights: bool) -> str | None:
             names.append(SINGLE)
         elif (folder / INDEX).exists():
             names += sorted(set(read_index(folder / INDEX).values()))
+        elif any(SHARD.fullmatch(file.name) for file in folder.iterdir()):
+            names.append(INDEX)
         elif not any(packed_form(file.name) and file.exists() for file in folder.iterdir()):
             names.append(SINGLE)
     return next((name for name in names if not (folder / name).exists()), None)
