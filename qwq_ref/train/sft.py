@@ -25,8 +25,10 @@ from typing import Any
 
 import numpy as np
 
+from ..config import Config
 from ..errors import CheckpointError, NonFiniteError, UsageError
 from ..files import StrPath, read_file, read_json, writes
+from ..formats.names import CONFIG
 from ..formats.write import write_atomically, write_json, write_safetensors
 from ..text import load_tokenizer
 from . import corpus
@@ -95,6 +97,8 @@ def train(
     stage = STAGES[name]
     total = steps or stage.steps
     folder = Path(folder)
+    if base is not None:
+        Config.from_file(Path(base) / CONFIG)  # a wrong name leaves no folder
     with writes(folder):
         folder.mkdir(parents=True, exist_ok=True)
     with _alone(folder):

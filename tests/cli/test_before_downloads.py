@@ -98,6 +98,14 @@ def test_a_mistake_is_seen_before_the_download(local_hub, model, places, capsys,
     assert not os.path.lexists(places["new"])
 
 
+@pytest.mark.parametrize("base", ["missing", "a file", "other"])
+def test_training_without_a_base_leaves_no_folder(places, tmp_path, capsys, base):
+    """A recipe that is left would refuse the next command with other options."""
+    assert main(["train", "cold-start", "-m", str(tmp_path / base), "-o", str(places["new"])]) == 1
+    assert "config.json" in capsys.readouterr().err.splitlines()[-1]
+    assert not os.path.lexists(places["new"])
+
+
 def test_nothing_is_left_of_the_trial(local_hub, model, places, tmp_path):
     before = sorted(tmp_path.rglob("*"))
     assert main(["convert", "-m", "owner/nothing", "-o", str(places["new"])]) == 1
