@@ -21,7 +21,7 @@ class QwqError(Exception):
         self.file = None if file is None else os.fspath(file)
         self.field = field
         self.problem = problem
-        super().__init__(": ".join(_printable(part) for part in (self.file, field, problem) if part))
+        super().__init__(": ".join(printable(part) for part in (self.file, field, problem) if part))
 
 
 class ConfigError(QwqError):
@@ -101,6 +101,6 @@ def did_you_mean(name: str, known: Iterable[str], most: int = 3) -> str:
     return f" (did you mean {' or '.join(near[:most])}?)" if near else ""
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """Escape what would break the one-line promise: a hostile file chooses its own names."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)[:1000]

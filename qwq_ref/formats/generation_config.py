@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..config import Config, FieldReader
-from ..errors import ConfigError, did_you_mean
+from ..errors import ConfigError, did_you_mean, printable
 from ..files import StrPath, read_json
 from .names import CONFIG, GENERATION_CONFIG
 
 _BYTES = 1 << 20
+_MOST_NAMED = 5  # misspelt keys
+_MOST_KEYS = 200  # that are compared with known ones: three times as many as transformers has
 _SAMPLING = {"temperature": 1.0, "top_k": 50, "top_p": 1.0, "min_p": 0.0}  # without effect unless do_sample is true
 _READ = (*_SAMPLING, "do_sample", "repetition_penalty", "eos_token_id")
 _ALIKE = (  # keys of transformers whose names are near to those
@@ -55,16 +58,18 @@ class GenerationConfig:
         ways  how to choose a temperature, which was not done
         """
         lines = [f"{self.path}: {name}" for name in self.misspelt]
-        if self.do_sample:
-            return lines
         likeliest = f"each token is the likeliest one; {ways} draws"
-        if self.path is None:
-            return [*lines, f"{self.missing}: {likeliest}"]
-        if self.idle:
-            names = " and ".join([", ".join(self.idle[:-1]), self.idle[-1]] if len(self.idle) > 1 else self.idle)
-            has = "have" if len(self.idle) > 1 else "has"
-            return [*lines, f"{self.path}: {names} {has} no effect, because do_sample is not true: {likeliest}"]
-        return [*lines, f"{self.path}: says nothing of sampling: {likeliest}"] if self.silent else lines
+        if self.do_sample:
+            pass
+        elif self.path is None:
+            lines.append(f"{self.missing}: {likeliest}")
+        elif self.idle:
+            names = " and ".join([*filter(None, [", ".join(self.idle[:-1])]), self.idle[-1]])
+            have = "have" if len(self.idle) > 1 else "has"
+            lines.append(f"{self.path}: {names} {have} no effect, because do_sample is not true: {likeliest}")
+        elif self.silent:
+            lines.append(f"{self.path}: says nothing of sampling: {likeliest}")
+        return [printable(line) for line in lines]  # words of the file and of the hub are in them
 
     @property
     def effective_temperature(self) -> float:
@@ -109,7 +114,7 @@ class GenerationConfig:
             missing=_missing(Path(folder)),
             silent=not any(read.values.get(name) is not None for name in (*_SAMPLING, "do_sample")),
             idle=_idle(read),
-            misspelt=tuple(_misspelt(read)),
+            misspelt=tuple(itertools.islice(_misspelt(read), _MOST_NAMED)),
         )
 
 
@@ -127,7 +132,7 @@ def _idle(read: FieldReader) -> tuple[str, ...]:
 
 
 def _misspelt(read: FieldReader) -> Iterator[str]:
-    for name in read.values:
+    for name in itertools.islice(read.values, _MOST_KEYS):
         near = "" if name in _READ or name in _ALIKE else did_you_mean(name, _READ, 1)
         if near:
             yield f"{name[:40]} is not known, and has no effect{near}"

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 import warnings
 
 import pytest
@@ -189,3 +190,13 @@ def test_the_warning_of_python_is_one_line(folder):
     done = subprocess.run([sys.executable, "-c", code], env=variables, capture_output=True, text=True, check=True)
     assert len(done.stderr.splitlines()) == 1
     assert "UserWarning: there is no generation_config.json: each token is the likeliest one" in done.stderr
+
+
+def test_a_hostile_file_writes_one_plain_line_in_time(folder, capsys):
+    values = {"do_sample": True, "temp\x1b[2Jrature": 1, **{f"temperatur{number}": 1 for number in range(40_000)}}
+    (folder / "generation_config.json").write_text(json.dumps(values))
+    started = time.monotonic()
+    lines = told(capsys, *ASK, folder)[0]
+    assert time.monotonic() - started < 20
+    assert all(line.isprintable() for line in lines)
+    assert len(lines) == 5
