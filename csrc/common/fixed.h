@@ -75,6 +75,13 @@ static inline float fixed_lanes(float *lanes)
     return lanes[0];
 }
 
+/* RMSNorm's factor, from the root of the mean square. NaN if float32 cannot hold the mean square: 1 / infinity would turn
+ * the row into zeros, and so into logits that look like numbers. */
+static inline float fixed_inverse(float root)
+{
+    return root < __builtin_inff() ? 1.0f / root : __builtin_nanf("");
+}
+
 #if defined(__x86_64__)
 #include <immintrin.h>
 

@@ -24,7 +24,7 @@ static void rmsnorm(float *y, const float *x, const float *w, float eps, size_t 
     float lanes[16] = {0};
     for (size_t i = 0; i < D; i++)
         lanes[i % 16] = lanes[i % 16] + x[i] * x[i];
-    float inverse = 1.0f / sqrtf(halves(lanes) / (float)D + eps);
+    float inverse = fixed_inverse(sqrtf(halves(lanes) / (float)D + eps));
     for (size_t i = 0; i < D; i++)
         y[i] = x[i] * inverse * w[i];
 }

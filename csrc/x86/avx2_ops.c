@@ -41,7 +41,7 @@ static void rmsnorm(float *y, const float *x, const float *w, float eps, size_t 
     low = _mm256_add_ps(low, _mm256_mul_ps(a, a));
     high = _mm256_add_ps(high, _mm256_mul_ps(b, b));
     __m128 mean = _mm_set_ss(halves(low, high) / (float)D + eps);
-    float inverse = 1.0f / _mm_cvtss_f32(_mm_sqrt_ss(mean));
+    float inverse = fixed_inverse(_mm_cvtss_f32(_mm_sqrt_ss(mean)));
     for (i = 0; i + 8 <= D; i += 8) {
         __m256 normalised = _mm256_mul_ps(_mm256_loadu_ps(x + i), _mm256_set1_ps(inverse));
         _mm256_storeu_ps(y + i, _mm256_mul_ps(normalised, _mm256_loadu_ps(w + i)));

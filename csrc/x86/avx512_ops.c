@@ -38,7 +38,7 @@ static void rmsnorm(float *y, const float *x, const float *w, float eps, size_t 
         lanes = _mm512_add_ps(lanes, _mm512_mul_ps(v, v));
     }
     __m128 mean = _mm_set_ss(halves(lanes) / (float)D + eps);
-    const __m512 inverse = _mm512_set1_ps(1.0f / _mm_cvtss_f32(_mm_sqrt_ss(mean)));
+    const __m512 inverse = _mm512_set1_ps(fixed_inverse(_mm_cvtss_f32(_mm_sqrt_ss(mean))));
     for (size_t i = 0; i < D; i += 16) {
         __mmask16 m = first(D - i);
         __m512 normalised = _mm512_mul_ps(_mm512_maskz_loadu_ps(m, x + i), inverse);

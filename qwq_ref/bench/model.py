@@ -18,9 +18,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from ..config import Config
-from ..core import Array
 from ..core import attention as kv_cache
 from ..engine.backends import LAST, Backend
+from ..engine.faults import run_finite
 from ..engine.plan import EMBEDDING, HEAD, plan
 from ..forms import FORMS
 from .measure import Ceilings, in_turns
@@ -88,31 +88,31 @@ class Runner(Protocol):
 
 
 class Engine:
-    """One sequence of a backend. The `depth` positions before a test hold random keys and values."""
+    """One sequence of a backend. The `depth` positions before a test hold random keys and values.
 
-    def __init__(self, backend: Backend) -> None:
+    A step looks at its logits, as in generation. It raises NonFiniteError if they hold NaN or infinity.
+    """
+
+    def __init__(self, backend: Backend, model: str | None = None) -> None:
+        """`model`: its name in errors."""
         self.backend = backend
+        self._model = model
         self.sequence = backend.sequence()
         self._rng = np.random.default_rng(0)
 
     def prompt(self, tokens: int, depth: int) -> float:
-        self.sequence.fill(depth, self._rng)
-        ids = self._ids(tokens)
-        start = perf_counter()
-        for at in range(0, tokens, self.backend.chunk):
-            self.backend.run(ids[at : at + self.backend.chunk], self.sequence, LAST)
-        return perf_counter() - start
+        return self._run(Trial("pp", tokens, depth), self.backend.chunk)
 
     def decode(self, tokens: int, depth: int) -> float:
-        self.sequence.fill(depth, self._rng)
-        ids = self._ids(tokens)
-        start = perf_counter()
-        for at in range(tokens):
-            self.backend.run(ids[at : at + 1], self.sequence, LAST)
-        return perf_counter() - start
+        return self._run(Trial("tg", tokens, depth), 1)
 
-    def _ids(self, tokens: int) -> Array:
-        return self._rng.integers(0, self.backend.config.V, tokens)
+    def _run(self, test: Trial, chunk: int) -> float:
+        self.sequence.fill(test.depth, self._rng)
+        ids = self._rng.integers(0, self.backend.config.V, test.tokens)
+        start = perf_counter()
+        for at in range(0, test.tokens, chunk):
+            run_finite(self.backend, ids[at : at + chunk], self.sequence, LAST, self._model, str(test))
+        return perf_counter() - start
 
 
 @dataclass(frozen=True)
@@ -168,7 +168,7 @@ def rows(
     peer: tuple[str, Runner] | None = None,
 ) -> Iterator[Row]:
     """Run each test once to warm up, then in each repeat the ceilings, the engine and the peer."""
-    engine = Engine(backend)
+    engine = Engine(backend, model)
     for test in tests:
         yield _row(model, backend, engine, test, repeats, best, peer)
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import NonFiniteError, UsageError
+from ..errors import UsageError
 from ..formats import GenerationConfig
 from ..spec import Sampling
 from ..spec.ops import Array
@@ -67,12 +67,9 @@ class Model:
     def logits(self, token_ids: Sequence[int]) -> Array:
         """token_ids [T] -> float32 [T, V]: logits of the token after each.
 
-        They may hold NaN and infinity. Raises NonFiniteError for these in places where the computation has to stop.
+        Raises ValueError for ids that the model does not have, and NonFiniteError for logits with NaN or infinity.
         """
-        try:
-            return backends.logits(self.backend, token_ids)
-        except NonFiniteError as problem:
-            raise NonFiniteError(self.path, problem.field, problem.problem) from None
+        return backends.logits(self.backend, token_ids, self.path)
 
     def session(self) -> Session:
         """Return an empty session: token ids, and logits of the next one."""

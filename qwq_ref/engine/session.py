@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence as Ids
-from contextlib import suppress
-from math import isfinite
 
-from ..errors import NonFiniteError
 from ..spec.ops import Array
 from .backends import LAST, Backend, Progress
-from .faults import find_fault
+from .faults import run_finite
 
 
 class Session:
@@ -39,14 +36,7 @@ class Session:
         """
         for start in range(0, len(ids), self.backend.chunk):
             chunk = [int(token) for token in ids[start : start + self.backend.chunk]]
-            logits = None
-            with suppress(NonFiniteError):
-                logits = self.backend.run(chunk, self._sequence, LAST, progress=progress)[0]
-            if logits is None or not (isfinite(logits.max()) and isfinite(logits.min())):  # each is NaN if one is
-                self._sequence.rollback(len(self.ids))
-                step = step or f"positions {len(self.ids)} to {len(self.ids) + len(chunk) - 1}"
-                raise NonFiniteError(self._model, step, find_fault(self.backend, self._sequence, chunk))
-            self._logits = logits
+            self._logits = run_finite(self.backend, chunk, self._sequence, LAST, self._model, step, progress)[0]
             self.ids += chunk
 
     def rollback(self, length: int) -> None:

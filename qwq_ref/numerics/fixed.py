@@ -81,11 +81,13 @@ def rmsnorm(x: Array, w: Array, eps: float) -> Array:
     """x [T, D], w [D] -> [T, D]
 
     `spec.rmsnorm` with its sum in lanes. The weight is multiplied last.
+
+    A row whose mean square float32 cannot hold is NaN. The spec and Hugging Face divide such a row by infinity. Their
+    zeros would become logits that look like an answer.
     """
-    with np.errstate(over="ignore"):  # a mean square beyond float32 gives zeros, as in the spec
-        mean_square = lane_sum(x * x) / np.float32(x.shape[-1])
-        inverse = np.float32(1) / np.sqrt(mean_square + np.float32(eps))
-    return x * inverse * w
+    with np.errstate(over="ignore"):
+        root = np.sqrt(lane_sum(x * x) / np.float32(x.shape[-1]) + np.float32(eps))
+    return x * np.where(np.isinf(root), np.float32(np.nan), np.float32(1) / root) * w
 
 
 # pi / 2 in three parts. The first two have 26 bits, so their products with integers up to 2^27 are exact in float64.

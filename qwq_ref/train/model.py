@@ -23,6 +23,7 @@ from typing import Literal, NamedTuple, Protocol
 import numpy as np
 
 from ..config import Config
+from ..engine.faults import divisible
 from ..spec.ops import (
     Array,
     causal_mask,
@@ -218,10 +219,12 @@ def backward(tape: Tape, dlogits: Array, dhidden: Array | None = None) -> Gradie
 def block(common: Common, layer: int, x: Array, keep: Sequence[str] = ()) -> tuple[Array, dict[str, Array]]:
     """x [N, D] -> [N, D], kept
 
-    The spec's block for all rows of a batch, and the arrays of these names.
+    The spec's block for all rows of a batch, and the arrays of these names. A row too large for a norm becomes NaN:
+    the spec would make zeros of it, whose logits and loss are finite.
     """
     arrays = _block_arrays(common, layer, {"x": x})
     y = arrays["mid"] + linear(arrays["act"], common.weight(layer, "mlp.down_proj.weight"))
+    y[~divisible(y)] = np.nan
     return y, {name: arrays[name] for name in keep}
 
 

@@ -4,10 +4,12 @@ import csv
 import io
 import json
 import math
+import re
 from statistics import median
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from qwq_ref import cli, core
 from qwq_ref.bench import measure
@@ -22,6 +24,7 @@ from qwq_ref.engine.backends.core import CoreBackend
 from qwq_ref.engine.plan import model_bytes
 from qwq_ref.forms import FORMS
 from tests.support.models import config_values
+from tests.support.models import random_weights as random_weights_of
 from tests.support.paths import QWQ_CONFIG
 
 if not core.available():
@@ -125,7 +128,12 @@ def test_what_is_timed_is_what_is_said(shape):
     config = Config.from_file(shape)
     backend = CoreBackend(config, random_weights(config, "q4"), 1500, "int8")
     steps, run = [], backend.run
-    backend.run = lambda ids, sequence, rows: (steps.append((len(ids), sequence.length)), run(ids, sequence, rows))[1]
+
+    def spy(ids, sequence, rows, **more):
+        steps.append((len(ids), sequence.length))
+        return run(ids, sequence, rows, **more)
+
+    backend.run = spy
     engine = Engine(backend)
     assert engine.prompt(700, 100) > 0
     assert engine.decode(3, 200) > 0
@@ -146,6 +154,29 @@ def test_what_lies_before_is_filled_in_once(shape, monkeypatch):
     for depth in (1100, 1100, 50, 1300):
         engine.decode(1, depth)
     assert appended == [pair for pair in ((0, 1024), (1024, 76), (1100, 200)) for _ in range(config.L)]
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("model.layers.0.mlp.down_proj.weight", r"the output of layer 0, at position \d+, reaches .*: float32 cannot"),
+        ("lm_head.weight", r"the logits hold \w+, and all layers are finite: the last norm or the output head is at"),
+    ],
+)
+def test_a_model_whose_logits_are_no_numbers_is_not_measured(tmp_path, capsys, name, words):
+    """Finite weights, of which a step makes numbers beyond float32."""
+    config = Config.from_dict(config_values())
+    weights = random_weights_of(config, 1)
+    weights[name][:] = np.sign(weights[name]) * np.float32(3e38 if name == "lm_head.weight" else 1e28)
+    folder = tmp_path / "big"
+    folder.mkdir()
+    save_file(weights, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(config_values()))
+    arguments = ("-m", str(folder), "--weights", "fp32", "-r", "1", "-t", "1")
+    for sizes, test in ((("-p", "3", "-n", "0"), "pp3"), (("-p", "0", "-n", "2"), "tg2")):
+        status, out, err = bench(capsys, *arguments, *sizes)
+        assert (status, out) == (1, "")
+        assert re.fullmatch(rf"qwq: big: {test}: {words}.*\n", err)
 
 
 class Slow:

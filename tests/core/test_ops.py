@@ -90,6 +90,22 @@ def test_rmsnorm(x, eps, seed):
     assert (np.abs(wanted[tame] - true) <= bound).all()
 
 
+@pytest.mark.parametrize("D", SIZES)
+def test_rmsnorm_of_a_row_whose_mean_square_float32_cannot_hold(D):
+    """NaN, and not the zeros of a division by infinity; the largest row that float32 holds has numbers."""
+    w, edge = np.ones(D, np.float32), np.float32(np.sqrt(float(np.finfo(np.float32).max) / D))
+    x = np.ones((6, D), np.float32)
+    x[0], x[1], x[2, -1], x[3, 0] = edge * np.float32(0.999), edge * np.float32(1.001), 2e19, np.inf
+    x[4], x[5] = 1e30, -np.float32(3.4e38)
+    with np.errstate(over="ignore"):
+        true = np.isinf(np.mean(x * x, axis=1))  # as the spec sums: at these edges, in any order
+    wanted = fixed.rmsnorm(x, w, 1e-6)
+    assert np.array_equal(np.isnan(wanted), np.repeat(true[:, None], D, axis=1))
+    assert true.tolist() == [False, True, True, True, True, True]
+    for isa in ISAS:
+        same(core_ops.rmsnorm(x, w, 1e-6, isa), wanted)
+
+
 @given(matrices())
 def test_softmax(x):
     with np.errstate(over="ignore"):

@@ -277,8 +277,88 @@ def test_attention_hides_no_query_key_or_value(random_folder, kv, isa, row, bad)
     model.backend.weights.layers[1].qkv_bias[row] = bad
     with pytest.raises(NonFiniteError, match=r": prompt: layer 1: queries, keys or values are not finite, or beyond 2"):
         list(model.generate("hello", temperature=0))
-    with pytest.raises(NonFiniteError, match=rf"^{re.escape(str(random_folder))}: layer 1: queries"):
+    with pytest.raises(NonFiniteError, match=rf"^{re.escape(str(random_folder))}: positions 0 to 2: layer 1: queries"):
         model.logits([1, 2, 3])
+
+
+# One weight, which is finite and in the range of its form, and words for where the stream becomes too large.
+LARGE = {
+    "model.embed_tokens.weight": (1e25, r"the embedding of token \d+, at position 0, reaches \S+: float32 cannot hold"),
+    "model.layers.0.mlp.down_proj.weight": (
+        1e30,
+        r"the output of layer 0, at position \d+, reaches .*: float32 cannot hold",
+    ),
+    "model.layers.0.self_attn.o_proj.weight": (
+        1e30,
+        r"layer 0, at position \d+, (is the first that is not|reaches .*: flo)",
+    ),
+    "model.layers.0.mlp.gate_proj.weight": (
+        1e23,
+        r"the output of layer 0, at position \d+, reaches .*: float32 cannot hold",
+    ),
+    "model.layers.1.mlp.down_proj.weight": (
+        1e30,
+        r"the output of layer 1, at position \d+, reaches .*: float32 cannot hold",
+    ),
+    "model.layers.1.self_attn.v_proj.bias": (
+        1e30,
+        r"layer 1(: queries|, at position \d+, reaches .*: float32 cannot hold)",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LARGE)
+@pytest.mark.parametrize("how", ["scalar", "avx2", "avx2-vnni", "avx512", "q4", "numpy"])
+def test_a_stream_too_large_for_a_norm_gives_no_answer(tmp_path, capsys, name, how):
+    """RMSNorm divides it by infinity: the logits of the spec, and of Hugging Face in float32, are all 0."""
+    if how == "q4" and "weight" in name and "embed" not in name:
+        return  # refused while it is packed
+    if how != "numpy" and not (core.available() and how in (*core.isas(), "q4")):
+        pytest.skip("the core is not built, or this processor has no such instructions")
+    value, words = LARGE[name]
+    folder = model_folder(tmp_path / "x", name, slice(None) if name.endswith("bias") else (..., 5), value)
+    options = {"weights": "q4"} if how == "q4" else {"backend": "numpy"} if how == "numpy" else {"isa": how}
+    model = qwq_ref.load(folder, **options)
+    for sampling in ({"temperature": 0}, {"temperature": 0.6, "seed": 1}):
+        with pytest.raises(NonFiniteError, match=rf": prompt: .*{words}"):
+            list(model.generate("What is 1+1?", **sampling))
+    for step, call in {
+        "positions 0 to 2": lambda: model.logits([1, 2, 3]),
+        "positions 0 to 3": lambda: model.session().extend([1, 2, 3, 4]),
+    }.items():
+        with pytest.raises(NonFiniteError, match=rf"^{re.escape(str(folder))}: {step}: .*{words}"):
+            call()
+    if how in ("q4", "numpy"):
+        chosen = ["--weights", "q4"] if how == "q4" else ["--backend", "numpy"]
+        assert cli.main(["eval", "-m", str(folder), "--categories", "add3", "-n", "1", *chosen]) == 1
+        assert capsys.readouterr().err.startswith(f"qwq: {folder}: add3, prompt")
+
+
+@pytest.mark.parametrize("backend", ["core", "numpy"])
+def test_the_place_is_found_in_every_row_that_is_asked_for(scripted, tmp_path, backend):
+    """The head is at fault for one token of several, which is not the last."""
+    if backend == "core" and not core.available():
+        pytest.skip("the C core is not built: there was no compiler")
+    model, number = broken(scripted, tmp_path, backend)
+    fault = rf": positions 0 to 3: the embedding of token {number}, at position 2, is not finite"
+    with pytest.raises(NonFiniteError, match=fault):
+        model.logits([1, 2, number, 3])
+    run = model.backend.run
+
+    def one_row(ids, sequence, rows, tap=None, progress=None):
+        """As `run`, but the head gives NaN for token 3."""
+
+        def shown(name, x):
+            if name == "lm_head" and len(x) == len(ids):
+                x[np.asarray(ids) == 3] = np.nan
+            if tap is not None:
+                tap(name, x)
+
+        return run(ids, sequence, rows, shown, progress)
+
+    model.backend.run = one_row
+    with pytest.raises(NonFiniteError, match="the logits hold NaN, and all layers are finite"):
+        model.logits([1, 3, 2, 4])
 
 
 @pytest.mark.parametrize("kv", ["int8", "fp32"])

@@ -11,7 +11,7 @@ from qwq_ref.config import Config
 from qwq_ref.errors import NonFiniteError
 from qwq_ref.formats import resolve
 from qwq_ref.spec import Sampling
-from qwq_ref.train import rollout, sft
+from qwq_ref.train import model, rollout, sft
 from tests.support.checkpoints import weights_of
 from tests.support.models import config_values, random_weights
 
@@ -30,6 +30,18 @@ def test_a_batch_with_nan_gives_no_answers(temperature, at, where):
     prompts = [[3, 4, 5], [6, 2]]
     with pytest.raises(NonFiniteError, match=f"^{where}: the logits of an answer hold NaN or infinity"):
         rollout.answers(config, weights, prompts, Sampling(temperature), **LIMITS)
+
+
+def test_a_stream_too_large_for_a_norm_gives_no_answers_and_no_loss():
+    """The spec's norm makes zeros of it: finite logits, and a finite loss."""
+    config = Config.from_dict(config_values())
+    weights = random_weights(config, 0)
+    weights["model.layers.0.mlp.down_proj.weight"][5, 5] = 1e30
+    with pytest.raises(NonFiniteError, match=r"^prompt: the logits of an answer hold NaN or infinity"):
+        rollout.answers(config, weights, [[3, 4, 5], [6, 2]], Sampling(0), **LIMITS)
+    with np.errstate(all="ignore"):
+        logits, _ = model.forward(config, weights, np.array([[3, 4, 5]]))
+    assert np.isnan(logits).all()
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
@@ -12,6 +13,7 @@ import numpy as np
 
 from ...config import Config
 from ...spec.ops import Array, Tap
+from ..faults import run_finite
 
 Ids = Any  # a list or an array of integers
 Progress = Callable[[float], object]
@@ -76,15 +78,19 @@ class Backend(Protocol):
 
         A call that is interrupted or raises leaves the sequence as it was. Raises ValueError for ids that the model
         does not have, or more of them than fit in the context. Raises NonFiniteError for NaN and infinity in places
-        from which they would not reach the logits.
+        from which they would not reach the logits, and for a residual stream that a norm would turn into zeros.
         """
 
 
-def logits(backend: Backend, ids: Ids) -> Array:
-    """ids [T] -> logits [T, V]: those of the token after each, from an empty sequence."""
-    sequence = backend.sequence()
-    pieces = [backend.run(ids[i : i + backend.chunk], sequence, ALL) for i in range(0, max(1, len(ids)), backend.chunk)]
-    return np.concatenate(pieces)
+def logits(backend: Backend, ids: Ids, model: str | os.PathLike[str] | None = None) -> Array:
+    """ids [T] -> logits [T, V]: those of the token after each, from an empty sequence.
+
+    model  where the backend's weights came from, for errors
+
+    Raises ValueError as `Backend.run`, and NonFiniteError for logits that hold NaN or infinity.
+    """
+    sequence, starts = backend.sequence(), range(0, max(1, len(ids)), backend.chunk)
+    return np.concatenate([run_finite(backend, ids[i : i + backend.chunk], sequence, ALL, model) for i in starts])
 
 
 def checked_ids(ids: Ids, config: Config, length: int, context: int) -> Array:

@@ -7,9 +7,11 @@ from collections.abc import Mapping
 import numpy as np
 
 from ...config import Config
+from ...errors import NonFiniteError
 from ...spec import crop, forward
 from ...spec.model import empty_cache
 from ...spec.ops import Array, Tap
+from ..faults import TOO_LARGE, divisible
 from . import Ids, Progress, checked_ids, checked_length
 
 CHUNK = 256  # tokens of a prompt at a time: the spec holds the scores of so many rows
@@ -57,8 +59,17 @@ class NumpyBackend:
     ) -> Array:
         ids = checked_ids(ids, self.config, sequence.length, self.context)
         assert self.tensors is not None
+
+        def look(name: str, x: Array) -> None:
+            if tap is not None:
+                tap(name, x)
+            if (name == "model.embed_tokens" or name.endswith((".resid_mid", ".resid_post"))) and not divisible(
+                x
+            ).all():
+                raise NonFiniteError(None, name, f"is not finite, or {TOO_LARGE}")
+
         with np.errstate(all="ignore"):  # as in the core, NaN and infinity pass silently, and are looked for at the end
-            logits, sequence.cache = forward(self.config, self.tensors, ids, sequence.cache, tap)
+            logits, sequence.cache = forward(self.config, self.tensors, ids, sequence.cache, look)
         if progress is not None:
             progress(len(ids))
         return logits[rows]
