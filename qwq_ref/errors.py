@@ -32,6 +32,10 @@ class CheckpointError(QwqError):
     """A weight file is malformed, incomplete, or not the one that the config describes."""
 
 
+class FormError(CheckpointError):
+    """A weight that one weight form cannot hold, and another one can."""
+
+
 class TokenizerError(QwqError):
     """tokenizer.json is malformed, or not a Qwen2 byte-level BPE."""
 

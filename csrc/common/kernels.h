@@ -4,7 +4,9 @@
 
 #include <stddef.h>
 #include <stdint.h>
+#include <string.h>
 
+#include "common/fixed.h"
 #include "qwq.h"
 
 /* <cdef> */
@@ -120,6 +122,8 @@ static const float QWQ_SMALLEST = 0x1p-24f, QWQ_LARGEST = 65504.0f;
 /* Halfway between two levels: above as many of these as a value is, so is its code. */
 static const float QWQ_MIDDLES[16] = {-49, -38.5f, -30, -22.5f, -16, -10, -4.5f, 1, 7, 13, 19, 25.5f, 33.5f, 43, 55.5f};
 
+enum { CODE_OF_ZERO = 7 }; /* above so many middles is 0 */
+
 /* float to fp16 bits, to nearest, ties to even; for numbers from 0 to 65,504. */
 static inline uint16_t float_to_half(float x)
 {
@@ -133,6 +137,30 @@ static inline uint16_t float_to_half(float x)
     }
     uint32_t odd = (v.u >> 13) & 1;
     return (uint16_t)((v.u + 0x0FFFu + odd - 0x38000000u) >> 13);
+}
+
+/* The scale of a group of q8, as fp16 bits; 0 where each of its codes would be 0. */
+static inline uint16_t scale_q8(float largest)
+{
+    float scale = largest * (1.0f / 127.0f);
+    scale = scale > QWQ_SMALLEST ? scale : QWQ_SMALLEST;
+    return largest > QWQ_SMALLEST / 2 ? float_to_half(scale < QWQ_LARGEST ? scale : QWQ_LARGEST) : 0;
+}
+
+/* The scale of a group of q4 with its sign. A group that the smallest scale would enlarge becomes zeros instead, where
+ * they have a smaller error: no level is 0. */
+static inline uint16_t scale_q4(uint8_t *code, const float *w, uint16_t scale, float sign, float error)
+{
+    if (scale == 1) {
+        float lanes[16] = {0};
+        for (int k = 0; k < GROUP; k++)
+            lanes[k % 16] = lanes[k % 16] + w[k] * w[k];
+        if (fixed_lanes(lanes) < error) {
+            memset(code, CODE_OF_ZERO, GROUP);
+            return 0;
+        }
+    }
+    return (uint16_t)(scale | (sign < 0 ? 0x8000u : 0));
 }
 
 /* fp16 bits to float, exactly. */

@@ -92,7 +92,7 @@ static uint16_t quantise_q4(uint8_t *code, const float *w)
                 code[k] = codes[k];
         }
     }
-    return (uint16_t)(best_scale | (sign < 0 ? 0x8000u : 0));
+    return scale_q4(code, w, best_scale, sign, best);
 }
 
 static uint16_t quantise_q8(int8_t *q, const float *w)
@@ -100,7 +100,7 @@ static uint16_t quantise_q8(int8_t *q, const float *w)
     float largest = 0;
     for (int k = 0; k < GROUP; k++)
         largest = fabsf(w[k]) > largest ? fabsf(w[k]) : largest;
-    uint16_t half = float_to_half(fminf(largest * (1.0f / 127.0f), QWQ_LARGEST));
+    uint16_t half = scale_q8(largest);
     float scale = half_to_float(half), inverse = scale > 0 ? 1.0f / scale : 0;
     for (int k = 0; k < GROUP; k++)
         q[k] = (int8_t)fminf(fmaxf(rintf(w[k] * inverse), -127), 127);

@@ -119,7 +119,7 @@ static uint16_t quantise_q4(uint8_t *code, const float *w)
                 code[k] = (uint8_t)codes[k];
         }
     }
-    return (uint16_t)(best_scale | (sign < 0 ? 0x8000u : 0));
+    return scale_q4(code, w, best_scale, sign, best);
 }
 
 static uint16_t quantise_q8(int8_t *q, const float *w)
@@ -127,9 +127,8 @@ static uint16_t quantise_q8(int8_t *q, const float *w)
     float largest = 0;
     for (int k = 0; k < GROUP; k++)
         largest = __builtin_fabsf(w[k]) > largest ? __builtin_fabsf(w[k]) : largest;
-    float scale = largest * (1.0f / 127.0f);
-    uint16_t half = float_to_half(scale < QWQ_LARGEST ? scale : QWQ_LARGEST);
-    scale = half_to_float(half);
+    uint16_t half = scale_q8(largest);
+    float scale = half_to_float(half);
     __m256 inverse = _mm256_set1_ps(scale > 0 ? 1.0f / scale : 0);
     const __m256 most = _mm256_set1_ps(127), least = _mm256_set1_ps(-127);
     for (int i = 0; i < 8; i++) {

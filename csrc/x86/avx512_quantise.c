@@ -103,7 +103,7 @@ static uint16_t quantise_q4(uint8_t *code, const float *w)
                 _mm_storeu_si128((__m128i *)(void *)(code + 16 * i), _mm512_cvtepi32_epi8(codes[i]));
         }
     }
-    return (uint16_t)(best_scale | (sign < 0 ? 0x8000u : 0));
+    return scale_q4(code, w, best_scale, sign, best);
 }
 
 static uint16_t quantise_q8(int8_t *q, const float *w)
@@ -113,9 +113,8 @@ static uint16_t quantise_q8(int8_t *q, const float *w)
         v[i] = _mm512_loadu_ps(w + 16 * i);
         magnitude = _mm512_max_ps(magnitude, _mm512_abs_ps(v[i]));
     }
-    float scale = _mm512_reduce_max_ps(magnitude) * (1.0f / 127.0f);
-    uint16_t half = float_to_half(scale < QWQ_LARGEST ? scale : QWQ_LARGEST);
-    scale = half_to_float(half);
+    uint16_t half = scale_q8(_mm512_reduce_max_ps(magnitude));
+    float scale = half_to_float(half);
     __m512 inverse = _mm512_set1_ps(scale > 0 ? 1.0f / scale : 0);
     const __m512 most = _mm512_set1_ps(127), least = _mm512_set1_ps(-127);
     for (int i = 0; i < 4; i++) {

@@ -96,7 +96,8 @@ FORMATS = {
 }  # the formats that a checkpoint's weights are converted to
 
 # The largest magnitude of a weight in q4 and q8: the largest float16 scale times the largest level.
-LARGEST = {"q4": 65504.0 * 63, "q8": 65504.0 * 127}
+LARGEST_SCALE = 65504.0
+LARGEST = {"q4": LARGEST_SCALE * 63, "q8": LARGEST_SCALE * 127}
 
 # The numbers that C has for the names.
 _CODE_NUMBERS = {name: i for i, name in enumerate(names("qwq_code_name"))}

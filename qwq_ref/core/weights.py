@@ -15,6 +15,11 @@ from .magnitude import FLOAT32_MAX, first_beyond
 from .memory import aligned
 from .threads import checked_threads
 
+_FAINT_BITS = int(np.float16(2.0**-20).view(np.uint16))
+# The levels of q4, as in csrc/common/kernels.h.
+_LEVELS = np.array([-55, -43, -34, -26, -19, -13, -7, -2, 4, 10, 16, 22, 29, 38, 48, 63], np.int8)
+MOST_LOST = {"q4": 0.03, "q8": 0.001}  # parts of a weight's energy: several times what rounding costs elsewhere
+
 
 @dataclass(frozen=True)
 class Packed:
@@ -71,22 +76,62 @@ def quantise(
 
     w is of floats, or bfloat16 as uint16 bits. Columns that are missing to a whole group count as zero. The result goes
     into `out` where it is given, as for `pack`. Raises CoreError for another dtype, and for a number that the format
-    does not hold: one beyond its range, and NaN or infinity in q4 and q8.
+    does not hold: one beyond its range, and NaN or infinity in q4 and q8. Raises CoreError for weights too small for
+    the scales of q4 and q8: see `lost_energy`.
 
-    checked  whether the caller has looked for such numbers
+    checked  whether the caller has looked for numbers beyond the range
     """
     if name not in FORMATS:
         raise CoreError(None, "format", f"must be one of {', '.join(FORMATS)}, got {name[:40]}")
-    _, K = shape_of("w", w, 2)
+    shape_of("w", w, 2)
     w = weights("w", w)
     if name not in LARGEST:
         wanted = {"bf16": BFLOAT16}.get(name, np.dtype(CODES[name].dtype))
         return pack(FORMATS[name], w if w.dtype == wanted else rounded("w", w, wanted), threads=threads, out=out)
     if not checked:
         _finite(name, w, LARGEST[name])
+    made, code, scale = quantise_groups(w, name, isa, threads, out)
+    lost = lost_energy(name, w, code, scale)
+    if lost is not None and lost.sum() > MOST_LOST[name] * energy(w).sum():
+        raise CoreError(None, "w", f"is too small for the scales of {name}, which would lose it: take bf16 or fp32")
+    return made
+
+
+def quantise_groups(
+    w: Array, name: str, isa: str | None = None, threads: int = 1, out: Packed | None = None
+) -> tuple[Packed, Array, Array]:
+    """`quantise` in q4 or q8, without a look at the numbers -> packed, and what it is made of: code and scale."""
+    _, K = shape_of("w", w, 2)
+    w = weights("w", w)
     whole = np.pad(w, ((0, 0), (0, -K % GROUP))) if K % GROUP else w
     code, scale = _quantised(name, whole, isa, threads)
-    return pack(FORMATS[name], code[:, :K], scale, threads=threads, out=out)
+    return pack(FORMATS[name], code[:, :K], scale, threads=threads, out=out), code, scale
+
+
+def energy(w: Array) -> Array:
+    """w [n, k] -> float64 [n]: the sum of the squares of each row."""
+    wide = w.astype(np.float64)
+    squares: Array = np.einsum("nk,nk->n", wide, wide)
+    return squares
+
+
+def lost_energy(name: str, w: Array, code: Array, scale: Array) -> Array | None:
+    """w [n, k], code [n, K], scale [n, m] of q4 or q8 -> float64 [n]: the energy of the error; None if it is 0.
+
+    Counts groups with scales below 2^-20, of which float16 keeps fewer than five bits, and none below 2^-25. A weight
+    is lost where the error is more than `MOST_LOST` of its own energy. Rows of tiny numbers, which nothing uses, are a
+    small part of that.
+    """
+    faint = np.argwhere(scale.view(np.uint16) & 0x7FFF < _FAINT_BITS)
+    if not len(faint):
+        return None
+    rows, groups = faint.T
+    whole = np.pad(w, ((0, 0), (0, code.shape[1] - w.shape[1]))).reshape(len(w), -1, GROUP)
+    level = code.reshape(whole.shape)[rows, groups]
+    level = _LEVELS[level] if name == "q4" else level
+    rest = whole[rows, groups].astype(np.float64) - level * scale[rows, groups, None].astype(np.float64)
+    lost = np.bincount(rows, energy(rest), len(w))
+    return lost if lost.any() else None
 
 
 def quantise_q4(w: Array, isa: str | None = None, threads: int = 1) -> tuple[Array, Array]:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import dataclasses
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 
 from .. import core
 from ..config import Config, Rope
 from ..core.magnitude import check_finite
-from ..formats import Confirm, Download, Tensors, open_source, recognise, resolve
+from ..errors import FormError
+from ..formats import Confirm, Download, Source, Tensors, open_source, recognise, resolve
 from ..host.limits import cpus
 from ..spec.ops import Array
 from ..text.template import ChatTemplate
@@ -56,7 +57,8 @@ def load(
     """Read a model into memory: a folder, a .safetensors file, a hub id, or the name of a shipped model.
 
     backend        "core", the C core, or "numpy", the spec itself; None: the core where it is built
-    weights        the weight form, "fp32", "bf16", "q8" or "q4"; None: the most exact that fits in memory
+    weights        the weight form, "fp32", "bf16", "q8" or "q4"; None: the most exact that fits in memory, and can hold
+                   all weights
     kv             the cache form, "fp32" or "int8"; None: fp32 for weights in floats, else int8
     threads        None: one for each CPU that this process may use, at most the quota of its control groups, rounded up
     isa            the instruction set, such as "avx2"; None: the best that the processor has. Results are identical
@@ -98,10 +100,7 @@ def load(
             forms = candidates(source.dtypes, source.forms, config.swiglu_beta)
             isa = core.chosen_isa(isa)
             threads = threads or cpus()
-            form, kv, context = fitting_forms(config, [weights] if weights else forms, kv, context, model, forms)
-            if announce is not None:
-                announce(*memory_line(f"weights {form}, KV cache {kv}", context, core_needs(config, form, kv)))
-            made = CoreBackend(config, read_model(source, form, threads, progress), context, kv, isa, threads)
+            made = _core_backend(source, config, model, weights, forms, kv, context, isa, threads, progress, announce)
         compiled.result()
     return Model(path, made, small.tokenizer, small.template, small.defaults)
 
@@ -129,6 +128,41 @@ def _until_compiled(template: ChatTemplate | None, progress: Progress | None) ->
 
     threading.Thread(target=wait, daemon=True).start()  # Ctrl-C does not wait for it
     return told, compiled
+
+
+def _core_backend(
+    source: Source,
+    config: Config,
+    model: str | os.PathLike[str],
+    weights: str | None,
+    forms: Sequence[str],
+    kv: str | None,
+    context: int | None,
+    isa: str,
+    threads: int,
+    progress: Progress,
+    announce: Announce | None,
+) -> CoreBackend:
+    """Read a model in the wanted weight form, or in the first of `forms` that fits in memory and holds its weights."""
+    read, tried = 0.0, [weights] if weights else [*forms]
+
+    def told(count: float) -> None:
+        nonlocal read
+        read += count
+        progress(count)
+
+    while True:
+        form, cache, room = fitting_forms(config, tried, kv, context, model, forms)
+        if announce is not None:
+            announce(*memory_line(f"weights {form}, KV cache {cache}", room, core_needs(config, form, cache)))
+        try:
+            return CoreBackend(config, read_model(source, form, threads, told), room, cache, isa, threads)
+        except FormError:
+            tried = tried[tried.index(form) + 1 :]
+            if not tried:
+                raise
+        progress(-read)
+        read = 0.0
 
 
 def _numpy_backend(

@@ -20,9 +20,10 @@ import numpy as np
 from .. import core
 from ..config import Config
 from ..core import PANEL, Packed
-from ..core.formats import ALIGN
+from ..core.formats import ALIGN, LARGEST_SCALE
 from ..core.magnitude import FLOAT32_MAX, first_beyond, within
-from ..errors import CheckpointError
+from ..core.weights import MOST_LOST, energy, lost_energy, quantise_groups
+from ..errors import CheckpointError, FormError
 from ..footprint import parameters
 from ..formats.packed import Stored
 from ..formats.source import Source, Tensors
@@ -90,7 +91,8 @@ def packed_tensors(
 
     Two matrices are held at a time, besides small ones, to keep the threads busy. The form bf16 keeps the upper half of
     each float32. Raises CoreError if the lower half of a matrix's weight is not zero: no precision is lost silently.
-    Raises CheckpointError for a weight that is not finite, or too large for its format, with its tensor and its place.
+    Raises CheckpointError for a weight that is not finite, with its tensor and its place. Raises FormError for one that
+    is too large for its format, and for a tensor with weights that are too small for it.
     """
     tensors = weights if isinstance(weights, Tensors) else _Arrays(weights)
     with _Packer(config, tensors, form, threads, allocate) as packer:
@@ -110,13 +112,16 @@ class _Job:
 
     tensors: dict[str, Packed | Array]
     pieces: list[Future[int]]
+    check: Callable[[], None] | None = None
 
     def finish(self, progress: Progress | None) -> Iterator[tuple[str, Packed | Array]]:
-        """Wait for the pieces, report them, and yield the tensors."""
+        """Wait for the pieces, report them, check the whole, and yield the tensors."""
         for piece in self.pieces:
             count = piece.result()
             if progress is not None:
                 progress(count)
+        if self.check is not None:
+            self.check()
         yield from self.tensors.items()
 
 
@@ -127,11 +132,45 @@ class _Rows:
     names  the tensors that the rows are of
     dtype  the stored dtype; float32 if the joined tensors differ
     fill   (begin, end, out): write these rows to `out`, and return the number of weights that were read
+    owner  row numbers [n] -> for each, the index of its tensor in `names`
     """
 
     names: Sequence[str]
     dtype: np.dtype[Any]
     fill: Callable[[int, int, Array], int]
+    owner: Callable[[Array], Array]
+
+    def by_name(self, begin: int, values: Array) -> Array:
+        """Return the sums of values [n] of the rows from `begin` on, for each of `names`."""
+        owners = self.owner(np.arange(begin, begin + len(values)))
+        sums: Array = np.bincount(owners, values, len(self.names))
+        return sums
+
+
+class _Losses:
+    """The energy that each tensor of a matrix loses by weights too small for their scales; threads add to it.
+
+    lost   for each tensor: see `lost_energy`
+    least  less than the energy of each tensor
+    """
+
+    def __init__(self, rows: _Rows, codes: str) -> None:
+        self.lost, self.least = np.zeros(len(rows.names)), np.zeros(len(rows.names))
+        self._rows, self._lock = rows, threading.Lock()
+        self._half = core.LARGEST.get(codes, 0) / LARGEST_SCALE / 2  # of the largest level
+
+    def add(self, begin: int, packed: tuple[Array, Array | None] | None) -> None:
+        """Add rows from `begin` on, which were packed: their scales, and their `lost_energy`. None: without scales."""
+        if packed is None:
+            return
+        scale, lost = packed
+        wide = scale.astype(np.float32)
+        # A group's largest weight is near the largest level times its scale.
+        least = self._rows.by_name(begin, np.einsum("nm,nm->n", wide, wide) * self._half**2)
+        with self._lock:
+            self.least += least
+            if lost is not None:
+                self.lost += self._rows.by_name(begin, lost)
 
 
 class _Packer:
@@ -180,15 +219,16 @@ class _Packer:
 
     def _matrix(self, name: str, rows: _Rows) -> _Job:
         whole, limit = self._empty(name), _limit(self._plan[name])
+        losses = _Losses(rows, whole.format.codes)
 
         def piece(begin: int, end: int) -> int:
             out = self._scratch((end - begin, whole.shape[1]), rows.dtype)
             count = rows.fill(begin, end, out)
             self._check(out, rows, limit)
-            _pack(out, whole.rows(begin, end))
+            losses.add(begin, _pack(out, whole.rows(begin, end)))
             return count
 
-        return _Job({name: whole}, self._start(whole.shape, piece))
+        return _Job({name: whole}, self._start(whole.shape, piece), lambda: self._check_losses(losses, rows, whole))
 
     def _embedding(self) -> _Job:
         """Read the embedding. If the head is tied to it, pack the head from the same rows, in another format."""
@@ -197,6 +237,7 @@ class _Packer:
         array = self._allocate(stored.nbytes).view(dtype).reshape(stored.shape)
         head = self._empty(HEAD) if self._config.tie_word_embeddings else None
         limit = min(_limit(stored), _limit(self._plan[HEAD]) if head is not None else FLOAT32_MAX)
+        losses = None if head is None else _Losses(rows, head.format.codes)
 
         def piece(begin: int, end: int) -> int:
             of_array = array[begin:end]
@@ -205,12 +246,15 @@ class _Packer:
             self._check(out, rows, limit)
             if out is not of_array:
                 _copy(of_array, out)
-            if head is not None:
-                _pack(out, head.rows(begin, end))
+            if head is not None and losses is not None:
+                losses.add(begin, _pack(out, head.rows(begin, end)))
             return count
 
         tensors: dict[str, Packed | Array] = {EMBEDDING: array if stored.dtype == "F32" else array.view(np.uint16)}
-        return _Job(tensors if head is None else tensors | {HEAD: head}, self._start(stored.shape, piece))
+        if head is None or losses is None:
+            return _Job(tensors, self._start(stored.shape, piece))
+        pieces = self._start(stored.shape, piece)
+        return _Job(tensors | {HEAD: head}, pieces, lambda: self._check_losses(losses, rows, head))
 
     def _empty(self, name: str) -> Packed:
         """Return a packed weight whose rows are still to be written."""
@@ -246,11 +290,31 @@ class _Packer:
                 found = first_beyond(self._tensors.rows(name, begin, min(begin + _ROWS, N)), limit)
                 if found is not None:
                     (row, *column), what = found
-                    hint = "" if what in ("NaN", "infinity") else ", beyond the range of this weight form"
-                    problem = f"holds {what} at {[begin + row, *column]}{hint}"
-                    raise CheckpointError(self._tensors.file(name), name, problem)
+                    problem = f"holds {what} at {[begin + row, *column]}"
+                    if what in ("NaN", "infinity"):
+                        raise CheckpointError(self._tensors.file(name), name, problem)
+                    problem += ", beyond the range of this weight form"
+                    raise FormError(self._tensors.file(name), name, problem)
         problem = f"overflow when the swiglu_beta of {self._config.swiglu_beta:g} is folded into them"
         raise CheckpointError(None, ", ".join(rows.names), problem)
+
+    def _check_losses(self, losses: _Losses, rows: _Rows, packed: Packed) -> None:
+        """Raise FormError if a tensor loses too much of its energy in weights too small for the scales of its format.
+
+        The energy of the whole tensor is computed only where it may be too little: it costs a second reading.
+        """
+        codes, (N, K) = packed.format.codes, packed.shape
+        if codes not in MOST_LOST or not np.any(losses.lost > MOST_LOST[codes] * losses.least):
+            return
+        whole = np.zeros(len(rows.names))
+        for begin in range(0, N, _ROWS):
+            out = np.empty((min(_ROWS, N - begin), K), rows.dtype)
+            rows.fill(begin, begin + len(out), out)
+            whole += rows.by_name(begin, energy(out))
+        for name, lost, of_all in zip(rows.names, losses.lost, whole, strict=True):
+            if lost > MOST_LOST[codes] * of_all:
+                problem = f"has weights too small for the scales of {codes}, which would lose them: take bf16 or fp32"
+                raise FormError(self._tensors.file(name), name, problem)
 
     def _scratch(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
         """Return memory of this thread: its next call overwrites it. Fresh pages would cost more than reading."""
@@ -273,7 +337,8 @@ class _Packer:
                     count += self._read(name, first - start, [out[first - begin : last - begin]])
             return count
 
-        return _Rows(names, self._dtype(names), fill)
+        ends = np.cumsum(sizes)
+        return _Rows(names, self._dtype(names), fill, lambda rows: np.searchsorted(ends, rows, "right"))
 
     def _gate_up(self, gate: str, up: str) -> _Rows:
         """Return the rows of gate_proj and up_proj as `core.interleave` orders them; `begin` is a multiple of 64.
@@ -300,7 +365,8 @@ class _Packer:
                     pairs[:, 1] /= beta
             return count
 
-        return _Rows([gate, up], np.dtype(np.float32) if beta != 1 else self._dtype([gate, up]), fill)
+        dtype = np.dtype(np.float32) if beta != 1 else self._dtype([gate, up])
+        return _Rows([gate, up], dtype, fill, lambda rows: rows // PANEL % 2)
 
     def _dtype(self, names: Sequence[str]) -> np.dtype[Any]:
         dtypes = {self._tensors.dtype(name) for name in names}
@@ -340,9 +406,13 @@ def _copy(out: Array, rows: Array) -> None:
         out[:] = rows
 
 
-def _pack(rows: Array, out: Packed) -> None:
-    """Pack rows of floats (float32, float16 or bfloat16) into `out`."""
+def _pack(rows: Array, out: Packed) -> tuple[Array, Array | None] | None:
+    """Pack rows of floats (float32, float16 or bfloat16) into `out` -> scales, and `lost_energy`, of q4 and q8."""
     codes = out.format.codes
+    if codes in core.LARGEST:
+        given = rows.view(np.uint16) if rows.dtype == _BF16 else rows
+        _, code, scale = quantise_groups(given, codes, out=out)
+        return scale, lost_energy(codes, rows, code, scale)
     if codes == "bf16" and rows.dtype != _BF16:
         whole = np.ascontiguousarray(rows, np.float32)
         if np.any(whole.view(np.uint32) & 0xFFFF):
@@ -351,6 +421,7 @@ def _pack(rows: Array, out: Packed) -> None:
     elif rows.dtype == _BF16:
         rows = rows.astype(np.float32) if codes == "fp32" else rows.view(np.uint16)
     core.quantise(rows, codes, out=out, checked=True)
+    return None
 
 
 class _Arrays:

@@ -56,7 +56,8 @@ def quantise_q4(w: Array) -> tuple[Array, Array]:
 
     A scale has the sign of the group's largest weight, which therefore falls on the longer side of the codebook. It is
     rounded to float16, and the final codes are those for the rounded scale. A group beyond float16's range keeps the
-    nearest scale. The search is in float32, with sums as in `lane_sum`.
+    nearest scale. A group that the smallest scale would enlarge becomes zeros, where they are nearer: no level is 0.
+    The search is in float32, with sums as in `lane_sum`.
     """
     groups = w.astype(np.float32).reshape(len(w), -1, GROUP)
     at = np.argmax(np.abs(groups), axis=-1)[..., None]
@@ -80,7 +81,10 @@ def quantise_q4(w: Array) -> tuple[Array, Array]:
         best_error = np.where(better, error, best_error)
         best_scale = np.where(better, scale, best_scale)
         best_code = np.where(better, code, best_code)
-    return best_code.reshape(w.shape), (best_scale * sign)[..., 0].astype(np.float16)
+    with np.errstate(over="ignore"):
+        zero = (best_scale == np.float32(SMALLEST)) & (lane_sum(v * v) < best_error)
+    code = np.where(zero, _nearest(np.float32(0), np.float32(0)), best_code)
+    return code.reshape(w.shape), np.where(zero, np.float32(0), best_scale * sign)[..., 0].astype(np.float16)
 
 
 def _nearest(v: Array, scale: Array) -> Array:
@@ -93,12 +97,14 @@ def _nearest(v: Array, scale: Array) -> Array:
 def quantise_q8(w: Array) -> tuple[Array, Array]:
     """w [n, k] -> q [n, k], scale [n, m]
 
-    int8 in [-127, 127]. The float16 scale of each group of 64 makes its largest magnitude 127. A group whose scale
-    rounds to 0 is zero. Magnitudes beyond the range of float16 scales are cut.
+    int8 in [-127, 127]. The float16 scale of each group of 64 makes its largest magnitude 127. It is at least the
+    smallest float16, which rounds magnitudes up to half of it to 0. A group of such magnitudes alone has the scale 0.
+    Magnitudes beyond the range of float16 scales are cut.
     """
     groups = w.astype(np.float32).reshape(len(w), -1, GROUP)
     largest = np.max(np.abs(groups), axis=-1, keepdims=True)
-    scale = np.minimum(largest * np.float32(1 / 127), np.float32(LARGEST)).astype(np.float16).astype(np.float32)
+    scale = np.clip(largest * np.float32(1 / 127), np.float32(SMALLEST), np.float32(LARGEST))
+    scale = np.where(largest > np.float32(SMALLEST / 2), scale, np.float32(0)).astype(np.float16).astype(np.float32)
     inverse = np.where(scale > 0, np.float32(1) / np.where(scale > 0, scale, np.float32(1)), np.float32(0))
     q = np.clip(np.rint(groups * inverse), -127, 127).astype(np.int8)
     return q.reshape(w.shape), scale[..., 0].astype(np.float16)
