@@ -24,12 +24,13 @@ def single(name: str, x: Any) -> Array:
     return np.require(array, np.float32, ["C", "A"])
 
 
-def weights(name: str, w: Any) -> Array:
-    """Return the floats of a weight, contiguous, in float32, float16 or bfloat16. Wider floats are rounded to float32.
+def weights(name: str, w: Any, wanted: np.dtype[Any] | None = None) -> Array:
+    """Return the floats of a weight, contiguous, in float32, float16 or bfloat16. Wider floats are rounded once.
 
-    w  floats, or bfloat16 as uint16 bits
+    w       floats, or bfloat16 as uint16 bits
+    wanted  the dtype to round wider floats to; None: float32
 
-    Raises CoreError for another dtype, and for a number beyond the range of float32.
+    Raises CoreError for another dtype, and for a number beyond the range of the result.
     """
     array = np.asarray(w)
     if not array.dtype.isnative:
@@ -41,7 +42,8 @@ def weights(name: str, w: Any) -> Array:
     if not _is_float(array.dtype):
         known = "must be floats, or bfloat16 as uint16 bits"
         raise CoreError(None, name, f"{known}, got {array.dtype.name}")
-    return rounded(name, array, np.dtype(np.float32))
+    to_single = rounded(name, array, np.dtype(np.float32))
+    return to_single if wanted is None else rounded(name, array, wanted)
 
 
 def rounded(name: str, x: Any, dtype: np.dtype[Any]) -> Array:
@@ -53,12 +55,24 @@ def rounded(name: str, x: Any, dtype: np.dtype[Any]) -> Array:
     if not _is_float(x.dtype):
         raise CoreError(None, name, f"must be floats, got {x.dtype.name}")
     with np.errstate(over="ignore", invalid="ignore"):
+        if dtype == BFLOAT16 and x.dtype.itemsize > 4:
+            x = _to_odd(x)
         result: Array = np.ascontiguousarray(x.astype(dtype))
     overflow = np.isinf(result) & ~np.isinf(x) if first_beyond(result, FLOAT32_MAX) else np.False_
     if overflow.any():
         index = tuple(int(i) for i in np.unravel_index(int(overflow.argmax()), x.shape))
         raise CoreError(None, name, f"holds {float(x[index]):g} at {list(index)}, beyond the range of {dtype.name}")
     return result
+
+
+def _to_odd(x: Array) -> Array:
+    """Return wide floats as float32. An inexact one is cut, and its last bit is 1: a second rounding is right."""
+    single = x.astype(np.float32)
+    away = np.abs(single) > np.abs(x)
+    bits = np.ascontiguousarray(single).view(np.uint32) - away.astype(np.uint32)
+    inexact = (bits.view(np.float32) != x) & np.isfinite(x) & np.isfinite(single)
+    odd: Array = np.where(inexact | (away & np.isfinite(single)), bits | 1, single.view(np.uint32)).view(np.float32)
+    return odd
 
 
 def integers(name: str, x: Any, dtype: Any, most: int | None = None) -> Array:

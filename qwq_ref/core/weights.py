@@ -84,10 +84,11 @@ def quantise(
     if name not in FORMATS:
         raise CoreError(None, "format", f"must be one of {', '.join(FORMATS)}, got {name[:40]}")
     shape_of("w", w, 2)
-    w = weights("w", w)
     if name not in LARGEST:
         wanted = {"bf16": BFLOAT16}.get(name, np.dtype(CODES[name].dtype))
+        w = weights("w", w, wanted)
         return pack(FORMATS[name], w if w.dtype == wanted else rounded("w", w, wanted), threads=threads, out=out)
+    w = weights("w", w)
     if not checked:
         _finite(name, w, LARGEST[name])
     made, code, scale = quantise_groups(w, name, isa, threads, out)
@@ -245,7 +246,7 @@ def _codes(name: str, code: Any) -> Array:
         if array.dtype == BFLOAT16 and name == "bf16":
             return np.ascontiguousarray(array).view(np.uint16)
         return integers("code", array, wanted, None if codes.dtype == np.int8 else (1 << codes.bits) - 1)
-    if array.dtype != wanted:
+    if array.dtype.newbyteorder("=") != wanted:
         raise CoreError(None, "code", f"must be {wanted} for {name}, got {array.dtype.name}: `quantise` converts")
     return np.ascontiguousarray(array, wanted)
 

@@ -83,7 +83,8 @@ def quantise_q4(w: Array) -> tuple[Array, Array]:
         best_code = np.where(better, code, best_code)
     with np.errstate(over="ignore"):
         zero = (best_scale == np.float32(SMALLEST)) & (lane_sum(v * v) < best_error)
-    code = np.where(zero, _nearest(np.float32(0), np.float32(0)), best_code)
+    nothing = np.zeros(1, np.float32)
+    code = np.where(zero, _nearest(nothing, nothing), best_code)
     return code.reshape(w.shape), np.where(zero, np.float32(0), best_scale * sign)[..., 0].astype(np.float16)
 
 
