@@ -111,9 +111,13 @@ def flag(stop: Stop | None) -> Any:
 
 def shape_of(name: str, array: Array, rank: int) -> tuple[int, ...]:
     """Return the shape of an array of this rank. Raises CoreError for another rank."""
-    if np.ndim(array) != rank:
-        raise CoreError(None, name, f"must have {rank} dimensions, got shape {list(np.shape(array))}")
-    return tuple(array.shape)
+    try:
+        shape = np.shape(array)
+    except ValueError:
+        raise CoreError(None, name, "must be an array: its rows differ in length") from None
+    if len(shape) != rank:
+        raise CoreError(None, name, f"must have {rank} dimensions, got shape {list(shape)}")
+    return shape
 
 
 def expect(name: str, array: Array, shape: tuple[int, ...]) -> None:

@@ -22,6 +22,7 @@ from ..text import Tokenizer
 from ..text.template import ChatTemplate, load_chat_template, read_template
 from .fit import Needs, candidates, core_needs, fitting_context, fitting_forms, numpy_needs
 from .tokens import find_tokenizer, no_tokenizer
+from .values import whole_number
 
 NUMPY = "numpy, weights fp32, KV cache fp32"
 
@@ -42,7 +43,9 @@ def check_choices(
     choices = {"backend": (backend, ("core", "numpy")), "weights": (weights, (*FORMS,)), "kv": (kv, KV_FORMS)}
     for name, (value, known) in choices.items():
         if value is not None and value not in known:
-            raise UsageError(None, name, f"must be one of {', '.join(known)}, got {value[:40]}")
+            raise UsageError(None, name, f"must be one of {', '.join(known)}, got {value!s:.40}")
+    if threads is not None:
+        whole_number("threads", threads)
     if threads is not None and threads < 1:
         raise UsageError(None, "threads", f"must be at least 1, got {threads}")
     if backend == "numpy" and (weights, kv) not in {(w, c) for w in (None, "fp32") for c in (None, "fp32")}:

@@ -12,7 +12,7 @@ from pathlib import Path
 from .. import core
 from ..config import Config, Rope
 from ..core.magnitude import check_finite
-from ..errors import FormError
+from ..errors import FormError, UsageError
 from ..formats import Confirm, Download, Source, Tensors, open_source, recognise, resolve
 from ..host.limits import cpus
 from ..spec.ops import Array
@@ -33,6 +33,7 @@ from .backends.numpy import NumpyBackend
 from .fit import candidates, core_needs, fitting_context, fitting_forms, numpy_needs
 from .model import Model
 from .packing import read_model
+from .values import whole_number
 
 Announce = Callable[[str, int], object]
 
@@ -77,6 +78,10 @@ def load(
     """
     backend = backend or default_backend()
     check_choices(backend, weights, kv, threads, isa, chat_template)
+    if context is not None:
+        whole_number("context", context)
+    if rope is not None and not isinstance(rope, Rope):
+        raise UsageError(None, "rope", f"must be a qwq_ref.config.Rope, got {rope!r:.40}")
 
     def agreed(download: Download) -> bool:
         expected_memory(download, weights=weights, kv=kv, backend=backend, context=context, rope=rope)

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ..errors import UsageError
 from ..formats import GenerationConfig
 from ..spec import Sampling
@@ -24,6 +26,7 @@ from .generation import Budget, Generation, Transcript
 from .sampler import Sampler, own_sampling
 from .session import Session
 from .tokens import no_tokenizer
+from .values import whole_number
 
 
 class Model:
@@ -127,6 +130,9 @@ class Model:
         Raises UsageError, before any computation, for a prompt that does not fit together with max_tokens. The iterator
         raises NonFiniteError for a step whose logits hold NaN or infinity.
         """
+        for name, number in (("max_tokens", max_tokens), ("seed", seed), ("think_budget", think_budget)):
+            if number is not None:
+                whole_number(name, number)
         how = self.sampling(**sampling)
         ids = self.prompt_ids(prompt, system, raw)
         thinking, budget = prompt_is_thinking(ids, self.tokenizer), Budget(self.tokenizer, think_budget)

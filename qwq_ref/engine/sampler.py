@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from numbers import Real
 from typing import Any, cast
 
 import numpy as np
@@ -14,6 +15,7 @@ from ..errors import UsageError
 from ..spec import Sampling, distribution, draw
 from ..spec.ops import Array
 from ..spec.sampling import checked_logits, presence_penalty, repetition_penalty
+from .values import whole_number
 
 _MANY = 1024  # tokens from which a search for the k likeliest pays
 _REST: tuple[list[str], ...] = ([], ["top_p"], ["min_p"], ["top_p", "min_p"], ["min_p", "top_p"])
@@ -34,6 +36,13 @@ class Sampler:
 
 def own_sampling(own: Mapping[str, Any], **changes: Any) -> Sampling:
     """Return a model's own sampling with changes; None keeps a value. Raises UsageError."""
+    for name, value in changes.items():
+        if value is None or name == "steps":
+            continue
+        if name == "top_k":
+            whole_number(name, value)
+        elif not isinstance(value, Real) or isinstance(value, bool | np.bool_):
+            raise UsageError(None, name, f"must be a number, got {value!r:.40}")
     try:
         return Sampling(**{**own, **{name: value for name, value in changes.items() if value is not None}})
     except ValueError as problem:

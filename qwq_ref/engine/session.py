@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence as Ids
 
 from ..spec.ops import Array
-from .backends import LAST, Backend, Progress
+from .backends import LAST, Backend, Progress, integer_ids
 from .faults import run_finite
 
 
@@ -34,8 +34,9 @@ class Session:
         After an interruption or an error the session holds the chunks that were computed whole. Raises ValueError as
         `Backend.run`, and NonFiniteError for a step that gives NaN or infinity.
         """
+        ids = integer_ids(ids).tolist()
         for start in range(0, len(ids), self.backend.chunk):
-            chunk = [int(token) for token in ids[start : start + self.backend.chunk]]
+            chunk = ids[start : start + self.backend.chunk]
             self._logits = run_finite(self.backend, chunk, self._sequence, LAST, self._model, step, progress)[0]
             self.ids += chunk
 

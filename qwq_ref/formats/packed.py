@@ -18,6 +18,8 @@ import numpy as np
 
 from .. import core
 from ..core import Array, Format, Packed
+from ..core.dtypes import BFLOAT16
+from ..core.magnitude import check_finite
 from ..errors import CheckpointError, MemoryLimitError
 from ..files import StrPath, parse_json, pread_exactly
 from .safetensors import (
@@ -52,7 +54,7 @@ class Stored:
     def of(cls, weight: Packed | Array) -> Stored:
         if isinstance(weight, Packed):
             return cls(weight.shape, weight.format)
-        return cls(weight.shape, dtype="BF16" if weight.dtype == np.uint16 else "F32")
+        return cls(weight.shape, dtype="BF16" if weight.dtype.newbyteorder("=") == np.uint16 else "F32")
 
     @property
     def nbytes(self) -> int:
@@ -63,7 +65,18 @@ class Stored:
 
 
 def write_packed(path: StrPath, weights: Mapping[str, Packed | Array]) -> None:
-    """Write packed weights, float32 arrays and bfloat16 as uint16 to one file, which appears when it is complete."""
+    """Write packed weights, float32 arrays and bfloat16 as uint16 to one file, which appears when it is complete.
+
+    Raises CheckpointError for something else, and for an array that holds NaN or infinity.
+    """
+    for name, weight in weights.items():
+        if isinstance(weight, Packed):
+            continue
+        if not isinstance(weight, np.ndarray) or weight.dtype.newbyteorder("=") not in (np.float32, np.uint16):
+            kind = getattr(weight, "dtype", type(weight).__name__)
+            raise CheckpointError(path, name, f"must be packed, float32 or uint16, got {kind}")
+        native = weight.astype(weight.dtype.newbyteorder("="), copy=False)
+        check_finite(native if native.dtype == np.float32 else native.view(BFLOAT16), path, name)
     with writing(path, {name: Stored.of(weight) for name, weight in weights.items()}) as append:
         for name, weight in weights.items():
             append(name, weight)

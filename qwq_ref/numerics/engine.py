@@ -45,7 +45,7 @@ def prepare(config: Config, weights: Mapping[str, Array], form: str) -> Prepared
     """-> prepared
 
     A checkpoint with every matrix in its form. SwiGLU's beta is folded into gate and up: silu(beta g) u / beta. The
-    embedding is bfloat16 in all forms but fp32. ValueError for an unknown form.
+    embedding is bfloat16 in all forms but fp32. ValueError for an unknown form, and for integers.
     """
     if form not in FORMS:
         raise ValueError(f"form must be one of {', '.join(FORMS)}, got {form!r}")
@@ -53,6 +53,8 @@ def prepare(config: Config, weights: Mapping[str, Array], form: str) -> Prepared
     linears: dict[str, Linear] = {}
     vectors: dict[str, Array] = {}
     for name in config.tensors():
+        if np.asarray(weights[name]).dtype.kind not in "fV":  # integers may be the bits of bfloat16
+            raise ValueError(f"{name} must be floats, got {np.asarray(weights[name]).dtype}")
         w = np.asarray(weights[name], np.float32)
         if w.ndim == 1:
             vectors[name] = w

@@ -40,8 +40,14 @@ class Scope:
         return replace(self, path=f"{self.path}{name}.")
 
     def weight(self, name: str) -> Array:
-        """A weight of this module, in the precision of the computation. KeyError if the model lacks it."""
-        return self.rnd(np.asarray(self.weights[self.path + name], self.dtype))
+        """A weight of this module, in the precision of the computation.
+
+        KeyError if the model lacks it; ValueError for integers, which may be the bits of bfloat16.
+        """
+        w = np.asarray(self.weights[self.path + name])
+        if w.dtype.kind not in "fV":  # bfloat16 of ml_dtypes is a V
+            raise ValueError(f"{self.path}{name} must be floats, got {w.dtype}")
+        return self.rnd(np.asarray(w, self.dtype))
 
     def result(self, name: str, value: Array) -> Array:
         """Round a result, show it to the tap, and return it. A value that is already rounded stays the same."""

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import operator
 import os
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
@@ -93,10 +94,26 @@ def logits(backend: Backend, ids: Ids, model: str | os.PathLike[str] | None = No
     return np.concatenate([run_finite(backend, ids[i : i + backend.chunk], sequence, ALL, model) for i in starts])
 
 
+def integer_ids(ids: Ids) -> Array:
+    """ids [T] as an array of integers. Raises ValueError for texts, bytes, booleans, and other numbers."""
+    wanted = "token_ids must be a non-empty list of integers"
+    if isinstance(ids, str | bytes | bytearray):
+        raise ValueError(f"{wanted}, got {type(ids).__name__}")
+    if not isinstance(ids, np.ndarray):
+        for token in ids:
+            if isinstance(token, bool | np.bool_) or not hasattr(token, "__index__"):
+                raise ValueError(f"{wanted}, got {token!r:.40}")
+        ids = [operator.index(token) for token in ids]
+    array: Array = np.asarray(ids) if len(ids) else np.zeros(0, np.int64)
+    if array.ndim != 1 or not np.issubdtype(array.dtype, np.integer):
+        raise ValueError(f"{wanted}, got {array.dtype} of shape {array.shape}")
+    return array
+
+
 def checked_ids(ids: Ids, config: Config, length: int, context: int) -> Array:
     """ids [T] as an array, if a sequence of `length` positions can take them. Raises ValueError otherwise."""
-    array: Array = np.asarray(ids)
-    if array.ndim != 1 or not len(array) or not np.issubdtype(array.dtype, np.integer):
+    array = integer_ids(ids)
+    if not len(array):
         raise ValueError(f"token_ids must be a non-empty list of integers, got {array.dtype} of shape {array.shape}")
     if array.min() < 0 or array.max() >= config.V:
         raise ValueError(f"token_ids must be in [0, {config.V}), got {array.min()} to {array.max()}")
