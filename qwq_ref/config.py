@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -452,6 +453,8 @@ class FieldReader:
         value = self._get(name, default)
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise self.error(name, f"must be a number, got {_show(value)}")
+        if 1e30 <= value <= sys.float_info.max:
+            raise self.error(name, f"must be below 1e30, got {_show(value)}")
         if not 0 < value < 1e30:  # also false for NaN, which from_dict may receive
             raise self.error(name, f"must be positive and finite, got {_show(value)}")
         return float(value)

@@ -282,7 +282,7 @@ def _report(model: Model, generation: Generation, texts: dict[str, str], reason:
         "answer": texts["answer"],
         "thinking": texts["thinking"],
         "finish_reason": reason,
-        "ending": generation.ending,
+        "ending": reason if reason in ("error", "interrupt") else generation.ending,
         "seed": run.seed,
         "prompt_tokens": len(run.prompt),
         "output_tokens": len(run.output),

@@ -16,6 +16,7 @@ from ..errors import did_you_mean
 Value = TypeVar("Value")
 Number = TypeVar("Number", int, float)
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
+_DIGITS = 20  # of the largest integer, more than those of a seed
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)([KMGT]?)(?:i?B)?", re.IGNORECASE)
 
 
@@ -23,8 +24,13 @@ def integer(least: int | None = None, most: int | None = None) -> Callable[[str]
     """Return the type of whole numbers from `least` to `most`."""
 
     def convert(text: str) -> int:
-        if not re.fullmatch(r"[+-]?[0-9]{1,20}", text):
+        match = re.fullmatch(r"([+-]?)0*([0-9]+)", text)
+        if match is None:
             raise ArgumentTypeError(f"must be an integer, got {_shown(text)}")
+        if len(match[2]) > _DIGITS:  # Python refuses to read thousands of digits
+            low, far = match[1] == "-", 10**_DIGITS - 1
+            limit = (-far if least is None else least) if low else (far if most is None else most)
+            raise ArgumentTypeError(f"must be at {'least' if low else 'most'} {limit}, got {_shown(text)}")
         return _within(int(text), least, most)
 
     return convert

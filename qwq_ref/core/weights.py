@@ -245,7 +245,9 @@ def _codes(name: str, code: Any) -> Array:
     if wanted.kind in "iu":
         if array.dtype == BFLOAT16 and name == "bf16":
             return np.ascontiguousarray(array).view(np.uint16)
-        return integers("code", array, wanted, None if codes.dtype == np.int8 else (1 << codes.bits) - 1)
+        if codes.dtype == np.int8:  # of -128, AVX2's sums of two products overflow
+            return integers("code", array, wanted, 127, -127)
+        return integers("code", array, wanted, (1 << codes.bits) - 1)
     if array.dtype.newbyteorder("=") != wanted:
         raise CoreError(None, "code", f"must be {wanted} for {name}, got {array.dtype.name}: `quantise` converts")
     return np.ascontiguousarray(array, wanted)

@@ -33,6 +33,10 @@ def test_what_a_text_becomes(convert, text, value):
     ("convert", "text", "problem"),
     [
         (values.integer(), "1.5", "must be an integer, got 1.5"),
+        (values.seed, "9" * 23, f"must be at most 18446744073709551615, got {'9' * 23}"),
+        (values.seed, "-" + "9" * 23, f"must be at least 0, got -{'9' * 23}"),
+        (values.integer(), "1" + "0" * 5000, f"must be at most {'9' * 20}, got 1{'0' * 59}"),
+        (values.integer(), "-1" + "0" * 20, f"must be at least -{'9' * 20}, got -1{'0' * 20}"),
         (values.integer(), "", "must be an integer, got nothing"),
         (values.integer(), "٣", "must be an integer, got ٣"),
         (values.integer(), "1_000", "must be an integer, got 1_000"),

@@ -62,6 +62,8 @@ FIELDS = [
     ("rms_norm_eps", "1e-6", "must be a number"),
     ("rms_norm_eps", 10**400, "must be positive and finite"),
     ("rms_norm_eps", math.nan, "must be positive and finite"),
+    ("rms_norm_eps", 1e300, "must be below 1e30, got 1e+300"),
+    ("rope_theta", 10**31, "must be below 1e30, got 1000"),
     ("rms_norm_eps", math.inf, "must be positive and finite"),
     ("rope_theta", 0, "must be positive"),
     ("rope_theta", -1e6, "must be positive"),

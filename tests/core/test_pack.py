@@ -52,3 +52,12 @@ def test_rows_that_a_weight_does_not_have_are_refused(rows):
 def test_rows_of_integers_are_refused():
     with pytest.raises(core.CoreError, match="q8 is not a format of floats"):
         core.unpack_rows(core.quantise(np.ones((32, 64), np.float32), "q8"), np.array([0]))
+
+
+def test_a_code_that_kernels_cannot_multiply_is_refused():
+    """Two products of -128 and the largest activation overflow the 16 bits of AVX2."""
+    code = np.full((40, 64), -127, np.int8)
+    core.pack(core.FORMATS["q8"], code, np.ones((40, 1), np.float16))
+    code[39, 63] = -128
+    with pytest.raises(core.CoreError, match=r"^code: must be -127 to 127, got -128$"):
+        core.pack(core.FORMATS["q8"], code, np.ones((40, 1), np.float16))

@@ -1,6 +1,7 @@
 """NaN and infinity: in each tensor of a checkpoint, in a packed file, and at run time. No token comes of them."""
 
 import dataclasses
+import json
 import re
 import shutil
 
@@ -11,7 +12,6 @@ import pytest
 import qwq_ref
 from qwq_ref import cli, core
 from qwq_ref.config import Config
-from qwq_ref.core.magnitude import first_beyond, within
 from qwq_ref.engine.convert import convert
 from qwq_ref.engine.packing import pack_weights
 from qwq_ref.errors import CheckpointError, NonFiniteError
@@ -44,45 +44,6 @@ def model_folder(folder, name=None, at=None, bad=np.nan, dtype="BF16", **changes
 
 def refuses(call, file, field, words):
     refused(CheckpointError, 300, call, file, field, words)
-
-
-# --- the look at magnitudes -----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
-@pytest.mark.parametrize("limit", [2.0, 300.0, 65504.0, FLOAT32_MAX])
-def test_magnitudes_of_numbers_of_16_bits(dtype, limit):
-    """Alone, and beside a number of the other sign."""
-    every = np.arange(1 << 16).astype(np.uint16).view(dtype)
-    with np.errstate(invalid="ignore"):
-        wanted = np.abs(every.astype(np.float64)) <= limit
-    assert [within(every[i : i + 1], limit) for i in range(0, 1 << 16, 3)] == wanted[::3].tolist()
-    for beside in (1.0, -1.5, 1e-30):
-        pairs = np.stack([every, np.full(1 << 16, beside, dtype)], axis=1)
-        assert [within(pair, limit) for pair in pairs[::29]] == wanted[::29].tolist()
-
-
-@pytest.mark.parametrize("limit", [2.0, 1e30, FLOAT32_MAX])
-def test_magnitudes_of_float32(limit):
-    bits = np.random.default_rng(0).integers(0, 1 << 32, 20_000, np.uint32)
-    special = np.array([0x7F800000, 0xFF800000, 0x7F7FFFFF, 0xFF7FFFFF, 0x7F800001, 0xFFFFFFFF, 0x80000000], np.uint32)
-    every = np.concatenate([bits, special]).view(np.float32)
-    wanted = np.abs(every) <= np.float32(limit)
-    assert [within(x, limit) for x in every.reshape(-1, 1)] == wanted.tolist()
-
-
-def test_the_first_number_beyond_a_limit_is_named():
-    x = np.zeros((3, 40), ml_dtypes.bfloat16)
-    assert first_beyond(x, 2.0) is None
-    assert first_beyond(x[:0], 2.0) is None
-    x[2, 7] = np.nan
-    assert first_beyond(x, FLOAT32_MAX) == ([2, 7], "NaN")
-    x[1, 39] = -np.inf
-    assert first_beyond(x, FLOAT32_MAX) == ([1, 39], "infinity")
-    x[0, 1] = -1e30
-    assert first_beyond(x, FLOAT32_MAX) == ([1, 39], "infinity")
-    assert first_beyond(x, 2.0)[0] == [0, 1]
-    assert first_beyond(x[:, ::3], FLOAT32_MAX) == ([1, 13], "infinity")
 
 
 # --- loading and converting -----------------------------------------------------------------------------------------
@@ -332,6 +293,11 @@ def test_a_stream_too_large_for_a_norm_gives_no_answer(tmp_path, capsys, name, h
         chosen = ["--weights", "q4"] if how == "q4" else ["--backend", "numpy"]
         assert cli.main(["eval", "-m", str(folder), "--categories", "add3", "-n", "1", *chosen]) == 1
         assert capsys.readouterr().err.startswith(f"qwq: {folder}: add3, prompt")
+        assert cli.main(["generate", "hi", "-m", str(folder), "--json", *chosen]) == 1
+        out, err = capsys.readouterr()
+        report = json.loads(out)
+        assert (report["finish_reason"], report["ending"], report["answer"]) == ("error", "error", "")
+        assert err.startswith(f"qwq: {folder}: prompt: ")
 
 
 @pytest.mark.parametrize("backend", ["core", "numpy"])
