@@ -14,6 +14,7 @@ from qwq_ref.errors import UsageError
 from qwq_ref.spec import Sampling, forward
 from tests.support import hf
 from tests.support.checkpoints import PADDED, weights_of
+from tests.support.scripts import Length
 from tests.support.small_tokenizer import SIZE
 
 
@@ -60,7 +61,7 @@ def test_padding_rows_are_never_drawn(random_model):
         chunk = 10
 
         def sequence(self):
-            return None
+            return Length()
 
         def run(self, ids, sequence, rows, tap=None, progress=None):
             return np.arange(PADDED, dtype=np.float32)[None]

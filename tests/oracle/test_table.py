@@ -1,7 +1,9 @@
 """The table of operations is bit-identical to the spec, in every arithmetic."""
 
+import math
+
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from qwq_ref.config import Config
@@ -16,6 +18,7 @@ from qwq_ref.oracle.graph import (
 from qwq_ref.oracle.walk import Stream, Weights, walk
 from qwq_ref.spec.ops import to_bf16, to_fp16
 from tests.support.models import (
+    config_values,
     configs,
     random_weights,
     token_ids,
@@ -32,6 +35,22 @@ EXACT = {
     "float16": Arithmetic(np.float32, to_fp16),
 }
 ONE_BLOCK = 1 << 30
+
+# With seed 1, the one score of a step of decoding is 3e-7: its two products cancel.
+CANCELS = config_values(
+    vocab_size=64,
+    hidden_size=26,
+    intermediate_size=46,
+    num_hidden_layers=2,
+    num_attention_heads=1,
+    num_key_value_heads=1,
+    head_dim=2,
+    rms_norm_eps=0.001,
+    rope_theta=100.0,
+    use_sliding_window=True,
+    sliding_window=1,
+    max_window_layers=1,
+)
 
 
 def table_run(config, weights, phases, block_bytes=ONE_BLOCK, digest=False):
@@ -92,6 +111,7 @@ def test_steps_of_decoding_are_the_specs_to_rounding(values, seed, decode, data)
 
 @settings(max_examples=settings.default.max_examples // 3)
 @given(configs(), seeds, st.sampled_from([1, 100, 1000, 5000]))
+@example(CANCELS, 1, 1)
 def test_blocks_change_nothing_but_rounding(values, seed, block_bytes):
     config = Config.from_dict(values)
     weights = random_weights(config, seed)
@@ -100,7 +120,15 @@ def test_blocks_change_nothing_but_rounding(values, seed, block_bytes):
     parts, in_blocks = table_run(config, weights, phases, block_bytes, digest=True)
     for tap in tap_names(config):
         for phase in phases:
-            assert error(parts[0][phase.name][tap], whole[0][phase.name][tap]) <= 1e-13, tap
-            assert error(parts[1][phase.name][tap], whole[1][phase.name][tap]) <= 1e-4, tap
+            for ours, right, most in ((parts[0], whole[0], 1e-13), (parts[1], whole[1], 1e-4)):
+                found, wanted = ours[phase.name][tap], right[phase.name][tap]
+                if tap.endswith(".scores"):  # a product may cancel to nothing: judged by the lengths of its factors
+                    q, k = (right[phase.name][tap.replace("scores", f"{name}_rope")] for name in "qk")
+                    size = np.linalg.norm(q, axis=-1).max() * np.linalg.norm(k, axis=-1).max() / math.sqrt(config.E)
+                    seen = np.isfinite(wanted)
+                    assert np.array_equal(seen, np.isfinite(found)), tap
+                    assert np.abs(found[seen] - wanted[seen]).max() <= most * size, tap
+                else:
+                    assert error(found, wanted) <= most, tap
     assert in_blocks.digests == all_at_once.digests
     assert set(in_blocks.digests) == set(config.tensors())

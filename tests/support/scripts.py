@@ -17,6 +17,15 @@ from tests.support.models import config_values
 EXTRA = 11  # padding rows of the embedding
 
 
+class Length:
+    """A sequence that holds nothing but its length."""
+
+    length = 0
+
+    def rollback(self, length):
+        self.length = length
+
+
 class Script:
     """A backend that answers with `says`, one token for each call, and then with `last` for ever."""
 
@@ -31,11 +40,13 @@ class Script:
 
     def sequence(self):
         self.called = 0
+        return Length()
 
     def run(self, ids, sequence, rows, tap=None, progress=None):
         logits = np.zeros((1, self.config.V), np.float32)
         logits[0, self.says[self.called] if self.called < len(self.says) else self.last] = 9
         self.called += 1
+        sequence.length += len(ids)
         return logits
 
 
