@@ -94,9 +94,9 @@ class GenerationConfig:
         greedy sampling; Hugging Face refuses it with do_sample. Raises ConfigError.
         """
         path, fallback = Path(folder, GENERATION_CONFIG), Path(folder, CONFIG)
-        of_model = _eos(FieldReader(read_json(fallback, _BYTES, ConfigError), fallback), config.V)
         is_there = os.path.lexists(path)
         read = FieldReader(read_json(path, _BYTES, ConfigError) if is_there else {}, path)
+        of_model = _eos(FieldReader(read_json(fallback, _BYTES, ConfigError), fallback), config.V)
         has_eos = read.values.get("eos_token_id") is not None
         top_p = read.number("top_p", 1.0, 0.0, 1.0)
         if top_p == 0:

@@ -12,6 +12,7 @@ import pytest
 from qwq_ref import core
 from qwq_ref.cli import main
 from qwq_ref.cli import train as train_command
+from qwq_ref.engine import packing
 from qwq_ref.train.sft import STATE, saved_step
 
 
@@ -110,7 +111,7 @@ def test_eval_prints_the_categories_that_it_measured(as_json, capsys, monkeypatc
 
 @pytest.mark.skipif(not core.available(), reason="the C core is not built")
 def test_convert_and_record_write_nothing(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("qwq_ref.core.quantise", after(2, core.quantise))
+    monkeypatch.setattr(packing, "quantise_groups", after(2, packing.quantise_groups))
     assert main(["convert", "-m", "qwq-nano", "-o", str(tmp_path / "packed")]) == 130
     assert last_line(capsys)[1] == "qwq: interrupted: nothing was written"
     assert list(tmp_path.rglob("*.safetensors")) == []

@@ -215,8 +215,8 @@ def test_a_run_whose_disk_is_full_resumes(tmp_path, capsys, monkeypatch):
     for full_at in (2, 3):
         with monkeypatch.context() as patch:
             steps = []
-            update = sft.adamw
-            patch.setattr(sft, "adamw", lambda *a, _u=update, _s=steps, **k: (_s.append(1), _u(*a, **k)))
+            update = sft.descend
+            patch.setattr(sft, "descend", lambda *a, _u=update, _s=steps, **k: (_s.append(1), _u(*a, **k)))
 
             def write(path, content, full_at=full_at, steps=steps):
                 if len(steps) >= full_at and Path(path).name == "log.csv":
@@ -231,7 +231,7 @@ def test_a_run_whose_disk_is_full_resumes(tmp_path, capsys, monkeypatch):
 
 def test_a_step_is_whole_or_not_taken(tmp_path, monkeypatch):
     """Ctrl-C in the middle of the optimiser's step."""
-    update = sft.adamw
+    update = sft.descend
 
     def interrupted(weights, *arguments, **named):
         update(weights, *arguments, **named)
@@ -240,7 +240,7 @@ def test_a_step_is_whole_or_not_taken(tmp_path, monkeypatch):
 
     sft.train("base", tmp_path / "whole", steps=3)
     with monkeypatch.context() as patch:
-        patch.setattr(sft, "adamw", interrupted)
+        patch.setattr(sft, "descend", interrupted)
         with pytest.raises(KeyboardInterrupt):
             sft.train("base", tmp_path / "out", steps=3)
     assert sft.saved_step(tmp_path / "out") == 0  # nobody knows whether the step was whole

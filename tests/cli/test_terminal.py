@@ -247,7 +247,7 @@ def test_ctrl_c_at_a_question():
 
 
 def test_generate_in_the_prompt():
-    lines = interrupted(script(SLOW_PROMPT.replace("* 60", "* 150")), r"prompt: +\d+%")
+    lines = interrupted(script(SLOW_PROMPT.replace("* 60", "* 250")), r"prompt: +\d+%")
     assert re.fullmatch(r"peak memory: \d+ MiB; seed: \d+", lines[-2])
     assert re.fullmatch(r"qwq: interrupted: \d+ of \d+ prompt tokens were computed", lines[-1])
 
