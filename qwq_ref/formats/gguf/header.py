@@ -13,6 +13,7 @@ The `gguf` package maps the file and makes an array for each string, so that it 
 from __future__ import annotations
 
 import math
+import mmap
 import os
 import struct
 from array import array
@@ -34,6 +35,7 @@ HEADER_BYTES = 24 << 20
 _MOST_FIELDS = 4096
 _MOST_TENSORS = 8192
 _MOST_STRINGS = 1 << 20  # in all arrays together
+_MOST_ELEMENT = 1 << 20  # bytes of one string in an array
 _MOST_TEXT = 2 << 20  # bytes of names and of strings outside of arrays, together
 _MOST_KEY = 65_535  # of the published format
 _MOST_NAME = 64
@@ -58,6 +60,7 @@ _SCALARS = {
     12: ("float64", "d"),
 }
 _STRING, _ARRAY, _BOOL = 8, 9, 7
+Buffer = bytes | mmap.mmap
 
 
 @dataclass(frozen=True)
@@ -228,7 +231,9 @@ class _Reader:
         self.size = os.fstat(descriptor).st_size
         self.position = 0
         self._descriptor = descriptor
-        self._data = bytearray()
+        # Anonymous memory: pages that are never written take nothing, and the buffer need not grow and be copied.
+        self._data = mmap.mmap(-1, max(1, min(self.size, HEADER_BYTES)))
+        self._filled = 0
         self._text = 0
         self._strings = 0
         self._waiting: list[_Strings | _Numbers] = []
@@ -239,7 +244,7 @@ class _Reader:
     def start(self) -> bytes:
         """Return the first bytes of the file."""
         self._fill(min(START, self.size))
-        return bytes(self._data[:START])
+        return self._data[: self._filled]
 
     def skip(self, count: int) -> None:
         self.position += count
@@ -306,11 +311,9 @@ class _Reader:
         return kind, tuple(reversed(sizes)), offset
 
     def finish(self) -> None:
-        """Give the arrays their memory: the header as bytes, which cannot change any more."""
-        data = bytes(self._data[: self.position]) if self._waiting else b""
-        self._data = bytearray()
+        """Give the arrays their memory: the bytes of the header."""
         for values in self._waiting:
-            values.data = data
+            values.data = self._data
 
     def _array(self, key: str) -> _Strings | _Numbers:
         number, count = self.unsigned(4, key), self.unsigned(8, key)
@@ -335,7 +338,7 @@ class _Reader:
         return result
 
     def _check_bools(self, key: str, begin: int, count: int) -> None:
-        if count and max(memoryview(self._data)[begin : begin + count].tobytes()) > 1:
+        if count and np.frombuffer(self._data, np.uint8, count, begin).max() > 1:
             raise self.error(key, "must hold only 0 and 1, being bools")
 
     def _string_array(self, key: str, count: int) -> _Strings:
@@ -345,19 +348,21 @@ class _Reader:
         begin = position = self.position
         ends = array("I")
         append, unpack = ends.append, struct.Struct("<Q").unpack_from
-        data, filled, size = self._data, len(self._data), self.size
+        data, filled, size = self._data, self._filled, self.size
         # The loop runs 300,000 times for a usual file: it calls nothing that it does not need.
         for i in range(count):
             if position + 8 > filled:
                 self._need(position + 8 - self.position, key)
-                filled = len(data)
+                filled = self._filled
             (length,) = unpack(data, position)
             position += 8 + length
             if position > filled:
                 if position > size:
                     raise self.error(key, f"element {i} has {length:,} bytes, and ends past the end of the file")
+                if length > _MOST_ELEMENT:
+                    raise self.error(key, f"element {i} has {length:,} bytes; at most {_MOST_ELEMENT:,} are read")
                 self._need(position - self.position, key)
-                filled = len(data)
+                filled = self._filled
             append(position)
         self.position = position
         result = _Strings(self.path, key, begin, ends)
@@ -367,7 +372,7 @@ class _Reader:
     def _take(self, count: int, field: str) -> bytes:
         self._need(count, field)
         begin, self.position = self.position, self.position + count
-        return bytes(memoryview(self._data)[begin : self.position])
+        return self._data[begin : self.position]
 
     def _need(self, count: int, field: str) -> None:
         """See to it that `count` bytes behind the position are read."""
@@ -376,14 +381,13 @@ class _Reader:
             raise self.error(field, f"ends {end - self.size:,} bytes past the end of the file")
         if end > HEADER_BYTES:
             raise self.error(field, f"makes the header longer than the {HEADER_BYTES:,} bytes that are read")
-        if end > len(self._data):
-            self._fill(min(-(-end // _PIECE) * _PIECE, self.size))
+        if end > self._filled:
+            self._fill(min(-(-end // _PIECE) * _PIECE, len(self._data)))
 
     def _fill(self, end: int) -> None:
-        begin = len(self._data)
-        piece = bytearray(end - begin)
-        pread_exactly(self._descriptor, [memoryview(piece)], begin, self.path, CheckpointError)
-        self._data += piece
+        with memoryview(self._data) as data, data[self._filled : end] as piece:
+            pread_exactly(self._descriptor, [piece], self._filled, self.path, CheckpointError)
+        self._filled = end
 
 
 class _Array:
@@ -391,7 +395,7 @@ class _Array:
 
     def __init__(self, path: StrPath, key: str, type: str, begin: int, count: int) -> None:
         self.type = type
-        self.data = b""
+        self.data: Buffer = b""
         self._path, self._key, self._begin, self._count = path, key, begin, count
 
     def __len__(self) -> int:
@@ -415,7 +419,9 @@ class _Numbers(_Array):
         self._dtype = np.dtype(f"<{letter}")
 
     def array(self) -> NDArray[Any]:
-        return np.frombuffer(self.data, self._dtype, self._count, self._begin)
+        elements = np.frombuffer(self.data, self._dtype, self._count, self._begin)
+        elements.flags.writeable = False
+        return elements
 
     def __getitem__(self, index: int) -> Any:
         return self.array()[self._index(index)].item()
@@ -438,7 +444,7 @@ class _Strings(_Array):
         super().__init__(path, key, "string", begin, len(ends))
         self._ends = ends
 
-    def check(self, data: bytearray) -> None:
+    def check(self, data: Buffer) -> None:
         """Raise CheckpointError for a string that is not UTF-8.
 
         Many strings are decoded at once: zeros in place of the lengths divide them, and end a character that is cut.
