@@ -1,5 +1,6 @@
 """Read GGUF files, the format of llama.cpp."""
 
 from .header import GGUFTensor, Header, Values, read_header
+from .source import GGUFSource
 
-__all__ = ["GGUFTensor", "Header", "Values", "read_header"]
+__all__ = ["GGUFSource", "GGUFTensor", "Header", "Values", "read_header"]

@@ -1,0 +1,316 @@
+"""A GGUF file, or the shards of one model, as a `Source`."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+from ...config import Config
+from ...core.magnitude import FLOAT32_MAX, first_beyond
+from ...errors import CheckpointError, UsageError
+from ...files import StrPath, open_regular, pread_exactly
+from ..generation_config import GenerationConfig
+from ..safetensors import DROP_FROM, forget_range
+from . import metadata
+from .blocks import floats
+from .header import GGUFTensor, Header, read_header_of
+from .names import EMBEDDING, HEAD, MOST_SHARDS, fused_name, gguf_name, shard_name, shard_of
+from .types import GGMLType
+
+_PIECE = 1 << 20  # weights that are decoded at a time
+_FLOATS: dict[str, np.dtype[Any]] = {
+    "F32": np.dtype("<f4"),
+    "F16": np.dtype("<f2"),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+}
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One open file."""
+
+    path: Path
+    descriptor: int
+    header: Header
+
+
+@dataclass(frozen=True)
+class Place:
+    """The rows of a tensor in a file.
+
+    shard   the file
+    tensor  the whole tensor there, of which these rows may be a part
+    first   the first row
+    rows    the number of rows
+    """
+
+    shard: Shard
+    tensor: GGUFTensor
+    first: int
+    rows: int
+
+    @property
+    def kind(self) -> GGMLType:
+        return self.tensor.type
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (self.rows, *self.tensor.shape[1:])
+
+    @property
+    def row_bytes(self) -> int:
+        return self.tensor.nbytes // self.tensor.shape[0]
+
+    @property
+    def nbytes(self) -> int:
+        return self.rows * self.row_bytes
+
+    def read(self, begin: int, buffers: Sequence[NDArray[Any]]) -> None:
+        """Fill arrays, one after another, with the bytes of rows from `begin` on. Raises CheckpointError."""
+        at = self.tensor.begin + (self.first + begin) * self.row_bytes
+        views = [buffer.reshape(-1).view(np.uint8).data for buffer in buffers]
+        pread_exactly(self.shard.descriptor, views, at, self.shard.path, CheckpointError)
+
+    def raw(self, begin: int, end: int) -> NDArray[np.uint8]:
+        """Return the bytes of rows [begin, end) [end - begin, bytes]. Raises CheckpointError."""
+        data = np.empty((end - begin, self.row_bytes), np.uint8)
+        self.read(begin, [data])
+        return data
+
+
+class GGUFSource(Mapping[str, NDArray[np.float32]]):
+    """A `Source`, and its `Tensors`: name -> float32 array, decoded from disk at each access.
+
+    path       the file that was opened: of a model in shards, the first
+    config     from the metadata and the shape of the embedding
+    tokenizer  the file itself, and `template` too: its metadata hold both
+    header     of the first file
+    floats     the source itself
+    """
+
+    forms: tuple[str, ...] = ()
+
+    def __init__(self, shards: Sequence[Shard], config: Config, places: Mapping[str, Place], files: ExitStack) -> None:
+        self.path = self.tokenizer = self.template = shards[0].path
+        self.header = shards[0].header
+        self.config = config
+        self.places = places
+        self._files = files
+        self._is_large = sum(place.nbytes for place in places.values()) >= DROP_FROM
+
+    @classmethod
+    def open(cls, path: StrPath) -> GGUFSource:
+        """Open a .gguf file, or all shards of the model that it is a shard of. Raises ConfigError, CheckpointError."""
+        with ExitStack() as files:
+            shards = _open_shards(Path(path), files)
+            header = shards[0].header
+            metadata.check_architecture(header)
+            found = _tensors(shards)
+            embedding = found.get(EMBEDDING)
+            rows = embedding[1].shape[0] if embedding is not None else None
+            config = metadata.config_of(header, rows, tied=HEAD not in found)
+            return cls(shards, config, _places(found, config, header.path), files.pop_all())
+
+    def close(self) -> None:
+        self._files.close()
+
+    def __enter__(self) -> GGUFSource:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def floats(self) -> GGUFSource:
+        return self
+
+    def generation_config(self) -> GenerationConfig:
+        """Return the sampling defaults and end tokens of the metadata. Raises ConfigError."""
+        return metadata.generation_of(self.header, self.config)
+
+    def read_packed(self, form: str, *_: object) -> NoReturn:
+        """Raise UsageError: the tensors are in the layout of GGUF."""
+        raise UsageError(self.path, "weights", f"{form} are not here packed: this is a GGUF file")
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return the shape of a tensor."""
+        return self.places[name].shape
+
+    def dtype(self, name: str) -> np.dtype[Any]:
+        """Return the dtype of `rows`: float32 for a quantised tensor."""
+        return _FLOATS.get(self.places[name].kind.name, _FLOATS["F32"])
+
+    def file(self, name: str) -> StrPath:
+        """Return the file that holds a tensor."""
+        return self.places[name].shard.path
+
+    def rows(self, name: str, begin: int, end: int) -> NDArray[Any]:
+        """Return rows [begin, end) of a tensor in `dtype`. Raises CheckpointError if the file shrank."""
+        result = np.empty((end - begin, *self.shape(name)[1:]), self.dtype(name))
+        self.read_into(name, begin, [result])
+        return result
+
+    def read_into(self, name: str, begin: int, out: Sequence[NDArray[Any]]) -> None:
+        """Fill contiguous arrays of `dtype`, one after another, with the rows of a tensor from `begin` on."""
+        place, dtype = self.places[name], self.dtype(name)
+        assert all(part.dtype == dtype and part.shape[1:] == place.shape[1:] for part in out)
+        assert begin + sum(map(len, out)) <= place.rows
+        if place.kind.name in _FLOATS:
+            place.read(begin, out)
+            return
+        step = max(1, _PIECE // place.shape[1])
+        for part in out:
+            for start in range(0, len(part), step):
+                piece = part[start : start + step]
+                piece[:] = floats(place.kind, place.raw(begin + start, begin + start + len(piece)))
+            begin += len(part)
+
+    def forget(self, name: str, begin: int, end: int) -> None:
+        """Tell the system to drop its copy of these rows, if the model is large: see `DROP_FROM`."""
+        if self._is_large:
+            place = self.places[name]
+            at = place.tensor.begin + (place.first + begin) * place.row_bytes
+            forget_range(place.shard.descriptor, at, (end - begin) * place.row_bytes)
+
+    def __getitem__(self, name: str) -> NDArray[np.float32]:
+        return np.asarray(self.rows(name, 0, self.places[name].rows), np.float32)
+
+    def __contains__(self, name: object) -> bool:  # Mapping's own would read the tensor
+        return name in self.places
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.places)
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    @property
+    def dtypes(self) -> dict[str, int]:
+        """Return the number of bytes of each type."""
+        totals: dict[str, int] = {}
+        for place in self.places.values():
+            totals[place.kind.name] = totals.get(place.kind.name, 0) + place.nbytes
+        return totals
+
+    def check_finite(self, progress: Callable[[int], object] | None = None) -> None:
+        """Decode everything once. Raises CheckpointError at the first NaN or infinity.
+
+        progress  called with the number of bytes read since its last call, as for tqdm's `update`
+        """
+        for name, place in self.places.items():
+            step = max(1, _PIECE // math.prod(place.shape[1:]))
+            for begin in range(0, place.rows, step):
+                end = min(begin + step, place.rows)
+                found = first_beyond(self.rows(name, begin, end), FLOAT32_MAX)
+                if found is not None:
+                    index = [begin + found[0][0], *found[0][1:]]
+                    raise CheckpointError(place.shard.path, name, f"holds {found[1]} at {index}")
+                if progress is not None:
+                    progress((end - begin) * place.row_bytes)
+
+
+def _open(path: Path, files: ExitStack) -> Shard:
+    descriptor = open_regular(path, CheckpointError)
+    files.callback(os.close, descriptor)
+    return Shard(path, descriptor, read_header_of(descriptor, path))
+
+
+def _open_shards(path: Path, files: ExitStack) -> list[Shard]:
+    """Open a file, and all others of its model -> the shards in their order.
+
+    The names tell the shards, and each file's `split.no` and `split.count` must agree with its name.
+    """
+    named = shard_of(path.name)
+    shard = _open(path, files)
+    count = _split(shard, "count", default=1)
+    if count <= 1:
+        return [shard]
+    if named is None:
+        problem = f"is one of {count} shards, whose names must end in {shard_name('', 1, count)}: rename it"
+        raise CheckpointError(path, None, problem)
+    stem, number, of_name = named
+    if of_name != count or count > MOST_SHARDS:
+        raise CheckpointError(path, "split.count", f"is {count}, but the name of the file says {of_name}")
+    absent = [name for i in range(count) if not os.path.lexists(path.parent / (name := shard_name(stem, i + 1, count)))]
+    if absent:
+        more = f" and {len(absent) - 1} more" if len(absent) > 1 else ""
+        raise CheckpointError(path, None, f"is one of {count} shards, but {absent[0]}{more} is missing beside it")
+    shards = []
+    for i in range(count):
+        other = shard if i + 1 == number else _open(path.parent / shard_name(stem, i + 1, count), files)
+        for key, wanted in (("no", i), ("count", count)):
+            if (found := _split(other, key, default=None)) != wanted:
+                raise CheckpointError(other.path, f"split.{key}", f"must be {wanted} by the file's name, got {found}")
+        shards.append(other)
+    total = _split(shards[0], "tensors.count", default=None)
+    found = sum(len(each.header.tensors) for each in shards)
+    if total is not None and total != found:
+        raise CheckpointError(path, "split.tensors.count", f"is {total}, but the shards hold {found} tensors")
+    return shards
+
+
+def _split(shard: Shard, name: str, default: int | None) -> Any:
+    value = shard.header.fields.get(f"split.{name}", default)
+    if value is not None and type(value) is not int:
+        raise CheckpointError(shard.path, f"split.{name}", "must be an integer")
+    return value
+
+
+def _tensors(shards: Sequence[Shard]) -> dict[str, tuple[Shard, GGUFTensor]]:
+    """Return the tensors of all shards by the file's own names. Raises CheckpointError for one in two shards."""
+    found: dict[str, tuple[Shard, GGUFTensor]] = {}
+    for shard in shards:
+        for name, tensor in shard.header.tensors.items():
+            if name in found:
+                raise CheckpointError(shard.path, name, f"is in {found[name][0].path.name}, too")
+            found[name] = shard, tensor
+    return found
+
+
+def _places(found: Mapping[str, tuple[Shard, GGUFTensor]], config: Config, path: StrPath) -> dict[str, Place]:
+    """Return the place of each tensor of a config. Raises CheckpointError for missing, extra or misshapen ones."""
+    places, missing, used = {}, [], set()
+    rows = {"q": config.H * config.E, "k": config.K * config.E, "v": config.K * config.E}
+    for name, shape in config.tensors().items():
+        own, fused = gguf_name(name), fused_name(name)
+        if own in found:
+            shard, tensor = found[own]
+            first, whole = 0, shape
+        elif fused is not None and fused[0] in found:
+            own, letter = fused
+            shard, tensor = found[own]
+            first, whole = sum(rows[each] for each in "qkv"[: "qkv".index(letter)]), (sum(rows.values()), *shape[1:])
+        else:
+            missing.append(own)
+            continue
+        used.add(own)
+        _check_tensor(tensor, own, whole, shard.path)
+        places[name] = Place(shard, tensor, first, shape[0])
+    if missing:
+        problem = f"missing: {len(missing)} of the tensors that the metadata imply"
+        raise CheckpointError(path, ", ".join(missing[:3]), problem)
+    extra = [name for name in found if name not in used]
+    if extra:
+        some = "1 tensor" if len(extra) == 1 else f"{len(extra)} tensors"
+        raise CheckpointError(path, ", ".join(extra[:3]), f"unexpected: {some} that the metadata do not imply")
+    return places
+
+
+def _check_tensor(tensor: GGUFTensor, name: str, shape: tuple[int, ...], path: Path) -> None:
+    if tensor.shape != shape:
+        problem = f"shape {list(tensor.shape)}, but the metadata imply {list(shape)}"
+        raise CheckpointError(path, name, problem)
+    kind = tensor.type.name
+    if kind in ("I8", "I16", "I32", "I64", "F64", "Q8_1", "Q8_K"):
+        raise CheckpointError(path, name, f"has the type {kind}, which no model stores its weights in")
+    if len(shape) == 1 and kind not in _FLOATS:
+        raise CheckpointError(path, name, f"must be F32, F16 or BF16, being a vector, got {kind}")
