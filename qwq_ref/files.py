@@ -22,7 +22,7 @@ _STARTS = (
     (b"<!doctype html", f"a web page, such as a login or an error page: {_AGAIN}"),
     (b"<html", f"a web page, such as a login or an error page: {_AGAIN}"),
     (b"<?xml", f"an XML document, such as the error of a server: {_AGAIN}"),
-    (b"GGUF", "a GGUF file of llama.cpp: take the checkpoint that it was made from"),
+    (b"GGUF", "a GGUF file of llama.cpp: give the file itself, with a name that ends in .gguf"),
     (b"lmgg", "a GGML file of llama.cpp: take the checkpoint that it was made from"),
     (b"tjgg", "a GGML file of llama.cpp: take the checkpoint that it was made from"),
     (b"PK\3\4", "a zip archive, such as a .bin file of PyTorch or an .npz file"),

@@ -196,8 +196,7 @@ def _forms(options: argparse.Namespace) -> list[tuple[str, str]]:
 
 def _config(options: argparse.Namespace) -> tuple[str, Config]:
     """Return the name for the table, and the config with the changes that the options ask for."""
-    from ..formats import resolve
-    from ..formats.checkpoint import read_config
+    from ..formats import read_config, resolve
 
     given = options.shape or options.model or DEFAULT_MODEL
     if options.shape and given.endswith(".json"):

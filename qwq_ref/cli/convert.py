@@ -37,8 +37,7 @@ def run(options: argparse.Namespace) -> int:
     set_threads(1)  # BLAS is not used
     from ..engine.convert import check_download, check_folder, check_small, convert
     from ..footprint import human, parameters
-    from ..formats import GenerationConfig
-    from ..formats.checkpoint import read_config
+    from ..formats import read_config, read_generation_config
     from .models import locate
 
     folder = given_once(options, "folder")
@@ -53,7 +52,7 @@ def run(options: argparse.Namespace) -> int:
         lambda small: check_small(small, target),
     )
     config = read_config(path)
-    tell_surprises(GenerationConfig.from_folder(path if path.is_dir() else path.parent, config))
+    tell_surprises(read_generation_config(path))
     with kept(lambda: "nothing was written"), progress_bar("packing", parameters(config), "weights") as progress:
         file = convert(
             path, folder, options.weights, threads=options.threads, offline=options.offline, progress=progress

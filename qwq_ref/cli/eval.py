@@ -277,7 +277,7 @@ def _located(options: argparse.Namespace, both: Sequence[dict[str, Any]]) -> Pat
 def _load(options: argparse.Namespace, path: Path, choices: dict[str, Any]) -> Model:
     from ..engine.loader import load
     from ..footprint import parameters
-    from ..formats.checkpoint import read_config
+    from ..formats import read_config
 
     config = read_config(path)
     context = _context(options, config)

@@ -152,7 +152,7 @@ def run(options: argparse.Namespace) -> int:
     from ..engine.loader import load
     from ..engine.sampler import own_sampling
     from ..footprint import parameters
-    from ..formats.checkpoint import read_config
+    from ..formats import read_config
     from .models import locate
 
     rope = functools.cache(functools.partial(chosen_rope, options))  # says what it assumes, once

@@ -126,8 +126,7 @@ def run(options: argparse.Namespace) -> int:
 def _record(options: argparse.Namespace) -> int:
     """Record a golden pack in one pass over the weights. The model need not fit in memory."""
     from .. import footprint
-    from ..formats import Checkpoint, write
-    from ..formats.checkpoint import read_config
+    from ..formats import open_floats, read_config, write
     from ..oracle import record
     from ..oracle.packs.folder import check_new
     from ..oracle.packs.record import check_record
@@ -160,11 +159,10 @@ def _record(options: argparse.Namespace) -> int:
         check(config, _ids(options, text, folder, config.vocab_size))
 
     path = locate(options, judge, inspect)
-    folder = path if path.is_dir() else path.parent
-    with Checkpoint.open(path) as checkpoint:
+    with open_floats(path) as checkpoint:
         config = changed(checkpoint.config)
         total = footprint.parameters(config)
-        ids = _ids(options, text, folder, config.vocab_size)
+        ids = _ids(options, text, checkpoint.tokenizer, config.vocab_size)
         with kept(lambda: "no pack was written"), progress_bar("recording", total, "weights") as progress:
             record(
                 config,

@@ -121,15 +121,15 @@ def _check(model: str, found: Found) -> None:
     _refuse_packed(model, bool(found.packed))
     if not found.dtypes:
         raise UsageError(model, "check", "there are no weights here")
-    from ..formats import Checkpoint
+    from ..formats import open_floats
 
     total = sum(found.dtypes.values())
     with (
-        Checkpoint.open(found.path) as checkpoint,
+        open_floats(found.path) as floats,
         progress_bar("checking", total, "B") as progress,
         kept(lambda: f"{human(progress.done)} of {human(total)} were checked, and are finite"),
     ):
-        checkpoint.check_finite(progress)
+        floats.check_finite(progress)
 
 
 def _table(name: str, config: Config, facts: dict[str, Any]) -> str:

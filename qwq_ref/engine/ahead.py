@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from pathlib import Path
+from typing import Protocol
 
 from .. import core
 from ..config import Config, Rope
@@ -102,9 +103,33 @@ def memory_line(what: str, context: int, needs: Needs) -> tuple[str, int]:
     return f"{line}, of {human(available)} available", sum(parts.values())
 
 
+class Described(Protocol):
+    """What a model has beside its weights: a `Source`, or the folder of a download whose weights are not there yet.
+
+    tokenizer, template  as for `Source`
+    """
+
+    tokenizer: Path
+    template: Path
+
+    def generation_config(self) -> GenerationConfig:
+        """Return the sampling defaults and end tokens. Raises ConfigError."""
+
+
+class _Folder:
+    """The small files in a folder, as `Described`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.tokenizer = self.template = folder
+        self.config = read_config(folder)
+
+    def generation_config(self) -> GenerationConfig:
+        return GenerationConfig.from_folder(self.tokenizer, self.config)
+
+
 @dataclasses.dataclass(frozen=True)
 class Small:
-    """The small files of a model. `tokenizer` and `template` are None where it has none."""
+    """What `read_small` reads. `tokenizer` and `template` are None where the model has none."""
 
     tokenizer: Tokenizer | None
     template: ChatTemplate | None
@@ -112,17 +137,20 @@ class Small:
 
 
 def read_small(
-    folder: Path, config: Config, chat_template: str | os.PathLike[str] | None = None, text: bool = False
+    source: Described,
+    config: Config,
+    chat_template: str | os.PathLike[str] | None = None,
+    text: bool = False,
 ) -> Small:
-    """Read the small files in a model's folder. The process of the template starts, and nothing waits for it.
+    """Read what a model has beside its weights. The process of the template starts, and nothing waits for it.
 
     The arguments are those of `load`. Raises TemplateError, TokenizerError, ConfigError.
     """
-    template = load_chat_template(folder, chat_template)
-    tokenizer = find_tokenizer(folder, config.vocab_size)
+    template = load_chat_template(source.template, chat_template)
+    tokenizer = find_tokenizer(source.tokenizer, config.vocab_size)
     if text and tokenizer is None:
-        raise no_tokenizer(folder)
-    return Small(tokenizer, template, GenerationConfig.from_folder(folder, config))
+        raise no_tokenizer(source.tokenizer)
+    return Small(tokenizer, template, source.generation_config())
 
 
 def check_small(
@@ -137,7 +165,8 @@ def check_small(
 
     Raises a QwqError.
     """
-    small = read_small(folder, read_config(folder), chat_template, text)
+    described = _Folder(folder)
+    small = read_small(described, described.config, chat_template, text)
     if small.template is not None:
         small.template.check()
     elif chat:

@@ -94,7 +94,7 @@ def load(
     recognise.require(path, model)
     with open_source(path) as source:
         config = source.config if rope is None else dataclasses.replace(source.config, rope=rope)
-        small = read_small(source.tokenizer, config, chat_template, text)
+        small = read_small(source, config, chat_template, text)
         progress, compiled = _until_compiled(small.template, progress)
         check_forms(config, source.forms, weights, backend, path)
         made: Backend

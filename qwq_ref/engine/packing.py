@@ -455,5 +455,8 @@ class _Arrays:
     def file(self, name: str) -> None:
         """Return None: the arrays are in no file."""
 
+    def check_finite(self, progress: Callable[[int], object] | None = None) -> None:
+        """Do nothing: the arrays are looked at while they are packed."""
+
     def forget(self, name: str, begin: int, end: int) -> None:
         """Do nothing: the arrays are the caller's."""

@@ -68,6 +68,8 @@ class Checkpoint(Mapping[str, NDArray[np.float32]]):
         if not os.path.lexists(path):
             raise CheckpointError(path, None, "no such file or folder")
         recognise.require(path)
+        if recognise.is_gguf(recognise.gguf_of(path)):
+            raise CheckpointError(path, None, "is a GGUF model, and no checkpoint in safetensors")
         config, is_folder = read_config(path), os.path.isdir(path)
         with ExitStack() as files:
             if is_folder and not os.path.lexists(path / SINGLE):

@@ -12,6 +12,9 @@ from typing import Any
 
 from ..errors import CheckpointError
 from ..files import START, StrPath, foreign, foreign_text, open_regular, read_json
+from ..footprint import human
+from .gguf.header import MAGIC
+from .gguf.names import models_in
 from .names import CONFIG, INDEX, ONLY_CONFIGS, SHARD, SHIPPED, SINGLE, packed_form
 
 Values = Callable[[str], Mapping[str, Any]]  # the name of a JSON file -> its object; empty if it cannot be read
@@ -23,7 +26,8 @@ _UNFINISHED = ("*.incomplete", "*.part", "*.partial", "*.crdownload", "*.aria2",
 
 # Patterns of names -> what the files are, and what to do. The first row with a file decides.
 _OTHERS = (
-    (("*.gguf",), "GGUF files of llama.cpp", _ORIGINAL),
+    (("*.gguf",), "GGUF files of llama.cpp", "download one of them, and give the file itself"),
+    (("*/*.gguf",), "GGUF files in its folders", "give one of these files"),
     (("*.ggml",), "GGML files, an old format of llama.cpp", _ORIGINAL),
     (("zero_to_fp32.py",), "a checkpoint of DeepSpeed", "run its zero_to_fp32.py, and save the result as safetensors"),
     (
@@ -57,13 +61,17 @@ def require(path: Path, name: StrPath | None = None) -> None:
 
 def file_problem(path: Path) -> str | None:
     """Return what is wrong with a file that should hold weights: its kind, or no config beside it."""
-    odd = "is neither a folder nor a .safetensors file"
+    odd = "is neither a folder nor a .safetensors or .gguf file"
     try:
         descriptor = open_regular(path, CheckpointError)
     except CheckpointError as problem:
         return f"{odd}: {problem.problem}"
     with os.fdopen(descriptor, "rb") as file:
         start = file.read(START)
+    if start.startswith(MAGIC):
+        return None
+    if path.suffix == ".gguf":
+        return f"is not a GGUF file, but {foreign(start) or foreign_text(start) or 'something else'}"
     kind = foreign(start) or (foreign_text(start) if path.suffix == ".safetensors" else None)
     if kind and not kind.startswith("a safetensors"):
         return f"is not a safetensors file, but {kind}"
@@ -78,6 +86,45 @@ def file_problem(path: Path) -> str | None:
     return None
 
 
+def is_gguf(path: Path) -> bool:
+    """Return whether a file is a GGUF file, by its name or, as in a cache without names, by its first bytes."""
+    if path.suffix == ".gguf":
+        return True
+    try:
+        with open(path, "rb") as file:
+            return path.is_file() and file.read(len(MAGIC)) == MAGIC
+    except OSError:
+        return False
+
+
+def gguf_of(path: Path) -> Path:
+    """Return the GGUF file to open of a folder that holds one model in this format; any other path as it is.
+
+    Raises CheckpointError for a folder with several such models. Of a model in shards, it is the first shard.
+    """
+    if not path.is_dir():
+        return path
+    try:
+        names = [entry.name for entry in itertools.islice(path.iterdir(), _MOST_NAMES)]
+    except OSError:
+        return path
+    if any(name in (SINGLE, INDEX) or packed_form(name) for name in names):
+        return path
+    models = models_in(name for name in names if (path / name).is_file())
+    if len(models) > 1:
+        raise CheckpointError(
+            path, None, f"holds {len(models)} GGUF models: name one of these files: {_list(path, models)}"
+        )
+    return path / next(iter(models)) if models else path
+
+
+def _list(folder: Path, models: Mapping[str, list[str]]) -> str:
+    """Return the first files of models, each with the bytes of all its files."""
+    sizes = {name: sum((folder / each).stat().st_size for each in files) for name, files in models.items()}
+    shown = [f"{name} ({human(size)})" for name, size in itertools.islice(sizes.items(), 12)]
+    return ", ".join(shown) + (", ..." if len(sizes) > 12 else "")
+
+
 def folder_problem(folder: Path) -> str | None:
     """Return what a folder is, if it is neither a checkpoint nor packed weights."""
 
@@ -89,6 +136,11 @@ def folder_problem(folder: Path) -> str | None:
 
     if folder.parent == SHIPPED and folder.name in ONLY_CONFIGS:
         return f"is a config without {SINGLE}; the weights are in the Hugging Face hub: {ONLY_CONFIGS[folder.name]}"
+    try:
+        if gguf_of(folder) != folder:
+            return None
+    except CheckpointError as problem:
+        return problem.problem
     try:
         names = _names(folder)
     except OSError as problem:

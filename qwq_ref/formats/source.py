@@ -16,8 +16,10 @@ import numpy as np
 from ..config import Config
 from ..core import Array, Packed
 from ..files import StrPath
+from . import checkpoint, recognise
 from .checkpoint import Checkpoint
 from .generation_config import GenerationConfig
+from .gguf import GGUFSource
 from .packed import Stored
 from .packed_folder import PackedFolder, packed_files
 
@@ -46,6 +48,12 @@ class Tensors(Protocol):
     def read_into(self, name: str, begin: int, out: Sequence[Array]) -> None:
         """Fill contiguous arrays of the stored dtype, one after another, with the rows of a tensor from `begin` on."""
 
+    def check_finite(self, progress: Callable[[int], object] | None = None) -> None:
+        """Read everything once. Raises CheckpointError at the first NaN or infinity.
+
+        progress  called with the number of bytes read since its last call, as for tqdm's `update`
+        """
+
     def forget(self, name: str, begin: int, end: int) -> None:
         """Tell the system that these rows will not be read again."""
 
@@ -56,7 +64,7 @@ class Source(Protocol):
     path       the folder or the file that was opened
     config     the model's Config
     tokenizer  the folder or the file that `text.load_tokenizer` reads
-    template   the folder that `text.load_chat_template` reads
+    template   the folder or the GGUF file that `text.load_chat_template` reads
     floats     the tensors as floats; None if the source holds packed weights only
     dtypes     bytes of each dtype in which `floats` are stored
     forms      the weight forms that the source holds packed, ready for the core: those that `read_packed` takes
@@ -103,6 +111,37 @@ class Source(Protocol):
 def open_source(path: StrPath) -> Source:
     """Open a model's folder or file, as `hub.resolve` returns it. Raises ConfigError, CheckpointError.
 
-    A folder that holds a checkpoint is read as one. Packed weights beside it could be older, and are ignored.
+    A folder that holds a checkpoint is read as one. Packed weights beside it could be older, and are ignored, and so
+    are GGUF files.
     """
-    return PackedFolder.open(path) if packed_files(Path(path)) else Checkpoint.open(path)
+    path = recognise.gguf_of(Path(path))
+    if recognise.is_gguf(path):
+        return GGUFSource.open(path)
+    return PackedFolder.open(path) if packed_files(path) else Checkpoint.open(path)
+
+
+def read_config(path: StrPath) -> Config:
+    """Return the config of a model, by the path that `hub.resolve` returns. Raises ConfigError, CheckpointError."""
+    path = recognise.gguf_of(Path(path))
+    if not recognise.is_gguf(path):
+        return checkpoint.read_config(path)
+    with GGUFSource.open(path) as source:
+        return source.config
+
+
+def read_generation_config(path: StrPath) -> GenerationConfig:
+    """Return the sampling defaults and end tokens of a model, by the path that `hub.resolve` returns.
+
+    Raises ConfigError, CheckpointError.
+    """
+    with open_source(path) as source:
+        return source.generation_config()
+
+
+def open_floats(path: StrPath) -> Checkpoint | GGUFSource:
+    """Open a model whose tensors are to be read as floats: a mapping name -> float32 array, with a config.
+
+    Raises ConfigError, CheckpointError.
+    """
+    path = recognise.gguf_of(Path(path))
+    return GGUFSource.open(path) if recognise.is_gguf(path) else Checkpoint.open(path)

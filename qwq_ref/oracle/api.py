@@ -14,7 +14,7 @@ import numpy as np
 from ..errors import GoldenError, UsageError
 from ..files import StrPath
 from ..footprint import parameters
-from ..formats import Checkpoint, Download, resolve
+from ..formats import Download, open_floats, resolve
 from ..spec.ops import Array
 from .adapters import llama_cpp
 from .adapters.candidate import Candidate
@@ -195,7 +195,7 @@ def _weights(
             folder = resolve(model, confirm=judge)
         if folder is None:
             return None
-        weights = stack.enter_context(Checkpoint.open(folder))
+        weights = stack.enter_context(open_floats(folder))
         source = str(folder if model is None or callable(model) else model)
     if misfit := check_weights(golden.manifest.config, weights):
         raise other(source, misfit)

@@ -56,6 +56,6 @@ def test_info_of_shards_in_a_subfolder(random_folder, tmp_path, capsys):
 
 @pytest.mark.parametrize("command", ["info", "doctor"])
 def test_a_folder_without_a_config_is_named_for_what_it_is(command, tmp_path, capsys):
-    (tmp_path / "x.gguf").write_bytes(b"GGUF")
+    (tmp_path / "x.onnx").write_bytes(b"x")
     assert main([command, "-m", str(tmp_path)]) == 1
-    assert "but GGUF files of llama.cpp (x.gguf)" in capsys.readouterr().err
+    assert "but an ONNX model (x.onnx)" in capsys.readouterr().err

@@ -151,7 +151,7 @@ def test_local_paths(cache, tmp_path, monkeypatch):
     resolve_fails(str(weights), "there is no config.json in its folder")
     (local / "config.json").write_text("{}")
     assert resolve(str(weights)) == weights
-    resolve_fails(str(local / "config.json"), "is neither a folder nor a .safetensors file")
+    resolve_fails(str(local / "config.json"), "is neither a folder nor a .safetensors or .gguf file")
 
 
 def test_the_cache_is_judged_by_the_files_that_are_read(cache):

@@ -51,7 +51,7 @@ CONTENTS = {
     "a page without a type": (b"<html lang=en>" + b"x" * 9000, "a web page"),
     "a page with a byte order mark": (b"\xef\xbb\xbf" + PAGE, "a web page"),
     "an error of a store": (b'<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>', "an XML document"),
-    "GGUF": (b"GGUF\3\0\0\0" + bytes(600), "a GGUF file of llama.cpp"),
+    "GGML": (b"lmgg\3\0\0\0" + bytes(600), "a GGML file of llama.cpp"),
     "zip": (packed_in_zip(), "a zip archive, such as a .bin file of PyTorch"),
     "pickle": (pickle.dumps({"x": list(range(300))}, protocol=2), "a pickle"),
     "HDF5": (b"\x89HDF\r\n\x1a\n" + bytes(600), "an HDF5 file"),
@@ -125,8 +125,10 @@ FOLDERS = {
     "LoRA with a config": ({"adapter_config.json": ADAPTER, CONFIG: VALUES}, "merge_and_unload"),
     "another adapter": ({"adapter_config.json": {"peft_type": "IA3"}}, "an adapter (IA3), not a model"),
     "an adapter that cannot be read": ({"adapter_config.json": POINTER}, "a LoRA adapter, not a model"),
-    "GGUF": ({"x-q4_k_m.gguf": b"GGUF"}, "GGUF files of llama.cpp (x-q4_k_m.gguf)"),
-    "GGUF and a config": ({"x.gguf": b"GGUF", CONFIG: VALUES}, "GGUF files of llama.cpp (x.gguf)"),
+    "GGUF": ({"x-q4_k_m.gguf": b"GGUF"}, "is a GGUF model, and no checkpoint in safetensors"),
+    "GGUF and a config": ({"x.gguf": b"GGUF", CONFIG: VALUES}, "is a GGUF model, and no checkpoint in safetensors"),
+    "two of GGUF": ({"x.gguf": b"GGUF", "y.gguf": bytes(1024)}, "x.gguf (0.00 KiB), y.gguf (1.00 KiB)"),
+    "GGUF in folders": ({"BF16/x.gguf": b"GGUF"}, "GGUF files in its folders (BF16/x.gguf): give one of these files"),
     "PyTorch": ({CONFIG: VALUES, "pytorch_model.bin": b""}, "weights of PyTorch, which can run code"),
     "PyTorch shards": ({"pytorch_model-00001-of-00002.bin": b""}, "weights of PyTorch"),
     "original": ({"consolidated.00.pth": b"", "params.json": {}}, "weights of PyTorch"),
@@ -207,7 +209,8 @@ def test_a_checkpoint_has_no_problem(tmp_path):
 
 
 def test_files_that_are_no_weights(tmp_path):
-    (tmp_path / "x.gguf").write_bytes(b"GGUF\3\0\0\0")
+    (tmp_path / "x.gguf").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    (tmp_path / "y.gguf").write_bytes(b"GGML")
     (tmp_path / CONFIG).write_text(json.dumps(VALUES))
     (tmp_path / INDEX).write_text("{}")
     (tmp_path / "notes.txt").write_text("text")
@@ -216,10 +219,11 @@ def test_files_that_are_no_weights(tmp_path):
     for name, words in {
         "pytorch_model.bin": "is no .safetensors file, but belongs to weights of PyTorch",
         f"{adapter.name}/adapter_model.safetensors": "holds a LoRA adapter, not a model",
-        "x.gguf": "a GGUF file of llama.cpp",
-        CONFIG: f"is neither a folder nor a .safetensors file; give its folder, {tmp_path}",
+        "x.gguf": "is not a GGUF file, but a git-lfs pointer to it",
+        "y.gguf": 'is not a GGUF file, but the text "GGML"',
+        CONFIG: f"is neither a folder nor a .safetensors or .gguf file; give its folder, {tmp_path}",
         INDEX: "give its folder",
-        "notes.txt": "is neither a folder nor a .safetensors file",
+        "notes.txt": "is neither a folder nor a .safetensors or .gguf file",
     }.items():
         with pytest.raises(CheckpointError) as caught:
             resolve(tmp_path / name)

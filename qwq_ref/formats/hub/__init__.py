@@ -36,7 +36,7 @@ def resolve(
     inspect: Inspect | None = None,
     progress: Callable[[float], object] | None = None,
 ) -> Path:
-    """Return the folder or file of a folder, a .safetensors file, a shipped name, or `owner/name[@revision]`.
+    """Return the path of a folder, a .safetensors or .gguf file, a shipped name, or `owner/name[@revision]`.
 
     offline    ask the hub for nothing, as with HF_HUB_OFFLINE
     cache_dir  replaces the folder of HF_HUB_CACHE or HF_HOME
@@ -46,6 +46,8 @@ def resolve(
                raises comes before these
     progress   called with the number of bytes since its last call, negative for bytes that are read again. None: the
                hub's library shows bars of its own on a terminal
+
+    A folder that holds one GGUF model and no checkpoint stands for that file.
 
     Offline, the only snapshot of a model stands for its branch main, if the cache does not know that branch.
 
@@ -58,7 +60,7 @@ def resolve(
     """
     name = os.fspath(model)
     if os.path.isdir(name):
-        return _local(Path(name), weights)
+        return recognise.gguf_of(_local(Path(name), weights))
     if os.path.lexists(name):
         recognise.require(Path(name), name)
         return Path(name)
