@@ -64,7 +64,7 @@ CODES = {
     "u4": CodeType(4, groups=_SIZES, scales=tuple(SCALES)),
     "u5": CodeType(5, groups=_SIZES, scales=tuple(SCALES)),
     "u6": CodeType(6, groups=_SIZES, scales=tuple(SCALES)),
-    "q8": CodeType(8, np.int8, groups=_SIZES, scales=("plain",)),
+    "q8": CodeType(8, np.int8, groups=_SIZES, scales=("plain", "super")),
     "bf16": CodeType(16, np.uint16),
     "fp16": CodeType(16, np.float16),
     "fp32": CodeType(32, np.float32),

@@ -40,6 +40,9 @@ FORMATS = [
     core.Format("u5", 32, "offset"),  # Q5_1
     core.Format("u5", 32, "super_min"),  # Q5_K
     core.Format("u6", 16, "super", zero_point=32),  # Q6_K
+    core.Format("u4", 16, "super_min"),  # Q2_K
+    core.Format("u4", 16, "super", zero_point=4),  # Q3_K
+    core.Format("q8", 32, "super"),  # IQ4_XS
     core.Format("u6", 128, "zero"),
 ]
 
@@ -184,7 +187,7 @@ def test_how_near_q8_comes_to_weights():
 
 @pytest.mark.parametrize("form", FORMATS, ids=name_of)
 @given(st.integers(1, 20), st.integers(1, 70), st.integers(1, 20), st.integers(0, 2**32 - 1))
-@settings(max_examples=settings.default.max_examples // 4)  # for each of 19 formats
+@settings(max_examples=settings.default.max_examples // 4)  # for each of 22 formats
 def test_matmul_is_the_spec_to_the_bit(form, T, N, sixteens, seed):
     rng = np.random.default_rng(seed)
     K = sixteens * (32 if form.group != 16 else 16)
