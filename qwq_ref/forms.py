@@ -6,7 +6,9 @@ The module imports no other one, so that `qwq --help` stays fast.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -35,4 +37,30 @@ FORMS = {
     "q8": Form("q8", "q8", "BF16", "int8", floats=False),
     "q4": Form("q4", "q8", "BF16", "int8", floats=False),
 }  # the most exact first
+FILE = "file"  # the name of the form of a `FileForm`
+
+
+@dataclass(frozen=True, eq=False)
+class FileForm:
+    """The weight form of one quantised file: each matrix in a format of its own, which holds its numbers without loss.
+
+    formats  name of `Config.tensors` -> `core.Format` of each matrix
+    kv       the cache form that goes with it
+    """
+
+    formats: Mapping[str, Any]
+    kv: str
+
+    def __str__(self) -> str:
+        return FILE
+
+
+AnyForm = str | FileForm  # a name of `FORMS`, or the form of a file
+
+
+def cache_form(form: AnyForm) -> str:
+    """Return the cache form that goes with a weight form."""
+    return form.kv if isinstance(form, FileForm) else FORMS[form].kv
+
+
 KV_FORMS = ("fp32", "int8")  # forms of the KV cache, the most exact first

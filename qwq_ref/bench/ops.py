@@ -128,7 +128,7 @@ _FORMATS = [
 
 def peak_of(form: Format) -> str:
     """Return the name in `core.ceilings.PEAKS` of the peak that limits products of such weights."""
-    return next(peak for _, _, known, peak in _FORMATS if known == form)
+    return next(peak for _, _, known, peak in _FORMATS if known.codes == form.codes)
 
 
 def _matmul(name: str, says: str, form: Format, peak: str, shapes: dict[str, Shape]) -> Op:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from .. import core, footprint
 from ..config import Config
 from ..core import ceilings
-from ..engine.plan import step_bytes
-from ..forms import FORMS
+from ..engine.plan import plan, step_bytes
+from ..forms import FORMS, AnyForm, FileForm
 from ..host import memory
 from . import measure
 from .ops import peak_of
@@ -75,7 +75,18 @@ class Limits:
     prompt: float | None
 
 
-def limits(config: Config, form: str, speed: Speed | None, caches: int) -> Limits:
+def _format(config: Config, form: AnyForm) -> core.Format:
+    """Return the format of the layers' matrices; of a file, the format of most of their bytes."""
+    if not isinstance(form, FileForm):
+        return core.FORMATS[FORMS[form].matrix]
+    sizes: dict[core.Format, int] = {}
+    for stored in plan(config, form).values():
+        if stored.format is not None:
+            sizes[stored.format] = sizes.get(stored.format, 0) + stored.nbytes
+    return max(sizes, key=sizes.__getitem__)
+
+
+def limits(config: Config, form: AnyForm, speed: Speed | None, caches: int) -> Limits:
     """Return the bounds that follow from the ceilings. `caches`: bytes of all last caches."""
     read = step_bytes(config, form)
     step_macs = footprint.flops_per_token(config, 0) // 2
@@ -83,7 +94,7 @@ def limits(config: Config, form: str, speed: Speed | None, caches: int) -> Limit
     cached = read < 2 * caches  # a part of what is read again may still be in them
     if speed is None:
         return Limits(read, step_macs, prompt_macs, cached, None, None)
-    kind = peak_of(core.FORMATS[FORMS[form].matrix])
+    kind = peak_of(_format(config, form))
     instructions = ceilings.instructions(kind, speed.isa) if speed.peaks else ""
     peak = speed.peaks.get(instructions)
     seconds = [] if cached else [read / speed.reads[speed.threads]]

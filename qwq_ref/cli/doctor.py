@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ..config import Config
 from ..errors import MemoryLimitError
 from ..footprint import human
+from ..forms import FILE, AnyForm, FileForm
 from ..host.limits import cpus
 from ..host.memory import is_of_process
 from ..tables import Table, definitions
@@ -37,6 +38,7 @@ class Asked:
 
     name, run_as    as the user called it, and as `qwq generate -m` takes it
     stored, packed  as for `engine.fit.available_forms`
+    kept            the form of a quantised file
     """
 
     name: str
@@ -44,6 +46,7 @@ class Asked:
     config: Config
     stored: Mapping[str, int]
     packed: Sequence[str] = ()
+    kept: FileForm | None = None
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -80,7 +83,7 @@ def _read(name: str, offline: bool) -> Asked:
         run_as = _REAL[1] if name == _REAL[0] else unknown
         return Asked(name, run_as, found.config, {"BF16": 0})
     run_as = str(found.path) if name.endswith(".json") else name
-    return Asked(name, run_as, found.config, found.dtypes, tuple(found.packed))
+    return Asked(name, run_as, found.config, found.dtypes, tuple(found.packed), found.kept)
 
 
 # --- The facts: of the machine, its speed, and each model ------------------------------------------------------------
@@ -137,9 +140,10 @@ def model_facts(asked: Asked, available: int, speed: Speed | None, caches: int, 
     from ..bench.speed import limits
     from ..engine.choices import best_choice, choices
 
-    table = choices(asked.config, asked.stored, available, asked.packed)
-    best = best_choice(asked.config, asked.stored, table, available, asked.packed)
-    forms = list(dict.fromkeys(choice.weights for choice in table)) if core.available() else []
+    table = choices(asked.config, asked.stored, available, asked.packed, asked.kept)
+    best = best_choice(asked.config, asked.stored, table, available, asked.packed, asked.kept)
+    names = list(dict.fromkeys(choice.weights for choice in table)) if core.available() else []
+    forms: dict[str, AnyForm] = {name: asked.kept if name == FILE and asked.kept else name for name in names}
     command = None
     if best is not None:
         choice, context = best
@@ -149,7 +153,7 @@ def model_facts(asked: Asked, available: int, speed: Speed | None, caches: int, 
         "model": asked.name,
         "positions": asked.config.positions,
         "choices": [asdict(choice) for choice in table],
-        "limits": {form: asdict(limits(asked.config, form, speed, caches)) for form in forms},
+        "limits": {name: asdict(limits(asked.config, form, speed, caches)) for name, form in forms.items()},
         "best": None if best is None else {"weights": best[0].weights, "kv": best[0].kv, "context": best[1]},
         "command": command,
     }

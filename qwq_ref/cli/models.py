@@ -19,6 +19,7 @@ from ..formats import Download, Inspect, open_source, recognise, resolve
 from ..formats.names import CONFIG, INDEX, SHARD
 from ..formats.packed import PackedFile
 from ..formats.packed_folder import packed_files
+from ..forms import FileForm
 from ..tables import Table
 from .progress import progress_bar
 from .screen import screen
@@ -36,6 +37,7 @@ class Found:
     path     the checkpoint's or packed weights' folder or file, or the config.json
     dtypes   dtype -> bytes of a checkpoint's tensors; empty where there is no checkpoint
     packed   weight form -> bytes of its packed tensors; empty where there are none
+    kept     the form of a quantised file
     partial  whether the hub may have weights that are not in the cache
     """
 
@@ -43,6 +45,7 @@ class Found:
     config: Config
     dtypes: Mapping[str, int] = field(default_factory=dict)
     packed: Mapping[str, int] = field(default_factory=dict)
+    kept: FileForm | None = None
     partial: bool = False
 
 
@@ -69,7 +72,9 @@ def find(model: str, offline: bool) -> Found:
     with open_source(path) as source:
         files = packed_files(path)
         forms = available_forms(source.dtypes, source.forms, source.config.swiglu_beta)
-        return Found(path, source.config, source.dtypes, {form: _bytes(files[form]) for form in forms if form in files})
+        packed = {form: _bytes(files[form]) for form in forms if form in files}
+        kept = None if source.kept is None else source.kept.form
+        return Found(path, source.config, source.dtypes, packed, kept)
 
 
 def _bytes(file: Path) -> int:

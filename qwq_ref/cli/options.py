@@ -10,7 +10,7 @@ from typing import Any
 
 from ..config import TRAINED_POSITIONS, Config, Rope
 from ..errors import UsageError
-from ..forms import FORMS, KV_FORMS
+from ..forms import FILE, FORMS, KV_FORMS
 from .screen import tell
 from .values import number, one_of, only, threads, tokens
 
@@ -85,10 +85,14 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
         "--backend", **one_of(["core", "numpy"]), help="the C core or the spec in NumPy; default: core, if it is built"
     )
     group.add_argument(
-        "--weights", **one_of(FORMS), help="weight form; default: the most exact form that fits in memory"
+        "--weights",
+        **one_of((*FORMS, FILE)),
+        help="weight form, or file, the types of a GGUF file without loss; default: the most exact form that fits",
     )
     group.add_argument(
-        "--kv", **one_of(KV_FORMS), help="form of the KV cache; default: int8 with q8 and q4, fp32 with fp32 and bf16"
+        "--kv",
+        **one_of(KV_FORMS),
+        help="form of the KV cache; default: int8 with q8, q4 and file, fp32 with fp32 and bf16",
     )
     group.add_argument(
         "--isa",

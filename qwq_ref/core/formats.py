@@ -27,12 +27,14 @@ class CodeType:
     dtype   of the codes that `core.pack` takes
     groups  the sizes of group that exist; none for floats
     scales  the names of `SCALES` that exist
+    planes  bits of each plane that a code is divided into, the lowest first; none where codes are bytes or floats
     """
 
     bits: int
     dtype: Any = np.uint8
     groups: tuple[int, ...] = ()
     scales: tuple[str, ...] = ()
+    planes: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -60,10 +62,10 @@ SCALES = {
 }
 _SIZES = (16, 32, 64, 128)
 CODES = {
-    "q4": CodeType(4, groups=(64,), scales=("plain",)),
-    "u4": CodeType(4, groups=_SIZES, scales=tuple(SCALES)),
-    "u5": CodeType(5, groups=_SIZES, scales=tuple(SCALES)),
-    "u6": CodeType(6, groups=_SIZES, scales=tuple(SCALES)),
+    "q4": CodeType(4, groups=(64,), scales=("plain",), planes=(4,)),
+    "u4": CodeType(4, groups=_SIZES, scales=tuple(SCALES), planes=(4,)),
+    "u5": CodeType(5, groups=_SIZES, scales=tuple(SCALES), planes=(4, 1)),
+    "u6": CodeType(6, groups=_SIZES, scales=tuple(SCALES), planes=(4, 2)),
     "q8": CodeType(8, np.int8, groups=_SIZES, scales=("plain", "super")),
     "bf16": CodeType(16, np.uint16),
     "fp16": CodeType(16, np.float16),
@@ -122,11 +124,11 @@ def packed_bytes(format: Format, shape: tuple[int, int]) -> int:
     N, K = shape
     if not exists(format) or not (0 < N <= MOST_SIZE and 0 < K <= MOST_SIZE):
         return 0
-    columns, block = _block(format)
+    columns, block = block_of(format)
     return -(-N // PANEL) * -(-K // columns) * block
 
 
-def _block(format: Format) -> tuple[int, int]:
+def block_of(format: Format) -> tuple[int, int]:
     """Return the columns and the bytes of one block of a panel."""
     codes, scales = CODES[format.codes], SCALES[format.scales]
     if not codes.groups:

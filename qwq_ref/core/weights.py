@@ -9,7 +9,20 @@ import numpy as np
 
 from ._ffi import Array, CoreError, at, check, expect, ffi, library, shape_of
 from .dtypes import BFLOAT16, integers, rounded, weights
-from .formats import CODES, FORMATS, GROUP, LARGEST, PANEL, SCALES, SUPER, Format, c_format, c_values, packed_bytes
+from .formats import (
+    CODES,
+    FORMATS,
+    GROUP,
+    LARGEST,
+    PANEL,
+    SCALES,
+    SUPER,
+    Format,
+    block_of,
+    c_format,
+    c_values,
+    packed_bytes,
+)
 from .isa import isa_number
 from .magnitude import FLOAT32_MAX, first_beyond
 from .memory import aligned
@@ -216,19 +229,75 @@ def pack(
 
 
 def unpack_rows(w: Packed, rows: Array) -> Array:
-    """Return rows of a packed weight [n, k] in floats: rows [T] -> [T, k], in the dtype that `pack` takes.
+    """Return rows of a packed weight [n, k]: rows [T] -> [T, k], what codes and scales mean in float32.
 
-    Raises CoreError for a format with scales, and for a row that the weight does not have.
+    Rows of a format of floats keep the dtype that `pack` takes. Raises CoreError for q4, whose codes are no numbers,
+    and for a row that the weight does not have.
     """
-    if w.format.group:
-        raise CoreError(None, "format", f"{w.format.codes} is not a format of floats")
+    if w.format.codes == "q4":
+        raise CoreError(None, "format", "q4 is no format whose rows can be unpacked")
     N, K = w.shape
     rows = integers("rows", rows, np.int64)
     if rows.size and not 0 <= rows.min() <= rows.max() < N:
         raise CoreError(None, "rows", f"must be 0 to {N - 1}, got {rows.min()} to {rows.max()}")
+    if w.format.group:
+        return _decoded(w, rows)
     panels = w.packed.view(CODES[w.format.codes].dtype).reshape(-(-N // PANEL), -1, PANEL)
     unpacked: Array = panels[rows // PANEL, :K, rows % PANEL]
     return unpacked
+
+
+def _decoded(w: Packed, rows: Array) -> Array:
+    """rows [T] of a packed weight of integers -> float32 [T, k]. docs/packed.md has the places of its bytes."""
+    format, (N, K) = w.format, w.shape
+    columns, size = block_of(format)
+    codes, groups = CODES[format.codes], columns // format.group
+    blocks = w.packed.reshape(-(-N // PANEL), -1, size)
+    panel, r = rows // PANEL, rows % PANEL
+    k = np.arange(columns)
+    line = k % GROUP // 4 * 2 + r[:, None] // 16  # [T, columns], of the codes of 64 columns
+    within, section = r[:, None] % 16 * 4 + k % 4, k // GROUP * (codes.bits * PANEL * GROUP // 8)
+
+    def taken(at: Array) -> Array:
+        """at [T, n], places in a block -> bytes [T, blocks, n]"""
+        picked: Array = blocks[panel[:, None, None], np.arange(blocks.shape[1])[:, None], at[:, None]]
+        return picked
+
+    if codes.planes:
+        code, shift, start = np.zeros((len(rows), blocks.shape[1], columns), np.uint8), 0, 0
+        for bits in codes.planes:
+            in_byte = 8 // bits
+            plane = taken(section + start + line // in_byte * 64 + within)
+            code |= (plane >> (line % in_byte * bits)[:, None].astype(np.uint8) & np.uint8((1 << bits) - 1)) << shift
+            shift, start = shift + bits, start + 4 * bits * 64
+        levels = code.astype(np.float32) - np.float32(format.zero_point)
+    else:
+        levels = taken(section + line * 64 + within).astype(np.float32) - np.float32(128)
+
+    def numbers(at: int, count: int, dtype: str) -> Array:
+        """Return the numbers of each row from a place behind the codes on, [T, blocks, count], in float32."""
+        width = np.dtype(dtype).itemsize
+        places = at + (np.arange(count)[:, None] * PANEL * width + np.arange(width)).ravel()
+        found = taken(codes.bits * PANEL * columns // 8 + places + r[:, None] * width)
+        return np.ascontiguousarray(found).view(dtype).astype(np.float32)
+
+    result = levels.reshape(*levels.shape[:2], groups, format.group)
+    offset = None
+    if format.scales == "super":
+        scale = numbers(0, 1, "<f2") * numbers(64, groups, "i1")
+    elif format.scales == "super_min":
+        scale = numbers(0, 1, "<f2") * numbers(128, groups, "u1")
+        offset = -(numbers(64, 1, "<f2") * numbers(128 + PANEL * groups, groups, "u1"))
+    else:
+        scale = numbers(0, groups, "<f2")
+    if format.scales == "zero":
+        result -= numbers(2 * PANEL * groups, groups, "u1")[..., None]
+    if format.scales == "offset":
+        offset = numbers(2 * PANEL * groups, groups, "<f2")
+    result *= scale[..., None]
+    if offset is not None:
+        result += offset[..., None]
+    return result.reshape(len(rows), -1)[:, :K]
 
 
 def _bytes_of(name: str, value: Array, signed: bool) -> Array:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -17,11 +18,11 @@ from ..footprint import human
 from ..formats import Download
 from ..formats.checkpoint import read_config
 from ..formats.generation_config import GenerationConfig
-from ..forms import FORMS, KV_FORMS
+from ..forms import FILE, FORMS, KV_FORMS, AnyForm, FileForm
 from ..host import disk, memory
 from ..text import Tokenizer
 from ..text.template import ChatTemplate, load_chat_template, read_template
-from .fit import Needs, candidates, core_needs, fitting_context, fitting_forms, numpy_needs
+from .fit import Needs, available_forms, candidates, core_needs, fitting_context, fitting_forms, numpy_needs
 from .tokens import find_tokenizer, no_tokenizer
 from .values import whole_number
 
@@ -41,7 +42,7 @@ def check_choices(
     Raises UsageError; CoreError for an instruction set, also that of QWQ_ISA; TemplateError for a file.
     """
     backend = backend or default_backend()
-    choices = {"backend": (backend, ("core", "numpy")), "weights": (weights, (*FORMS,)), "kv": (kv, KV_FORMS)}
+    choices = {"backend": (backend, ("core", "numpy")), "weights": (weights, (*FORMS, FILE)), "kv": (kv, KV_FORMS)}
     for name, (value, known) in choices.items():
         if value is not None and value not in known:
             raise UsageError(None, name, f"must be one of {', '.join(known)}, got {value!s:.40}")
@@ -62,13 +63,26 @@ def default_backend() -> str:
     return "core" if core.available() else "numpy"
 
 
-def check_forms(config: Config, packed: tuple[str, ...], weights: str | None, backend: str, path: str | Path) -> None:
-    """Check that a model with these packed forms, none for a checkpoint, can be loaded in a form. Raises UsageError."""
+def check_forms(
+    config: Config,
+    packed: tuple[str, ...],
+    weights: str | None,
+    backend: str,
+    path: str | Path,
+    kept: FileForm | None = None,
+) -> None:
+    """Check that a model can be loaded in a form. Raises UsageError.
+
+    packed  its packed forms; none for a checkpoint
+    kept    the form of a quantised file
+    """
     if backend == "numpy" and packed:
         raise UsageError(path, "backend", "numpy reads no packed weights, and there are no others here")
-    forms = candidates({}, packed, config.swiglu_beta)
+    forms = available_forms({}, packed, config.swiglu_beta)
     if packed and weights and weights not in forms:
         raise UsageError(path, "weights", f"{weights} are not here; {', '.join(forms)} are")
+    if weights == FILE and not packed and kept is None:
+        raise UsageError(path, "weights", "file is for quantised files, and here is none")
 
 
 def expected_memory(
@@ -91,7 +105,7 @@ def expected_memory(
         needs = numpy_needs(config)
         return memory_line(NUMPY, fitting_context(config, context, download.name, needs), needs)
     forms = candidates(download.stored, download.forms, config.swiglu_beta)
-    tried = [weights] if weights else forms
+    tried: Sequence[AnyForm] = [weights] if weights else forms
     form, kv, context = fitting_forms(config, tried, kv, context, download.name, forms)
     return memory_line(f"weights {form}, KV cache {kv}", context, core_needs(config, form, kv))
 

@@ -11,7 +11,7 @@ import numpy as np
 from .. import footprint
 from ..config import Config
 from ..errors import MemoryLimitError, UsageError
-from ..forms import FORMS, KV_FORMS
+from ..forms import FORMS, KV_FORMS, AnyForm, FileForm, cache_form
 from ..host import memory
 from .backends.core import CHUNK
 from .backends.numpy import CHUNK as NUMPY_CHUNK
@@ -38,7 +38,7 @@ def numpy_needs(config: Config) -> Needs:
     return needs
 
 
-def core_needs(config: Config, form: str, kv: str) -> Needs:
+def core_needs(config: Config, form: AnyForm, kv: str) -> Needs:
     """Return the needs of the C core with one weight form and one cache form of `forms`."""
     weights = model_bytes(config, form)
 
@@ -64,8 +64,17 @@ def available_forms(stored: Mapping[str, int], packed: Sequence[str] = (), swigl
     return [name for name, form in FORMS.items() if form.only_from is None or kept == {form.only_from}]
 
 
-def candidates(stored: Mapping[str, int], packed: Sequence[str] = (), swiglu_beta: float = 1.0) -> list[str]:
-    """Return those of `available_forms` from which `load` chooses: not fp32, where bf16 keeps a checkpoint exactly."""
+def candidates(
+    stored: Mapping[str, int], packed: Sequence[str] = (), swiglu_beta: float = 1.0, kept: FileForm | None = None
+) -> list[AnyForm]:
+    """Return the forms from which `load` chooses, the most exact first.
+
+    kept  the form of a quantised file, which is exact. Of others, only smaller ones make sense
+
+    Of `available_forms`, fp32 is left out where bf16 keeps a checkpoint exactly.
+    """
+    if kept is not None:
+        return [kept, *(name for name, form in FORMS.items() if not form.floats)]
     forms = available_forms(stored, packed, swiglu_beta)
     exact = any(FORMS[form].only_from for form in forms)
     return [form for form in forms if packed or not exact or form != "fp32"]
@@ -73,12 +82,12 @@ def candidates(stored: Mapping[str, int], packed: Sequence[str] = (), swiglu_bet
 
 def fitting_forms(
     config: Config,
-    forms: Sequence[str],
+    forms: Sequence[AnyForm],
     kv: str | None,
     context: int | None,
     model: str | os.PathLike[str],
-    others: Sequence[str] = (),
-) -> tuple[str, str, int]:
+    others: Sequence[AnyForm] = (),
+) -> tuple[AnyForm, str, int]:
     """Return the first weight form that fits, its cache form, and the context.
 
     forms    to try, in this order
@@ -89,7 +98,7 @@ def fitting_forms(
     Raises MemoryLimitError, UsageError.
     """
     for form in forms:
-        cache = kv or FORMS[form].kv
+        cache = kv or cache_form(form)
         try:
             return form, cache, fitting_context(config, context, model, core_needs(config, form, cache))
         except MemoryLimitError as error:
@@ -99,16 +108,18 @@ def fitting_forms(
     raise AssertionError("there is always a candidate")
 
 
-def _advice(config: Config, forms: Sequence[str], context: int | None) -> str:
+def _advice(config: Config, forms: Sequence[AnyForm], context: int | None) -> str:
     """Return the end of an error: the choice that fits, with the wanted context if possible; "" if none fits."""
-    available, best = memory.available_bytes(), None
-    for form in FORMS:
-        for kv in (FORMS[form].kv, KV_FORMS[-1]):
-            if form in forms:
-                largest = largest_context(config, core_needs(config, form, kv), available)
-                if largest >= (context or least_context(config)):
-                    return f"; weights {form} with KV cache {kv} fit"
-                best = (largest, form, kv) if best is None else max(best, (largest, form, kv))
+    available = memory.available_bytes()
+    best: tuple[int, str, str] | None = None
+    of_file: list[AnyForm] = [form for form in dict.fromkeys(forms) if isinstance(form, FileForm)]
+    for form in of_file + [form for form in FORMS if form in forms]:
+        for kv in (cache_form(form), KV_FORMS[-1]):
+            largest = largest_context(config, core_needs(config, form, kv), available)
+            if largest >= (context or least_context(config)):
+                return f"; weights {form} with KV cache {kv} fit"
+            found = (largest, str(form), kv)
+            best = found if best is None else max(best, found)
     if best is None or best[0] < 1:
         return ""
     return f"; weights {best[1]} with KV cache {best[2]} and a context of {best[0]} tokens fit"

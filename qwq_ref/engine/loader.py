@@ -14,6 +14,7 @@ from ..config import Config, Rope
 from ..core.magnitude import check_finite
 from ..errors import FormError, UsageError
 from ..formats import Confirm, Download, Source, Tensors, open_source, recognise, resolve
+from ..forms import FILE, AnyForm, FileForm
 from ..host.limits import cpus
 from ..spec.ops import Array
 from ..text.template import ChatTemplate
@@ -32,7 +33,7 @@ from .backends.core import CoreBackend
 from .backends.numpy import NumpyBackend
 from .fit import candidates, core_needs, fitting_context, fitting_forms, numpy_needs
 from .model import Model
-from .packing import read_model
+from .reading import read_model
 from .values import whole_number
 
 Announce = Callable[[str, int], object]
@@ -58,8 +59,8 @@ def load(
     """Read a model into memory: a folder, a .safetensors file, a hub id, or the name of a shipped model.
 
     backend        "core", the C core, or "numpy", the spec itself; None: the core where it is built
-    weights        the weight form, "fp32", "bf16", "q8" or "q4"; None: the most exact that fits in memory, and can hold
-                   all weights
+    weights        the weight form, "fp32", "bf16", "q8" or "q4", or "file", the types of a quantised file without loss;
+                   None: the most exact that fits in memory, and can hold all weights
     kv             the cache form, "fp32" or "int8"; None: fp32 for weights in floats, else int8
     threads        None: one for each CPU that this process may use, at most the quota of its control groups, rounded up
     isa            the instruction set, such as "avx2"; None: the best that the processor has. Results are identical
@@ -96,18 +97,33 @@ def load(
         config = source.config if rope is None else dataclasses.replace(source.config, rope=rope)
         small = read_small(source, config, chat_template, text)
         progress, compiled = _until_compiled(small.template, progress)
-        check_forms(config, source.forms, weights, backend, path)
+        kept = None if source.kept is None else source.kept.form
+        check_forms(config, source.forms, weights, backend, path, kept)
         made: Backend
         if backend == "numpy":
             assert source.floats is not None, "it is not packed"
             made = _numpy_backend(config, source.floats, model, context, progress, announce)
         else:
-            forms = candidates(source.dtypes, source.forms, config.swiglu_beta)
+            forms = candidates(source.dtypes, source.forms, config.swiglu_beta, kept)
             isa = core.chosen_isa(isa)
             threads = threads or cpus()
-            made = _core_backend(source, config, model, weights, forms, kv, context, isa, threads, progress, announce)
+            chosen = kept if weights == FILE else weights
+            made = _core_backend(source, config, model, chosen, forms, kv, context, isa, threads, progress, announce)
         compiled.result()
     return Model(path, made, small.tokenizer, small.template, small.defaults)
+
+
+def _types(source: Source, form: AnyForm) -> str:
+    """Return the types of a file that is packed as it is, and what is lost of those that are repacked."""
+    if source.kept is None or not isinstance(form, FileForm):
+        return ""
+    sizes = sorted(source.dtypes.items(), key=lambda item: -item[1])
+    text = f" ({', '.join(name for name, size in sizes if size > sizes[0][1] / 100)})"
+    repacked = source.kept.repacked
+    if not repacked:
+        return text
+    kinds = ", ".join(f"{count} of {name}" for name, count in repacked.items())
+    return f"{text}, {kinds} repacked in q8 with an error of {source.kept.loss():.2%} of the weights"
 
 
 def _until_compiled(template: ChatTemplate | None, progress: Progress | None) -> tuple[Progress, Future[None]]:
@@ -139,8 +155,8 @@ def _core_backend(
     source: Source,
     config: Config,
     model: str | os.PathLike[str],
-    weights: str | None,
-    forms: Sequence[str],
+    weights: AnyForm | None,
+    forms: Sequence[AnyForm],
     kv: str | None,
     context: int | None,
     isa: str,
@@ -159,7 +175,8 @@ def _core_backend(
     while True:
         form, cache, room = fitting_forms(config, tried, kv, context, model, forms)
         if announce is not None:
-            announce(*memory_line(f"weights {form}, KV cache {cache}", room, core_needs(config, form, cache)))
+            what = f"weights {form}{_types(source, form)}, KV cache {cache}"
+            announce(*memory_line(what, room, core_needs(config, form, cache)))
         try:
             return CoreBackend(config, read_model(source, form, threads, told), room, cache, isa, threads)
         except FormError:

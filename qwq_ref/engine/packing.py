@@ -24,11 +24,11 @@ from ..core.formats import ALIGN, LARGEST_SCALE
 from ..core.magnitude import FLOAT32_MAX, first_beyond, within
 from ..core.weights import MOST_LOST, energy, lost_energy, quantise_groups
 from ..errors import CheckpointError, FormError
-from ..footprint import parameters
 from ..formats.packed import Stored
-from ..formats.source import Source, Tensors
+from ..formats.source import Tensors
+from ..forms import AnyForm
 from ..spec.ops import Array
-from .plan import EMBEDDING, HEAD, NORM, layer_names, model_bytes, plan
+from .plan import EMBEDDING, HEAD, NORM, gate_up_names, layer_names, plan, qkv_names
 from .weights import ModelWeights
 
 SLICE = 1 << 22  # weights that all threads together read and pack at a time
@@ -40,27 +40,21 @@ _ROWS = 1 << 10  # of a tensor that are read at a time to find a bad weight
 Progress = Callable[[float], object]
 
 
-def read_model(source: Source, form: str, threads: int, progress: Progress | None = None) -> ModelWeights:
-    """Read a model's weights in one weight form: as they are if the source holds them packed, or else pack its floats.
-
-    progress  called with the number of weights read since its last call, of `footprint.parameters`
-
-    Raises CheckpointError; CoreError as `packed_tensors` does.
-    """
-    config = source.config
-    if form in source.forms:
-        share = parameters(config) / model_bytes(config, form)
-        told = progress and (lambda count: progress(count * share))
-        return ModelWeights.of(config, form, source.read_packed(form, plan(config, form), threads, told))
-    if source.floats is None:
-        raise CheckpointError(source.path, None, f"holds no weights in {form}, and no floats to pack")
-    return pack_weights(config, source.floats, form, threads, progress)
-
-
 def pack_weights(
     config: Config, weights: Tensors | Mapping[str, Array], form: str, threads: int, progress: Progress | None = None
 ) -> ModelWeights:
     """Pack all tensors of a model, in one piece of memory: see `packed_tensors`."""
+
+    def packed(allocate: Callable[[int], Array]) -> Iterator[tuple[str, Packed | Array]]:
+        return packed_tensors(config, weights, form, threads, progress, allocate)
+
+    return in_one_piece(config, form, packed)
+
+
+def in_one_piece(
+    config: Config, form: AnyForm, packed: Callable[[Callable[[int], Array]], Iterator[tuple[str, Packed | Array]]]
+) -> ModelWeights:
+    """Return the weights that `packed` yields, with memory from the function that it is given."""
     sizes = [stored.nbytes + ALIGN for stored in plan(config, form).values() if len(stored.shape) == 2]
     # The system gives large pages to large pieces: they cost less to fill, and fewer look-ups when they are read.
     memory, used = core.aligned(sum(sizes)), 0
@@ -70,7 +64,7 @@ def pack_weights(
         begin, used = used, used - -size // ALIGN * ALIGN
         return memory[begin : begin + size]
 
-    return ModelWeights.of(config, form, dict(packed_tensors(config, weights, form, threads, progress, allocate)))
+    return ModelWeights.of(config, form, dict(packed(allocate)))
 
 
 def packed_tensors(
@@ -95,19 +89,12 @@ def packed_tensors(
     is too large for its format, and for a tensor with weights that are too small for it.
     """
     tensors = weights if isinstance(weights, Tensors) else _Arrays(weights)
-    with _Packer(config, tensors, form, threads, allocate) as packer:
-        waiting: deque[_Job] = deque()
-        for job in packer.jobs():
-            waiting.append(job)
-            # Enough pieces wait behind the first job to keep all threads busy until it is finished.
-            while sum(len(later.pieces) for later in waiting) - len(waiting[0].pieces) >= 2 * threads:
-                yield from waiting.popleft().finish(progress)
-        for job in waiting:
-            yield from job.finish(progress)
+    with Packer(config, tensors, form, threads, allocate) as packer:
+        yield from packer.tensors(progress)
 
 
 @dataclass
-class _Job:
+class Job:
     """Tensors that threads are filling, and the pieces of that work. Each piece returns the weights that it read."""
 
     tensors: dict[str, Packed | Array]
@@ -173,24 +160,35 @@ class _Losses:
                 self.lost += self._rows.by_name(begin, lost)
 
 
-class _Packer:
+class Packer:
     """A pool of threads that read and pack the matrices of a model."""
 
     def __init__(
-        self, config: Config, tensors: Tensors, form: str, threads: int, allocate: Callable[[int], Array]
+        self, config: Config, tensors: Tensors, form: AnyForm, threads: int, allocate: Callable[[int], Array]
     ) -> None:
         self._config, self._tensors, self._threads, self._allocate = config, tensors, threads, allocate
         self._plan = plan(config, form)
         self._pool = ThreadPoolExecutor(threads)
         self._thread = threading.local()
 
-    def __enter__(self) -> _Packer:
+    def __enter__(self) -> Packer:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._pool.shutdown(cancel_futures=True)  # an error or Ctrl-C waits only for the pieces that have begun
 
-    def jobs(self) -> Iterator[_Job]:
+    def tensors(self, progress: Progress | None) -> Iterator[tuple[str, Packed | Array]]:
+        """Yield all tensors, one after another. Few are held at a time: the caller may drop those that it has."""
+        waiting: deque[Job] = deque()
+        for job in self.jobs():
+            waiting.append(job)
+            # Enough pieces wait behind the first job to keep all threads busy until it is finished.
+            while sum(len(later.pieces) for later in waiting) - len(waiting[0].pieces) >= 2 * self._threads:
+                yield from waiting.popleft().finish(progress)
+        for job in waiting:
+            yield from job.finish(progress)
+
+    def jobs(self) -> Iterator[Job]:
         """Start the jobs of all tensors. Each begins when the caller asks for it."""
         config = self._config
         if EMBEDDING in self._plan:
@@ -200,24 +198,23 @@ class _Packer:
         for i in range(config.L):
             path = f"model.layers.{i}."
             norm, qkv, bias, o, post_norm, gate_up, down = layer_names(i)
-            names = [f"{path}self_attn.{name}_proj" for name in "qkv"]
             yield self._vector(norm, [norm])
-            yield self._matrix(qkv, self._joined([f"{name}.weight" for name in names]))
-            yield self._vector(bias, [f"{name}.bias" for name in names])
+            yield self._matrix(qkv, self._joined(qkv_names(i)))
+            yield self._vector(bias, [f"{path}self_attn.{name}_proj.bias" for name in "qkv"])
             yield self._matrix(o, self._joined([o]))
             yield self._vector(post_norm, [post_norm])
-            yield self._matrix(gate_up, self._gate_up(f"{path}mlp.gate_proj.weight", f"{path}mlp.up_proj.weight"))
+            yield self._matrix(gate_up, self._gate_up(*gate_up_names(i)))
             yield self._matrix(down, self._joined([down]))
         yield self._vector(NORM, [NORM])
 
-    def _vector(self, result: str, names: Sequence[str]) -> _Job:
+    def _vector(self, result: str, names: Sequence[str]) -> Job:
         vector, rows = np.empty(self._plan[result].shape, np.float32), self._joined(names)
         piece = Future[int]()
         piece.set_result(rows.fill(0, len(vector), vector))
         self._check(vector, rows, FLOAT32_MAX)
-        return _Job({result: vector}, [piece])
+        return Job({result: vector}, [piece])
 
-    def _matrix(self, name: str, rows: _Rows) -> _Job:
+    def _matrix(self, name: str, rows: _Rows) -> Job:
         whole, limit = self._empty(name), _limit(self._plan[name])
         losses = _Losses(rows, whole.format.codes)
 
@@ -228,9 +225,9 @@ class _Packer:
             losses.add(begin, _pack(out, whole.rows(begin, end)))
             return count
 
-        return _Job({name: whole}, self._start(whole.shape, piece), lambda: self._check_losses(losses, rows, whole))
+        return Job({name: whole}, self._start(whole.shape, piece), lambda: self._check_losses(losses, rows, whole))
 
-    def _embedding(self) -> _Job:
+    def _embedding(self) -> Job:
         """Read the embedding. If the head is tied to it, pack the head from the same rows, in another format."""
         stored, rows = self._plan[EMBEDDING], self._joined([EMBEDDING])
         dtype = np.dtype(np.float32) if stored.dtype == "F32" else _BF16
@@ -252,9 +249,9 @@ class _Packer:
 
         tensors: dict[str, Packed | Array] = {EMBEDDING: array if stored.dtype == "F32" else array.view(np.uint16)}
         if head is None or losses is None:
-            return _Job(tensors, self._start(stored.shape, piece))
+            return Job(tensors, self._start(stored.shape, piece))
         pieces = self._start(stored.shape, piece)
-        return _Job(tensors | {HEAD: head}, pieces, lambda: self._check_losses(losses, rows, head))
+        return Job(tensors | {HEAD: head}, pieces, lambda: self._check_losses(losses, rows, head))
 
     def _empty(self, name: str) -> Packed:
         """Return a packed weight whose rows are still to be written."""

@@ -9,7 +9,8 @@ from __future__ import annotations
 from ..config import Config
 from ..core import FORMATS
 from ..formats.packed import Stored
-from ..forms import FORMS
+from ..formats.parts import common
+from ..forms import FORMS, AnyForm, FileForm
 
 # Tensors of a layer in the order of `core.layer.LayerWeights`: those of a checkpoint, or several of them joined.
 _LAYER = (
@@ -24,12 +25,16 @@ _LAYER = (
 EMBEDDING, NORM, HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
 
 
-def plan(config: Config, form: str) -> dict[str, Stored]:
+def plan(config: Config, form: AnyForm) -> dict[str, Stored]:
     """Return the tensors of a model in one weight form: name -> shape and format, in the order of the computation.
 
     The MLP is padded to a multiple of 32. A tied head in floats is the embedding, too: there is no other one. In q8 it
     is a tensor of its own, because its format differs from the embedding's.
+
+    In the form of a file, q, k and v are one matrix only if their formats agree. The embedding is packed.
     """
+    if isinstance(form, FileForm):
+        return _plan_of_file(config, form)
     kept = FORMS[form]
     matrix, head = FORMATS[kept.matrix], FORMATS[kept.head]
     D, q, k = config.D, config.H * config.E, config.K * config.E
@@ -49,8 +54,46 @@ def plan(config: Config, form: str) -> dict[str, Stored]:
     return stored | {NORM: Stored((D,)), HEAD: Stored((config.V, D), head)}
 
 
-def head_is_embedding(config: Config, form: str) -> bool:
+def _plan_of_file(config: Config, form: FileForm) -> dict[str, Stored]:
+    stored, shapes = {}, config.tensors()
+    F = -(-config.F // 32) * 32
+
+    def matrix(name: str) -> Stored:
+        return Stored((shapes[name][0], shapes[name][1]), form.formats[name])
+
+    if not config.tie_word_embeddings:
+        stored[EMBEDDING] = matrix(EMBEDDING)
+    for i in range(config.L):
+        norm, qkv, bias, o, post_norm, gate_up, down = layer_names(i)
+        apart = [matrix(name) for name in qkv_names(i)]
+        gate, up = (form.formats[name] for name in gate_up_names(i))
+        stored[norm] = Stored((config.D,))
+        if len({each.format for each in apart}) == 1:
+            stored[qkv] = Stored((sum(each.shape[0] for each in apart), config.D), apart[0].format)
+        else:
+            stored |= zip(qkv_names(i), apart, strict=True)
+        stored[bias] = Stored((sum(each.shape[0] for each in apart),))
+        stored[o] = matrix(o)
+        stored[post_norm] = Stored((config.D,))
+        stored[gate_up] = Stored((2 * F, config.D), common(gate, up))
+        stored[down] = Stored((config.D, F), form.formats[down])
+    return stored | {NORM: Stored((config.D,)), HEAD: Stored((config.V, config.D), form.formats[config.head_name])}
+
+
+def qkv_names(layer: int) -> list[str]:
+    """Return the names of the matrices of q, k and v in a checkpoint, and in a plan where they are apart."""
+    return [f"model.layers.{layer}.self_attn.{name}_proj.weight" for name in "qkv"]
+
+
+def gate_up_names(layer: int) -> list[str]:
+    """Return the names of the matrices of gate and up in a checkpoint."""
+    return [f"model.layers.{layer}.mlp.{name}_proj.weight" for name in ("gate", "up")]
+
+
+def head_is_embedding(config: Config, form: AnyForm) -> bool:
     """Return whether the head of a tied model holds the same numbers as its embedding would, and so replaces it."""
+    if isinstance(form, FileForm):
+        return config.tie_word_embeddings
     kept = FORMS[form]
     return config.tie_word_embeddings and kept.head == {"F32": "fp32", "BF16": "bf16"}[kept.embedding]
 
@@ -60,12 +103,12 @@ def layer_names(layer: int) -> list[str]:
     return [f"model.layers.{layer}.{name}" for name in _LAYER]
 
 
-def model_bytes(config: Config, form: str) -> int:
+def model_bytes(config: Config, form: AnyForm) -> int:
     """Return the bytes of all weights in one form."""
     return sum(stored.nbytes for stored in plan(config, form).values())
 
 
-def step_bytes(config: Config, form: str) -> int:
+def step_bytes(config: Config, form: AnyForm) -> int:
     """Return the bytes of weights that decoding one token reads: all, but of the embedding one row."""
     planned = plan(config, form)
     embedding = planned.pop(EMBEDDING, None)

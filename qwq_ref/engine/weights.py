@@ -11,16 +11,17 @@ import numpy as np
 
 from ..config import Config
 from ..core import Packed, unpack_rows
-from ..core.layer import LayerWeights
+from ..core.layer import QKV, LayerWeights
+from ..forms import AnyForm
 from ..spec.ops import Array
-from .plan import EMBEDDING, HEAD, NORM, layer_names
+from .plan import EMBEDDING, HEAD, NORM, layer_names, qkv_names
 
 
 @dataclass(frozen=True)
 class ModelWeights:
     """All layers, the embedding [V, D], the last norm, the head.
 
-    embedding  float32, or bfloat16 as uint16; the head itself where `plan.head_is_embedding`
+    embedding  float32, bfloat16 as uint16, or packed; the head itself where `plan.head_is_embedding`
     """
 
     form: str
@@ -30,13 +31,17 @@ class ModelWeights:
     head: Packed
 
     @classmethod
-    def of(cls, config: Config, form: str, tensors: Mapping[str, Any]) -> ModelWeights:
+    def of(cls, config: Config, form: AnyForm, tensors: Mapping[str, Any]) -> ModelWeights:
         """Build the weights from tensors by the names of `plan`."""
-        layers = [LayerWeights(*(tensors[name] for name in layer_names(i))) for i in range(config.L)]
-        return cls(form, tensors.get(EMBEDDING, tensors[HEAD]), layers, tensors[NORM], tensors[HEAD])
+        layers = []
+        for i in range(config.L):
+            norm, qkv, *rest = layer_names(i)
+            projections = tensors[qkv] if qkv in tensors else QKV(*(tensors[name] for name in qkv_names(i)))
+            layers.append(LayerWeights(tensors[norm], projections, *(tensors[name] for name in rest)))
+        return cls(str(form), tensors.get(EMBEDDING, tensors[HEAD]), layers, tensors[NORM], tensors[HEAD])
 
 
 def embed(ids: Any, embedding: Array | Packed) -> Array:
     """ids [T], embedding [V, D] -> float32 [T, D]"""
     rows: Array = unpack_rows(embedding, ids) if isinstance(embedding, Packed) else embedding[ids]
-    return rows if rows.dtype == np.float32 else rows.view(ml_dtypes.bfloat16).astype(np.float32)
+    return (rows.view(ml_dtypes.bfloat16) if rows.dtype == np.uint16 else rows).astype(np.float32, copy=False)

@@ -42,6 +42,7 @@ class Checkpoint(Mapping[str, NDArray[np.float32]]):
     tokenizer  the folder of the tokenizer, and `template` that of the chat template
     floats     the checkpoint itself
     forms      empty: nothing is packed
+    kept       None: nothing is quantised
 
     Names come in the order of `Config.tensors()`. Opening reads headers only and checks them. The files stay open: a
     file that is truncated meanwhile gives a CheckpointError, and a file that is replaced goes unnoticed. Close the
@@ -49,6 +50,7 @@ class Checkpoint(Mapping[str, NDArray[np.float32]]):
     """
 
     forms: tuple[str, ...] = ()
+    kept = None
 
     def __init__(self, path: Path, config: Config, homes: Mapping[str, SafetensorsFile], files: ExitStack) -> None:
         self.path = path

@@ -33,6 +33,7 @@ class PackedFolder:
     """A `Source` of packed weights, in one weight form or more."""
 
     floats = None
+    kept = None
 
     def __init__(self, path: Path, config: Config, files: Mapping[str, Path]) -> None:
         self.path = path

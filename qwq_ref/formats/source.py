@@ -16,12 +16,14 @@ import numpy as np
 from ..config import Config
 from ..core import Array, Packed
 from ..files import StrPath
+from ..forms import FileForm
 from . import checkpoint, recognise
 from .checkpoint import Checkpoint
 from .generation_config import GenerationConfig
 from .gguf import GGUFSource
 from .packed import Stored
 from .packed_folder import PackedFolder, packed_files
+from .parts import Parts
 
 Progress = Callable[[float], object]
 
@@ -58,6 +60,27 @@ class Tensors(Protocol):
         """Tell the system that these rows will not be read again."""
 
 
+@runtime_checkable
+class Kept(Protocol):
+    """The matrices of a quantised file as it stores them, in the formats of the core. Threads may read together.
+
+    form      the format of each matrix
+    repacked  the file's types that no format holds without loss -> the number of matrices
+    """
+
+    @property
+    def form(self) -> FileForm: ...
+
+    @property
+    def repacked(self) -> Mapping[str, int]: ...
+
+    def parts(self, name: str, begin: int, end: int) -> Parts:
+        """Return rows [begin, end) of a matrix in its format. NaN and infinity pass."""
+
+    def loss(self) -> float:
+        """Return the relative error of the repacked matrices, of a sample; 0 if there are none."""
+
+
 class Source(Protocol):
     """One model's files, open for reading. Opening reads and checks headers only.
 
@@ -68,6 +91,7 @@ class Source(Protocol):
     floats     the tensors as floats; None if the source holds packed weights only
     dtypes     bytes of each dtype in which `floats` are stored
     forms      the weight forms that the source holds packed, ready for the core: those that `read_packed` takes
+    kept       the matrices of a quantised file, to be packed as they are stored; None for another source
     """
 
     path: Path
@@ -83,6 +107,9 @@ class Source(Protocol):
 
     @property
     def forms(self) -> tuple[str, ...]: ...
+
+    @property
+    def kept(self) -> Kept | None: ...
 
     def generation_config(self) -> GenerationConfig:
         """Return the sampling defaults and end tokens. Raises ConfigError."""

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qwq_ref import core
+from qwq_ref.core.formats import exists
 
 if not core.available():
     pytest.skip("the C core is not built: there was no compiler", allow_module_level=True)
@@ -49,11 +50,6 @@ def test_rows_that_a_weight_does_not_have_are_refused(rows):
         core.unpack_rows(weight, np.array(rows))
 
 
-def test_rows_of_integers_are_refused():
-    with pytest.raises(core.CoreError, match="q8 is not a format of floats"):
-        core.unpack_rows(core.quantise(np.ones((32, 64), np.float32), "q8"), np.array([0]))
-
-
 def test_a_code_that_kernels_cannot_multiply_is_refused():
     """Two products of -128 and the largest activation overflow the 16 bits of AVX2."""
     code = np.full((40, 64), -127, np.int8)
@@ -61,3 +57,64 @@ def test_a_code_that_kernels_cannot_multiply_is_refused():
     code[39, 63] = -128
     with pytest.raises(core.CoreError, match=r"^code: must be -127 to 127, got -128$"):
         core.pack(core.FORMATS["q8"], code, np.ones((40, 1), np.float16))
+
+
+def test_rows_of_a_codebook_are_refused():
+    with pytest.raises(core.CoreError, match="q4 is no format whose rows can be unpacked"):
+        core.unpack_rows(core.quantise(np.ones((32, 64), np.float32), "q4"), np.array([0]))
+
+
+INTEGERS = [
+    core.Format(codes, group, scales, zero)
+    for codes in ("u4", "u5", "u6", "q8")
+    for group in (16, 32, 64, 128)
+    for scales, zero in (
+        ("plain", 0),
+        ("plain", 5),
+        ("zero", 0),
+        ("offset", 0),
+        ("super", 0),
+        ("super", 9),
+        ("super_min", 0),
+    )
+    if exists(core.Format(codes, group, scales, zero))
+]
+
+
+@pytest.mark.parametrize(
+    "form", INTEGERS, ids=lambda form: f"{form.codes}-{form.group}-{form.scales}-{form.zero_point}"
+)
+def test_rows_of_integers_are_what_they_mean(form):
+    rng = np.random.default_rng(0)
+    for N, K in ((70, 384), (1, 256), (33, 2 * form.group)):
+        m, blocks = -(-K // form.group), -(-K // 256)
+        code = rng.integers(-127, 128, (N, K)).astype(np.int8)
+        if form.codes != "q8":
+            code = rng.integers(0, 2 ** int(form.codes[1]), (N, K)).astype(np.uint8)
+        parts = {"scale": rng.standard_normal((N, blocks if form.scales.startswith("super") else m)).astype(np.float16)}
+        zero, scale, offset = form.zero_point, parts["scale"], None
+        if form.scales == "zero":
+            zero = parts["zero_point"] = rng.integers(0, 17, (N, m)).astype(np.uint8)
+        if form.scales == "offset":
+            offset = parts["offset"] = rng.standard_normal((N, m)).astype(np.float16)
+        if form.scales.startswith("super"):
+            signed = form.scales == "super"
+            sub = parts["sub_scale"] = rng.integers(-128 if signed else 0, 128, (N, m)).astype(
+                np.int8 if signed else np.uint8
+            )
+            each = np.repeat(np.arange(blocks), 256 // form.group)[:m]
+            scale = scale.astype(np.float32)[:, each] * sub
+        if form.scales == "super_min":
+            parts["offset"] = rng.standard_normal((N, blocks)).astype(np.float16)
+            parts["sub_min"] = rng.integers(0, 64, (N, m)).astype(np.uint8)
+            offset = -(parts["offset"].astype(np.float32)[:, each] * parts["sub_min"])
+
+        def columns(x, m=m, K=K):
+            return np.repeat(x, form.group, axis=1)[:, :K].astype(np.float32) if np.ndim(x) else np.float32(x)
+
+        wanted = (code.astype(np.float32) - columns(zero)) * columns(scale)
+        wanted = wanted if offset is None else wanted + columns(offset)
+        rows = rng.integers(0, N, 9)
+        got = core.unpack_rows(core.pack(form, code, **parts), rows)
+        assert got.dtype == np.float32
+        assert got.tobytes() == wanted[rows].tobytes()

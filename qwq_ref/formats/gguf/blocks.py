@@ -10,7 +10,6 @@ The `gguf` package decodes them to floats.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import ml_dtypes
@@ -18,6 +17,7 @@ import numpy as np
 
 from ...core import Array, Format
 from ...errors import UsageError
+from ..parts import Parts, dequantised
 from .types import GGMLType
 
 # The format in which the core holds a type's numbers without loss.
@@ -47,24 +47,6 @@ _DTYPES: dict[str, np.dtype[Any]] = {
 _LEVELS = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.int8)
 
 
-@dataclass(frozen=True)
-class Parts:
-    """Rows of a matrix [n, K] as `core.pack` takes them, in one format. Arrays that the format has not are None.
-
-    code       [n, K]; floats for a format of floats
-    scale      float16 [n, K / 32], or [n, K / 256] for "super" and "super_min"
-    offset     float16, as `scale`. For "super_min" it is subtracted, times `sub_min`
-    sub_scale  int8 for "super", uint8 for "super_min": [n, K / 16] or [n, K / 32]
-    sub_min    uint8, as `sub_scale`
-    """
-
-    code: Array
-    scale: Array | None = None
-    offset: Array | None = None
-    sub_scale: Array | None = None
-    sub_min: Array | None = None
-
-
 def parts(kind: GGMLType, data: Array) -> Parts:
     """data uint8 [n, bytes of a row] -> the integers and scales of n rows. `kind` is one of `NATIVE`."""
     if kind.name in _DTYPES:
@@ -78,32 +60,6 @@ def floats(kind: GGMLType, data: Array) -> Array:
         return _others(kind, data)
     with np.errstate(all="ignore"):
         return dequantised(NATIVE[kind.name], parts(kind, data))
-
-
-def dequantised(format: Format, rows: Parts) -> Array:
-    """Return the float32 [n, K] that integers and scales mean, with each product and each difference rounded."""
-    if rows.scale is None:
-        return rows.code.astype(np.float32)
-    code = rows.code.astype(np.float32)
-    if format.zero_point:
-        code -= np.float32(format.zero_point)
-    groups = code.reshape(len(code), -1, format.group)  # a view
-    if rows.sub_scale is None:
-        groups *= rows.scale.astype(np.float32)[:, :, None]
-        if rows.offset is not None:
-            groups += rows.offset.astype(np.float32)[:, :, None]
-        return code
-    groups *= _times(rows.scale, rows.sub_scale)
-    if rows.offset is not None and rows.sub_min is not None:
-        groups -= _times(rows.offset, rows.sub_min)
-    return code
-
-
-def _times(scale: Array, of_groups: Array) -> Array:
-    """scale float16 [n, m], of_groups integers [n, m g] -> their products [n, m g, 1]"""
-    n, m = scale.shape
-    product: Array = scale.astype(np.float32)[:, :, None] * of_groups.reshape(n, m, -1)
-    return product.reshape(n, -1, 1)
 
 
 def _half(blocks: Array, at: int) -> Array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,6 +24,7 @@ from ..safetensors import DROP_FROM, forget_range
 from . import metadata
 from .blocks import floats
 from .header import GGUFTensor, Header, read_header_of
+from .kept import GGUFKept
 from .names import EMBEDDING, HEAD, MOST_SHARDS, fused_name, gguf_name, shard_name, shard_of
 from .types import GGMLType
 
@@ -132,6 +134,10 @@ class GGUFSource(Mapping[str, NDArray[np.float32]]):
     @property
     def floats(self) -> GGUFSource:
         return self
+
+    @functools.cached_property
+    def kept(self) -> GGUFKept:
+        return GGUFKept(self)
 
     def generation_config(self) -> GenerationConfig:
         """Return the sampling defaults and end tokens of the metadata. Raises ConfigError."""

@@ -1,0 +1,48 @@
+"""Read a model's weights into memory, in one weight form."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from ..config import Config
+from ..core import Packed
+from ..errors import CheckpointError
+from ..footprint import parameters
+from ..formats.source import Source
+from ..forms import AnyForm, FileForm
+from ..spec.ops import Array
+from .packing import Progress, in_one_piece, pack_weights
+from .parts_packing import PartsPacker
+from .plan import model_bytes, plan
+from .weights import ModelWeights
+
+
+def read_model(source: Source, form: AnyForm, threads: int, progress: Progress | None = None) -> ModelWeights:
+    """Read a model's weights: as they are if the source holds them so, or else pack its floats.
+
+    progress  called with the number of weights read since its last call, of `footprint.parameters`
+
+    Raises CheckpointError; CoreError as `packed_tensors` does.
+    """
+    config = source.config
+    if isinstance(form, FileForm):
+        return _of_file(config, source, form, threads, progress)
+    if form in source.forms:
+        share = parameters(config) / model_bytes(config, form)
+        told = progress and (lambda count: progress(count * share))
+        return ModelWeights.of(config, form, source.read_packed(form, plan(config, form), threads, told))
+    if source.floats is None:
+        raise CheckpointError(source.path, None, f"holds no weights in {form}, and no floats to pack")
+    return pack_weights(config, source.floats, form, threads, progress)
+
+
+def _of_file(config: Config, source: Source, form: FileForm, threads: int, progress: Progress | None) -> ModelWeights:
+    floats, kept = source.floats, source.kept
+    assert floats is not None
+    assert kept is not None
+
+    def packed(allocate: Callable[[int], Array]) -> Iterator[tuple[str, Packed | Array]]:
+        with PartsPacker(config, floats, kept, form, threads, allocate) as packer:
+            yield from packer.tensors(progress)
+
+    return in_one_piece(config, form, packed)
