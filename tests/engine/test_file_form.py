@@ -1,0 +1,230 @@
+"""GGUF files packed as they are stored: every number of the file, and none other, is in the packed matrices."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+
+import qwq_ref
+from qwq_ref import core
+from qwq_ref.cli import main
+from qwq_ref.core.layer import QKV
+from qwq_ref.engine.fit import core_needs
+from qwq_ref.engine.plan import head_is_embedding, model_bytes, plan
+from qwq_ref.errors import CheckpointError, UsageError
+from qwq_ref.formats import open_source
+from tests.support.gguf_models import NATIVE, NATIVE_SUPER, gguf_tensor_name, mixture, peer_config, write_types
+from tests.support.safetensors_files import WEIGHTS, write
+
+gguf = pytest.importorskip("gguf")
+if not core.available():
+    pytest.skip("the C core is not built: there was no compiler", allow_module_level=True)
+CONFIG = peer_config(num_hidden_layers=2)
+IDS = [3, 1, 4, 1, 5, 9, 2, 6]
+FLOATS = {"F16": np.float16, "F32": np.float32}
+
+
+def rows(packed):
+    """All rows of a packed weight as float32."""
+    found = core.unpack_rows(packed, np.arange(packed.shape[0]))
+    return found.view(core.dtypes.BFLOAT16).astype(np.float32) if found.dtype == np.uint16 else found.astype(np.float32)
+
+
+def held(model):
+    """The matrices of a model: name -> float32."""
+    weights, config = model.backend.weights, model.config
+    found = {"model.embed_tokens.weight": rows(weights.embedding), "lm_head.weight": rows(weights.head)}
+    H, K = config.H * config.E, config.K * config.E
+    for i, layer in enumerate(weights.layers):
+        path = f"model.layers.{i}"
+        if isinstance(layer.qkv, QKV):
+            q, k, v = (rows(getattr(layer.qkv, name)) for name in "qkv")
+        else:
+            q, k, v = np.split(rows(layer.qkv), [H, H + K])
+        pairs = rows(layer.gate_up).reshape(-1, 2, core.PANEL, config.D)
+        gate, up = (pairs[:, j].reshape(-1, config.D)[: config.F] for j in (0, 1))
+        found |= {f"{path}.self_attn.{name}_proj.weight": value for name, value in zip("qkv", (q, k, v), strict=True)}
+        found |= {f"{path}.mlp.gate_proj.weight": gate, f"{path}.mlp.up_proj.weight": up}
+        found[f"{path}.self_attn.o_proj.weight"] = rows(layer.o)
+        found[f"{path}.mlp.down_proj.weight"] = rows(layer.down)[:, : config.F]
+    return found
+
+
+def assert_same(path, config, wanted, **options):
+    model = qwq_ref.load(path, context=32, **options)
+    assert model.backend.form == "file"
+    found = held(model)
+    for name, shape in config.tensors().items():
+        if len(shape) == 2:
+            assert found[name].tobytes() == wanted[gguf_tensor_name(name)].astype(np.float32).tobytes(), name
+    return model
+
+
+@pytest.mark.parametrize("kind", [*NATIVE, *NATIVE_SUPER])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_every_type_to_the_bit(tmp_path, kind, threads):
+    wanted = write_types(tmp_path / "m.gguf", CONFIG, lambda _: kind)
+    model = assert_same(tmp_path / "m.gguf", CONFIG, wanted, threads=threads)
+    exact = qwq_ref.load(tmp_path / "m.gguf", backend="numpy").logits(IDS)
+    assert model.backend.kv == ("fp32" if kind in ("F32", "F16", "BF16") else "int8")
+    ours = qwq_ref.load(tmp_path / "m.gguf", kv="fp32").logits(IDS)
+    # Floats differ by roundings alone; integers meet activations of 8 bits.
+    limit = 1e-5 if kind in ("F32", "F16", "BF16") else 0.05
+    assert np.abs(ours - exact).max() < limit * np.abs(exact).max()
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("tied", [False, True])
+def test_any_mixture_to_the_bit(tmp_path, seed, tied):
+    """Each matrix has a type of its own: gate and up, too."""
+    rng = np.random.default_rng(seed)
+    kinds = list(rng.permutation([*NATIVE, *NATIVE_SUPER]))
+    config = peer_config(num_hidden_layers=2, tie_word_embeddings=tied)
+    wanted = write_types(tmp_path / "m.gguf", config, mixture(kinds), seed=seed)
+    wanted.setdefault("output.weight", wanted["token_embd.weight"])
+    model = assert_same(tmp_path / "m.gguf", config, wanted)
+    assert any(isinstance(layer.qkv, QKV) for layer in model.backend.weights.layers)
+    exact = qwq_ref.load(tmp_path / "m.gguf", backend="numpy").logits(IDS)
+    ours = qwq_ref.load(tmp_path / "m.gguf", kv="fp32").logits(IDS)
+    assert np.abs(ours - exact).max() < 0.05 * np.abs(exact).max()
+    with open_source(tmp_path / "m.gguf") as source:
+        form = source.kept.form
+        assert head_is_embedding(config, form) == tied
+        assert (model.backend.weights.embedding is model.backend.weights.head) == tied
+        stored = [
+            part.nbytes
+            for layer in model.backend.weights.layers
+            for part in (*(packed.packed for packed in layer), layer.input_norm, layer.qkv_bias, layer.post_norm)
+        ]
+        ends = {id(each): each.packed.nbytes for each in (model.backend.weights.embedding, model.backend.weights.head)}
+        size = sum(stored) + sum(ends.values()) + model.backend.weights.norm.nbytes
+        assert size == model_bytes(config, form) == core_needs(config, form, "int8")(32)["weights"]
+        assert sum(each.nbytes for each in plan(config, form).values()) == size
+
+
+def test_equal_types_are_one_matrix(tmp_path):
+    write_types(tmp_path / "m.gguf", CONFIG, lambda _: "Q4_K")
+    layers = qwq_ref.load(tmp_path / "m.gguf", context=32).backend.weights.layers
+    assert not any(isinstance(layer.qkv, QKV) for layer in layers)
+
+
+@pytest.mark.parametrize("F", [64, 80, 544])
+def test_an_mlp_that_is_no_multiple_of_32(tmp_path, F):
+    config = peer_config(num_hidden_layers=1, intermediate_size=F)
+    kinds = {"ffn_down": "F16" if F % 32 else "Q5_1"}
+    wanted = write_types(tmp_path / "m.gguf", config, lambda name: kinds.get(name.split(".")[-2], "Q4_0"))
+    model = assert_same(tmp_path / "m.gguf", config, wanted)
+    exact = qwq_ref.load(tmp_path / "m.gguf", backend="numpy").logits(IDS)
+    assert np.abs(model.logits(IDS) - exact).max() < 0.05 * np.abs(exact).max()
+
+
+def test_q_k_and_v_of_one_tensor(tmp_path):
+    def fuse(found):
+        for layer in range(CONFIG.L):
+            for leaf in ("weight", "bias"):
+                parts = [found.pop(f"blk.{layer}.attn_{letter}.{leaf}") for letter in "qkv"]
+                found[f"blk.{layer}.attn_qkv.{leaf}"] = (np.concatenate([data for data, _ in parts]), parts[0][1])
+
+    wanted = write_types(tmp_path / "apart.gguf", CONFIG, lambda _: "Q6_K")
+    write_types(tmp_path / "m.gguf", CONFIG, lambda _: "Q6_K", tensors=fuse)
+    assert_same(tmp_path / "m.gguf", CONFIG, wanted)
+
+
+def spoil(name, row, at, value):
+    """Write a float16 into a block of a matrix."""
+
+    def tensors(found):
+        data, kind = found[name]
+        data = data.copy()
+        data.view(np.uint8)[row, at : at + 2] = np.array([value], np.float16).view(np.uint8)
+        found[name] = data, kind
+
+    return tensors
+
+
+@pytest.mark.parametrize(
+    ("kind", "at", "value", "what"),
+    [
+        ("Q4_0", 18, np.inf, "(NaN|infinity) at [70, 32]"),
+        ("Q4_K", 2, np.nan, "NaN at [70, 0]"),
+        ("F16", 6, np.nan, "NaN at [70, 3]"),
+        ("Q6_K", 208, -np.inf, "(NaN|infinity) at [70, 0]"),
+    ],
+)
+def test_a_scale_that_is_not_finite(tmp_path, kind, at, value, what):
+    path, name = tmp_path / "m.gguf", "blk.1.ffn_up.weight"
+    write_types(path, CONFIG, lambda _: kind, tensors=spoil(name, 70, at, value))
+    with pytest.raises(CheckpointError) as caught:
+        qwq_ref.load(path, context=32)
+    error = caught.value
+    assert (error.file, error.field) == (str(path), "model.layers.1.mlp.up_proj.weight")
+    assert re.fullmatch(f"holds {what.replace('[', chr(92) + '[')}", error.problem)  # infinity times 0 is NaN
+
+
+def test_the_code_that_q8_lacks(tmp_path):
+    def tensors(found):
+        data, kind = found["blk.0.ffn_up.weight"]
+        data = data.copy()
+        data[40, 34 + 2 + 5] = 128  # -128
+        found["blk.0.ffn_up.weight"] = data, kind
+
+    path = tmp_path / "m.gguf"
+    write_types(path, CONFIG, lambda _: "Q8_0", tensors=tensors)
+    with pytest.raises(
+        CheckpointError, match=r"up_proj\.weight: holds the code -128 at \[40, 37\], .*: take --weights"
+    ):
+        qwq_ref.load(path, context=32)
+    exact = qwq_ref.load(path, backend="numpy").logits(IDS)
+    assert np.abs(qwq_ref.load(path, weights="fp32").logits(IDS) - exact).max() < 1e-5 * np.abs(exact).max()
+
+
+def test_other_types_are_repacked_and_announced(tmp_path):
+    path, said = tmp_path / "m.gguf", []
+    kinds = {"ffn_up": "IQ2_XXS", "ffn_down": "IQ3_S"}
+    write_types(path, CONFIG, lambda name: kinds.get(name.split(".")[-2], "Q4_K"))
+    model = qwq_ref.load(path, context=32, announce=lambda line, _: said.append(line))
+    assert "2 of IQ2_XXS, 2 of IQ3_S repacked in q8 with an error of 0." in said[0]
+    assert model.backend.weights.layers[0].down.format == core.FORMATS["q8"]
+    exact = qwq_ref.load(path, backend="numpy").logits(IDS)
+    assert np.abs(model.logits(IDS) - exact).max() < 0.05 * np.abs(exact).max()
+    with open_source(path) as source:
+        assert source.kept.repacked == {"IQ2_XXS": 2, "IQ3_S": 2}
+        assert 1e-3 < source.kept.loss() < 0.01
+
+
+def test_nothing_is_lost_of_other_files(tmp_path):
+    write_types(tmp_path / "m.gguf", CONFIG, lambda _: "Q4_K")
+    with open_source(tmp_path / "m.gguf") as source:
+        assert (source.kept.repacked, source.kept.loss()) == ({}, 0.0)
+
+
+def test_a_checkpoint_has_no_form_of_its_own(tmp_path):
+    write(tmp_path, {"model.safetensors": WEIGHTS})
+    with pytest.raises(UsageError, match="weights: file is for quantised files"):
+        qwq_ref.load(tmp_path, weights="file")
+
+
+def test_a_file_that_does_not_fit_is_loaded_smaller(tmp_path, monkeypatch):
+    path = tmp_path / "m.gguf"
+    write_types(path, CONFIG, lambda _: "Q8_0")
+    with open_source(path) as source:
+        sizes = [sum(core_needs(CONFIG, form, "int8")(64).values()) for form in (source.kept.form, "q4")]
+    assert sizes[1] < sizes[0]
+    monkeypatch.setattr("qwq_ref.host.memory.available_bytes", lambda: sum(sizes) // 2)
+    assert qwq_ref.load(path, context=64).backend.form == "q4"
+    with pytest.raises(qwq_ref.errors.MemoryLimitError, match="weights q4 with KV cache int8 fit"):
+        qwq_ref.load(path, context=64, weights="file")
+
+
+def test_doctor_knows_the_form(tmp_path, capsys):
+    path = tmp_path / "m.gguf"
+    write_types(path, CONFIG, mixture(("Q4_K", "Q6_K")))
+    assert main(["doctor", "-m", str(path), "--json"]) == 0
+    (facts,) = json.loads(capsys.readouterr().out)["models"]
+    with open_source(path) as source:
+        size = model_bytes(CONFIG, source.kept.form)
+    assert {c["weights"]: c["weight_bytes"] for c in facts["choices"]}["file"] == size
+    assert facts["best"]["weights"] == "file"
+    assert "--weights file --kv int8" in facts["command"]
+    assert main(["doctor", "-m", str(path)]) == 0
