@@ -14,7 +14,15 @@ from qwq_ref.engine.fit import core_needs
 from qwq_ref.engine.plan import head_is_embedding, model_bytes, plan
 from qwq_ref.errors import CheckpointError, UsageError
 from qwq_ref.formats import open_source
-from tests.support.gguf_models import NATIVE, NATIVE_SUPER, gguf_tensor_name, mixture, peer_config, write_types
+from tests.support.gguf_models import (
+    NATIVE,
+    NATIVE_SUPER,
+    gguf_tensor_name,
+    mixture,
+    packed_matrices,
+    peer_config,
+    write_types,
+)
 from tests.support.safetensors_files import WEIGHTS, write
 
 gguf = pytest.importorskip("gguf")
@@ -22,39 +30,12 @@ if not core.available():
     pytest.skip("the C core is not built: there was no compiler", allow_module_level=True)
 CONFIG = peer_config(num_hidden_layers=2)
 IDS = [3, 1, 4, 1, 5, 9, 2, 6]
-FLOATS = {"F16": np.float16, "F32": np.float32}
-
-
-def rows(packed):
-    """All rows of a packed weight as float32."""
-    found = core.unpack_rows(packed, np.arange(packed.shape[0]))
-    return found.view(core.dtypes.BFLOAT16).astype(np.float32) if found.dtype == np.uint16 else found.astype(np.float32)
-
-
-def held(model):
-    """The matrices of a model: name -> float32."""
-    weights, config = model.backend.weights, model.config
-    found = {"model.embed_tokens.weight": rows(weights.embedding), "lm_head.weight": rows(weights.head)}
-    H, K = config.H * config.E, config.K * config.E
-    for i, layer in enumerate(weights.layers):
-        path = f"model.layers.{i}"
-        if isinstance(layer.qkv, QKV):
-            q, k, v = (rows(getattr(layer.qkv, name)) for name in "qkv")
-        else:
-            q, k, v = np.split(rows(layer.qkv), [H, H + K])
-        pairs = rows(layer.gate_up).reshape(-1, 2, core.PANEL, config.D)
-        gate, up = (pairs[:, j].reshape(-1, config.D)[: config.F] for j in (0, 1))
-        found |= {f"{path}.self_attn.{name}_proj.weight": value for name, value in zip("qkv", (q, k, v), strict=True)}
-        found |= {f"{path}.mlp.gate_proj.weight": gate, f"{path}.mlp.up_proj.weight": up}
-        found[f"{path}.self_attn.o_proj.weight"] = rows(layer.o)
-        found[f"{path}.mlp.down_proj.weight"] = rows(layer.down)[:, : config.F]
-    return found
 
 
 def assert_same(path, config, wanted, **options):
     model = qwq_ref.load(path, context=32, **options)
     assert model.backend.form == "file"
-    found = held(model)
+    found = packed_matrices(config, model.backend.weights)
     for name, shape in config.tensors().items():
         if len(shape) == 2:
             assert found[name].tobytes() == wanted[gguf_tensor_name(name)].astype(np.float32).tobytes(), name

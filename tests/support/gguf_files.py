@@ -44,3 +44,49 @@ def whole(fields=(), tensors=(), data=b"", *, version=3, counts=None, magic=b"GG
     start = magic + number(version, U32) + number(n_tensors) + number(n_fields)
     header = start + b"".join(fields) + b"".join(tensors)
     return header + b"\0" * (-len(header) % alignment if tensors or data else 0) + data
+
+
+def places(data):
+    """Walk over a sound file -> (the place and the size of each number of its header, the place of each entry).
+
+    Numbers are counts, lengths, types, dimensions, offsets and values. Entries are fields and tensors: (begin, end).
+    """
+    numbers, entries = [(4, 4), (8, 8), (16, 8)], []
+    n_tensors, n_fields = struct.unpack_from("<QQ", data, 8)
+    at = 24
+
+    def read(kind):
+        nonlocal at
+        size = struct.calcsize(STRUCT[kind])
+        numbers.append((at, size))
+        at += size
+        return struct.unpack_from(f"<{STRUCT[kind]}", data, at - size)[0]
+
+    def skip(kind):
+        nonlocal at
+        if kind == STRING:
+            length = read(U64)
+            at += length
+        else:
+            read(kind)
+
+    for _ in range(n_fields):
+        begin = at
+        skip(STRING)
+        kind = read(U32)
+        if kind == ARRAY:
+            inner, count = read(U32), read(U64)
+            for _ in range(count):
+                skip(inner)
+        else:
+            skip(kind)
+        entries.append((begin, at))
+    for _ in range(n_tensors):
+        begin = at
+        skip(STRING)
+        for _ in range(read(U32)):
+            read(U64)
+        read(U32)
+        read(U64)
+        entries.append((begin, at))
+    return numbers, entries

@@ -5,6 +5,7 @@ libraries transformers, tokenizers and safetensors, or the values in the file.
 """
 
 import functools
+import importlib.util
 import json
 import logging
 from xml.etree import ElementTree
@@ -15,13 +16,15 @@ import qwq_ref
 from qwq_ref import core
 from qwq_ref.config import Config
 from qwq_ref.engine.convert import convert
+from qwq_ref.engine.reading import read_model
 from qwq_ref.errors import GoldenError
-from qwq_ref.formats import Checkpoint, GenerationConfig
+from qwq_ref.formats import Checkpoint, GenerationConfig, open_source
 from qwq_ref.oracle import Golden, compare, record
 from qwq_ref.oracle.graph import phases_of
 from qwq_ref.text import load_chat_template, load_tokenizer
-from tests.support import mutants, packs
+from tests.support import gguf_models, mutants, packs
 from tests.support.checkpoints import write_checkpoint
+from tests.support.gguf_models import packed_matrices, peer_config
 from tests.support.models import config_values, random_weights, yarn
 from tests.support.paths import QWQ_CONFIG
 from tests.support.safetensors_files import INDEX, WEIGHTS, split, weights_file, write
@@ -339,6 +342,49 @@ class PackedKind(Kind):
             assert logits.tobytes() == self.wanted[self.form].tobytes()
 
 
+class GGUFKind(Kind):
+    """A GGUF file of many types: a mutant is read as floats, and packed as it is stored."""
+
+    files = ("model.gguf",)
+    mutate = staticmethod(mutants.of_gguf)
+
+    def prepare(self):
+        config = peer_config(num_hidden_layers=1, vocab_size=40, intermediate_size=256)
+        kinds = gguf_models.mixture((*gguf_models.NATIVE_SUPER, *gguf_models.NATIVE))
+
+        def metadata(writer):
+            writer.add_token_list([f"t{i}" for i in range(40)])
+            writer.add_token_types([1] * 40)
+            writer.add_eos_token_id(5)
+            writer.add_float32("general.sampling.temp", 0.6)
+
+        gguf_models.write_types(self.folder / "model.gguf", config, kinds, metadata=metadata)
+
+    def read(self):
+        with open_source(self.folder / "model.gguf") as source:
+            source.generation_config()
+            found = dict(source.floats)
+            if core.available():
+                held = packed_matrices(source.config, read_model(source, source.kept.form, 1))
+                for name, value in held.items():
+                    assert name not in found or value.tobytes() == found[name].tobytes(), name
+            return found
+
+    def check(self, ours, name, data):
+        """The tensors are those of the package, which reads less than this package does."""
+        import gguf
+
+        try:
+            theirs = {each.name: each for each in gguf.GGUFReader(self.folder / "model.gguf").tensors}
+        except Exception:  # it refuses what is read here
+            return same_arrays(ours, self.sound)
+        for own, value in ours.items():
+            tensor = theirs[gguf_models.gguf_tensor_name(own)]
+            with np.errstate(all="ignore"):
+                wanted = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+            assert value.tobytes() == np.asarray(wanted, np.float32).tobytes(), own
+
+
 class GoldenKind(Kind):
     """A golden pack: a mutant gives a verdict on a correct candidate, or a GoldenError."""
 
@@ -380,5 +426,6 @@ KINDS = {
     "template": TemplateKind,
     "safetensors": SafetensorsKind,
     "index": IndexKind,
+    **({"gguf": GGUFKind} if importlib.util.find_spec("gguf") else {}),
     "golden": GoldenKind,
 } | ({"packed": PackedKind} if core.available() else {})

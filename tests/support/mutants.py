@@ -4,6 +4,8 @@ import copy
 import json
 import random
 
+from tests.support.gguf_files import places
+
 DIGITS = b'0123456789"{}[],:-.eE\\ \n'
 PIECES = [b"null", b"true", b"-1", b"1e999", b"NaN", b"-Infinity", b'""', b"{}", b"[]", b"\0", b"\xff", b"\xef\xbb\xbf"]
 SCALARS = [
@@ -186,3 +188,29 @@ def of_template(data, rng):
             ]
         )
     return text.encode()
+
+
+def of_gguf(data, rng):
+    """Return a mutated GGUF file: a number of its header, an entry, or its bytes."""
+    numbers, entries = places(data)
+    way, made = rng.random(), bytearray(data)
+    if way < 0.6:
+        for _ in range(rng.choice([1, 1, 1, 2])):
+            at, size = rng.choice(numbers)
+            old = int.from_bytes(made[at : at + size], "little")
+            flipped, elsewhere = old ^ (1 << rng.randrange(8 * size)), rng.choice(numbers)[0]
+            near = [old + 1, old - 1, old * 2, old // 2, flipped, (1 << 63) + old, elsewhere, len(data), len(data) - at]
+            new = rng.choice([*near, 0, 1, 255, 1 << 31, 1 << 32, (1 << 64) - 1, rng.randrange(44)])
+            made[at : at + size] = (new % (1 << 8 * size)).to_bytes(size, "little")
+        return bytes(made)
+    if way < 0.75:
+        begin, end = rng.choice(entries)
+        other, last = rng.choice(entries)
+        entry = data[other:last]
+        return data[:begin] + rng.choice([b"", entry, entry + data[begin:end]]) + data[end:]
+    header = entries[-1][1]
+    if way < 0.85:
+        return of_bytes(data[:header], rng) + data[header:]
+    if way < 0.95:
+        return data[:header] + of_bytes(data[header:], rng)
+    return of_bytes(data, rng)

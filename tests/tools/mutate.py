@@ -26,13 +26,14 @@ from tests.support.paths import ROOT
 
 # The share of each kind, in percent.
 SHARES = {
-    "config": 24,
-    "generation-config": 13,
-    "tokenizer": 12,
+    "config": 20,
+    "generation-config": 10,
+    "tokenizer": 10,
     "tokenizer-config": 4,
     "template": 2,
-    "safetensors": 17,
-    "index": 8,
+    "safetensors": 15,
+    "index": 6,
+    "gguf": 13,
     "packed": 10,
     "golden": 10,
 }
