@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from ..errors import UsageError
-from ..forms import FORMS
+from ..forms import FILE, FORMS
 from .ending import kept
 from .options import (
     add_download_arguments,
@@ -28,7 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what = "a new folder, or one that holds other weight forms of this model"
     parser.add_argument("-o", "--out", dest="folder", metavar="FOLDER", help=what)
     parser.add_argument("positional", nargs="?", metavar="FOLDER", help="the folder, without -o")
-    parser.add_argument("--weights", **one_of(FORMS), default="q4", help="weight form; default: q4")
+    kinds = "weight form; default: q4. The form file keeps the types of a GGUF file, without loss"
+    parser.add_argument("--weights", **one_of((*FORMS, FILE)), default="q4", help=kinds)
     add_threads_argument(parser)
     add_download_arguments(parser)
 

@@ -13,16 +13,27 @@ from typing import Protocol
 
 from .. import core
 from ..config import Config, Rope
-from ..errors import FileError, UsageError
+from ..errors import FileError, MemoryLimitError, UsageError
 from ..footprint import human
 from ..formats import Download
 from ..formats.checkpoint import read_config
 from ..formats.generation_config import GenerationConfig
+from ..formats.names import packed_name
+from ..formats.packed_folder import text_of
 from ..forms import FILE, FORMS, KV_FORMS, AnyForm, FileForm
 from ..host import disk, memory
 from ..text import Tokenizer
 from ..text.template import ChatTemplate, load_chat_template, read_template
-from .fit import Needs, available_forms, candidates, core_needs, fitting_context, fitting_forms, numpy_needs
+from .fit import (
+    Needs,
+    available_forms,
+    candidates,
+    core_needs,
+    fitting_context,
+    fitting_forms,
+    numpy_needs,
+    packed_needs,
+)
 from .tokens import find_tokenizer, no_tokenizer
 from .values import whole_number
 
@@ -104,7 +115,17 @@ def expected_memory(
     if backend == "numpy":
         needs = numpy_needs(config)
         return memory_line(NUMPY, fitting_context(config, context, download.name, needs), needs)
-    forms = candidates(download.stored, download.forms, config.swiglu_beta)
+    if FILE in download.forms and weights in (None, FILE):
+        cache = kv or "int8"
+        needs = packed_needs(config, download.files[packed_name(FILE)] or 0, cache)
+        try:
+            room = fitting_context(config, context, download.name, needs)
+            return memory_line(f"weights {FILE}, KV cache {cache}", room, needs)
+        except MemoryLimitError:
+            if weights == FILE or len(download.forms) == 1:
+                raise
+    packed = tuple(form for form in download.forms if form != FILE)
+    forms = candidates(download.stored, packed, config.swiglu_beta)
     tried: Sequence[AnyForm] = [weights] if weights else forms
     form, kv, context = fitting_forms(config, tried, kv, context, download.name, forms)
     return memory_line(f"weights {form}, KV cache {kv}", context, core_needs(config, form, kv))
@@ -134,11 +155,11 @@ class _Folder:
     """The small files in a folder, as `Described`."""
 
     def __init__(self, folder: Path) -> None:
-        self.tokenizer = self.template = folder
-        self.config = read_config(folder)
+        self.tokenizer = self.template = text_of(folder)
+        self.folder, self.config = folder, read_config(folder)
 
     def generation_config(self) -> GenerationConfig:
-        return GenerationConfig.from_folder(self.tokenizer, self.config)
+        return GenerationConfig.from_folder(self.folder, self.config)
 
 
 @dataclasses.dataclass(frozen=True)

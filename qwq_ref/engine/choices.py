@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from .. import core
 from ..config import Config
-from ..forms import KV_FORMS, AnyForm, FileForm, cache_form
+from ..forms import FILE, KV_FORMS, AnyForm, FileForm, cache_form
 from . import fit
 
 ROOMY = 8_192  # positions that a reasoning model should have: with less, smaller weights are the better choice
@@ -46,7 +46,7 @@ def choices(
     pairs: list[tuple[AnyForm, str]] = [] if packed else [("fp32", "fp32")]
     if core.available():
         forms: list[AnyForm] = [kept] if kept else []
-        forms += fit.available_forms(stored, packed, config.swiglu_beta)
+        forms += [form for form in fit.available_forms(stored, packed, config.swiglu_beta) if form != FILE]
         pairs = [(form, kv) for form in forms for kv in KV_FORMS]
     table = []
     for form, kv in pairs:

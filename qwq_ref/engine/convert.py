@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+import functools
+import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ..errors import CheckpointError, UsageError
 from ..files import read_file, writes
-from ..formats import Download, open_source, recognise, resolve, write
+from ..formats import Download, GGUFSource, Source, open_source, recognise, resolve, write
 from ..formats.checkpoint import read_config
-from ..formats.names import CONFIG, GENERATION_CONFIG, packed_name
+from ..formats.gguf import metadata_only
+from ..formats.names import CONFIG, GENERATION_CONFIG, TOKENIZER_GGUF, packed_name
 from ..formats.packed import writing
 from ..formats.packed_folder import packed_files
 from ..formats.write import write_atomically
-from ..forms import FORMS
+from ..forms import FILE, FORMS, AnyForm
 from ..host.limits import cpus
 from ..text import FILES
-from .ahead import check_room
-from .packing import packed_tensors
+from .ahead import check_forms, check_room
 from .plan import plan
+from .reading import packed_source
 from .tokens import find_tokenizer
 
 # The files that a folder holds beside its weights.
@@ -40,7 +43,7 @@ def convert(
 
     model     as for `load`
     folder    a new folder, or one that holds other forms of the same model
-    weights   one of `FORMS`
+    weights   one of `FORMS`, or "file", the types of a quantised file without loss
     progress  called with the number of weights read since its last call, of `footprint.parameters`
 
     One matrix is held in memory at a time, or two where a tied head and its embedding differ in format. The file
@@ -50,8 +53,8 @@ def convert(
     folder that holds something else, and a disk that is too small. Raises CheckpointError for a weight that is not
     finite, or too large for the form, with its tensor and its place; FileError where the system refuses to write.
     """
-    if weights not in FORMS:
-        raise UsageError(None, "weights", f"must be one of {', '.join(FORMS)}, got {weights[:40]}")
+    if weights not in (*FORMS, FILE):
+        raise UsageError(None, "weights", f"must be one of {', '.join((*FORMS, FILE))}, got {weights[:40]}")
     folder = Path(folder)
     check_folder(folder)
 
@@ -64,19 +67,50 @@ def convert(
     with open_source(path) as source:
         if source.floats is None:
             raise _packed(path)
-        config = source.config
-        small = check_small(source.tokenizer, folder)
-        planned = plan(config, weights)
+        kept = None if source.kept is None else source.kept.form
+        check_forms(source.config, (), weights, "core", path, kept)
+        form: AnyForm = kept if weights == FILE and kept is not None else weights
+        find_tokenizer(source.tokenizer, source.config.vocab_size)
+        small = _small_files(source)
+        _check_small(small, folder)
+        planned = plan(source.config, form)
         check_room(folder, sum(stored.nbytes for stored in planned.values()))
         with writes(folder), _all_or_nothing([folder / name for name in small]):
             folder.mkdir(parents=True, exist_ok=True)
-            for name in small:
+            for name, contents in small.items():
                 (folder / name).parent.mkdir(exist_ok=True)
-                _copy(source.tokenizer / name, folder / name)
+                if not (folder / name).exists():
+                    _write(folder / name, contents())
             with writing(folder / packed_name(weights), planned) as append:
-                for name, tensor in packed_tensors(config, source.floats, weights, threads or cpus(), progress):
+                for name, tensor in packed_source(source, form, threads or cpus(), progress):
                     append(name, tensor)
     return folder / packed_name(weights)
+
+
+def _small_files(source: Source) -> dict[str, Callable[[], bytes]]:
+    """Return the files beside the weights: name -> a function that returns the contents.
+
+    A GGUF file holds all in its metadata. Those are kept as a GGUF file without tensors, for tokenizer and template.
+    """
+    if isinstance(source, GGUFSource):
+        values = {CONFIG: source.config.to_dict(), GENERATION_CONFIG: source.generation_config().to_dict()}
+        texts = {name: json.dumps(each, indent=2).encode() + b"\n" for name, each in values.items()}
+        small: dict[str, Callable[[], bytes]] = {name: functools.partial(bytes, text) for name, text in texts.items()}
+        return small | {TOKENIZER_GGUF: functools.partial(metadata_only, source.path)}
+    return _copies(source.tokenizer)
+
+
+def _copies(folder: Path) -> dict[str, Callable[[], bytes]]:
+    """Return the small files in a folder, as `_small_files` does."""
+
+    def read(path: Path) -> bytes:
+        return read_file(path, path.stat().st_size, CheckpointError)
+
+    return {name: functools.partial(read, folder / name) for name in _SMALL if (folder / name).is_file()}
+
+
+def _write(path: Path, data: bytes) -> None:
+    write_atomically(path, lambda file: file.write(data))
 
 
 @contextmanager
@@ -96,16 +130,9 @@ def _all_or_nothing(files: list[Path]) -> Iterator[None]:
         raise
 
 
-def _copy(source: Path, target: Path) -> None:
-    """Copy a small file, unless it is there already."""
-    if not target.exists():
-        content = read_file(source, source.stat().st_size, CheckpointError)
-        write_atomically(target, lambda file: file.write(content))
-
-
 def check_folder(folder: Path) -> None:
     """Check a folder for a conversion, before anything is known of the model. Raises UsageError, FileError."""
-    _check_contents(folder, _SMALL)
+    _check_contents(folder, (*_SMALL, TOKENIZER_GGUF))
     write.check_folder(folder)
 
 
@@ -113,27 +140,28 @@ def check_download(download: Download, folder: Path, weights: str) -> None:
     """Check a model that is not downloaded yet, and the disks for it and for the result. Raises a QwqError."""
     if download.forms:
         raise _packed(download.name)
+    check_forms(download.config, (), weights, "core", download.name)
     result = sum(stored.nbytes for stored in plan(download.config, weights).values())
     check_room(folder, result, download)
 
 
-def check_small(source: Path, folder: Path) -> list[str]:
-    """Check the small files of a model, and those in the folder for its conversion. Return their names.
-
-    source  the folder of the model, whose weights need not be there yet
+def check_small(source: Path, folder: Path) -> None:
+    """Check the small files of a download, whose weights are not there yet, and those in the folder for its conversion.
 
     Raises a QwqError.
     """
     find_tokenizer(source, read_config(source).vocab_size)
-    small = [name for name in _SMALL if (source / name).is_file()]
+    _check_small(_copies(source), folder)
+
+
+def _check_small(small: Mapping[str, Callable[[], bytes]], folder: Path) -> None:
     _check_contents(folder, small)
-    for name in small:
-        if (folder / name).exists() and (folder / name).read_bytes() != (source / name).read_bytes():
+    for name, contents in small.items():
+        if (folder / name).exists() and (folder / name).read_bytes() != contents():
             raise UsageError(folder / name, None, "is of another model: take a new folder")
-    return small
 
 
-def _check_contents(folder: Path, small: Sequence[str]) -> None:
+def _check_contents(folder: Path, small: Collection[str]) -> None:
     """Check that a folder is new, is empty, or holds packed weights, or these files alone.
 
     The small files alone, and hidden unfinished files, are what an earlier version or a killed conversion left.

@@ -11,7 +11,7 @@ import numpy as np
 from .. import footprint
 from ..config import Config
 from ..errors import MemoryLimitError, UsageError
-from ..forms import FORMS, KV_FORMS, AnyForm, FileForm, cache_form
+from ..forms import FILE, FORMS, KV_FORMS, AnyForm, FileForm, cache_form
 from ..host import memory
 from .backends.core import CHUNK
 from .backends.numpy import CHUNK as NUMPY_CHUNK
@@ -40,7 +40,11 @@ def numpy_needs(config: Config) -> Needs:
 
 def core_needs(config: Config, form: AnyForm, kv: str) -> Needs:
     """Return the needs of the C core with one weight form and one cache form of `forms`."""
-    weights = model_bytes(config, form)
+    return packed_needs(config, model_bytes(config, form), kv)
+
+
+def packed_needs(config: Config, weights: int, kv: str) -> Needs:
+    """Return the needs of the C core with so many bytes of packed weights."""
 
     def needs(context: int) -> dict[str, int]:
         """Return the bytes. Scratch is rows as floats and as codes while packing, and later a chunk of the prompt."""
@@ -59,7 +63,7 @@ def available_forms(stored: Mapping[str, int], packed: Sequence[str] = (), swigl
     swiglu_beta  of the config. It is folded into weights, which are bfloat16 afterwards only for a power of two
     """
     if packed:
-        return [form for form in FORMS if form in packed]
+        return [form for form in (FILE, *FORMS) if form in packed]
     kept = set(stored) if math.frexp(swiglu_beta)[0] == 0.5 else set()
     return [name for name, form in FORMS.items() if form.only_from is None or kept == {form.only_from}]
 
@@ -74,7 +78,8 @@ def candidates(
     Of `available_forms`, fp32 is left out where bf16 keeps a checkpoint exactly.
     """
     if kept is not None:
-        return [kept, *(name for name, form in FORMS.items() if not form.floats)]
+        others = [name for name, form in FORMS.items() if (name in packed if packed else not form.floats)]
+        return [kept, *others]
     forms = available_forms(stored, packed, swiglu_beta)
     exact = any(FORMS[form].only_from for form in forms)
     return [form for form in forms if packed or not exact or form != "fp32"]

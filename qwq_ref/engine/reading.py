@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from ..config import Config
+from .. import core
 from ..core import Packed
 from ..errors import CheckpointError
 from ..footprint import parameters
 from ..formats.source import Source
 from ..forms import AnyForm, FileForm
 from ..spec.ops import Array
-from .packing import Progress, in_one_piece, pack_weights
+from .packing import Progress, in_one_piece, pack_weights, packed_tensors
 from .parts_packing import PartsPacker
 from .plan import model_bytes, plan
 from .weights import ModelWeights
@@ -25,24 +25,30 @@ def read_model(source: Source, form: AnyForm, threads: int, progress: Progress |
     Raises CheckpointError; CoreError as `packed_tensors` does.
     """
     config = source.config
-    if isinstance(form, FileForm):
-        return _of_file(config, source, form, threads, progress)
-    if form in source.forms:
+    if str(form) in source.forms:
         share = parameters(config) / model_bytes(config, form)
         told = progress and (lambda count: progress(count * share))
-        return ModelWeights.of(config, form, source.read_packed(form, plan(config, form), threads, told))
+        return ModelWeights.of(config, form, source.read_packed(str(form), plan(config, form), threads, told))
+    if isinstance(form, FileForm):
+        return in_one_piece(config, form, lambda allocate: packed_source(source, form, threads, progress, allocate))
     if source.floats is None:
         raise CheckpointError(source.path, None, f"holds no weights in {form}, and no floats to pack")
     return pack_weights(config, source.floats, form, threads, progress)
 
 
-def _of_file(config: Config, source: Source, form: FileForm, threads: int, progress: Progress | None) -> ModelWeights:
+def packed_source(
+    source: Source,
+    form: AnyForm,
+    threads: int,
+    progress: Progress | None = None,
+    allocate: Callable[[int], Array] = core.aligned,
+) -> Iterator[tuple[str, Packed | Array]]:
+    """Yield the tensors of `plan`, packed from a source's floats or from what it stores: see `packed_tensors`."""
     floats, kept = source.floats, source.kept
     assert floats is not None
+    if not isinstance(form, FileForm):
+        yield from packed_tensors(source.config, floats, form, threads, progress, allocate)
+        return
     assert kept is not None
-
-    def packed(allocate: Callable[[int], Array]) -> Iterator[tuple[str, Packed | Array]]:
-        with PartsPacker(config, floats, kept, form, threads, allocate) as packer:
-            yield from packer.tensors(progress)
-
-    return in_one_piece(config, form, packed)
+    with PartsPacker(source.config, floats, kept, form, threads, allocate) as packer:
+        yield from packer.tensors(progress)

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from ..config import Config, FieldReader
 from ..errors import ConfigError, did_you_mean, printable
@@ -85,6 +86,12 @@ class GenerationConfig:
             "min_p": self.min_p,
             "repetition_penalty": self.repetition_penalty,
         }
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the contents of a generation_config.json that `from_folder` reads as this one."""
+        names = () if self.silent else ("do_sample", *_SAMPLING, "repetition_penalty")
+        ends = {"eos_token_id": list(self.eos_token_ids)} if self.eos_token_ids else {}
+        return ends | {name: getattr(self, name) for name in names}
 
     @classmethod
     def from_folder(cls, folder: StrPath, config: Config) -> GenerationConfig:

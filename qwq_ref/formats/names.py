@@ -14,6 +14,7 @@ SHARD = re.compile(r"model-\d+-of-(\d+)\.safetensors")
 SHIPPED = Path(__file__).parents[1] / "models"
 ONLY_CONFIGS = {"qwq-32b": "Qwen/QwQ-32B"}  # shipped without weights -> the hub id of the weights
 
+TOKENIZER_GGUF = "tokenizer.gguf"  # metadata of the GGUF file that packed weights were made from
 _PACKED = re.compile(r"packed-([a-z0-9]+)\.safetensors")
 
 

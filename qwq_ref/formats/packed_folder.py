@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import functools
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NoReturn
 
 from ..config import Config
-from ..core import Array, Packed
+from ..core import Array, Format, Packed
 from ..core.magnitude import check_finite
-from ..errors import CheckpointError
+from ..errors import CheckpointError, UsageError
 from ..files import StrPath
+from ..forms import FILE, FileForm
 from .generation_config import GenerationConfig
-from .names import CONFIG, INDEX, SINGLE, packed_form
+from .names import CONFIG, INDEX, SINGLE, TOKENIZER_GGUF, packed_form
 from .packed import PackedFile, Stored
 
 
@@ -29,16 +33,61 @@ def packed_files(path: Path) -> dict[str, Path]:
     return {form: file for form, file in forms.items() if form is not None}
 
 
+def text_of(folder: Path) -> Path:
+    """Return what holds the tokenizer and the template of a folder: the metadata of a GGUF file, or the folder."""
+    of_gguf = folder / TOKENIZER_GGUF
+    return of_gguf if of_gguf.is_file() else folder
+
+
+@dataclass(frozen=True)
+class PackedKept:
+    """The form of packed weights that keep the types of a quantised file: see `source.Kept`."""
+
+    form: FileForm
+    repacked: Mapping[str, int] = field(default_factory=dict)
+
+    def parts(self, name: str, begin: int, end: int) -> NoReturn:
+        """Raise UsageError: the rows are in panels."""
+        raise UsageError(None, name, "is packed already")
+
+    def loss(self) -> float:
+        """Return 0: it was told when the weights were packed."""
+        return 0.0
+
+
+def _formats(packed: Mapping[str, Format], config: Config, path: Path) -> dict[str, Format]:
+    """Return the format of each matrix of a config. Raises CheckpointError for a matrix that is missing."""
+    joined = {"q_proj": "qkv_proj", "k_proj": "qkv_proj", "v_proj": "qkv_proj", "gate_proj": "gate_up_proj"}
+    joined |= {"up_proj": "gate_up_proj"}
+    formats = {}
+    for name, shape in config.tensors().items():
+        if len(shape) != 2:
+            continue
+        module = name.split(".")[-2]
+        names = [name, name.replace(module, joined.get(module, module))]
+        if name == config.head_name:
+            names.append("lm_head.weight")
+        found = next((packed[each] for each in names if each in packed), None)
+        if found is None:
+            raise CheckpointError(path, name, f"missing, or not packed, but {CONFIG} implies it")
+        formats[name] = found
+    return formats
+
+
+def _cache(formats: Iterable[Format]) -> str:
+    return "int8" if any(format.group for format in formats) else "fp32"
+
+
 class PackedFolder:
     """A `Source` of packed weights, in one weight form or more."""
 
     floats = None
-    kept = None
 
     def __init__(self, path: Path, config: Config, files: Mapping[str, Path]) -> None:
         self.path = path
         self.config = config
-        self.tokenizer = self.template = path if path.is_dir() else path.parent
+        self.folder = path if path.is_dir() else path.parent
+        self.tokenizer = self.template = text_of(self.folder)
         self._files = files
 
     @classmethod
@@ -66,7 +115,17 @@ class PackedFolder:
         return {}
 
     def generation_config(self) -> GenerationConfig:
-        return GenerationConfig.from_folder(self.tokenizer, self.config)
+        return GenerationConfig.from_folder(self.folder, self.config)
+
+    @functools.cached_property
+    def kept(self) -> PackedKept | None:
+        """Return the form of weights that keep the types of a quantised file. Raises CheckpointError."""
+        if FILE not in self._files:
+            return None
+        path = self._files[FILE]
+        with PackedFile(path) as file:
+            formats = {name: stored.format for name, stored in file.weights.items() if stored.format is not None}
+        return PackedKept(FileForm(_formats(formats, self.config, path), _cache(formats.values())))
 
     def read_packed(
         self,

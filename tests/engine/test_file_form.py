@@ -10,10 +10,13 @@ import qwq_ref
 from qwq_ref import core
 from qwq_ref.cli import main
 from qwq_ref.core.layer import QKV
+from qwq_ref.engine.convert import convert
 from qwq_ref.engine.fit import core_needs
 from qwq_ref.engine.plan import head_is_embedding, model_bytes, plan
 from qwq_ref.errors import CheckpointError, UsageError
 from qwq_ref.formats import open_source
+from qwq_ref.formats.gguf import read_header
+from qwq_ref.formats.packed import read_packed, write_packed
 from tests.support.gguf_models import (
     NATIVE,
     NATIVE_SUPER,
@@ -209,3 +212,56 @@ def test_doctor_knows_the_form(tmp_path, capsys):
     assert facts["best"]["weights"] == "file"
     assert "--weights file --kv int8" in facts["command"]
     assert main(["doctor", "-m", str(path)]) == 0
+
+
+def some_metadata(writer):
+    writer.add_eos_token_id(5)
+    writer.add_float32("general.sampling.temp", 0.7)
+    writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
+    writer.add_rope_scaling_factor(4.0)
+    writer.add_rope_scaling_orig_ctx_len(32)
+    writer.add_token_list([f"t{i}" for i in range(300)])
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_converted_file_is_the_same_model(tmp_path, tied, capsys):
+    config = peer_config(num_hidden_layers=2, tie_word_embeddings=tied)
+    path, folder = tmp_path / "m.gguf", tmp_path / "packed"
+    write_types(path, config, mixture([*NATIVE_SUPER, *NATIVE]), metadata=some_metadata)
+    assert main(["convert", "-m", str(path), "-o", str(folder), "--weights", "file"]) == 0
+    assert main(["convert", "-m", str(path), "-o", str(folder), "--weights", "q4"]) == 0
+    names = {"config.json", "generation_config.json", "tokenizer.gguf"}
+    names |= {f"packed-{form}.safetensors" for form in ("file", "q4")}
+    assert {each.name for each in folder.iterdir()} == names
+    tokens = read_header(folder / "tokenizer.gguf").fields["tokenizer.ggml.tokens"].strings()
+    assert tokens == [f"t{i}" for i in range(300)]
+    with open_source(folder) as ours, open_source(path) as theirs:
+        assert (ours.config, ours.generation_config()) == (theirs.config, theirs.generation_config())
+        assert ours.tokenizer == ours.template == folder / "tokenizer.gguf"
+        assert model_bytes(config, ours.kept.form) == model_bytes(config, theirs.kept.form)
+    for weights in ("file", "q4"):
+        ours, theirs = (qwq_ref.load(each, weights=weights).logits(IDS) for each in (folder, path))
+        assert ours.tobytes() == theirs.tobytes()
+    assert qwq_ref.load(folder).backend.form == "file"
+    assert qwq_ref.load(folder / "packed-file.safetensors").backend.form == "file"
+    capsys.readouterr()
+    assert main(["info", "-m", str(folder), "--json"]) == 0
+    assert set(json.loads(capsys.readouterr().out)["packed_bytes"]) == {"file", "q4"}
+    assert main(["doctor", "-m", str(folder), "--json"]) == 0
+    (facts,) = json.loads(capsys.readouterr().out)["models"]
+    assert list(dict.fromkeys(c["weights"] for c in facts["choices"])) == ["file", "q4"]
+    with pytest.raises(UsageError, match="q8 are not here; file, q4 are"):
+        qwq_ref.load(folder, weights="q8")
+
+
+def test_a_packed_file_that_lacks_a_matrix(tmp_path):
+    path, folder = tmp_path / "m.gguf", tmp_path / "packed"
+    write_types(path, CONFIG, lambda _: "Q4_K")
+    file = convert(path, folder, "file")
+    tensors = read_packed(file)
+    name = "model.layers.1.self_attn.o_proj.weight"
+    write_packed(file, {key: value for key, value in tensors.items() if key != name})
+    with pytest.raises(CheckpointError, match=r"o_proj\.weight: missing, or not packed"):
+        qwq_ref.load(folder)
+    with pytest.raises(UsageError, match="file is for quantised files"):
+        convert("qwq-nano", tmp_path / "other", "file")

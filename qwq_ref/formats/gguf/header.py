@@ -115,6 +115,7 @@ class Header:
     types      key -> name of the type, such as "uint32" or "array"
     tensors    name -> GGUFTensor, in the order of the file
     alignment  the multiple at which tensors begin
+    end        the place in the file behind the last field
     """
 
     path: StrPath
@@ -123,6 +124,7 @@ class Header:
     types: Mapping[str, str]
     tensors: Mapping[str, GGUFTensor]
     alignment: int
+    end: int
 
 
 def read_header(path: StrPath, *, whole: bool = True) -> Header:
@@ -154,7 +156,7 @@ def read_header_of(descriptor: int, path: StrPath, *, whole: bool = True) -> Hea
         if key in fields:
             raise read.error(key, "appears twice")
         types[key], fields[key] = read.value(key)
-    alignment = _alignment(fields, types, read)
+    alignment, end = _alignment(fields, types, read), read.position
     entries: dict[str, tuple[GGMLType, tuple[int, ...], int]] = {}
     for i in range(tensor_count):
         name = read.string(f"tensor {i}", "a name", _MOST_NAME)
@@ -170,7 +172,20 @@ def read_header_of(descriptor: int, path: StrPath, *, whole: bool = True) -> Hea
     }
     _check_places(tensors, data, alignment, read, whole)
     read.finish()
-    return Header(path, version, fields, types, tensors, alignment)
+    return Header(path, version, fields, types, tensors, alignment, end)
+
+
+def metadata_only(path: StrPath) -> bytes:
+    """Return a GGUF file with the metadata of another one, and without tensors. Raises CheckpointError."""
+    descriptor = open_regular(path, CheckpointError)
+    try:
+        header = read_header_of(descriptor, path)
+        data = bytearray(header.end)
+        pread_exactly(descriptor, [memoryview(data)], 0, path, CheckpointError)
+    finally:
+        os.close(descriptor)
+    data[8:16] = bytes(8)  # the number of tensors
+    return bytes(data)
 
 
 def _version(read: _Reader) -> int:

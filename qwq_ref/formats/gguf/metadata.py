@@ -134,7 +134,8 @@ def generation_of(header: Header, config: Config) -> GenerationConfig:
         given |= {"do_sample": temperature > 0, "temperature": temperature or 1.0}
     elif given:
         given["do_sample"] = True
-    return GenerationConfig(eos_token_ids=tuple(dict.fromkeys(ends)), path=Path(header.path), **given)
+    eos = tuple(dict.fromkeys(ends))
+    return GenerationConfig(eos_token_ids=eos, path=Path(header.path), silent=not given, **given)
 
 
 def _sampling(header: Header, name: str, key: str) -> Any:

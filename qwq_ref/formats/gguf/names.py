@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from ..names import TOKENIZER_GGUF
+
 _OUTSIDE = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
 _IN_LAYER = {
     "input_layernorm": "attn_norm",
@@ -56,7 +58,7 @@ def models_in(names: Iterable[str]) -> Mapping[str, list[str]]:
     """
     models: dict[str, list[str]] = {}
     for name in sorted(names):
-        if name.endswith(".gguf") and not name.startswith(("mmproj", ".")):
+        if name.endswith(".gguf") and not name.startswith(("mmproj", ".")) and name != TOKENIZER_GGUF:
             shard = shard_of(name)
             models.setdefault(shard_name(shard[0], 1, shard[2]) if shard else name, []).append(name)
     return models

@@ -20,7 +20,7 @@ from ...host import disk
 from .. import recognise
 from ..checkpoint import read_index
 from ..generation_config import not_fetched
-from ..names import CONFIG, GENERATION_CONFIG, INDEX, SINGLE, packed_form
+from ..names import CONFIG, GENERATION_CONFIG, INDEX, SINGLE, TOKENIZER_GGUF, packed_form
 from ..safetensors import DTYPES
 from . import cache
 from .reasons import UNKNOWN, reason
@@ -132,7 +132,7 @@ class Fetcher:
             raise ConfigError(f"{self.name}: {CONFIG}", error.field, error.problem) from None
         if not weights:
             return folder
-        small = [name for name in cache.SMALL if name in names]
+        small = [name for name in (*cache.SMALL, TOKENIZER_GGUF) if name in names]
         heavy = self._weights(folder, names)
         sizes = {name: self._size(names[name], folder) for name in (CONFIG, *small, *heavy)}
         absent = tuple(name for name in (*small, *heavy) if not self._is_here(folder, names[name]))
