@@ -406,7 +406,7 @@ class _Reader:
 
 
 class _Array:
-    """What both kinds of arrays share: their place in the bytes of the header, which `finish` gives them."""
+    """The base of both kinds of arrays: their place in the bytes of the header, which `finish` gives them."""
 
     def __init__(self, path: StrPath, key: str, type: str, begin: int, count: int) -> None:
         self.type = type
