@@ -17,15 +17,15 @@ import mmap
 import os
 import struct
 from array import array
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ...errors import CheckpointError
 from ...files import START, StrPath, foreign, foreign_text, open_regular, pread_exactly
+from .arrays import Numbers, Strings
 from .types import REMOVED, TYPES, GGMLType
 
 MAGIC = b"GGUF"
@@ -60,7 +60,6 @@ _SCALARS = {
     12: ("float64", "d"),
 }
 _STRING, _ARRAY, _BOOL = 8, 9, 7
-Buffer = bytes | mmap.mmap
 
 
 @dataclass(frozen=True)
@@ -80,31 +79,6 @@ class GGUFTensor:
     @property
     def nbytes(self) -> int:
         return self.end - self.begin
-
-
-class Values(Protocol):
-    """An array of the metadata. Its elements become Python objects when they are asked for.
-
-    type  the name of the element type, such as "string" or "int32"
-    """
-
-    @property
-    def type(self) -> str: ...
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int, /) -> Any: ...
-
-    def __iter__(self) -> Iterator[Any]: ...
-
-    def tolist(self) -> list[Any]:
-        """Return all elements as Python values."""
-
-    def strings(self) -> list[str]:
-        """Return all elements of an array of strings. Raises CheckpointError for another type."""
-
-    def array(self) -> NDArray[Any]:
-        """Return all elements of an array of numbers. Raises CheckpointError for strings."""
 
 
 @dataclass(frozen=True)
@@ -251,7 +225,7 @@ class _Reader:
         self._filled = 0
         self._text = 0
         self._strings = 0
-        self._waiting: list[_Strings | _Numbers] = []
+        self._waiting: list[Strings | Numbers] = []
 
     def error(self, field: str | None, problem: str) -> CheckpointError:
         return CheckpointError(self.path, field, problem)
@@ -330,11 +304,11 @@ class _Reader:
         for values in self._waiting:
             values.data = self._data
 
-    def _array(self, key: str) -> _Strings | _Numbers:
+    def _array(self, key: str) -> Strings | Numbers:
         number, count = self.unsigned(4, key), self.unsigned(8, key)
         if number == _ARRAY:
             raise self.error(key, "holds arrays in an array, which are not read")
-        result: _Strings | _Numbers
+        result: Strings | Numbers
         if number == _STRING:
             result = self._string_array(key, count)
         elif number in _SCALARS:
@@ -346,7 +320,7 @@ class _Reader:
             self.position += count * size
             if number == _BOOL:
                 self._check_bools(key, begin, count)
-            result = _Numbers(self.path, key, name, letter, begin, count)
+            result = Numbers(self.path, key, name, letter, begin, count)
         else:
             raise self.error(key, f"holds elements of the unknown type {number}")
         self._waiting.append(result)
@@ -356,7 +330,7 @@ class _Reader:
         if count and np.frombuffer(self._data, np.uint8, count, begin).max() > 1:
             raise self.error(key, "must hold only 0 and 1, being bools")
 
-    def _string_array(self, key: str, count: int) -> _Strings:
+    def _string_array(self, key: str, count: int) -> Strings:
         """Walk over an array of strings, and note where each ends."""
         self.check_count(count, 8, _MOST_STRINGS - self._strings, key)
         self._strings += count
@@ -380,7 +354,7 @@ class _Reader:
                 filled = self._filled
             append(position)
         self.position = position
-        result = _Strings(self.path, key, begin, ends)
+        result = Strings(self.path, key, begin, ends)
         result.check(data)
         return result
 
@@ -403,98 +377,3 @@ class _Reader:
         with memoryview(self._data) as data, data[self._filled : end] as piece:
             pread_exactly(self._descriptor, [piece], self._filled, self.path, CheckpointError)
         self._filled = end
-
-
-class _Array:
-    """The base of both kinds of arrays: their place in the bytes of the header, which `finish` gives them."""
-
-    def __init__(self, path: StrPath, key: str, type: str, begin: int, count: int) -> None:
-        self.type = type
-        self.data: Buffer = b""
-        self._path, self._key, self._begin, self._count = path, key, begin, count
-
-    def __len__(self) -> int:
-        return self._count
-
-    def _index(self, index: int) -> int:
-        """Return a place from the beginning. Raises IndexError."""
-        if not -self._count <= index < self._count:
-            raise IndexError(f"{self._key}: {index} of {self._count}")
-        return index % self._count
-
-    def _refuse(self, wanted: str) -> CheckpointError:
-        return CheckpointError(self._path, self._key, f"must be an array of {wanted}, got {self.type}")
-
-
-class _Numbers(_Array):
-    """An array of numbers or bools."""
-
-    def __init__(self, path: StrPath, key: str, type: str, letter: str, begin: int, count: int) -> None:
-        super().__init__(path, key, type, begin, count)
-        self._dtype = np.dtype(f"<{letter}")
-
-    def array(self) -> NDArray[Any]:
-        elements = np.frombuffer(self.data, self._dtype, self._count, self._begin)
-        elements.flags.writeable = False
-        return elements
-
-    def __getitem__(self, index: int) -> Any:
-        return self.array()[self._index(index)].item()
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter(self.tolist())
-
-    def tolist(self) -> list[Any]:
-        elements: list[Any] = self.array().tolist()
-        return elements
-
-    def strings(self) -> list[str]:
-        raise self._refuse("strings")
-
-
-class _Strings(_Array):
-    """An array of strings: each is a length of 8 bytes, and its bytes."""
-
-    def __init__(self, path: StrPath, key: str, begin: int, ends: array[int]) -> None:
-        super().__init__(path, key, "string", begin, len(ends))
-        self._ends = ends
-
-    def check(self, data: Buffer) -> None:
-        """Raise CheckpointError for a string that is not UTF-8.
-
-        Many strings are decoded at once: zeros in place of the lengths divide them, and end a character that is cut.
-        """
-        ends = np.frombuffer(self._ends, np.uint32) if len(self._ends) else np.zeros(0, np.uint32)
-        first = 0
-        while first < len(ends):
-            begin = int(ends[first - 1]) if first else self._begin
-            last = max(first + 1, int(np.searchsorted(ends, begin + _PIECE, "right")))
-            piece = np.frombuffer(data, np.uint8, int(ends[last - 1]) - begin, begin).copy()
-            starts = np.concatenate([[begin], ends[first : last - 1]]).astype(np.int64) - begin
-            piece[(starts[:, None] + np.arange(8)).ravel()] = 0
-            try:
-                piece.tobytes().decode("utf-8")
-            except UnicodeDecodeError as problem:
-                bad = first + int(np.searchsorted(starts, problem.start, "right")) - 1
-                raise CheckpointError(self._path, self._key, f"element {bad:,} is not UTF-8") from None
-            first = last
-
-    def _text(self, index: int) -> str:
-        begin = self._ends[index - 1] if index else self._begin
-        return self.data[begin + 8 : self._ends[index]].decode("utf-8")
-
-    def __getitem__(self, index: int) -> str:
-        return self._text(self._index(index))
-
-    def __iter__(self) -> Iterator[str]:
-        return map(self._text, range(self._count))
-
-    def tolist(self) -> list[str]:
-        data, begins = self.data, [self._begin, *self._ends[:-1]] if self._count else []
-        return [data[begin + 8 : end].decode("utf-8") for begin, end in zip(begins, self._ends, strict=True)]
-
-    def strings(self) -> list[str]:
-        return self.tolist()
-
-    def array(self) -> NDArray[Any]:
-        raise self._refuse("numbers")
