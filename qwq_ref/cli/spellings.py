@@ -32,7 +32,7 @@ FOREIGN = {
     "keys and values have one form, --kv fp32 or --kv int8": (
         "--cache-type-k -ctk --cache-type-v -ctv --kv-bits --kv-group-size --quantized-kv-start"
     ),
-    "--weights chooses fp32, bf16, q8 or q4": (
+    "--weights chooses fp32, bf16, q8, q4 or file": (
         "--dtype --torch-dtype --load-in-4bit --load-in-8bit --quantize -q --q-bits --outtype --q-group-size "
         "--quantize-activations -qa"
     ),

@@ -134,7 +134,7 @@ def test_a_bad_template_stops_the_reading_of_weights():
     ("how", "message"),
     [
         ({"backend": "gpu"}, "backend: must be one of core, numpy, got gpu"),
-        ({"weights": "q2"}, "weights: must be one of fp32, bf16, q8, q4, got q2"),
+        ({"weights": "q2"}, "weights: must be one of fp32, bf16, q8, q4, file, got q2"),
         ({"kv": "fp8"}, "kv: must be one of fp32, int8"),
         ({"threads": 0}, "threads: must be at least 1"),
         ({"backend": "numpy", "weights": "q4"}, "backend: numpy has fp32 weights"),
