@@ -31,7 +31,8 @@ def tell_sampling(options: argparse.Namespace, model: Model, **asked: Any) -> No
 
 def facts_of(options: argparse.Namespace, model: Model, **asked: Any) -> dict[str, Any]:
     """Return a command's sampling for JSON: the fields of `Sampling`, and where they are from."""
-    sources = ["generation_config.json"] * (model.defaults.path is not None)
+    path = model.defaults.path
+    sources = [] if path is None else [model.defaults.assumed or path.name]
     sources += ["the command line"] * bool(options.typed & {*asked})
     return dataclasses.asdict(model.sampling(**asked)) | {"from": sources or ["defaults"]}
 

@@ -37,6 +37,7 @@ class GenerationConfig:
     path                 the file that was read; None: there is none, and `missing` says why
     idle                 parameters in the file that have no effect, as in Hugging Face: do_sample is not true
     misspelt             keys in the file that are none, but nearly, each with "did you mean"
+    assumed              where the sampling is from, if the file says nothing of it; else ""
     """
 
     eos_token_ids: tuple[int, ...] = ()
@@ -52,6 +53,7 @@ class GenerationConfig:
     silent: bool = field(default=True, compare=False)  # whether the file tells nothing of sampling
     idle: tuple[str, ...] = field(default=(), compare=False)
     misspelt: tuple[str, ...] = field(default=(), compare=False)
+    assumed: str = field(default="", compare=False)
 
     def surprises(self, ways: str) -> list[str]:
         """Return lines about a sampling that the model's authors may not have meant. Each says what happens.

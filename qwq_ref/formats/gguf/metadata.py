@@ -127,15 +127,16 @@ def generation_of(header: Header, config: Config) -> GenerationConfig:
             raise ConfigError(header.path, key, f"must be a token id below {config.vocab_size}, got {_show(token)}")
         ends.append(token)
     given = {name: _sampling(header, name, key) for name, key in _SAMPLING.items() if key in header.fields}
+    assumed = ""
     if not given and "<think>" in str(header.fields.get("tokenizer.chat_template", "")):
-        given = dict(_REASONING)
+        given, assumed = dict(_REASONING), "QwQ, since the template writes <think>"
     temperature = given.pop("temperature", None)
     if temperature is not None:
         given |= {"do_sample": temperature > 0, "temperature": temperature or 1.0}
     elif given:
         given["do_sample"] = True
-    eos = tuple(dict.fromkeys(ends))
-    return GenerationConfig(eos_token_ids=eos, path=Path(header.path), silent=not given, **given)
+    eos, path = tuple(dict.fromkeys(ends)), Path(header.path)
+    return GenerationConfig(eos_token_ids=eos, path=path, silent=not given, assumed=assumed, **given)
 
 
 def _sampling(header: Header, name: str, key: str) -> Any:

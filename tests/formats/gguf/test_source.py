@@ -346,6 +346,8 @@ def test_infinity_is_found(tmp_path):
 
 def test_end_tokens_and_sampling(tmp_path):
     assert open_it(of(tmp_path)).generation_config() == GenerationConfig()
+    (line,) = open_it(of(tmp_path)).generation_config().surprises("--temp X")
+    assert line.endswith(".gguf: says nothing of sampling: each token is the likeliest one; --temp X draws")
 
     def metadata(writer):
         writer.add_eos_token_id(5)
@@ -365,7 +367,10 @@ def test_end_tokens_and_sampling(tmp_path):
 
 def test_a_reasoning_model_is_not_greedy(tmp_path):
     path = of(tmp_path, metadata=change("tokenizer.chat_template", "{{ x }}<think>\n", "string"))
-    assert open_it(path).generation_config() == GenerationConfig((), True, 0.6, 40, 0.95)
+    found = open_it(path).generation_config()
+    assert found == GenerationConfig((), True, 0.6, 40, 0.95)
+    assert found.assumed == "QwQ, since the template writes <think>"
+    assert found.surprises("--temp X") == []
 
 
 @pytest.mark.parametrize(
