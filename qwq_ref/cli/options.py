@@ -16,7 +16,7 @@ from .values import number, one_of, only, threads, tokens
 
 DEFAULT_MODEL = "qwq-nano"
 MODELS = (
-    "a folder, a .safetensors file, an id of the Hugging Face hub, or a model in the package: "
+    "a folder, a .safetensors or .gguf file, an id of the Hugging Face hub, or a model in the package: "
     "qwq-nano (the default), qwq-nano-base"
 )
 

@@ -48,7 +48,7 @@ FOREIGN = {
         "--mmap --no-mmap --mlock --load-mode -lm --direct-io -dio --no-direct-io -ndio --repack --no-repack -nr "
         "--no-host --override-kv --swa-full --trust-remote-code"
     ),
-    "GGUF files are not read; --model takes a folder of safetensors, or a hub id": (
+    "GGUF files are not downloaded; --model takes a local one, a folder, or a hub id": (
         "--model-url -mu --hf-file -hff --docker-repo -dr --mmproj -mm --mmproj-url -mmu"
     ),
     "the environment variable HF_TOKEN holds the token": "--hf-token -hft",

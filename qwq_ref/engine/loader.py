@@ -56,7 +56,7 @@ def load(
     progress: Progress | None = None,
     announce: Announce | None = None,
 ) -> Model:
-    """Read a model into memory: a folder, a .safetensors file, a hub id, or the name of a shipped model.
+    """Read a model into memory: a folder, a .safetensors or .gguf file, a hub id, or the name of a shipped model.
 
     backend        "core", the C core, or "numpy", the spec itself; None: the core where it is built
     weights        the weight form, "fp32", "bf16", "q8" or "q4", or "file", the types of a quantised file without loss;
