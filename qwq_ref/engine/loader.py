@@ -115,7 +115,7 @@ def load(
 
 def _types(source: Source, form: AnyForm) -> str:
     """Return the types of a file that is packed as it is, and what is lost of those that are repacked."""
-    if source.kept is None or not isinstance(form, FileForm):
+    if source.kept is None or not isinstance(form, FileForm) or not source.dtypes:
         return ""
     sizes = sorted(source.dtypes.items(), key=lambda item: -item[1])
     text = f" ({', '.join(name for name, size in sizes if size > sizes[0][1] / 100)})"

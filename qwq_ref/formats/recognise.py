@@ -91,10 +91,11 @@ def is_gguf(path: Path) -> bool:
     if path.suffix == ".gguf":
         return True
     try:
-        with open(path, "rb") as file:
-            return path.is_file() and file.read(len(MAGIC)) == MAGIC
-    except OSError:
+        descriptor = open_regular(path, CheckpointError)
+    except CheckpointError:
         return False
+    with os.fdopen(descriptor, "rb") as file:
+        return file.read(len(MAGIC)) == MAGIC
 
 
 def gguf_of(path: Path) -> Path:

@@ -242,7 +242,9 @@ def test_a_converted_file_is_the_same_model(tmp_path, tied, capsys):
     for weights in ("file", "q4"):
         ours, theirs = (qwq_ref.load(each, weights=weights).logits(IDS) for each in (folder, path))
         assert ours.tobytes() == theirs.tobytes()
-    assert qwq_ref.load(folder).backend.form == "file"
+    said = []
+    assert qwq_ref.load(folder, announce=lambda line, _: said.append(line)).backend.form == "file"
+    assert said[0].startswith("weights file, KV cache int8, ")
     assert qwq_ref.load(folder / "packed-file.safetensors").backend.form == "file"
     capsys.readouterr()
     assert main(["info", "-m", str(folder), "--json"]) == 0

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import pytest
 import qwq_ref
 from qwq_ref import core
 from qwq_ref.cli import main
-from qwq_ref.errors import CheckpointError
+from qwq_ref.errors import CheckpointError, QwqError
 from qwq_ref.formats import GGUFSource, open_floats, open_source, read_config, resolve
 from tests.support.gguf_models import gguf_tensor_name, mixture, peer_config, write_types
 from tests.support.safetensors_files import WEIGHTS, weights_file
@@ -41,6 +42,13 @@ def test_a_file_of_another_name(path):
     assert resolve(blob) == blob
     with open_source(blob) as source:
         assert source.path == blob
+
+
+def test_a_pipe_does_not_hang(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for call in (resolve, open_source, read_config):
+        with pytest.raises(QwqError):
+            call(tmp_path / "pipe")
 
 
 def test_a_folder_to_choose_from(path):
