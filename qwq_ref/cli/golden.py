@@ -325,8 +325,8 @@ def _ids(options: argparse.Namespace, text: str, folder: Path, vocabulary: int) 
     if options.token_ids is not None:
         return list(options.token_ids)
     from ..engine.tokens import find_tokenizer
-    from ..text.names import TOKENIZER
     from ..text.template import load_chat_template
+    from ..text_files import TOKENIZER
 
     tokenizer = find_tokenizer(folder, vocabulary)
     if tokenizer is None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..errors import TokenizerError
 from ..text import Tokenizer, load_tokenizer
-from ..text.names import TOKENIZER
+from ..text_files import TOKENIZER
 
 
 def find_tokenizer(folder: Path, vocab_size: int) -> Tokenizer | None:

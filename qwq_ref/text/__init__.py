@@ -1,6 +1,6 @@
 """From text to token ids and back: tokenizer, chat template, reasoning."""
 
-from .names import FILES
+from ..text_files import FILES
 from .template import ChatTemplate, load_chat_template
 from .template_process import start_templates
 from .thinking import ThinkingSplitter, prompt_is_thinking, split_thinking

@@ -18,9 +18,9 @@ from typing import Any
 
 from ..errors import TemplateError
 from ..files import START, StrPath, foreign, read_file, read_json
+from ..text_files import DEFAULT, MORE_TEMPLATES, OLD_TEMPLATE, TEMPLATE, TOOL_USE
 from .mask import Mask, strings_of
 from .messages import Conversation, Message, checked_conversation
-from .names import DEFAULT, MORE_TEMPLATES, OLD_TEMPLATE, TEMPLATE, TOOL_USE
 from .template_process import Limits, TemplateProcess
 from .tokenizer import Tokenizer
 from .tokenizer_config import read_tokenizer_config

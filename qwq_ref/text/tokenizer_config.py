@@ -14,7 +14,7 @@ from typing import Any
 
 from ..errors import QwqError
 from ..files import StrPath, read_json
-from .names import ADDED_TOKENS, SPECIAL_TOKENS, TOKENIZER_CONFIG
+from ..text_files import ADDED_TOKENS, SPECIAL_TOKENS, TOKENIZER_CONFIG
 
 _BYTES = 1 << 22
 # Hugging Face's class of Qwen2 tokenizers has these where the files say nothing. An explicit null means none.

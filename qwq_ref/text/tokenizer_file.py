@@ -12,7 +12,7 @@ from typing import Any
 
 from ..errors import TokenizerError
 from ..files import StrPath, read_json
-from .names import TOKENIZER
+from ..text_files import TOKENIZER
 from .tokenizer import BYTE_OF, Tokenizer
 from .tokenizer_config import AddedToken, TokenizerConfig, check_added, read_tokenizer_config
 

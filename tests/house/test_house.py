@@ -19,11 +19,12 @@ from tests.support.paths import PACKAGE
 # Imports go from a line to lines above it.
 ORDER = [
     {"errors", "forms", "startup"},
-    {"files", "tables"},
+    {"files", "tables", "text_files"},
     {"config"},
     {"footprint", "spec", "core"},
-    {"numerics", "host", "tasks", "text"},
+    {"numerics", "host", "tasks"},
     {"formats"},
+    {"text"},
     {"interop"},
     {"engine"},
     {"oracle", "eval", "bench"},

@@ -16,7 +16,7 @@ from typing import Any
 
 from ...errors import UsageError
 from ...files import StrPath
-from ...text.names import FILES
+from ...text_files import FILES
 from ..checkpoint import read_index
 from ..names import CONFIG, GENERATION_CONFIG, INDEX, SHARD, SINGLE, packed_form
 

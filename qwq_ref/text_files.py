@@ -1,4 +1,4 @@
-"""The names of the files from which text and ids are made."""
+"""The names of the files from which text and ids are made: `text` reads them, and `formats` downloads them."""
 
 from __future__ import annotations
 
