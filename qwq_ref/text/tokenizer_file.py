@@ -1,7 +1,7 @@
 """Read and check a tokenizer.json, and the files beside it: the byte-level BPE of Qwen2.
 
-The `tokenizers` library does the merging. This module checks everything that decides the meaning of an id: the ids,
-the pre-tokenizer, and above all the added tokens. The library would accept errors there silently.
+Everything that decides the meaning of an id is checked: the ids, the pre-tokenizer, and above all the added tokens. The
+`tokenizers` library would accept errors there silently.
 """
 
 from __future__ import annotations
@@ -13,14 +13,11 @@ from typing import Any
 from ..errors import TokenizerError
 from ..files import StrPath, read_json
 from ..text_files import TOKENIZER
-from .tokenizer import BYTE_OF, Tokenizer
+from .bpe import QWEN2_PATTERN, build, check_alphabet, holes
+from .tokenizer import Tokenizer
 from .tokenizer_config import AddedToken, TokenizerConfig, check_added, read_tokenizer_config
 
 _FILE_BYTES = 50_000_000
-QWEN2_PATTERN = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
 _SPLIT = {"type": "Split", "pattern": {"Regex": QWEN2_PATTERN}, "behavior": "Isolated", "invert": False}
 _BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}
 # Fields that change the meaning of a BPE, and their neutral values.
@@ -52,30 +49,13 @@ def load_tokenizer(folder_or_file: StrPath, vocab_size: int | None = None) -> To
     nfc = _check_pipeline(values, path)
     vocab, merges = _read_model(values.get("model"), path)
     tokens = _read_added(values.get("added_tokens"), path)
-    bpe = _build(vocab, merges, nfc, path)
+    bpe = build(vocab, merges, nfc, path, "model.merges")
     eos = None
     if beside is not None:
         tokens = _marked(_merged(tokens, beside), beside, vocab, bpe)
         eos = beside.named.get("eos_token")
-    holes = _check_ids(vocab, tokens, vocab_size, path)
-    return Tokenizer(path, bpe, max([*vocab.values(), *(token.identity for token in tokens)]) + 1, tokens, holes, eos)
-
-
-def _build(vocab: dict[str, int], merges: list[tuple[str, str]], nfc: bool, path: Path) -> Any:
-    """Build the library's tokenizer of checked parts, without added tokens."""
-    import tokenizers  # here, because it takes long and not every command needs it
-    from tokenizers import models, normalizers, pre_tokenizers
-
-    try:
-        bpe = tokenizers.Tokenizer(models.BPE(vocab, merges))
-    except Exception as problem:  # the library raises Exception itself, for one for a merge of unknown parts
-        raise TokenizerError(path, "model.merges", f"cannot be used ({problem})") from None
-    if nfc:
-        bpe.normalizer = normalizers.NFC()
-    split = pre_tokenizers.Split(tokenizers.Regex(QWEN2_PATTERN), behavior="isolated", invert=False)
-    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    bpe.pre_tokenizer = pre_tokenizers.Sequence([split, byte_level])
-    return bpe
+    ids = _checked_ids(vocab, tokens, vocab_size, path)
+    return Tokenizer(path, bpe, max(ids) + 1, tokens, holes(ids), eos)
 
 
 def _check_pipeline(values: dict[str, Any], path: Path) -> bool:
@@ -116,11 +96,7 @@ def _read_model(model: Any, path: Path) -> tuple[dict[str, int], list[tuple[str,
     if not isinstance(vocab, dict):
         raise TokenizerError(path, "model.vocab", "must be an object of tokens and ids")
     _check_types(vocab, path, "model.vocab")
-    # The library would silently drop a byte that has no token.
-    if missing := BYTE_OF.keys() - vocab.keys():
-        raise TokenizerError(path, "model.vocab", f"has no token for byte {min(BYTE_OF[char] for char in missing)}")
-    if strange := set("".join(vocab)) - BYTE_OF.keys():
-        raise TokenizerError(path, "model.vocab", f"holds {min(strange)!r}, which stands for no byte")
+    check_alphabet(vocab, path, "model.vocab")
     if not isinstance(merges, list):
         raise TokenizerError(path, "model.merges", "must be a list of pairs of tokens")
     # Older files write a pair as one string, "a b".
@@ -182,10 +158,8 @@ def _check_types(ids: dict[str, Any], path: Path, field: str) -> None:
             raise TokenizerError(path, f"{field}[{token!r}]", "id must be a non-negative integer")
 
 
-def _check_ids(
-    vocab: dict[str, int], tokens: list[AddedToken], vocab_size: int | None, path: Path
-) -> tuple[range, ...]:
-    """Check that each id has one token, and is one of the model's. Return the ids below the last that have none."""
+def _checked_ids(vocab: dict[str, int], tokens: list[AddedToken], vocab_size: int | None, path: Path) -> list[int]:
+    """Return the ids of all tokens. Check that each is the id of one token, and is one of the model's."""
     where = {token.content: token.where for token in tokens}
     for token in tokens:
         if vocab.get(token.content, token.identity) != token.identity:
@@ -196,14 +170,11 @@ def _check_ids(
     if vocab_size is not None and ids[last] >= vocab_size:
         problem = f"id {ids[last]} is outside of the model's vocabulary of {vocab_size}"
         raise TokenizerError(*where.get(last, (path, f"model.vocab[{last!r}]")), problem)
-    taken = sorted(ids.values())
+    taken = [*ids.values()]
     if len(set(taken)) != len(taken):
         seen: dict[int, str] = {}
         for content, identity in ids.items():
             if (other := seen.setdefault(identity, content)) != content:
                 place = where.get(content, (path, f"model.vocab[{content!r}]"))
                 raise TokenizerError(*place, f"id {identity} is also that of {other!r}")
-    if taken[-1] == len(taken) - 1:
-        return ()
-    starts = zip([-1, *taken], taken, strict=False)
-    return tuple(range(before + 1, identity) for before, identity in starts if identity > before + 1)
+    return taken

@@ -27,7 +27,7 @@ def train_tokenizer(texts: Iterable[str], size: int) -> dict[str, Any]:
 
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-    from ..text.tokenizer_file import QWEN2_PATTERN
+    from ..text.bpe import QWEN2_PATTERN
 
     bpe = Tokenizer(models.BPE())
     bpe.normalizer = normalizers.NFC()
