@@ -12,13 +12,13 @@ def end_tokens(
 ) -> dict[int, str]:
     """Return the ids that end an answer, and for each the places that say so.
 
-    Any of these ends it: `eos_token_id` of generation_config.json and of config.json, the tokenizer's `eos_token`, and
+    Any of these ends it: `eos_token_id` of generation_config.json and of config.json, the tokenizer's `ends`, and
     the added token that the chat template writes after an answer. A base model's config often names <|endoftext|>
     alone, although its template ends a turn with <|im_end|>.
     """
     places = {
         "config": (*defaults.eos_token_ids, *defaults.model_eos_token_ids),
-        "tokenizer": () if tokenizer is None else (tokenizer.eos,),
+        "tokenizer": () if tokenizer is None else tokenizer.ends,
         "template": () if tokenizer is None or template is None else (template.turn_end(tokenizer),),
     }
     found: dict[int, list[str]] = {}

@@ -1,4 +1,4 @@
-"""The tokenizer of a model's folder, if there is one: a model without it computes logits of token ids."""
+"""The tokenizer of a model's folder or file, if there is one: a model without it computes logits of token ids."""
 
 from __future__ import annotations
 
@@ -6,16 +6,23 @@ import os
 from pathlib import Path
 
 from ..errors import TokenizerError
-from ..text import Tokenizer, load_tokenizer
+from ..formats.gguf import read_header
+from ..text import Tokenizer, gguf_tokenizer, load_tokenizer
+from ..text.gguf_metadata import MODEL, is_gguf
 from ..text_files import TOKENIZER
 
 
-def find_tokenizer(folder: Path, vocab_size: int) -> Tokenizer | None:
-    """Read a folder's tokenizer, as `load_tokenizer` does; None if the folder has none. Raises TokenizerError."""
-    return load_tokenizer(folder, vocab_size) if os.path.lexists(folder / TOKENIZER) else None
+def find_tokenizer(path: Path, vocab_size: int) -> Tokenizer | None:
+    """Read the tokenizer of a folder or of a GGUF file; None if it has none. Raises a QwqError as `load_tokenizer`."""
+    if is_gguf(path):
+        fields = read_header(path, whole=False).fields
+        return None if fields.get(MODEL) in (None, "none") else gguf_tokenizer(path, fields, vocab_size)
+    return load_tokenizer(path, vocab_size) if os.path.lexists(path / TOKENIZER) else None
 
 
 def no_tokenizer(path: Path) -> TokenizerError:
-    """Return the error of a model that text is asked of. `path` is its folder, or a file in it."""
-    file = (path if path.is_dir() else path.parent) / TOKENIZER
-    return TokenizerError(file, None, "is missing: without it, the model computes logits of token ids, and has no text")
+    """Return the error of a model that text is asked of. `path` is its folder, its GGUF file, or a file in a folder."""
+    problem = "is missing: without it, the model computes logits of token ids, and has no text"
+    if is_gguf(path):
+        return TokenizerError(path, MODEL, problem)
+    return TokenizerError((path if path.is_dir() else path.parent) / TOKENIZER, None, problem)

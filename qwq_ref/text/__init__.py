@@ -6,6 +6,7 @@ from .template_process import start_templates
 from .thinking import ThinkingSplitter, prompt_is_thinking, split_thinking
 from .tokenizer import StreamDecoder, Tokenizer
 from .tokenizer_file import load_tokenizer
+from .tokenizer_gguf import gguf_tokenizer
 
 __all__ = [
     "FILES",
@@ -13,6 +14,7 @@ __all__ = [
     "StreamDecoder",
     "ThinkingSplitter",
     "Tokenizer",
+    "gguf_tokenizer",
     "load_chat_template",
     "load_tokenizer",
     "prompt_is_thinking",

@@ -16,6 +16,14 @@ QWEN2_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+# Added tokens that tokenizer.json of QwQ and of R1-Distill does not call special: `decode` shows them.
+NOT_SPECIAL = frozenset(
+    (
+        *("<tool_call>", "</tool_call>", "<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>", "<|fim_pad|>"),
+        *("<|repo_name|>", "<|file_sep|>", "<tool_response>", "</tool_response>", "<think>", "</think>"),
+        *("<｜User｜>", "<｜Assistant｜>", "<|EOT|>"),
+    )
+)
 
 
 def build(vocab: dict[str, int], merges: list[tuple[str, str]], nfc: bool, path: Path, field: str) -> Any:

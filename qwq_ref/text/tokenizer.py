@@ -36,7 +36,10 @@ class Tokenizer:
     holes        ranges of ids below `size` that have no token; they are never sampled either
     added        added token -> id, the special ones and those like <think>
     special      ids of the added tokens marked special, which `decode` leaves out
-    eos          id of the token that tokenizer_config.json names as the end of a text, or None
+    eos          id of the token that ends a text by tokenizer_config.json or a GGUF file, or None
+    ends         `eos` and all other ids that these files name as the end of an answer
+    bos          id of the token that begins a text, or None
+    adds_bos     whether `begin` puts `bos` before a text: add_bos_token of a GGUF file
     think_start  id of <think>, or None for a model without it
     think_end    id of </think>, or None
 
@@ -52,13 +55,21 @@ class Tokenizer:
         tokens: Sequence[AddedToken],
         holes: tuple[range, ...] = (),
         eos: str | None = None,
+        *,
+        bos: str | None = None,
+        ends: Sequence[str] = (),
+        adds_bos: bool = False,
     ) -> None:
         self.file = file
         self.size = size
         self.holes = holes
         self.added = {token.content: token.identity for token in tokens}
         self.special = frozenset(token.identity for token in tokens if token.special)
-        self.eos: int | None = None if eos is None else self.added.get(eos, bpe.token_to_id(eos))
+        self.eos, self.bos, *others = [
+            None if token is None else self.added.get(token, bpe.token_to_id(token)) for token in (eos, bos, *ends)
+        ]
+        self.ends: tuple[int, ...] = tuple(dict.fromkeys(i for i in (self.eos, *others) if i is not None))
+        self.adds_bos = adds_bos and self.bos is not None
         self.think_start = self.added.get("<think>")
         self.think_end = self.added.get("</think>")
         self.has_normalized = any(token.normalized for token in tokens)
@@ -82,6 +93,12 @@ class Tokenizer:
         for segment in self.split_added(text):
             ids += [segment] if isinstance(segment, int) else self._encode_plain(segment)
         return ids
+
+    def begin(self, ids: list[int]) -> list[int]:
+        """Return the ids of a prompt with `bos` before them, if `adds_bos` and they do not begin with it."""
+        if not self.adds_bos or self.bos is None or ids[:1] == [self.bos]:
+            return ids
+        return [self.bos, *ids]
 
     def split_added(self, text: str) -> list[str | int]:
         """Cut a text at its added tokens: return their ids, and the non-empty strings between them.

@@ -14,8 +14,10 @@ from ..errors import TokenizerError
 from ..files import StrPath, read_json
 from ..text_files import TOKENIZER
 from .bpe import QWEN2_PATTERN, build, check_alphabet, holes
+from .gguf_metadata import is_gguf
 from .tokenizer import Tokenizer
 from .tokenizer_config import AddedToken, TokenizerConfig, check_added, read_tokenizer_config
+from .tokenizer_gguf import gguf_tokenizer
 
 _FILE_BYTES = 50_000_000
 _SPLIT = {"type": "Split", "pattern": {"Regex": QWEN2_PATTERN}, "behavior": "Isolated", "invert": False}
@@ -35,13 +37,19 @@ _PLAIN_BPE: dict[str, tuple[Any, ...]] = {
 def load_tokenizer(folder_or_file: StrPath, vocab_size: int | None = None) -> Tokenizer:
     """Read a tokenizer.json, or the one in a folder with the files beside it: see `tokenizer_config.py`.
 
+    A GGUF file has a tokenizer of its own: see `tokenizer_gguf.py`. It is read from the file, never from a folder.
+
     vocab_size  the model's vocabulary, that is the rows of its embedding; no id may reach it
 
     An added token that only tokenizer_config.json or added_tokens.json defines counts as well. A post-processor is not
     applied. Some put a BOS before every text, but chat templates write their own.
-    Raises TokenizerError.
+    Raises TokenizerError, and CheckpointError for a bad header of a GGUF file.
     """
     path, beside = Path(folder_or_file), None
+    if is_gguf(path):
+        from ..formats.gguf import read_header  # here, because it imports NumPy
+
+        return gguf_tokenizer(path, read_header(path, whole=False).fields, vocab_size)
     if path.is_dir():
         beside = read_tokenizer_config(path, TokenizerError)
         path /= TOKENIZER
