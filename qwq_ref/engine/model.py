@@ -79,14 +79,14 @@ class Model:
     def prompt_ids(self, prompt: str | list[dict[str, Any]], system: str | None = None, raw: bool = False) -> list[int]:
         """A question, or a conversation of messages with `role` and `content` -> the ids of a prompt.
 
-        raw   encode the text as it is, without the chat template
+        raw   encode the text as it is, without the chat template; behind BOS, if the model's texts begin with it
 
         Raises TemplateError, TokenizerError, UsageError.
         """
         if raw:
             if not isinstance(prompt, str) or system is not None:
                 raise UsageError(None, "raw", "takes a plain text, with no messages and no system prompt")
-            return self.tokenizer.encode(prompt)
+            return self.tokenizer.begin(self.tokenizer.encode(prompt))
         if self.template is None:
             raise no_template(self.path)
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt

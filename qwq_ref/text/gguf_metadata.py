@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,8 @@ from ..errors import QwqError
 from ..files import StrPath, open_regular
 
 PREFIX = "tokenizer.ggml."
-MODEL = f"{PREFIX}model"
+MODEL, TOKENS, TYPES = (f"{PREFIX}{name}" for name in ("model", "tokens", "token_type"))
+UNUSED = 5  # the type of padding
 # The name of a role in the metadata -> the name that templates know. "seperator" is spelled so in the format.
 ROLES = {
     "bos": "bos_token",
@@ -25,6 +26,7 @@ ROLES = {
     "cls": "cls_token",
     "mask": "mask_token",
 }
+_STRINGS = ("string",)
 _INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
 
 
@@ -46,7 +48,7 @@ def is_gguf(path: Path) -> bool:
 class Metadata:
     """The fields of the header of one GGUF file, as `formats.gguf.read_header` gives them.
 
-    error  what a wrong field raises; an array that is not UTF-8, or not one of strings, raises CheckpointError
+    error  what a wrong field raises
     """
 
     file: StrPath
@@ -67,40 +69,51 @@ class Metadata:
             raise self.error(self.file, key, "must be true or false")
         return value
 
-    def strings(self, key: str) -> list[str]:
-        """Return the elements of an array of strings."""
-        strings: list[str] = self._array(key, "an array of strings").strings()
-        return strings
+    def strings(self, key: str) -> Any:
+        """Return an array of strings, as `formats.gguf` has it. `tolist` makes Python strings of all."""
+        return self._array(key, "strings", _STRINGS)
 
-    def integers(self, key: str) -> list[int]:
-        """Return the elements of an array of integers."""
-        values = self._array(key, "an array of integers")
-        if values.type not in _INTEGERS:
-            raise self.error(self.file, key, f"must be an array of integers, got {values.type}")
-        integers: list[int] = values.tolist()
-        return integers
+    def integers(self, key: str) -> Any:
+        """Return an array of integers, as `formats.gguf` has it."""
+        return self._array(key, "integers", _INTEGERS)
+
+    def tokens(self) -> tuple[Any, Any]:
+        """Return the array of tokens and the array of their types."""
+        tokens, types = self.strings(TOKENS), self.integers(TYPES)
+        if len(types) != len(tokens):
+            raise self.error(self.file, TYPES, f"has {len(types):,} elements; tokens has {len(tokens):,}")
+        return tokens, types
 
     def length(self, key: str) -> int | None:
         """Return the number of elements of an array; None if there is none."""
-        return len(self._array(key, "an array")) if key in self.fields else None
+        return len(self._array(key)) if key in self.fields else None
 
-    def role(self, name: str, tokens: int) -> int | None:
-        """Return the id of the token with a role, such as "bos"; None if no token has it.
+    def named(self, tokens: Sequence[str], types: Sequence[int]) -> dict[str, str]:
+        """Return the tokens with a role: "bos" -> "<s>". Padding has none."""
+        named = {}
+        for name in ROLES:
+            key = f"{PREFIX}{name}_token_id"
+            identity = self.fields.get(key)
+            if identity is None:
+                continue
+            if type(identity) is not int or identity < 0:  # to isinstance, true is an int
+                raise self.error(self.file, key, "must be a token id")
+            if identity >= len(tokens):
+                raise self.error(self.file, key, f"is {identity}; the file has {len(tokens):,} tokens")
+            if not is_padding(identity, tokens[identity], types[identity]):
+                named[name] = tokens[identity]
+        return named
 
-        tokens  the number of tokens in the file
-        """
-        key = f"{PREFIX}{name}_token_id"
-        identity = self.fields.get(key)
-        if identity is None:
-            return None
-        if type(identity) is not int or identity < 0:  # to isinstance, true is an int
-            raise self.error(self.file, key, "must be a token id")
-        if identity >= tokens:
-            raise self.error(self.file, key, f"is {identity}; the file has {tokens:,} tokens")
-        return identity
-
-    def _array(self, key: str, wanted: str) -> Any:
+    def _array(self, key: str, what: str = "values", types: Collection[str] = ()) -> Any:
         value = self.fields.get(key)
-        if value is None or isinstance(value, str | int | float):
-            raise self.error(self.file, key, f"must be {wanted}" if key in self.fields else "is missing")
+        if value is None:
+            raise self.error(self.file, key, "is missing")
+        found = getattr(value, "type", type(value).__name__)
+        if isinstance(value, str | int | float) or (types and found not in types):
+            raise self.error(self.file, key, f"must be an array of {what}, got {found}")
         return value
+
+
+def is_padding(identity: int, token: str, kind: int) -> bool:
+    """Return whether a token only fills a row of the embedding. Older converters gave such tokens other types."""
+    return kind == UNUSED or (token.startswith("[PAD") and token == f"[PAD{identity}]")

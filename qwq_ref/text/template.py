@@ -19,8 +19,10 @@ from typing import Any
 from ..errors import TemplateError
 from ..files import START, StrPath, foreign, read_file, read_json
 from ..text_files import DEFAULT, MORE_TEMPLATES, OLD_TEMPLATE, TEMPLATE, TOOL_USE
+from .gguf_metadata import is_gguf
 from .mask import Mask, strings_of
 from .messages import Conversation, Message, checked_conversation
+from .template_gguf import gguf_templates, gguf_variables
 from .template_process import Limits, TemplateProcess
 from .tokenizer import Tokenizer
 from .tokenizer_config import read_tokenizer_config
@@ -95,7 +97,8 @@ class ChatTemplate:
     ) -> list[int]:
         """Return the prompt as ids; arguments as for `render`. Only the template's own text becomes control tokens.
 
-        The ids equal those of Hugging Face's apply_chat_template, unless the conversation spells an added token.
+        The ids equal those of Hugging Face's apply_chat_template, unless the conversation spells an added token. They
+        begin with `tokenizer.bos` once, if `tokenizer.adds_bos`, whether or not the template writes it.
         An assistant's text keeps <think> and the other added tokens that are not special, so that the template can
         cut earlier reasoning. Raises TemplateError, also for an empty prompt, and TokenizerError for a lone surrogate.
         """
@@ -118,7 +121,7 @@ class ChatTemplate:
             ids += [part] if isinstance(part, int) else tokenizer.encode(mask.show(part))
         if not ids:
             raise TemplateError(chosen.file, None, "makes an empty prompt of this conversation")
-        return ids
+        return tokenizer.begin(ids)
 
     def turn_end(self, tokenizer: Tokenizer) -> int | None:
         """Return the id of the added token that the template writes after an assistant's text, or None."""
@@ -150,7 +153,7 @@ class _Source:
     """One template and its process."""
 
     def __init__(self, source: str, file: StrPath | None, limits: Limits, *, start: bool = True) -> None:
-        _check_length(source, file)
+        _check_source(source, file)
         self.source = source
         self.file = file
         self.process = TemplateProcess(source, file, limits, start=start)
@@ -168,11 +171,12 @@ def _hidden(mask: Mask, talk: Conversation, *, loose: bool) -> Conversation:
     return Conversation(messages, mask.hide(talk.tools), mask.hide(talk.extra), spelled)
 
 
-def _check_length(source: str, file: StrPath | None) -> None:
+def _check_source(source: str, file: StrPath | None, field: str | None = None) -> None:
+    """Raise TemplateError for a template that is empty or too long."""
     if len(source) > _TEMPLATE_BYTES:
-        raise TemplateError(file, None, f"is {len(source):,} characters long; at most {_TEMPLATE_BYTES:,} are read")
+        raise TemplateError(file, field, f"is {len(source):,} characters long; at most {_TEMPLATE_BYTES:,} are read")
     if not source.strip():
-        raise TemplateError(file, None, "holds an empty chat template")
+        raise TemplateError(file, field, "holds an empty chat template")
 
 
 def load_chat_template(folder: StrPath, override_file: StrPath | None = None) -> ChatTemplate | None:
@@ -180,9 +184,14 @@ def load_chat_template(folder: StrPath, override_file: StrPath | None = None) ->
 
     The first of these that exists: `override_file`, chat_template.jinja, `chat_template` in tokenizer_config.json, and
     chat_template.json. A JSON file may hold several templates, by name: "default" counts, and "tool_use" where a
-    conversation has tools. The folder additional_chat_templates may hold these two as well. Raises TemplateError.
+    conversation has tools. The folder additional_chat_templates may hold these two as well.
+
+    A GGUF file in place of the folder holds templates of its own. Only `override_file` comes before them.
+    Raises TemplateError, and CheckpointError for a bad header of a GGUF file.
     """
     folder = Path(folder)
+    if is_gguf(folder):
+        return _of_gguf(folder, override_file)
     beside = read_tokenizer_config(folder, TemplateError)
     if override_file is not None:
         return ChatTemplate(read_template(override_file), override_file, beside.named)
@@ -203,8 +212,24 @@ def load_chat_template(folder: StrPath, override_file: StrPath | None = None) ->
 def read_template(file: StrPath) -> str:
     """Return the template in a file. Raises TemplateError."""
     source = _read(Path(file))
-    _check_length(source, file)
+    _check_source(source, file)
     return source
+
+
+def _of_gguf(file: Path, override_file: StrPath | None) -> ChatTemplate | None:
+    from ..formats.gguf import read_header  # here, because it imports NumPy
+
+    fields = read_header(file, whole=False).fields
+    variables = gguf_variables(file, fields)
+    if override_file is not None:
+        return ChatTemplate(read_template(override_file), override_file, variables)
+    found = gguf_templates(file, fields)
+    for source, field in found.values():
+        _check_source(source, file, field)
+    sources = {name: (source, file) for name, (source, _) in found.items()}
+    if DEFAULT not in sources:
+        return None
+    return ChatTemplate(*sources[DEFAULT], variables, with_tools=sources.get(TOOL_USE))
 
 
 def _read(file: Path) -> str:

@@ -19,14 +19,14 @@ from typing import Any
 from ..errors import TokenizerError
 from ..files import StrPath
 from .bpe import NOT_SPECIAL, build, check_alphabet, holes
-from .gguf_metadata import MODEL, PREFIX, ROLES, Metadata
+from .gguf_metadata import MODEL, PREFIX, TOKENS, TYPES, UNUSED, Metadata, is_padding
 from .tokenizer import BYTE_OF, Tokenizer
 from .tokenizer_config import AddedToken
 
 _PRE = f"{PREFIX}pre"
-_TOKENS, _TYPES, _MERGES, _SCORES = (f"{PREFIX}{name}" for name in ("tokens", "token_type", "merges", "scores"))
+_MERGES, _SCORES = f"{PREFIX}merges", f"{PREFIX}scores"
 _ADD_BOS = f"{PREFIX}add_bos_token"
-_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = range(1, 7)
+_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = 1, 2, 3, 4, UNUSED, 6
 _OF_QWEN2 = ("qwen2", "deepseek-r1-qwen")
 _GUESSES = (None, "default", "llama-bpe")  # what converters write that do not know a model
 # SHA-256 of the 151,643 tokens of the vocabulary, which all models with Qwen2's tokenizer have.
@@ -57,14 +57,14 @@ def gguf_tokenizer(file: StrPath, fields: Mapping[str, Any], vocab_size: int | N
     _check_pre(data, tokens)
     merges = _read_merges(data)
     vocab, added = _divided(data, tokens, types)
-    named = {name: token for name in ROLES if (token := _role_token(data, name, tokens, vocab, added)) is not None}
+    named = data.named(tokens, types)
     _promote(vocab, added, merges, named.values())
-    check_alphabet(vocab, Path(file), _TOKENS)
+    check_alphabet(vocab, Path(file), TOKENS)
     ids = [*vocab.values(), *added.values()]
     size = max(ids) + 1
     if vocab_size is not None and size > vocab_size:
         problem = f"id {size - 1} is outside of the model's vocabulary of {vocab_size}"
-        raise TokenizerError(file, f"{_TOKENS}[{size - 1}]", problem)
+        raise TokenizerError(file, f"{TOKENS}[{size - 1}]", problem)
     special = {token for token, identity in added.items() if types[identity] != _USER_DEFINED} - NOT_SPECIAL
     special |= {*named.values()}
     return Tokenizer(
@@ -72,7 +72,7 @@ def gguf_tokenizer(file: StrPath, fields: Mapping[str, Any], vocab_size: int | N
         build(vocab, merges, True, Path(file), _MERGES),
         size,
         [
-            AddedToken(token, identity, token in special, False, (Path(file), f"{_TOKENS}[{identity}]"))
+            AddedToken(token, identity, token in special, False, (Path(file), f"{TOKENS}[{identity}]"))
             for token, identity in added.items()
         ],
         holes(ids),
@@ -85,13 +85,14 @@ def gguf_tokenizer(file: StrPath, fields: Mapping[str, Any], vocab_size: int | N
 
 def _read_tokens(data: Metadata) -> tuple[list[str], list[int]]:
     """Return the tokens and their types."""
-    tokens, types = data.strings(_TOKENS), data.integers(_TYPES)
-    for key, length in ((_TYPES, len(types)), (_SCORES, data.length(_SCORES))):
-        if length is not None and length != len(tokens):
-            raise TokenizerError(data.file, key, f"has {length:,} elements; tokens has {len(tokens):,}")
+    arrays = data.tokens()
+    if data.length(_SCORES) not in (None, len(arrays[0])):
+        problem = f"has {data.length(_SCORES):,} elements; tokens has {len(arrays[0]):,}"
+        raise TokenizerError(data.file, _SCORES, problem)
+    tokens, types = (array.tolist() for array in arrays)
     if unknown := set(types) - {_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE}:
         place = next(i for i, kind in enumerate(types) if kind in unknown)
-        raise TokenizerError(data.file, f"{_TYPES}[{place}]", f"is {types[place]}; token types are 1 to 6")
+        raise TokenizerError(data.file, f"{TYPES}[{place}]", f"is {types[place]}; token types are 1 to 6")
     return tokens, types
 
 
@@ -114,7 +115,7 @@ def _is_vocabulary_of_qwen2(tokens: Sequence[str]) -> bool:
 
 
 def _read_merges(data: Metadata) -> list[tuple[str, str]]:
-    merges = data.strings(_MERGES)
+    merges = data.strings(_MERGES).tolist()
     # Each merge has a space, and all together have one for each: so each has one. A loop in Python would be slow.
     parts = " ".join(merges).split(" ")
     if "" in parts or len(parts) != 2 * len(merges) or not all(" " in merge for merge in merges):
@@ -128,18 +129,17 @@ def _read_merges(data: Metadata) -> list[tuple[str, str]]:
 def _divided(data: Metadata, tokens: Sequence[str], types: Sequence[int]) -> tuple[dict[str, int], dict[str, int]]:
     """Return the vocabulary of the BPE, and the added tokens: token -> id. Padding is in neither."""
     others = [i for i, kind in enumerate(types) if kind != _NORMAL]
-    padding = {i for i in others if types[i] == _UNUSED}
-    padding.update(i for i, token in enumerate(tokens) if token.startswith("[PAD") and token == f"[PAD{i}]")
+    padding = {i for i, (token, kind) in enumerate(zip(tokens, types, strict=True)) if is_padding(i, token, kind)}
     vocab = {token: i for i, token in enumerate(tokens) if i not in padding}
     if len(vocab) + len(padding) < len(tokens):
-        raise _twice(data, _TOKENS, {i: token for i, token in enumerate(tokens) if i not in padding})
+        raise _twice(data, TOKENS, {i: token for i, token in enumerate(tokens) if i not in padding})
     if "" in vocab:
-        raise TokenizerError(data.file, f"{_TOKENS}[{vocab['']}]", "is empty")
+        raise TokenizerError(data.file, f"{TOKENS}[{vocab['']}]", "is empty")
     added = {}
     for i in others:
         if types[i] == _BYTE and tokens[i] not in BYTE_OF:
             problem = f"is {_BYTE}, a byte, but the token is {tokens[i][:40]!r}"
-            raise TokenizerError(data.file, f"{_TYPES}[{i}]", problem)
+            raise TokenizerError(data.file, f"{TYPES}[{i}]", problem)
         if types[i] != _BYTE and i not in padding:
             added[tokens[i]] = vocab.pop(tokens[i])
     return vocab, added
@@ -150,17 +150,6 @@ def _twice(data: Metadata, key: str, texts: Mapping[int, str]) -> TokenizerError
     seen: dict[str, int] = {}
     place = next(i for i, text in texts.items() if seen.setdefault(text, i) != i)
     return TokenizerError(data.file, f"{key}[{place}]", f"{texts[place][:40]!r} is also element {seen[texts[place]]}")
-
-
-def _role_token(
-    data: Metadata, name: str, tokens: Sequence[str], vocab: Mapping[str, int], added: Mapping[str, int]
-) -> str | None:
-    """Return the token with a role, such as "bos"; None if no token has it, or only padding."""
-    identity = data.role(name, len(tokens))
-    if identity is None:
-        return None
-    token = tokens[identity]
-    return token if added.get(token, vocab.get(token)) == identity else None
 
 
 def _promote(
