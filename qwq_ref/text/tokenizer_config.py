@@ -1,7 +1,8 @@
 """The files beside tokenizer.json: they name the special tokens, and may hold added tokens and chat templates.
 
 Newer models keep everything in tokenizer_config.json. Older ones have added_tokens.json and special_tokens_map.json
-as well. As in Hugging Face, these two are read only if tokenizer_config.json has no `added_tokens_decoder`.
+as well. As in Hugging Face, these two count only if tokenizer_config.json has no `added_tokens_decoder`. Even then,
+added_tokens.json must not give other ids.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ class TokenizerConfig:
     file     tokenizer_config.json
     values   its contents
     tokens   added tokens
+    older    added tokens of added_tokens.json, where the file does not count
     leads    whether `tokens` have the right flags, where tokenizer.json says otherwise
     named    such as eos_token -> "<|im_end|>"; templates can use these names
     special  the contents of tokens that are special, whatever the token's own entry says
@@ -51,6 +53,7 @@ class TokenizerConfig:
     file: Path
     values: Mapping[str, Any] = field(default_factory=dict)
     tokens: tuple[AddedToken, ...] = ()
+    older: tuple[AddedToken, ...] = ()
     leads: bool = False
     named: Mapping[str, str] = field(default_factory=dict)
     special: frozenset[str] = frozenset()
@@ -73,8 +76,10 @@ def read_tokenizer_config(folder: StrPath, error: type[QwqError]) -> TokenizerCo
                 named[name] = _text(content, file, name, error)
     listed = [_content(item) for more in extra if isinstance(more, list) for item in more]
     special = frozenset([*named.values(), *(content for content in listed if content is not None)])
-    tokens = _decoder(values["added_tokens_decoder"], file, error) if leads else _older(folder, special, error)
-    return TokenizerConfig(file, values, tuple(tokens), leads, named, special)
+    tokens = older = _older(folder, special, error)
+    if leads:
+        tokens = _decoder(values["added_tokens_decoder"], file, error)
+    return TokenizerConfig(file, values, tuple(tokens), tuple(older) if leads else (), leads, named, special)
 
 
 def check_added(entry: Any, file: Path, where: str, error: type[QwqError], *, complete: bool) -> str:

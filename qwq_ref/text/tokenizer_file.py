@@ -134,16 +134,27 @@ def _read_added(entries: Any, path: Path) -> list[AddedToken]:
 
 
 def _merged(tokens: list[AddedToken], beside: TokenizerConfig) -> list[AddedToken]:
-    """Add the tokens of the files beside tokenizer.json. A token that two files define must have one id."""
+    """Add the tokens of the files beside tokenizer.json. A token has one id in all files, and an id has one token."""
     merged = {token.content: token for token in tokens}
     for token in beside.tokens:
-        other = merged.setdefault(token.content, token)
-        if other.identity != token.identity:
-            problem = f"{token.content!r} has id {token.identity}; {other.where[0].name} says {other.identity}"
-            raise TokenizerError(*token.where, problem)
+        _check_clash(token, merged.setdefault(token.content, token))
         if beside.leads:
             merged[token.content] = token
+    owners = {token.identity: token for token in merged.values()}
+    for token in beside.older:
+        _check_clash(token, merged.get(token.content))
+        _check_clash(token, owners.get(token.identity))
     return [*merged.values()]
+
+
+def _check_clash(token: AddedToken, other: AddedToken | None) -> None:
+    """Raise TokenizerError if two files give a token two ids, or an id two tokens."""
+    if other is None or (other.content, other.identity) == (token.content, token.identity):
+        return
+    problem = f"{token.content!r} has id {token.identity}; {other.where[0].name} says {other.identity}"
+    if other.identity == token.identity:
+        problem = f"id {token.identity} is also that of {other.content!r} in {other.where[0].name}"
+    raise TokenizerError(*token.where, problem)
 
 
 def _marked(tokens: list[AddedToken], beside: TokenizerConfig, vocab: dict[str, int], bpe: Any) -> list[AddedToken]:
@@ -171,7 +182,8 @@ def _checked_ids(vocab: dict[str, int], tokens: list[AddedToken], vocab_size: in
     where = {token.content: token.where for token in tokens}
     for token in tokens:
         if vocab.get(token.content, token.identity) != token.identity:
-            problem = f"has id {token.identity}; model.vocab says {vocab[token.content]}"
+            named = "model.vocab" if token.where[0] == path else f"model.vocab of {path.name}"
+            problem = f"has id {token.identity}; {named} says {vocab[token.content]}"
             raise TokenizerError(*token.where, problem)
     ids = vocab | {token.content: token.identity for token in tokens}
     last = max(ids, key=ids.__getitem__)
@@ -184,5 +196,7 @@ def _checked_ids(vocab: dict[str, int], tokens: list[AddedToken], vocab_size: in
         for content, identity in ids.items():
             if (other := seen.setdefault(identity, content)) != content:
                 place = where.get(content, (path, f"model.vocab[{content!r}]"))
-                raise TokenizerError(*place, f"id {identity} is also that of {other!r}")
+                file, _ = where.get(other, (path, None))
+                named = repr(other) if file == place[0] else f"{other!r} in {file.name}"
+                raise TokenizerError(*place, f"id {identity} is also that of {named}")
     return taken

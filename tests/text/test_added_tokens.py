@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from qwq_ref.errors import TokenizerError
 from qwq_ref.text import ChatTemplate, StreamDecoder, load_tokenizer
-from tests.support.small_tokenizer import SIZE, TEXT, VALUES, hugging_face
+from tests.support.small_tokenizer import SIZE, SPECIAL, TEXT, VALUES, hugging_face
 
 ENTRIES = VALUES["added_tokens"]
 DECODER = {str(entry["id"]): {key: entry[key] for key in entry if key != "id"} for entry in ENTRIES}
@@ -73,6 +73,22 @@ FILES = {
             },
         },
     ),
+    "as in QwQ-32B-AWQ": (
+        without("<tool_response>", "</tool_response>", *MARKERS),
+        {
+            "tokenizer_config": OF_QWEN | {"added_tokens_decoder": DECODER},
+            "added_tokens": {entry["content"]: entry["id"] for entry in ENTRIES},
+            "special_tokens_map": {"eos_token": "<|im_end|>", "additional_special_tokens": SPECIAL[1:]},
+        },
+    ),
+    "fewer in added_tokens.json than in the decoder": (
+        VALUES,
+        {"tokenizer_config": OF_QWEN | {"added_tokens_decoder": DECODER}, "added_tokens": {"<think>": SIZE - 2}},
+    ),
+    "a token that added_tokens.json alone has": (
+        VALUES,
+        {"tokenizer_config": OF_QWEN | {"added_tokens_decoder": DECODER}, "added_tokens": {"<new>": SIZE}},
+    ),
     "a map that the decoder makes void": (
         VALUES,
         {
@@ -106,18 +122,31 @@ def test_added_tokens_are_those_of_transformers(write, name):
     assert ours.size == SIZE
 
 
+AWQ = ("added_tokens_decoder", "added_tokens.json", "both")
+
+
 @pytest.mark.shared
-def test_real_markers_in_the_decoder_alone(real, real_folder, tmp_path):
-    """As QwQ-32B-AWQ was published."""
+@pytest.mark.parametrize("where", AWQ)
+def test_real_tokens_of_the_awq_release(real, real_hf, real_folder, tmp_path, where):
+    """Its tokenizer.json lacks the last four added tokens, and the files beside it have them."""
     values = json.loads((real_folder / "tokenizer.json").read_text())
     configuration = json.loads((real_folder / "tokenizer_config.json").read_text())
-    moved = {str(entry["id"]): entry for entry in values["added_tokens"]}
-    kept = [entry for entry in values["added_tokens"] if entry["id"] < 151665]
-    (tmp_path / "tokenizer.json").write_text(json.dumps({**values, "added_tokens": kept}))
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps({**configuration, "added_tokens_decoder": moved}))
+    entries = values["added_tokens"]
+    files = {"tokenizer": {**values, "added_tokens": [entry for entry in entries if entry["id"] < 151665]}}
+    if where != "added_tokens.json":
+        configuration["added_tokens_decoder"] = {str(entry["id"]): entry for entry in entries}
+    if where != "added_tokens_decoder":
+        files["added_tokens"] = {entry["content"]: entry["id"] for entry in entries}
+    for name, contents in (files | {"tokenizer_config": configuration}).items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(contents))
     ours = load_tokenizer(tmp_path, 152064)
     assert (ours.added, ours.special, ours.size, ours.eos) == (real.added, real.special, real.size, 151645)
-    assert ours.encode("<think>a</think>", special=True) == real.encode("<think>a</think>", special=True)
+    assert (ours.think_start, ours.think_end) == (151667, 151668)
+    text = "<|im_start|>assistant\n<think>\nOkay, 数\n</think>\n<tool_response>7</tool_response><|im_end|>"
+    ids = ours.encode(text, special=True)
+    assert ids == real_hf(text)["input_ids"]
+    for skip in (True, False):
+        assert ours.decode(ids, skip_special=skip) == real_hf.decode(ids, skip_special_tokens=skip)
 
 
 def test_a_token_of_the_vocabulary_that_no_merges_make_is_meant_as_an_added_token(write):
@@ -156,12 +185,35 @@ BAD = {
         changed(**{str(SIZE - 1): {"content": "x"}, "1000": {"content": "</think>"}}),
         f"added_tokens_decoder['1000']: '</think>' has id 1000; tokenizer.json says {SIZE - 1}",
     ),
-    "two tokens": (changed(**{str(SIZE - 1): {"content": "<new>"}}), f"id {SIZE - 1} is also that of '</think>'"),
-    "of the vocabulary": (changed(**{"5": {"content": "<new>"}}), "added_tokens_decoder['5']: id 5 is also that of"),
+    "two tokens": (
+        changed(**{str(SIZE - 1): {"content": "<new>"}}),
+        f"added_tokens_decoder['{SIZE - 1}']: id {SIZE - 1} is also that of '</think>' in tokenizer.json",
+    ),
+    "of the vocabulary": (
+        changed(**{"5": {"content": "<new>"}}),
+        "added_tokens_decoder['5']: id 5 is also that of '&' in tokenizer.json",
+    ),
+    "a token of the vocabulary": (
+        changed(**{"1000": {"content": "a"}}),
+        "added_tokens_decoder['1000']: has id 1000; model.vocab of tokenizer.json says 64",
+    ),
     "beyond the model": (changed(**{"5000": {"content": "<new>"}}), "id 5000 is outside of the model's vocabulary"),
     "older list": ({"added_tokens": []}, "added_tokens.json: must hold a JSON object"),
     "older id": ({"added_tokens": {"<new>": True}}, "added_tokens.json: '<new>': id must be a non-negative integer"),
     "older two ids": ({"added_tokens": {"<think>": 3}}, "added_tokens.json: '<think>': '<think>' has id 3"),
+    "two ids in two files beside it": (
+        changed() | {"added_tokens": {"</think>": SIZE - 2}},
+        f"added_tokens.json: '</think>': '</think>' has id {SIZE - 2}; tokenizer_config.json says {SIZE - 1}",
+    ),
+    "two ids in tokenizer.json and in added_tokens.json": (
+        decoder({}) | {"added_tokens": {"</think>": SIZE + 1}},
+        f"added_tokens.json: '</think>': '</think>' has id {SIZE + 1}; tokenizer.json says {SIZE - 1}",
+    ),
+    "two tokens in two files beside it": (
+        changed() | {"added_tokens": {"<new>": SIZE - 1}},
+        f"added_tokens.json: '<new>': id {SIZE - 1} is also that of '</think>' in tokenizer_config.json",
+    ),
+    "a list beside the decoder": (changed() | {"added_tokens": []}, "added_tokens.json: must hold a JSON object"),
     "map": ({"special_tokens_map": 5}, "special_tokens_map.json: must hold a JSON object"),
 }
 
