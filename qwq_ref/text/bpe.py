@@ -25,6 +25,8 @@ NOT_SPECIAL = frozenset(
     )
 )
 
+MOST_ADDED = 1 << 14  # published tokenizers have up to a few thousand; to compile a pattern of them all takes time
+
 
 def build(vocab: dict[str, int], merges: list[tuple[str, str]], nfc: bool, path: Path, field: str) -> Any:
     """Build the library's tokenizer of checked parts, without added tokens.

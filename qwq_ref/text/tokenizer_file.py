@@ -13,7 +13,7 @@ from typing import Any
 from ..errors import TokenizerError
 from ..files import StrPath, read_json
 from ..text_files import TOKENIZER
-from .bpe import QWEN2_PATTERN, build, check_alphabet, holes
+from .bpe import MOST_ADDED, QWEN2_PATTERN, build, check_alphabet, holes
 from .gguf_metadata import is_gguf
 from .tokenizer import Tokenizer
 from .tokenizer_config import AddedToken, TokenizerConfig, check_added, read_tokenizer_config
@@ -62,6 +62,8 @@ def load_tokenizer(folder_or_file: StrPath, vocab_size: int | None = None) -> To
     if beside is not None:
         tokens = _marked(_merged(tokens, beside), beside, vocab, bpe)
         eos = beside.named.get("eos_token")
+    if len(tokens) > MOST_ADDED:
+        raise TokenizerError(path, "added_tokens", f"holds {len(tokens):,} tokens; at most {MOST_ADDED:,} are read")
     ids = _checked_ids(vocab, tokens, vocab_size, path)
     return Tokenizer(path, bpe, max(ids) + 1, tokens, holes(ids), eos)
 

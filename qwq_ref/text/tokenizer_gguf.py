@@ -18,7 +18,7 @@ from typing import Any
 
 from ..errors import TokenizerError
 from ..files import StrPath
-from .bpe import NOT_SPECIAL, build, check_alphabet, holes
+from .bpe import MOST_ADDED, NOT_SPECIAL, build, check_alphabet, holes
 from .gguf_metadata import MODEL, PREFIX, TOKENS, TYPES, UNUSED, Metadata, is_padding
 from .tokenizer import BYTE_OF, Tokenizer
 from .tokenizer_config import AddedToken
@@ -47,17 +47,15 @@ def gguf_tokenizer(file: StrPath, fields: Mapping[str, Any], vocab_size: int | N
     array that is not UTF-8.
     """
     data = Metadata(file, fields, TokenizerError)
-    model = data.text(MODEL)
-    if model != "gpt2":
-        found = (
-            "is missing: the file has no tokenizer" if model is None else f"is {model!r}, a tokenizer of another kind"
-        )
-        raise TokenizerError(file, MODEL, f"{found}; Qwen2's is gpt2")
+    _check_kind(data)
     tokens, types = _read_tokens(data)
     _check_pre(data, tokens)
     merges = _read_merges(data)
     vocab, added = _divided(data, tokens, types)
     named = data.named(tokens, types)
+    adds_bos = data.flag(_ADD_BOS)
+    if adds_bos and "bos" not in named:
+        raise TokenizerError(file, _ADD_BOS, "is true, but the file names no bos token")
     _promote(vocab, added, merges, named.values())
     check_alphabet(vocab, Path(file), TOKENS)
     ids = [*vocab.values(), *added.values()]
@@ -67,20 +65,24 @@ def gguf_tokenizer(file: StrPath, fields: Mapping[str, Any], vocab_size: int | N
         raise TokenizerError(file, f"{TOKENS}[{size - 1}]", problem)
     special = {token for token, identity in added.items() if types[identity] != _USER_DEFINED} - NOT_SPECIAL
     special |= {*named.values()}
+    entries = [
+        AddedToken(token, identity, token in special, False, (Path(file), f"{TOKENS}[{identity}]"))
+        for token, identity in added.items()
+    ]
+    bpe = build(vocab, merges, True, Path(file), _MERGES)
+    ends = [*(named[name] for name in ("eot", "eom") if name in named), *(added.keys() & {_END_OF_TEXT})]
     return Tokenizer(
-        file,
-        build(vocab, merges, True, Path(file), _MERGES),
-        size,
-        [
-            AddedToken(token, identity, token in special, False, (Path(file), f"{TOKENS}[{identity}]"))
-            for token, identity in added.items()
-        ],
-        holes(ids),
-        named.get("eos"),
-        bos=named.get("bos"),
-        ends=[*(named[name] for name in ("eot", "eom") if name in named), *(added.keys() & {_END_OF_TEXT})],
-        adds_bos=_adds_bos(data, named),
+        file, bpe, size, entries, holes(ids), named.get("eos"), bos=named.get("bos"), ends=ends, adds_bos=adds_bos
     )
+
+
+def _check_kind(data: Metadata) -> None:
+    """Check that the tokenizer is a byte-level BPE."""
+    model = data.text(MODEL)
+    if model is None:
+        raise TokenizerError(data.file, MODEL, "is missing: the file has no tokenizer")
+    if model != "gpt2":
+        raise TokenizerError(data.file, MODEL, f"is {model!r}, a tokenizer of another kind; Qwen2's is gpt2")
 
 
 def _read_tokens(data: Metadata) -> tuple[list[str], list[int]]:
@@ -128,19 +130,22 @@ def _read_merges(data: Metadata) -> list[tuple[str, str]]:
 
 def _divided(data: Metadata, tokens: Sequence[str], types: Sequence[int]) -> tuple[dict[str, int], dict[str, int]]:
     """Return the vocabulary of the BPE, and the added tokens: token -> id. Padding is in neither."""
-    others = [i for i, kind in enumerate(types) if kind != _NORMAL]
     padding = {i for i, (token, kind) in enumerate(zip(tokens, types, strict=True)) if is_padding(i, token, kind)}
     vocab = {token: i for i, token in enumerate(tokens) if i not in padding}
     if len(vocab) + len(padding) < len(tokens):
         raise _twice(data, TOKENS, {i: token for i, token in enumerate(tokens) if i not in padding})
     if "" in vocab:
         raise TokenizerError(data.file, f"{TOKENS}[{vocab['']}]", "is empty")
+    others = [i for i, kind in enumerate(types) if kind != _NORMAL and i not in padding]
+    if len(others) > MOST_ADDED:
+        problem = f"marks {len(others):,} added tokens; at most {MOST_ADDED:,} are read"
+        raise TokenizerError(data.file, TYPES, problem)
     added = {}
     for i in others:
         if types[i] == _BYTE and tokens[i] not in BYTE_OF:
             problem = f"is {_BYTE}, a byte, but the token is {tokens[i][:40]!r}"
             raise TokenizerError(data.file, f"{TYPES}[{i}]", problem)
-        if types[i] != _BYTE and i not in padding:
+        if types[i] != _BYTE:
             added[tokens[i]] = vocab.pop(tokens[i])
     return vocab, added
 
@@ -160,16 +165,10 @@ def _promote(
     These have a role, or are tokens of Qwen's that templates need, and no merges make them. As a part of the vocabulary
     they would never be found in a text.
     """
-    doubtful = [token for token in {*named, *NOT_SPECIAL, *_TURNS} if token in vocab and token not in BYTE_OF]
+    meant = {*named, *NOT_SPECIAL, *_TURNS}
+    doubtful = sorted(token for token in meant if token in vocab and token not in BYTE_OF)
     if doubtful:
         made = set(map("".join, merges))
         for token in doubtful:
             if token not in made:
                 added[token] = vocab.pop(token)
-
-
-def _adds_bos(data: Metadata, named: Mapping[str, str]) -> bool:
-    adds = data.flag(_ADD_BOS)
-    if adds and "bos" not in named:
-        raise TokenizerError(data.file, _ADD_BOS, "is true, but the file names no bos token")
-    return adds

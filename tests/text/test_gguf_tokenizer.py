@@ -8,8 +8,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from qwq_ref.engine.tokens import find_tokenizer
-from qwq_ref.errors import CheckpointError, TokenizerError
-from qwq_ref.text import StreamDecoder, load_tokenizer, prompt_is_thinking, split_thinking
+from qwq_ref.errors import CheckpointError, QwqError, TokenizerError
+from qwq_ref.text import StreamDecoder, load_chat_template, load_tokenizer, prompt_is_thinking, split_thinking
 from tests.support.gguf_text import (
     BYTE,
     CONTROL,
@@ -306,6 +306,10 @@ BAD = {
     "a merge into no token": (element(MERGES, 0, "! !"), "merges: cannot be used"),
     "a merge of one": (element(MERGES, 7, "ab"), "merges[7]: must be two tokens and a space between them"),
     "a merge of three": (element(MERGES, 7, "a b c"), "merges[7]: must be two tokens and a space between them"),
+    "merges of one and of three": (
+        lambda f: f[MERGES].__setitem__(slice(7, 9), ["a b c", "ab"]),
+        "merges[7]: must be two tokens and a space between them",
+    ),
     "an empty merge": (element(MERGES, 7, ""), "merges[7]: must be two tokens and a space between them"),
     "a merge of nothing": (element(MERGES, 7, " "), "merges[7]: must be two tokens and a space between them"),
     "a merge twice": (lambda f: f[MERGES].append(f[MERGES][3]), "is also element 3"),
@@ -343,3 +347,35 @@ def test_a_string_of_100_megabytes(tmp_path):
     begin = time.process_time()
     assert "tokenizer.ggml.tokens" in refusal(write(tmp_path / "x.gguf", fields))
     assert time.process_time() - begin < 1
+
+
+def test_too_many_added_tokens(tmp_path):
+    """Each is part of a pattern that is compiled."""
+    fields = metadata(VALUES, SIZE + 300_000)
+    fields[TYPES][SIZE:] = [CONTROL] * 300_000
+    fields[TOKENS][SIZE:] = [f"<{i}>" for i in range(300_000)]
+    file = write(tmp_path / "x.gguf", fields)
+    begin = time.process_time()
+    assert "tokenizer.ggml.token_type: marks 300,026 added tokens; at most 16,384 are read" in refusal(file, None)
+    assert time.process_time() - begin < 2
+
+
+GOOD = metadata(VALUES, SIZE + 9, **ROLES, chat_template="{{ messages[0].content }}")
+
+
+@given(st.data())
+def test_a_broken_file_gives_an_error_of_one_line(tmp_path_factory, data):
+    path = tmp_path_factory.mktemp("broken") / "x.gguf"
+    broken = bytearray(write(path, GOOD).read_bytes())
+    for _ in range(data.draw(st.integers(1, 4))):
+        begin = data.draw(st.integers(0, len(broken) - 1))
+        broken[begin : begin + data.draw(st.integers(0, 9))] = data.draw(st.binary(max_size=9))
+    path.write_bytes(broken)
+    for load in (load_tokenizer, load_chat_template):
+        message = f"{path}: "
+        try:
+            load(path)
+        except QwqError as problem:
+            message = str(problem)
+        assert message.startswith(f"{path}: ")
+        assert message.isprintable()

@@ -249,6 +249,14 @@ def test_over_50_megabytes(tmp_path):
     assert "is 50,000,001 bytes long" in refusal(file)
 
 
+def test_too_many_added_tokens(tmp_path):
+    """Each is part of a pattern that is compiled."""
+    file = tmp_path / "tokenizer.json"
+    entries = [{**VALUES["added_tokens"][-1], "id": SIZE + i, "content": f"<{i}>"} for i in range(16_385)]
+    file.write_text(json.dumps(changed(("added_tokens",), entries)))
+    assert "added_tokens: holds 16,385 tokens; at most 16,384 are read" in refusal(file, None)
+
+
 def test_no_file_and_no_regular_file(tmp_path):
     assert "cannot be opened" in refusal(tmp_path / "none.json")
     with pytest.raises(TokenizerError, match=r"tokenizer\.json: cannot be opened"):
