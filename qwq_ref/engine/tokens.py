@@ -8,7 +8,7 @@ from pathlib import Path
 from ..errors import TokenizerError
 from ..formats.gguf import read_header
 from ..text import Tokenizer, gguf_tokenizer, load_tokenizer
-from ..text.gguf_metadata import MODEL, is_gguf
+from ..text.gguf_metadata import MODEL, NO_TOKENIZER, is_gguf
 from ..text_files import TOKENIZER
 
 
@@ -16,7 +16,7 @@ def find_tokenizer(path: Path, vocab_size: int) -> Tokenizer | None:
     """Read the tokenizer of a folder or of a GGUF file; None if it has none. Raises a QwqError as `load_tokenizer`."""
     if is_gguf(path):
         fields = read_header(path, whole=False).fields
-        return None if fields.get(MODEL) in (None, "none") else gguf_tokenizer(path, fields, vocab_size)
+        return None if fields.get(MODEL) in NO_TOKENIZER else gguf_tokenizer(path, fields, vocab_size)
     return load_tokenizer(path, vocab_size) if os.path.lexists(path / TOKENIZER) else None
 
 

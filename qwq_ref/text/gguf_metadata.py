@@ -13,6 +13,7 @@ from ..files import StrPath, open_regular
 
 PREFIX = "tokenizer.ggml."
 MODEL, TOKENS, TYPES = (f"{PREFIX}{name}" for name in ("model", "tokens", "token_type"))
+NO_TOKENIZER = (None, "none", "no_vocab")  # values of `MODEL` for a file without a tokenizer
 UNUSED = 5  # the type of padding
 # The name of a role in the metadata -> the name that templates know. "seperator" is spelled so in the format.
 ROLES = {

@@ -8,7 +8,7 @@ from typing import Any
 from ..errors import TemplateError
 from ..files import StrPath
 from ..text_files import DEFAULT, TOOL_USE
-from .gguf_metadata import ROLES, TOKENS, Metadata
+from .gguf_metadata import MODEL, NO_TOKENIZER, ROLES, TOKENS, Metadata
 
 _TEMPLATE, _NAMES = "tokenizer.chat_template", "tokenizer.chat_templates"
 
@@ -34,7 +34,7 @@ def gguf_templates(file: StrPath, fields: Mapping[str, Any]) -> dict[str, tuple[
 
 def gguf_variables(file: StrPath, fields: Mapping[str, Any]) -> dict[str, str]:
     """Return the variables that the tokenizer lends to templates: such as bos_token -> "<s>". Raises TemplateError."""
-    if TOKENS not in fields:
+    if TOKENS not in fields or fields.get(MODEL) in NO_TOKENIZER:
         return {}
     data = Metadata(file, fields, TemplateError)
     return {ROLES[name]: token for name, token in data.named(*data.tokens()).items()}

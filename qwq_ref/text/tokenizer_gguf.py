@@ -19,7 +19,7 @@ from typing import Any
 from ..errors import TokenizerError
 from ..files import StrPath
 from .bpe import MOST_ADDED, NOT_SPECIAL, build, check_alphabet, holes
-from .gguf_metadata import MODEL, PREFIX, TOKENS, TYPES, UNUSED, Metadata, is_padding
+from .gguf_metadata import MODEL, NO_TOKENIZER, PREFIX, TOKENS, TYPES, UNUSED, Metadata, is_padding
 from .tokenizer import BYTE_OF, Tokenizer
 from .tokenizer_config import AddedToken
 
@@ -79,8 +79,9 @@ def gguf_tokenizer(file: StrPath, fields: Mapping[str, Any], vocab_size: int | N
 def _check_kind(data: Metadata) -> None:
     """Check that the tokenizer is a byte-level BPE."""
     model = data.text(MODEL)
-    if model is None:
-        raise TokenizerError(data.file, MODEL, "is missing: the file has no tokenizer")
+    if model in NO_TOKENIZER:
+        found = "is missing" if model is None else f"is {model}"
+        raise TokenizerError(data.file, MODEL, f"{found}: the file has no tokenizer")
     if model != "gpt2":
         raise TokenizerError(data.file, MODEL, f"is {model!r}, a tokenizer of another kind; Qwen2's is gpt2")
 

@@ -223,11 +223,12 @@ def test_the_path_tells_which_tokenizer_is_read(tmp_path, small):
     assert find_tokenizer(tmp_path, ROWS).added == small.added
 
 
-@pytest.mark.parametrize("model", [None, "none"])
+@pytest.mark.parametrize("model", [None, "none", "no_vocab"])
 def test_a_file_without_a_tokenizer(tmp_path, model):
     file = small_file(tmp_path / "x.gguf", ggml__model=model)
     assert find_tokenizer(file, ROWS) is None
-    assert "x.gguf: tokenizer.ggml.model: " in refusal(file)
+    found = f"is {model}" if model else "is missing"
+    assert f"x.gguf: tokenizer.ggml.model: {found}: the file has no tokenizer" in refusal(file)
 
 
 def test_no_file(tmp_path):
