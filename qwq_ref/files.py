@@ -15,6 +15,7 @@ from .errors import FileError, QwqError
 
 StrPath = str | os.PathLike[str]
 _MOST_BUFFERS = 1024  # of one preadv: IOV_MAX of Linux
+GGUF = b"GGUF"  # the first bytes of such a file
 _AGAIN = "download the file again"
 _STARTS = (
     (b"version https://git-lfs.github.com/spec/", "a git-lfs pointer to it: run `git lfs pull` in its folder"),
@@ -22,7 +23,7 @@ _STARTS = (
     (b"<!doctype html", f"a web page, such as a login or an error page: {_AGAIN}"),
     (b"<html", f"a web page, such as a login or an error page: {_AGAIN}"),
     (b"<?xml", f"an XML document, such as the error of a server: {_AGAIN}"),
-    (b"GGUF", "a GGUF file of llama.cpp: give the file itself, with a name that ends in .gguf"),
+    (GGUF, "a GGUF file of llama.cpp: give the file itself, with a name that ends in .gguf"),
     (b"lmgg", "a GGML file of llama.cpp: take the checkpoint that it was made from"),
     (b"tjgg", "a GGML file of llama.cpp: take the checkpoint that it was made from"),
     (b"PK\3\4", "a zip archive, such as a .bin file of PyTorch or an .npz file"),
@@ -47,6 +48,20 @@ def writes(path: StrPath) -> Iterator[None]:
         raise
     except OSError as problem:
         raise FileError.from_os(problem, path) from problem
+
+
+def is_gguf(path: Path) -> bool:
+    """Return whether a path is meant as a GGUF file: by its name, or by its first bytes if it has another name."""
+    if path.suffix == ".gguf":
+        return not path.is_dir()
+    try:
+        descriptor = open_regular(path, QwqError)
+    except QwqError:
+        return False
+    try:
+        return os.pread(descriptor, len(GGUF), 0) == GGUF
+    finally:
+        os.close(descriptor)
 
 
 def open_regular(path: StrPath, error: type[QwqError]) -> int:

@@ -6,9 +6,10 @@ import os
 from pathlib import Path
 
 from ..errors import TokenizerError
+from ..files import is_gguf
 from ..formats.gguf import read_header
 from ..text import Tokenizer, gguf_tokenizer, load_tokenizer
-from ..text.gguf_metadata import MODEL, NO_TOKENIZER, is_gguf
+from ..text.gguf_metadata import MODEL, NO_TOKENIZER
 from ..text_files import TOKENIZER
 
 

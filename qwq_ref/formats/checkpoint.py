@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ..config import Config
 from ..errors import CheckpointError, UsageError
-from ..files import StrPath, read_json
+from ..files import StrPath, is_gguf, read_json
 from . import recognise
 from .generation_config import GenerationConfig
 from .names import CONFIG, INDEX, SINGLE
@@ -70,7 +70,7 @@ class Checkpoint(Mapping[str, NDArray[np.float32]]):
         if not os.path.lexists(path):
             raise CheckpointError(path, None, "no such file or folder")
         recognise.require(path)
-        if recognise.is_gguf(recognise.gguf_of(path)):
+        if is_gguf(recognise.gguf_of(path)):
             raise CheckpointError(path, None, "is a GGUF model, and no checkpoint in safetensors")
         config, is_folder = read_config(path), os.path.isdir(path)
         with ExitStack() as files:

@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError
-from ..files import START, StrPath, foreign, foreign_text, open_regular, read_json
+from ..files import GGUF, START, StrPath, foreign, foreign_text, open_regular, read_json
 from ..footprint import human
-from .gguf.header import MAGIC
 from .gguf.names import models_in
 from .names import CONFIG, INDEX, ONLY_CONFIGS, SHARD, SHIPPED, SINGLE, packed_form
 
@@ -68,7 +67,7 @@ def file_problem(path: Path) -> str | None:
         return f"{odd}: {problem.problem}"
     with os.fdopen(descriptor, "rb") as file:
         start = file.read(START)
-    if start.startswith(MAGIC):
+    if start.startswith(GGUF):
         return None
     if path.suffix == ".gguf":
         return f"is not a GGUF file, but {foreign(start) or foreign_text(start) or 'something else'}"
@@ -84,18 +83,6 @@ def file_problem(path: Path) -> str | None:
         adapter = (path.parent / "adapter_config.json").is_file()
         return folder_problem(path.parent) if adapter else f"there is no {CONFIG} in its folder"
     return None
-
-
-def is_gguf(path: Path) -> bool:
-    """Return whether a file is a GGUF file, by its name or, as in a cache without names, by its first bytes."""
-    if path.suffix == ".gguf":
-        return True
-    try:
-        descriptor = open_regular(path, CheckpointError)
-    except CheckpointError:
-        return False
-    with os.fdopen(descriptor, "rb") as file:
-        return file.read(len(MAGIC)) == MAGIC
 
 
 def gguf_of(path: Path) -> Path:

@@ -15,7 +15,7 @@ import numpy as np
 
 from ..config import Config
 from ..core import Array, Packed
-from ..files import StrPath
+from ..files import StrPath, is_gguf
 from ..forms import FileForm
 from . import checkpoint, recognise
 from .checkpoint import Checkpoint
@@ -142,7 +142,7 @@ def open_source(path: StrPath) -> Source:
     are GGUF files.
     """
     path = recognise.gguf_of(Path(path))
-    if recognise.is_gguf(path):
+    if is_gguf(path):
         return GGUFSource.open(path)
     return PackedFolder.open(path) if packed_files(path) else Checkpoint.open(path)
 
@@ -150,7 +150,7 @@ def open_source(path: StrPath) -> Source:
 def read_config(path: StrPath) -> Config:
     """Return the config of a model, by the path that `hub.resolve` returns. Raises ConfigError, CheckpointError."""
     path = recognise.gguf_of(Path(path))
-    if not recognise.is_gguf(path):
+    if not is_gguf(path):
         return checkpoint.read_config(path)
     with GGUFSource.open(path) as source:
         return source.config
@@ -171,4 +171,4 @@ def open_floats(path: StrPath) -> Checkpoint | GGUFSource:
     Raises ConfigError, CheckpointError.
     """
     path = recognise.gguf_of(Path(path))
-    return GGUFSource.open(path) if recognise.is_gguf(path) else Checkpoint.open(path)
+    return GGUFSource.open(path) if is_gguf(path) else Checkpoint.open(path)

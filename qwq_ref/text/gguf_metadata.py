@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from ..errors import QwqError
-from ..files import StrPath, open_regular
+from ..files import StrPath
 
 PREFIX = "tokenizer.ggml."
 MODEL, TOKENS, TYPES = (f"{PREFIX}{name}" for name in ("model", "tokens", "token_type"))
@@ -29,20 +27,6 @@ ROLES = {
 }
 _STRINGS = ("string",)
 _INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
-
-
-def is_gguf(path: Path) -> bool:
-    """Return whether a path is meant as a GGUF file: by its name, or by its first bytes if it has another name."""
-    if path.suffix == ".gguf":
-        return not path.is_dir()
-    try:
-        descriptor = open_regular(path, QwqError)
-    except QwqError:
-        return False
-    try:
-        return os.pread(descriptor, 4, 0) == b"GGUF"
-    finally:
-        os.close(descriptor)
 
 
 @dataclass(frozen=True)

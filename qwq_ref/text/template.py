@@ -17,9 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import TemplateError
-from ..files import START, StrPath, foreign, read_file, read_json
+from ..files import START, StrPath, foreign, is_gguf, read_file, read_json
 from ..text_files import DEFAULT, MORE_TEMPLATES, OLD_TEMPLATE, TEMPLATE, TOOL_USE
-from .gguf_metadata import is_gguf
 from .mask import Mask, strings_of
 from .messages import Conversation, Message, checked_conversation
 from .template_gguf import gguf_templates, gguf_variables

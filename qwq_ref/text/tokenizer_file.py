@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import TokenizerError
-from ..files import StrPath, read_json
+from ..files import StrPath, is_gguf, read_json
 from ..text_files import TOKENIZER
 from .bpe import MOST_ADDED, QWEN2_PATTERN, build, check_alphabet, holes
-from .gguf_metadata import is_gguf
 from .tokenizer import Tokenizer
 from .tokenizer_config import AddedToken, TokenizerConfig, check_added, read_tokenizer_config
 from .tokenizer_gguf import gguf_tokenizer

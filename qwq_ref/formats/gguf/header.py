@@ -24,11 +24,10 @@ from typing import Any
 import numpy as np
 
 from ...errors import CheckpointError
-from ...files import START, StrPath, foreign, foreign_text, open_regular, pread_exactly
+from ...files import GGUF, START, StrPath, foreign, foreign_text, open_regular, pread_exactly
 from .arrays import Numbers, Strings
 from .types import REMOVED, TYPES, GGMLType
 
-MAGIC = b"GGUF"
 # The limits keep a lying header below 50 MB and one second. Qwen2's header has 6 MB: 303,000 strings in two arrays, 40
 # fields and, in the largest model, 1,000 tensors.
 HEADER_BYTES = 24 << 20
@@ -165,7 +164,7 @@ def metadata_only(path: StrPath) -> bytes:
 def _version(read: _Reader) -> int:
     """Read the magic and the version, and refuse other files."""
     start = read.start()
-    if start[:4] != MAGIC:
+    if start[:4] != GGUF:
         kind = foreign(start) or foreign_text(start)
         raise read.error(None, f"is not a GGUF file, but {kind}" if kind else "is not a GGUF file")
     read.skip(4)
