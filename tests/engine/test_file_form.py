@@ -13,7 +13,7 @@ from qwq_ref.core.layer import QKV
 from qwq_ref.engine.convert import convert
 from qwq_ref.engine.fit import core_needs
 from qwq_ref.engine.plan import head_is_embedding, model_bytes, plan
-from qwq_ref.errors import CheckpointError, UsageError
+from qwq_ref.errors import CheckpointError, FormError, UsageError
 from qwq_ref.formats import open_source
 from qwq_ref.formats.gguf import read_header
 from qwq_ref.formats.packed import read_packed, write_packed
@@ -155,10 +155,11 @@ def test_the_code_that_q8_lacks(tmp_path):
 
     path = tmp_path / "m.gguf"
     write_types(path, CONFIG, lambda _: "Q8_0", tensors=tensors)
-    with pytest.raises(
-        CheckpointError, match=r"up_proj\.weight: holds the code -128 at \[40, 37\], .*: take --weights"
-    ):
-        qwq_ref.load(path, context=32)
+    with pytest.raises(FormError, match=r"up_proj\.weight: holds the code -128 at \[40, 37\], .*: take q8 or fp32$"):
+        qwq_ref.load(path, weights="file", context=32)
+    said = []
+    assert qwq_ref.load(path, context=32, announce=lambda line, _: said.append(line)).backend.weights.form == "q8"
+    assert [line.split(",")[0].split(" (")[0] for line in said] == ["weights file", "weights q8"]
     exact = qwq_ref.load(path, backend="numpy").logits(IDS)
     assert np.abs(qwq_ref.load(path, weights="fp32").logits(IDS) - exact).max() < 1e-5 * np.abs(exact).max()
 

@@ -11,7 +11,7 @@ import numpy as np
 from ...core import FORMATS, Array, quantise_q8
 from ...core.formats import GROUP
 from ...core.magnitude import FLOAT32_MAX, first_beyond
-from ...errors import CheckpointError
+from ...errors import CheckpointError, FormError
 from ...files import StrPath
 from ...forms import FileForm
 from ..parts import Parts, dequantised
@@ -59,7 +59,7 @@ class GGUFKept:
     def parts(self, name: str, begin: int, end: int) -> Parts:
         """Return rows [begin, end) of a matrix in its format.
 
-        Raises CheckpointError for a code that the format lacks, and for NaN and infinity in what is repacked.
+        Raises FormError for a code that the format lacks, and CheckpointError for NaN and infinity in what is repacked.
         """
         place = self._places[name]
         if place.kind.name not in NATIVE:
@@ -68,9 +68,9 @@ class GGUFKept:
         if place.kind.name == "Q8_0" and rows.code.min() == -128:
             row, column = (int(n) for n in np.argwhere(rows.code == -128)[0])
             problem = (
-                f"holds the code -128 at [{begin + row}, {column}], which q8 does not hold: take --weights q8 or fp32"
+                f"holds the code -128 at [{begin + row}, {column}], which kernels cannot multiply: take q8 or fp32"
             )
-            raise CheckpointError(self._source.file(name), name, problem)
+            raise FormError(self._source.file(name), name, problem)
         return rows
 
     def loss(self) -> float:
