@@ -324,13 +324,13 @@ def _text(options: argparse.Namespace) -> str:
 def _ids(options: argparse.Namespace, text: str, folder: Path, vocabulary: int) -> list[int]:
     if options.token_ids is not None:
         return list(options.token_ids)
-    from ..engine.tokens import find_tokenizer
+    from ..engine.tokens import find_tokenizer, no_tokenizer
     from ..text.template import load_chat_template
-    from ..text_files import TOKENIZER
 
     tokenizer = find_tokenizer(folder, vocabulary)
     if tokenizer is None:
-        raise UsageError(folder / TOKENIZER, None, "is missing: give token ids with --ids")
+        missing = no_tokenizer(folder)
+        raise UsageError(missing.file, missing.field, "is missing: give token ids with --ids")
     if not options.chat:
         return tokenizer.encode(text)
     template = load_chat_template(folder, None)

@@ -139,7 +139,7 @@ def memory_line(what: str, context: int, needs: Needs) -> tuple[str, int]:
 
 
 class Described(Protocol):
-    """What a model has beside its weights: a `Source`, or the folder of a download whose weights are not there yet.
+    """The parts of a model beside its weights: of a `Source`, or of a download whose weights are not there yet.
 
     tokenizer, template  as for `Source`
     """
@@ -164,7 +164,7 @@ class _Folder:
 
 @dataclasses.dataclass(frozen=True)
 class Small:
-    """What `read_small` reads. `tokenizer` and `template` are None where the model has none."""
+    """The result of `read_small`. `tokenizer` and `template` are None where the model has none."""
 
     tokenizer: Tokenizer | None
     template: ChatTemplate | None
@@ -177,7 +177,7 @@ def read_small(
     chat_template: str | os.PathLike[str] | None = None,
     text: bool = False,
 ) -> Small:
-    """Read what a model has beside its weights. The process of the template starts, and nothing waits for it.
+    """Read the parts of a model beside its weights. The process of the template starts, and nothing waits for it.
 
     The arguments are those of `load`. Raises TemplateError, TokenizerError, ConfigError.
     """
