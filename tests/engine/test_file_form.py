@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,11 +11,12 @@ import qwq_ref
 from qwq_ref import core
 from qwq_ref.cli import main
 from qwq_ref.core.layer import QKV
+from qwq_ref.engine.ahead import check_small, expected_memory
 from qwq_ref.engine.convert import convert
 from qwq_ref.engine.fit import core_needs
 from qwq_ref.engine.plan import head_is_embedding, model_bytes, plan
-from qwq_ref.errors import CheckpointError, FormError, UsageError
-from qwq_ref.formats import open_source
+from qwq_ref.errors import CheckpointError, FormError, MemoryLimitError, TemplateError, TokenizerError, UsageError
+from qwq_ref.formats import Download, open_source
 from qwq_ref.formats.gguf import read_header
 from qwq_ref.formats.packed import read_packed, write_packed
 from tests.support.gguf_models import (
@@ -198,7 +200,7 @@ def test_a_file_that_does_not_fit_is_loaded_smaller(tmp_path, monkeypatch):
     assert sizes[1] < sizes[0]
     monkeypatch.setattr("qwq_ref.host.memory.available_bytes", lambda: sum(sizes) // 2)
     assert qwq_ref.load(path, context=64).backend.form == "q4"
-    with pytest.raises(qwq_ref.errors.MemoryLimitError, match="weights q4 with KV cache int8 fit"):
+    with pytest.raises(MemoryLimitError, match="weights q4 with KV cache int8 fit"):
         qwq_ref.load(path, context=64, weights="file")
 
 
@@ -268,3 +270,45 @@ def test_a_packed_file_that_lacks_a_matrix(tmp_path):
         qwq_ref.load(folder)
     with pytest.raises(UsageError, match="file is for quantised files"):
         convert("qwq-nano", tmp_path / "other", "file")
+
+
+def test_the_memory_of_a_download_in_this_form():
+    """The formats of its matrices are not known before it is there, but the bytes of its file are."""
+    files = {"packed-file.safetensors": 5 << 20, "packed-q4.safetensors": 1 << 20, "tokenizer.gguf": 100}
+
+    def line(**asked):
+        return expected_memory(Download("some/model", Path(), files, tuple(files), CONFIG), **asked)[0]
+
+    assert line().startswith("weights file, KV cache int8, ")
+    assert "weights 5.00 MiB" in line(weights="file", kv="fp32", context=32)
+    assert line(weights="q4").startswith("weights q4, KV cache int8, ")
+    with pytest.raises(UsageError, match="q8 are not here; file, q4 are"):
+        line(weights="q8")
+    files["packed-file.safetensors"] = 1 << 50
+    with pytest.raises(MemoryLimitError):
+        line(weights="file")
+    assert line().startswith("weights q4, ")
+    del files["packed-file.safetensors"], files["packed-q4.safetensors"]
+    files["model.safetensors"] = 1 << 20
+    with pytest.raises(UsageError, match="some/model: weights: file is for quantised files, and here is none"):
+        line(weights="file")
+
+
+def test_small_files_of_a_download_in_this_form(tmp_path):
+    """The template and the tokenizer of packed weights are in the metadata that came before the weights."""
+    path, folder = tmp_path / "m.gguf", tmp_path / "packed"
+    write_types(path, CONFIG, lambda _: "Q4_K", metadata=lambda writer: writer.add_chat_template("{{ oops"))
+    file = convert(path, folder, "file")
+    file.unlink()
+    with pytest.raises(TemplateError, match=r"tokenizer\.gguf"):
+        check_small(folder)
+    with pytest.raises(TokenizerError, match=r"tokenizer\.gguf: tokenizer\.ggml\.model: is missing"):
+        check_small(folder, text=True)
+
+
+def test_a_converted_file_says_no_more_of_sampling(tmp_path):
+    path = tmp_path / "m.gguf"
+    write_types(path, CONFIG, lambda _: "Q4_K")
+    convert(path, tmp_path / "packed", "file")
+    (line,) = qwq_ref.load(tmp_path / "packed").defaults.surprises("--temp X")
+    assert line.startswith(f"{tmp_path / 'packed' / 'generation_config.json'}: says nothing of sampling: ")
