@@ -130,7 +130,7 @@ def test_not_a_hub_id(monkeypatch, name):
 
 @pytest.mark.parametrize("lost", ["a shard", "the index", "config.json"])
 def test_incomplete_snapshot(cache, lost):
-    """Whoever has loaded only a tokenizer has a snapshot, but not the model."""
+    """A snapshot of a tokenizer alone is not the model."""
     file = {"a shard": shard_of(cache).name, "the index": "model.safetensors.index.json"}.get(lost, lost)
     (shard_of(cache).parent / file).unlink()
     resolve_fails("owner/name", f"but without its {file}; offline", offline=True, cache_dir=cache)

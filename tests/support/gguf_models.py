@@ -1,5 +1,8 @@
 """Small models as GGUF files, and configs that llama.cpp accepts."""
 
+import functools
+
+import gguf
 import ml_dtypes
 import numpy as np
 
@@ -7,7 +10,7 @@ from qwq_ref import core
 from qwq_ref.config import Config
 from qwq_ref.core import PANEL
 from qwq_ref.core.layer import QKV
-from qwq_ref.interop.llama_cpp.gguf import GGUF_NAMES, add_config
+from qwq_ref.interop.llama_cpp.gguf import add_config
 from tests.support.models import config_values
 
 
@@ -41,12 +44,7 @@ def write_gguf(gguf, path, config, weights, kind="F32", fused=False, metadata=()
         writer.add_rope_scaling_orig_ctx_len(config.rope.original_max_position_embeddings)
     for key, value in metadata:
         writer.add_float32(f"qwen2.{key}", value)
-    tensors = {}
-    for name in config.tensors():
-        module, leaf = name.rsplit(".", 1)
-        parts = module.split(".", 3)
-        layer = f"blk.{parts[2]}." if len(parts) == 4 else ""
-        tensors[f"{layer}{GGUF_NAMES[parts[3] if layer else module]}.{leaf}"] = np.asarray(weights[name], np.float32)
+    tensors = {gguf_tensor_name(name): np.asarray(weights[name], np.float32) for name in config.tensors()}
     if fused:
         for layer in range(config.L):
             for leaf in ("weight", "bias"):
@@ -97,7 +95,6 @@ def write_types(path, config, kind_of, *, seed=0, metadata=None, extra=None, sha
     shards    the number of files; `path` is then a function of the number
     tensors   changes the dict of GGUF's name -> (bytes, type) before it is written
     """
-    gguf = __import__("gguf")
     rng = np.random.default_rng(seed)
     found = {}
     for name, shape in config.tensors().items():
@@ -138,11 +135,13 @@ def write_types(path, config, kind_of, *, seed=0, metadata=None, extra=None, sha
 
 
 def gguf_tensor_name(name):
-    """The name in a GGUF file of a tensor of the config, by the table of the interop package."""
-    module, leaf = name.rsplit(".", 1)
-    parts = module.split(".", 3)
-    inner = GGUF_NAMES[parts[3] if len(parts) == 4 else module]
-    return f"blk.{parts[2]}.{inner}.{leaf}" if len(parts) == 4 else f"{inner}.{leaf}"
+    """The name in a GGUF file of a tensor of the config, by the table of the gguf package."""
+    return _names().get_name(name, try_suffixes=(".weight", ".bias"))
+
+
+@functools.cache
+def _names():
+    return gguf.get_tensor_name_map(gguf.MODEL_ARCH.QWEN2, 64)  # layers
 
 
 def mixture(kinds):

@@ -19,6 +19,7 @@ from ...config import Config
 from ...errors import ConfigError, QwqError, UsageError
 from ...files import StrPath, writes
 from ...footprint import human
+from ...formats.gguf.names import gguf_name
 from ...formats.write import atomic_file
 from ...host import disk
 from .bindings import require_packages
@@ -54,21 +55,6 @@ _BLOCKS = {
     "Q4_K": _Block(256, 144, {0: 1.0, 2: 7.5}, math.sqrt(1333.5 * 77.5 + 7.5**2 * 1333.5 - 2 * (31.5 * 7.5) ** 2)),
     # scale s (q - 32), where s is a signed byte and q has 6 bits
     "Q6_K": _Block(256, 210, {208: 1.0}, math.sqrt(5461.5 * 341.5)),
-}
-
-GGUF_NAMES = {
-    "model.embed_tokens": "token_embd",
-    "model.norm": "output_norm",
-    "lm_head": "output",
-    "input_layernorm": "attn_norm",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "post_attention_layernorm": "ffn_norm",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
 }
 
 
@@ -138,16 +124,15 @@ def _tensors(config: Config, quant: str) -> dict[str, tuple[tuple[int, ...], str
         raise ConfigError(None, "sliding_window", "llama.cpp has none in this architecture")
     tensors = {}
     for name, shape in config.tensors().items():
-        module, leaf = name.rsplit(".", 1)
-        parts = module.split(".", 3)  # model.layers.7.mlp.up_proj
-        layer = int(parts[2]) if len(parts) == 4 else None
-        base = GGUF_NAMES[module if layer is None else parts[3]]
+        theirs = gguf_name(name)
+        *block, base, _ = theirs.split(".")  # blk.7.ffn_up.weight
+        layer = int(block[1]) if block else None
         kind = _kind(base, layer, config, quant) if len(shape) == 2 else "F32"
         if kind in _BLOCKS and shape[1] % _BLOCKS[kind].weights:
             raise ConfigError(
                 None, name, f"has rows of {shape[1]}, which {kind} does not divide into {_BLOCKS[kind].weights}"
             )
-        tensors[f"{base}.{leaf}" if layer is None else f"blk.{layer}.{base}.{leaf}"] = shape, kind
+        tensors[theirs] = shape, kind
     return tensors
 
 
