@@ -115,7 +115,7 @@ class Parser(argparse.ArgumentParser):
             dest = dests.get(error.argument_name or "", "")
             raise UsageError(None, flags.get(dest, dest or error.argument_name), error.message) from None
         if surplus:
-            raise UsageError(None, next(word for word in surplus if word != "--"), self._too_many())
+            raise UsageError(None, next((word for word in surplus if word != "--"), "--"), self._too_many())
         self._refuse_empty(namespace, flags)
         namespace.flags = flags | getattr(namespace, "flags", {})
         namespace.typed = {*typed, *getattr(namespace, "typed", ())}

@@ -5,7 +5,7 @@ import re
 import shlex
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from qwq_ref.cli import COMMANDS, main, parser
@@ -291,6 +291,7 @@ WORDS = st.one_of(
 
 
 @given(st.lists(WORDS, max_size=6))
+@example(["generate", "hi", "--", "--"])
 def test_any_words_are_parsed_or_refused_in_one_line(words):
     words = [word for word in words if word not in ("-h", "--help", "-V", "--version", "-hv", "help")]
     try:
