@@ -163,13 +163,33 @@ int qwq_top_k(int32_t *index, float *value, const float *x, size_t n, size_t k, 
 /* Uniform in [0, 1): 53 bits of Philox4x64-10 with this key and counter. */
 double qwq_uniform(uint64_t seed, uint64_t i);
 
-/* A KV cache of one layer, for `capacity` tokens. Letters from here on: T new tokens, at positions pos to pos + T - 1;
- * H query heads; K key-value heads, H a multiple of them; E head dimension. data    qwq_kv_bytes bytes, 64-byte
- * aligned; attention.h has their layout. What is not yet appended may hold anything center  [K, E]: taken off int8 keys
- * before they are rounded, or NULL int8    1 for int8, 0 for float32 */
+/* Letters from here on: T new tokens, at positions pos to pos + T - 1; H query heads; K key-value heads, H a multiple
+ * of them; E head dimension.
+ *
+ * The part of a bias that int8 keys leave out, and its share of the scores: numerics.key_bias.KeyBias has the meaning.
+ * key_gain, query_gain, center  [K, E]: before they are rounded, keys become k * key_gain - center, and queries
+ *         q * query_gain; any of them may be NULL
+ * pairs   of dimensions that keys leave out; 0: none, and the rest may be NULL
+ * most    the largest code of a query's pair
+ * first   [K, pairs]: the first dimension of a pair; the second is E / 2 further on
+ * codes   [K, 1024 / 16, pairs, 16, 2]: the bias at 16 positions of a chunk, divided by scale [K]
+ * turns   [chunks, K, pairs, 2]: cos and sin at the first position of each chunk */
+typedef struct {
+    const float *key_gain, *query_gain, *center;
+    size_t pairs, chunks;
+    int32_t most;
+    const int32_t *first;
+    const int16_t *codes;
+    const float *scale, *turns;
+} qwq_key_bias;
+
+/* A KV cache of one layer, for `capacity` tokens.
+ * data    qwq_kv_bytes bytes, 64-byte aligned; attention.h has their layout. What is not yet appended may hold anything
+ * bias    of int8 keys
+ * int8    1 for int8, 0 for float32 */
 typedef struct {
     uint8_t *data;
-    const float *center;
+    qwq_key_bias bias;
     size_t capacity, K, E;
     int32_t int8;
 } qwq_kv;

@@ -34,10 +34,11 @@ def bytes_read_per_token(config: Config, dtype: str) -> int:
 def kv_bytes_per_token(config: Config, precision: str, kv_heads: int | None = None) -> int:
     """Return the bytes of keys and values of one position over all layers.
 
-    int8 has one float32 scale for each head and vector. `kv_heads` replaces the config's.
+    int8 has three float32 scales for each head: one for each half of a key, one for a value. `kv_heads` replaces the
+    config's.
     """
-    vector = {"fp32": 4 * config.E, "bf16": 2 * config.E, "int8": config.E + 4}[precision]
-    return 2 * config.L * (kv_heads or config.K) * vector
+    pair = {"fp32": 8 * config.E, "bf16": 4 * config.E, "int8": 2 * config.E + 12}[precision]
+    return config.L * (kv_heads or config.K) * pair
 
 
 def flops_per_token(config: Config, context: int, head: bool = True) -> int:

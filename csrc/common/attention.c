@@ -36,7 +36,7 @@ static int sizes_are_possible(size_t capacity, size_t K, size_t E)
 
 static size_t head_bytes(size_t capacity, size_t E, int fp32)
 {
-    return up(capacity, SPAN) * (up(E, DIMS) * (fp32 ? 8 : 2) + (fp32 ? 0 : 8));
+    return up(capacity, SPAN) * (up(E, DIMS) * (fp32 ? 8 : 2) + (fp32 ? 0 : (HALVES + 1) * sizeof(float)));
 }
 
 size_t qwq_kv_bytes(const qwq_kv *kv)
@@ -52,24 +52,46 @@ static qwq_chunk chunk_at(const qwq_kv *kv, size_t head, size_t t)
     const uint8_t *k = kv->data + head * head_bytes(kv->capacity, kv->E, !kv->int8);
     size_t C = up(kv->capacity, SPAN), wide = up(kv->E, DIMS);
     if (!kv->int8)
-        return (qwq_chunk){k + t * wide * 4, k + (C + t) * wide * 4, NULL, NULL};
-    const float *scale = (const float *)(const void *)(k + 2 * C * wide);
-    return (qwq_chunk){k + t * wide, k + (C + t) * wide, scale + t, scale + C + t};
+        return (qwq_chunk){.k = k + t * wide * 4, .v = k + (C + t) * wide * 4};
+    const float *scale = (const float *)(const void *)(k + 2 * C * wide) + t;
+    return (qwq_chunk){k + t * wide,
+                       k + (C + t) * wide,
+                       {scale, scale + C},
+                       scale + 2 * C,
+                       kv->bias.codes + head * CHUNK * kv->bias.pairs * 2};
+}
+
+static const float *of_head(const float *vectors, size_t head, size_t E)
+{
+    return vectors ? vectors + head * E : NULL;
+}
+
+/* x * gain - center [E] to q, E rounded up to 32: each half with a scale of its own. */
+static void quantise_halves(const qwq_attention_kernels *kernels, int8_t *q, float scale[HALVES], const float *x,
+                            const float *gain, const float *center, size_t E)
+{
+    size_t wide = up(E, DIMS), lower = smaller(E, wide / 2);
+    memset(q + E, 0, wide - E);
+    scale[0] = kernels->quantise(q, x, gain, center, lower);
+    scale[1] =
+        kernels->quantise(q + lower, x + lower, gain ? gain + lower : NULL, center ? center + lower : NULL, E - lower);
 }
 
 /* Token i of a span: keys, values and scales into their places. */
 static void place(const qwq_attention_kernels *kernels, qwq_chunk span, size_t i, const float *k, const float *v,
-                  const float *center, size_t E)
+                  const float *gain, const float *center, size_t E)
 {
     size_t wide = up(E, DIMS);
     int8_t row[MOST];
+    float scale[HALVES];
     uint8_t *keys = (uint8_t *)(uintptr_t)span.k + i / 16 * 16 * wide + i % 16 * 4;
     uint8_t *values = (uint8_t *)(uintptr_t)span.v;
-    memset(row + E, 0, wide - E);
-    ((float *)(uintptr_t)span.k_scale)[i] = kernels->quantise(row, k, center, E);
+    quantise_halves(kernels, row, scale, k, gain, center, E);
+    for (size_t h = 0; h < HALVES; h++)
+        ((float *)(uintptr_t)span.k_scale[h])[i] = scale[h];
     for (size_t e = 0; e < wide; e++)
         keys[e / 4 * 64 + e % 4] = (uint8_t)(row[e] + KEY_OFFSET);
-    ((float *)(uintptr_t)span.v_scale)[i] = kernels->quantise(row, v, NULL, E);
+    ((float *)(uintptr_t)span.v_scale)[i] = kernels->quantise(row, v, NULL, NULL, E);
     for (size_t e = 0; e < wide; e++)
         values[value_at(i, e, wide)] = (uint8_t)row[e];
 }
@@ -84,6 +106,34 @@ static void place_fp32(qwq_chunk span, size_t i, const float *k, const float *v,
     memset(values + E, 0, (wide - E) * sizeof(float));
 }
 
+int qwq_bias_arrays(qwq_array *arrays, const qwq_kv *kv)
+{
+    const qwq_key_bias *bias = &kv->bias;
+    size_t pairs = kv->int8 ? bias->pairs : 0;
+    if (pairs > kv->E / 2 ||
+        (pairs && (bias->most < 1 || bias->chunks > QWQ_MOST_SIZE / CHUNK || bias->chunks * CHUNK < kv->capacity)))
+        return QWQ_ESIZE;
+    size_t all = kv->K * pairs;
+    size_t vectors = kv->int8 ? kv->K * kv->E * sizeof(float) : 0;
+    const qwq_array ours[] = {{bias->key_gain, bias->key_gain ? vectors : 0, 4},
+                              {bias->query_gain, bias->query_gain ? vectors : 0, 4},
+                              {bias->center, bias->center ? vectors : 0, 4},
+                              {bias->first, all * sizeof *bias->first, 4},
+                              {bias->codes, all * CHUNK * 2 * sizeof *bias->codes, 64},
+                              {bias->scale, pairs ? kv->K * sizeof *bias->scale : 0, 4},
+                              {bias->turns, bias->chunks * all * 2 * sizeof *bias->turns, 4}};
+    memcpy(arrays, ours, sizeof ours);
+    return 0;
+}
+
+int qwq_bias_dims(const qwq_kv *kv)
+{
+    for (size_t n = 0; kv->int8 && n < kv->K * kv->bias.pairs; n++)
+        if (kv->bias.first[n] < 0 || (size_t)kv->bias.first[n] >= kv->E / 2)
+            return QWQ_ESIZE;
+    return 0;
+}
+
 int qwq_kv_append(const qwq_kv *kv, const float *k, const float *v, size_t pos, size_t T, int isa, int threads)
 {
     const qwq_table *table = qwq_table_of(isa);
@@ -95,11 +145,10 @@ int qwq_kv_append(const qwq_kv *kv, const float *k, const float *v, size_t pos, 
         !qwq_threads_are_possible(threads))
         return QWQ_ESIZE;
     size_t heads = kv->K * kv->E * sizeof(float);
-    const qwq_array arrays[] = {{kv->data, qwq_kv_bytes(kv), 64},
-                                {k, T * heads, 4},
-                                {v, T * heads, 4},
-                                {kv->center, kv->center && kv->int8 ? heads : 0, 4}};
-    int code = qwq_check(arrays, 1, 4);
+    qwq_array arrays[3 + QWQ_BIAS_ARRAYS] = {{kv->data, qwq_kv_bytes(kv), 64}, {k, T * heads, 4}, {v, T * heads, 4}};
+    int code = qwq_bias_arrays(arrays + 3, kv);
+    code = code ? code : qwq_check(arrays, 1, 3 + QWQ_BIAS_ARRAYS);
+    code = code ? code : qwq_bias_dims(kv);
     if (!code)
         qwq_append_run(&(qwq_append_call){kv, k, v, pos, T, table, threads});
     return code;
@@ -120,11 +169,11 @@ static void append_spans(const void *call, size_t first, size_t last, int worker
     for (size_t n = first; n < last; n++) {
         size_t head = n / spans, start = (pos / SPAN + n % spans) * SPAN;
         qwq_chunk span = chunk_at(kv, head, start);
-        const float *center = kv->center ? kv->center + head * E : NULL;
+        const float *gain = of_head(kv->bias.key_gain, head, E), *center = of_head(kv->bias.center, head, E);
         for (size_t p = start > pos ? start : pos; p < end && p < start + SPAN; p++) {
             size_t from = ((p - pos) * kv->K + head) * E;
             if (kv->int8)
-                place(&c->table->attention, span, p - start, c->k + from, c->v + from, center, E);
+                place(&c->table->attention, span, p - start, c->k + from, c->v + from, gain, center, E);
             else
                 place_fp32(span, p - start, c->k + from, c->v + from, E);
         }
@@ -140,6 +189,7 @@ void qwq_append_run(const qwq_append_call *c)
 /* What a thread works in: queries, scores, weights, the result of one chunk, and those of all before. */
 typedef struct {
     uint8_t *q;
+    int16_t *bias_q;
     float *scores, *p, *out, *state;
 } workspace;
 
@@ -150,13 +200,14 @@ static size_t step_of(size_t E)
 
 static size_t workspace_bytes(size_t E)
 {
-    return sizeof(float) * (PASS * up(E, DIMS) + 2 * ROWS * STRIDE + (ROWS + PASS) * step_of(E));
+    return sizeof(float) * ((PASS + ROWS) * up(E, DIMS) + 2 * ROWS * STRIDE + (ROWS + PASS) * step_of(E));
 }
 
 static workspace workspace_at(float *scratch, int thread, size_t E)
 {
     float *at = scratch + (size_t)thread * (workspace_bytes(E) / sizeof(float));
-    workspace w = {.q = (uint8_t *)at, .scores = at + PASS * up(E, DIMS)};
+    workspace w = {.q = (uint8_t *)at, .bias_q = (int16_t *)(void *)(at + PASS * up(E, DIMS))};
+    w.scores = at + (PASS + ROWS) * up(E, DIMS);
     w.p = w.scores + ROWS * STRIDE;
     w.out = w.p + ROWS * STRIDE;
     w.state = w.out + ROWS * step_of(E);
@@ -188,8 +239,8 @@ size_t qwq_attention_scratch(const qwq_kv *kv, const qwq_queries *queries, int t
 /* Rows of one KV head, row i being head i % G of token i / G: quantised, and laid out as tiles of up to six. */
 typedef struct {
     size_t head, row, rows, tiles;
-    int32_t begin[PASS];
-    float factor[PASS];
+    int32_t begin[HALVES][PASS];
+    float factor[HALVES][PASS];
     const uint8_t *q;
 } pass;
 
@@ -203,10 +254,16 @@ static const float *query(const job *j, size_t head, size_t row)
     return j->q + (row / j->G * j->queries.H + head * j->G + row % j->G) * j->kv.E;
 }
 
+/* Scores are logarithms to base 2. */
+static float over_root_of(const job *j)
+{
+    return EXP_LOG2E / sqrtf((float)j->kv.E);
+}
+
 static void prepare(pass *p, const job *j, size_t head, size_t row, size_t rows, uint8_t *q)
 {
     *p = (pass){.head = head, .row = row, .rows = rows, .tiles = up(rows, j->kernels->rows) / j->kernels->rows, .q = q};
-    float over_root = EXP_LOG2E / sqrtf((float)j->kv.E); /* scores are logarithms to base 2 */
+    float over_root = over_root_of(j);
     for (size_t tile = 0; tile < p->tiles; tile++) {
         size_t first = tile_row(p, tile), n = tile_row(p, tile + 1) - first;
         for (size_t r = 0; r < n; r++) {
@@ -215,18 +272,21 @@ static void prepare(pass *p, const job *j, size_t head, size_t row, size_t rows,
                 float *to = (float *)(void *)q + (first + r) * j->wide;
                 memcpy(to, x, j->kv.E * sizeof(float));
                 memset(to + j->kv.E, 0, (j->wide - j->kv.E) * sizeof(float));
-                p->factor[first + r] = over_root;
+                p->factor[0][first + r] = over_root;
                 continue;
             }
             int8_t codes[MOST];
-            int32_t sum = 0;
-            memset(codes + j->kv.E, 0, j->wide - j->kv.E);
-            p->factor[first + r] = j->kernels->quantise(codes, x, NULL, j->kv.E) * over_root;
-            for (size_t e = 0; e < j->wide; e++)
-                sum += codes[e];
+            float scale[HALVES];
+            quantise_halves(j->kernels, codes, scale, x, of_head(j->kv.bias.query_gain, head, j->kv.E), NULL, j->kv.E);
+            for (size_t h = 0; h < HALVES; h++) {
+                int32_t sum = 0;
+                for (size_t e = h * j->wide / 2; e < (h + 1) * j->wide / 2; e++)
+                    sum += codes[e];
+                p->begin[h][first + r] = -KEY_OFFSET * sum;
+                p->factor[h][first + r] = scale[h] * over_root;
+            }
             for (size_t e = 0; e < j->wide; e += 4)
                 memcpy(q + first * j->wide + (e / 4 * n + r) * 4, codes + e, 4);
-            p->begin[first + r] = -KEY_OFFSET * sum;
         }
     }
 }
@@ -235,6 +295,26 @@ static void prepare(pass *p, const job *j, size_t head, size_t row, size_t rows,
 static size_t seen_from(const job *j, size_t position)
 {
     return j->queries.window && position >= j->queries.window ? position - j->queries.window + 1 : 0;
+}
+
+/* The pairs of row r of a tile, turned back by the angle of the chunk's first position; returns their scale. */
+static float turn_back(int16_t *to, const float *q, const qwq_kv *kv, size_t head, size_t chunk, size_t r, size_t rows)
+{
+    const qwq_key_bias *bias = &kv->bias;
+    const int32_t *dims = bias->first + head * bias->pairs;
+    const float *turn = bias->turns + (chunk * kv->K + head) * bias->pairs * 2, most = (float)bias->most;
+    float x[MOST], largest = 0;
+    for (size_t n = 0; n < bias->pairs; n++) {
+        float a = q[dims[n]], b = q[(size_t)dims[n] + kv->E / 2], c = turn[2 * n], s = turn[2 * n + 1];
+        x[2 * n] = a * c + b * s;
+        x[2 * n + 1] = b * c - a * s;
+        largest = fmaxf(largest, fmaxf(fabsf(x[2 * n]), fabsf(x[2 * n + 1])));
+    }
+    largest = fminf(largest, ATTENTION_LARGEST);
+    float inverse = largest >= ATTENTION_SMALLEST ? most / largest : 0;
+    for (size_t i = 0; i < 2 * bias->pairs; i++)
+        to[(i / 2 * rows + r) * 2 + i % 2] = (int16_t)lrintf(fminf(fmaxf(x[i] * inverse, -most), most));
+    return largest * (1 / most);
 }
 
 /* One tile of rows on one chunk; 0 if no row sees any of it. */
@@ -246,8 +326,10 @@ static int attend(const job *j, const pass *p, size_t tile, size_t chunk, worksp
     rows.q = p->q + row * j->wide * (j->fp32 ? sizeof(float) : 1);
     for (size_t r = 0; r < rows.rows; r++) {
         size_t position = j->queries.pos + (p->row + row + r) / j->G, from = seen_from(j, position);
-        rows.begin[r] = p->begin[row + r];
-        rows.factor[r] = p->factor[row + r];
+        for (size_t h = 0; h < HALVES; h++) {
+            rows.begin[h][r] = p->begin[h][row + r];
+            rows.factor[h][r] = p->factor[h][row + r];
+        }
         if (position < start || from >= start + CHUNK)
             continue;
         rows.from[r] = from > start ? from - start : 0;
@@ -257,6 +339,12 @@ static int attend(const job *j, const pass *p, size_t tile, size_t chunk, worksp
     }
     if (!most)
         return 0;
+    rows.pairs = j->fp32 ? 0 : j->kv.bias.pairs;
+    rows.bias_q = w.bias_q;
+    for (size_t r = 0; rows.pairs && r < rows.rows; r++) {
+        float scale = turn_back(w.bias_q, query(j, p->head, p->row + row + r), &j->kv, p->head, chunk, r, rows.rows);
+        rows.bias_factor[r] = scale * j->kv.bias.scale[p->head] * over_root_of(j);
+    }
     size_t first = least / SPAN, last = (most + SPAN - 1) / SPAN;
     qwq_chunk kv = chunk_at(&j->kv, p->head, start);
     const qwq_attention_kernels *kernels = j->kernels;
@@ -352,13 +440,14 @@ int qwq_attention(float *y, const qwq_kv *kv, const float *q, void *scratch, con
         return QWQ_ESIZE;
     size_t bytes = queries->T * queries->H * kv->E * sizeof(float);
     const int32_t *stop = queries->stop;
-    const qwq_array arrays[] = {{y, bytes, 4},
-                                {scratch, qwq_attention_scratch(kv, queries, threads), 1},
-                                {kv->data, qwq_kv_bytes(kv), 64},
-                                {q, bytes, 4},
-                                {kv->center, kv->center && kv->int8 ? kv->K * kv->E * sizeof(float) : 0, 4},
-                                {stop, stop ? sizeof *stop : 0, sizeof *stop}};
-    int code = qwq_check(arrays, 2, 6);
+    qwq_array arrays[5 + QWQ_BIAS_ARRAYS] = {{y, bytes, 4},
+                                             {scratch, qwq_attention_scratch(kv, queries, threads), 1},
+                                             {kv->data, qwq_kv_bytes(kv), 64},
+                                             {q, bytes, 4},
+                                             {stop, stop ? sizeof *stop : 0, sizeof *stop}};
+    int code = qwq_bias_arrays(arrays + 5, kv);
+    code = code ? code : qwq_check(arrays, 2, 5 + QWQ_BIAS_ARRAYS);
+    code = code ? code : qwq_bias_dims(kv);
     return code ? code : qwq_attention_run(&(qwq_attention_call){y, kv, q, scratch, queries, table, threads});
 }
 

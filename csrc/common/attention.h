@@ -16,6 +16,7 @@ enum {
     DIMS = 32,           /* the same of dimensions */
     ROWS = 6,            /* query rows at work together; a row is one head of one token */
     STRIDE = CHUNK + 32, /* of a row's scores: rows 4 KiB apart would meet in the same cache sets */
+    HALVES = 2,          /* of the dimensions of keys and queries, which have a scale each */
     KEY_OFFSET = 128,    /* int8 keys are stored as unsigned bytes; the sums begin at -128 times that of the query */
     UNITS = 255 * 256    /* the largest weight of a block, in its unit */
 };
@@ -25,16 +26,17 @@ static const float ATTENTION_SMALLEST = 0x1p-100f, ATTENTION_LARGEST = 0x1p56f, 
 /* The cache of one layer, for a capacity C (tokens, rounded up to 128) and a head dimension E (rounded up to 32), is
  * one buffer: for each KV head in turn
  *   int8: keys C * E bytes [C/16][E/4][16][4], value + 128; values C * E bytes [C/128][E/32][128/4][32][4]; scales of
- *         keys [C], floats; scales of values [C]. Four dimensions of a key, or four tokens of a value, are what one
- *         instruction multiplies; reading follows addresses.
- *   fp32: keys [C][E], then values [C][E].
- * Each of these begins at a multiple of 64 bytes. Dimensions that E is rounded up by are zero. */
+ *         the lower half of the dimensions of keys [C], floats; of the upper half [C]; scales of values [C]. Four
+ *         dimensions of a key, or four tokens of a value, are what one instruction multiplies; reading follows
+ * addresses. fp32: keys [C][E], then values [C][E]. Each of these begins at a multiple of 64 bytes. Dimensions that E
+ * is rounded up by are zero. */
 
 /* <cdef> */
 /* One chunk of one KV head. */
 typedef struct {
     const void *k, *v;
-    const float *k_scale, *v_scale; /* int8 only */
+    const float *k_scale[HALVES], *v_scale; /* int8 only */
+    const int16_t *bias;                    /* qwq_key_bias.codes of the head */
 } qwq_chunk;
 
 /* Up to six rows, in the caller's scratch. A row's result lies in `out`: E sums of p v, the largest score, the sum of
@@ -43,8 +45,11 @@ typedef struct {
     size_t rows, E;
     int streams;                 /* the cache is read once, from memory */
     const void *q;               /* int8 [E/4][rows][4]; fp32 [rows][E] */
-    int32_t begin[ROWS];         /* int8: where the sums begin */
-    float factor[ROWS];          /* scale of the query * log2(e) / sqrt(E) */
+    int32_t begin[HALVES][ROWS]; /* int8: where the sums begin */
+    float factor[HALVES][ROWS];  /* scale of the query * log2(e) / sqrt(E); fp32: the first */
+    size_t pairs;                /* of the keys' bias; with them, scores have a third part */
+    const int16_t *bias_q;       /* [pairs][rows][2]: queries, turned back to the chunk's first position */
+    float bias_factor[ROWS];     /* their scale * that of the bias * log2(e) / sqrt(E) */
     size_t from[ROWS], to[ROWS]; /* the tokens of the chunk that a row sees; to = 0 where none */
     float *scores;               /* [rows][STRIDE]; fp32: then p */
     void *p;                     /* int8: weights, as the variant likes, 4 bytes for each of [rows][STRIDE] */
@@ -63,8 +68,8 @@ static inline size_t value_at(size_t t, size_t e, size_t E)
 /* <cdef> */
 enum { OUT_TOP = 0, OUT_TOTAL = 1, OUT_EXTRA = 16 }; /* behind the E sums */
 
-/* x - center (if there is one), [E] to q [E], rounded; returns the scale. */
-typedef float quantise_kv_fn(int8_t *q, const float *x, const float *center, size_t E);
+/* x * gain - center [E], where these are not NULL, to q [E], rounded; returns the scale. */
+typedef float quantise_kv_fn(int8_t *q, const float *x, const float *gain, const float *center, size_t E);
 /* Scores of spans first to last - 1. */
 typedef void scores_fn(qwq_rows *rows, const qwq_chunk *chunk, size_t first, size_t last);
 /* From scores to weights, for those spans; the largest score and the sum of p go to the results. */

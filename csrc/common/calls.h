@@ -3,6 +3,7 @@
 #ifndef QWQ_CALLS_H
 #define QWQ_CALLS_H
 
+#include "common/check.h"
 #include "common/table.h"
 #include "qwq.h"
 
@@ -46,6 +47,12 @@ typedef struct {
     int threads;
 } qwq_attention_call;
 int qwq_attention_run(const qwq_attention_call *call);
+
+/* The arrays of a cache's key bias, for qwq_check; or QWQ_ESIZE. The sizes of the cache are possible. */
+enum { QWQ_BIAS_ARRAYS = 7 };
+int qwq_bias_arrays(qwq_array *arrays, const qwq_kv *kv);
+/* Then, QWQ_ESIZE for a dimension that keys do not have. */
+int qwq_bias_dims(const qwq_kv *kv);
 
 /* Whether attention can have such sizes; T tokens that a cache of this capacity has room for. */
 int qwq_attention_is_possible(const qwq_kv *kv, const qwq_queries *queries);

@@ -93,16 +93,18 @@ static int check(const float *x, const qwq_layer *l, const float *cos, const flo
     const size_t q = l->H * l->kv.E, k = l->kv.K * l->kv.E, half = T * (l->kv.E / 2), size = sizeof(float);
     if (!qwq_attention_is_possible(&l->kv, &(qwq_queries){.pos = pos, .T = T, .H = l->H}))
         return QWQ_ESIZE;
-    qwq_array arrays[10 + WEIGHTS] = {{x, T * l->D * size, size}, /* what is written comes first */
-                                      {l->kv.data, qwq_kv_bytes(&l->kv), 64},
-                                      {scratch, places_of(NULL, l, pos, T, threads).bytes, 64},
-                                      {cos, half * size, size},
-                                      {sin, half * size, size},
-                                      {l->input_norm, l->D * size, size},
-                                      {l->post_norm, l->D * size, size},
-                                      {l->qkv_bias, (q + 2 * k) * size, size},
-                                      {l->kv.center, l->kv.center && l->kv.int8 ? k * size : 0, size},
-                                      {stop, stop ? sizeof *stop : 0, sizeof *stop}};
+    qwq_array arrays[9 + QWQ_BIAS_ARRAYS + WEIGHTS] = {{x, T * l->D * size, size}, /* what is written comes first */
+                                                       {l->kv.data, qwq_kv_bytes(&l->kv), 64},
+                                                       {scratch, places_of(NULL, l, pos, T, threads).bytes, 64},
+                                                       {cos, half * size, size},
+                                                       {sin, half * size, size},
+                                                       {l->input_norm, l->D * size, size},
+                                                       {l->post_norm, l->D * size, size},
+                                                       {l->qkv_bias, (q + 2 * k) * size, size},
+                                                       {stop, stop ? sizeof *stop : 0, sizeof *stop}};
+    int code = qwq_bias_arrays(arrays + 9, &l->kv);
+    if (code)
+        return code;
     weight weights[WEIGHTS];
     weights_of(weights, l);
     for (int i = 0; i < WEIGHTS; i++) {
@@ -112,9 +114,10 @@ static int check(const float *x, const qwq_layer *l, const float *cos, const flo
         size_t bytes = w->rows ? qwq_packed_bytes(&w->w->format, w->rows, w->columns) : 0;
         if (w->rows && !bytes)
             return QWQ_EFORMAT;
-        arrays[10 + i] = (qwq_array){w->w->packed, bytes, 64};
+        arrays[9 + QWQ_BIAS_ARRAYS + i] = (qwq_array){w->w->packed, bytes, 64};
     }
-    return qwq_check(arrays, 3, sizeof arrays / sizeof *arrays);
+    code = qwq_check(arrays, 3, sizeof arrays / sizeof *arrays);
+    return code ? code : qwq_bias_dims(&l->kv);
 }
 
 /* One call while it runs. */

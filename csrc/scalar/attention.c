@@ -4,18 +4,34 @@
 #include "common/attention.h"
 #include "common/fixed.h"
 
-static float quantise(int8_t *q, const float *x, const float *center, size_t E)
+static float moved(const float *x, const float *gain, const float *center, size_t e)
+{
+    float v = gain ? x[e] * gain[e] : x[e];
+    return center ? v - center[e] : v;
+}
+
+static float quantise(int8_t *q, const float *x, const float *gain, const float *center, size_t E)
 {
     float largest = 0;
     for (size_t e = 0; e < E; e++) {
-        float magnitude = fabsf(center ? x[e] - center[e] : x[e]);
+        float magnitude = fabsf(moved(x, gain, center, e));
         largest = magnitude > largest ? magnitude : largest;
     }
     largest = fminf(largest, ATTENTION_LARGEST);
     float inverse = largest >= ATTENTION_SMALLEST ? 127 / largest : 0;
     for (size_t e = 0; e < E; e++)
-        q[e] = (int8_t)lrintf(fminf(fmaxf((center ? x[e] - center[e] : x[e]) * inverse, -127), 127));
+        q[e] = (int8_t)lrintf(fminf(fmaxf(moved(x, gain, center, e) * inverse, -127), 127));
     return largest * (1.0f / 127.0f);
+}
+
+static int32_t bias_of(const qwq_rows *rows, const qwq_chunk *chunk, size_t r, size_t t)
+{
+    int32_t sum = 0;
+    for (size_t n = 0; n < rows->pairs; n++)
+        for (size_t i = 0; i < 2; i++)
+            sum += chunk->bias[(t / 16 * rows->pairs + n) * 32 + t % 16 * 2 + i] *
+                   rows->bias_q[(n * rows->rows + r) * 2 + i];
+    return sum;
 }
 
 static void scores_int8(qwq_rows *rows, const qwq_chunk *chunk, size_t first, size_t last)
@@ -25,10 +41,18 @@ static void scores_int8(qwq_rows *rows, const qwq_chunk *chunk, size_t first, si
     size_t E = rows->E;
     for (size_t r = 0; r < rows->rows; r++)
         for (size_t t = first * SPAN; t < last * SPAN; t++) {
-            int32_t sum = rows->begin[r];
-            for (size_t e = 0; e < E; e++)
-                sum += k[t / 16 * 16 * E + e / 4 * 64 + t % 16 * 4 + e % 4] * q[(e / 4 * rows->rows + r) * 4 + e % 4];
-            rows->scores[r * STRIDE + t] = (float)sum * (rows->factor[r] * chunk->k_scale[t]);
+            float halves[HALVES];
+            for (size_t h = 0; h < HALVES; h++) {
+                int32_t sum = rows->begin[h][r];
+                for (size_t e = h * E / 2; e < (h + 1) * E / 2; e++)
+                    sum +=
+                        k[t / 16 * 16 * E + e / 4 * 64 + t % 16 * 4 + e % 4] * q[(e / 4 * rows->rows + r) * 4 + e % 4];
+                halves[h] = (float)sum * (rows->factor[h][r] * chunk->k_scale[h][t]);
+            }
+            float score = halves[0] + halves[1];
+            if (rows->pairs)
+                score = score + (float)bias_of(rows, chunk, r, t) * rows->bias_factor[r];
+            rows->scores[r * STRIDE + t] = score;
         }
 }
 
@@ -102,7 +126,7 @@ static void scores_fp32(qwq_rows *rows, const qwq_chunk *chunk, size_t first, si
                 lanes[j] = q[r * E + j] * k[t * E + j];
             for (size_t e = 16; e < E; e++)
                 lanes[e % 16] = lanes[e % 16] + q[r * E + e] * k[t * E + e];
-            rows->scores[r * STRIDE + t] = fixed_lanes(lanes) * rows->factor[r];
+            rows->scores[r * STRIDE + t] = fixed_lanes(lanes) * rows->factor[0][r];
         }
 }
 

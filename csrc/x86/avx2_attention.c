@@ -21,10 +21,11 @@ INLINE __m256i first_lanes(size_t n)
     return _mm256_cmpgt_epi32(_mm256_set1_epi32((int)n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
 }
 
-INLINE __m256 load_centred(const float *x, const float *center, size_t e, size_t E)
+INLINE __m256 load_moved(const float *x, const float *gain, const float *center, size_t e, size_t E)
 {
     __m256i some = first_lanes(E - e);
     __m256 v = _mm256_maskload_ps(x + e, some);
+    v = gain ? _mm256_mul_ps(v, _mm256_maskload_ps(gain + e, some)) : v;
     return center ? _mm256_sub_ps(v, _mm256_maskload_ps(center + e, some)) : v;
 }
 
@@ -39,21 +40,22 @@ INLINE void store_weights(qwq_rows *rows, size_t r, size_t b, const __m256i *hig
     }
 }
 
+#include "x86/avx2_bias.h"
 #include "x86/avx2_weights.h"
 
-static float quantise(int8_t *q, const float *x, const float *center, size_t E)
+static float quantise(int8_t *q, const float *x, const float *gain, const float *center, size_t E)
 {
     const __m256 sign = _mm256_set1_ps(-0.0f);
     __m256 magnitude = _mm256_setzero_ps();
     for (size_t e = 0; e < E; e += 8)
-        magnitude = _mm256_max_ps(magnitude, _mm256_andnot_ps(sign, load_centred(x, center, e, E)));
+        magnitude = _mm256_max_ps(magnitude, _mm256_andnot_ps(sign, load_moved(x, gain, center, e, E)));
     float largest = largest_of(magnitude);
     largest = largest < ATTENTION_LARGEST ? largest : ATTENTION_LARGEST;
     __m256 inverse = _mm256_set1_ps(largest >= ATTENTION_SMALLEST ? 127 / largest : 0);
     const __m256 most = _mm256_set1_ps(127), least = _mm256_set1_ps(-127);
     for (size_t e = 0; e < E; e += 8) {
         int32_t n[8];
-        __m256 v = _mm256_mul_ps(load_centred(x, center, e, E), inverse);
+        __m256 v = _mm256_mul_ps(load_moved(x, gain, center, e, E), inverse);
         _mm256_storeu_si256((__m256i *)(void *)n, _mm256_cvtps_epi32(_mm256_min_ps(_mm256_max_ps(v, least), most)));
         for (size_t i = 0; i < 8 && e + i < E; i++)
             q[e + i] = (int8_t)n[i];
@@ -78,10 +80,12 @@ INLINE void scores_of(qwq_rows *rows, const qwq_chunk *chunk, size_t t, size_t r
     size_t E = rows->E, step = 4 * rows->rows;
     const uint8_t *k = (const uint8_t *)chunk->k + t / 16 * 16 * E + t % 16 * 4;
     const int8_t *q = (const int8_t *)rows->q + 4 * r;
-    __m256i s[TURN][2];
-    UNROLL for (int i = 0; i < R; i++)
-        s[i][0] = s[i][1] = _mm256_setzero_si256();
-    for (const uint8_t *end = k + 16 * E; k < end; k += 64, q += step) {
+    __m256 half[TURN];
+    UNROLL for (int h = 0; h < HALVES; h++) {
+        __m256i s[TURN][2];
+        UNROLL for (int i = 0; i < R; i++)
+            s[i][0] = s[i][1] = _mm256_setzero_si256();
+        for (const uint8_t *end = k + 8 * E; k < end; k += 64, q += step) {
         __m256i k0 = _mm256_cvtepu8_epi16(_mm_load_si128((const __m128i *)(const void *)k));
         __m256i k1 = _mm256_cvtepu8_epi16(_mm_load_si128((const __m128i *)(const void *)(k + 16)));
         UNROLL for (int i = 0; i < R; i++) {
@@ -90,13 +94,16 @@ INLINE void scores_of(qwq_rows *rows, const qwq_chunk *chunk, size_t t, size_t r
             s[i][1] = _mm256_add_epi32(s[i][1], _mm256_madd_epi16(k1, words));
         }
     }
-    __m256 scale = _mm256_load_ps(chunk->k_scale + t);
-    UNROLL for (int i = 0; i < R; i++) {
-        __m256i begin = _mm256_set1_epi32(rows->begin[r + (size_t)i]);
-        __m256 sum = _mm256_cvtepi32_ps(_mm256_add_epi32(add_pairs(s[i][0], s[i][1]), begin));
-        __m256 both = _mm256_mul_ps(_mm256_set1_ps(rows->factor[r + (size_t)i]), scale);
-        _mm256_store_ps(rows->scores + (r + (size_t)i) * STRIDE + t, _mm256_mul_ps(sum, both));
+        __m256 scale = _mm256_load_ps(chunk->k_scale[h] + t);
+        UNROLL for (int i = 0; i < R; i++) {
+            __m256i begin = _mm256_set1_epi32(rows->begin[h][r + (size_t)i]);
+            __m256 sum = _mm256_cvtepi32_ps(_mm256_add_epi32(add_pairs(s[i][0], s[i][1]), begin));
+            __m256 x = _mm256_mul_ps(sum, _mm256_mul_ps(_mm256_set1_ps(rows->factor[h][r + (size_t)i]), scale));
+            half[i] = h ? _mm256_add_ps(half[i], x) : x;
+        }
     }
+    UNROLL for (int i = 0; i < R; i++)
+        _mm256_store_ps(rows->scores + (r + (size_t)i) * STRIDE + t, half[i]);
 }
 
 static void scores_int8(qwq_rows *rows, const qwq_chunk *chunk, size_t first, size_t last)
@@ -108,6 +115,8 @@ static void scores_int8(qwq_rows *rows, const qwq_chunk *chunk, size_t first, si
             case 2: scores_of(rows, chunk, t, r, 2); break;
             default: scores_of(rows, chunk, t, r, TURN); break;
             }
+    if (rows->pairs)
+        add_bias(rows, chunk, first, last);
 }
 
 /* One plane of a block's weights, of R rows, times 8 dimensions of its values. */
@@ -196,7 +205,7 @@ static void scores_fp32(qwq_rows *rows, const qwq_chunk *chunk, size_t first, si
                     }
                     s[i] = _mm256_add_ps(low, high);
                 }
-                __m256 factor = _mm256_set1_ps(rows->factor[r]);
+                __m256 factor = _mm256_set1_ps(rows->factor[0][r]);
                 _mm256_store_ps(rows->scores + r * STRIDE + t, _mm256_mul_ps(eight_lane_sums(s), factor));
             }
 }

@@ -33,10 +33,12 @@ INLINE void scores_of(qwq_rows *rows, const qwq_chunk *chunk, size_t t, const in
     size_t E = rows->E;
     const uint8_t *k = (const uint8_t *)chunk->k + t * E;
     const int8_t *q = rows->q;
+    float *scores = rows->scores + t;
+    UNROLL for (int h = 0; h < HALVES; h++) {
     __m256i s[ROWS][2];
     UNROLL for (int r = 0; r < R; r++)
-        s[r][0] = s[r][1] = _mm256_set1_epi32(rows->begin[r]);
-    for (const uint8_t *end = k + 16 * E; k < end; k += 64, q += 4 * R) {
+        s[r][0] = s[r][1] = _mm256_set1_epi32(rows->begin[h][r]);
+    for (const uint8_t *end = k + 8 * E; k < end; k += 64, q += 4 * R) {
         IN_ORDER;
         __m256i k0 = _mm256_load_si256((const __m256i *)(const void *)k);
         __m256i k1 = _mm256_load_si256((const __m256i *)(const void *)(k + 32));
@@ -48,16 +50,22 @@ INLINE void scores_of(qwq_rows *rows, const qwq_chunk *chunk, size_t t, const in
     }
     UNROLL for (int r = 0; r < R; r++)
         UNROLL for (int i = 0; i < 2; i++) {
-            __m256 both = _mm256_mul_ps(_mm256_set1_ps(rows->factor[r]), _mm256_load_ps(chunk->k_scale + t + 8 * i));
-            _mm256_store_ps(rows->scores + (size_t)r * STRIDE + t + 8 * i,
-                            _mm256_mul_ps(_mm256_cvtepi32_ps(s[r][i]), both));
+            __m256 both = _mm256_mul_ps(_mm256_set1_ps(rows->factor[h][r]), _mm256_load_ps(chunk->k_scale[h] + t + 8 * i));
+            __m256 x = _mm256_mul_ps(_mm256_cvtepi32_ps(s[r][i]), both);
+            float *at = scores + (size_t)r * STRIDE + 8 * i;
+            _mm256_store_ps(at, h ? _mm256_add_ps(_mm256_load_ps(at), x) : x);
         }
+    }
 }
+
+#include "x86/avx2_bias.h"
 
 static void scores_int8(qwq_rows *rows, const qwq_chunk *chunk, size_t first, size_t last)
 {
     for (size_t t = first * SPAN; t < last * SPAN; t += 16)
         FOR_TILE(rows->rows, scores_of, rows, chunk, t)
+    if (rows->pairs)
+        add_bias(rows, chunk, first, last);
 }
 
 /* 32 integers below 256 as bytes, in order. */

@@ -15,25 +15,26 @@ TARGET("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma")
 
 enum { PLANE = CHUNK + 64, LOW = ROWS * PLANE }; /* weights: upper bytes of each row, then lower bytes */
 
-INLINE __m512 load_centred(const float *x, const float *center, size_t e, size_t E)
+INLINE __m512 load_moved(const float *x, const float *gain, const float *center, size_t e, size_t E)
 {
     __mmask16 some = (__mmask16)(E - e < 16 ? (1u << (E - e)) - 1 : 0xFFFF);
     __m512 v = _mm512_maskz_loadu_ps(some, x + e);
+    v = gain ? _mm512_mul_ps(v, _mm512_maskz_loadu_ps(some, gain + e)) : v;
     return center ? _mm512_sub_ps(v, _mm512_maskz_loadu_ps(some, center + e)) : v;
 }
 
-static float quantise(int8_t *q, const float *x, const float *center, size_t E)
+static float quantise(int8_t *q, const float *x, const float *gain, const float *center, size_t E)
 {
     __m512 magnitude = _mm512_setzero_ps();
     for (size_t e = 0; e < E; e += 16)
-        magnitude = _mm512_max_ps(magnitude, _mm512_abs_ps(load_centred(x, center, e, E)));
+        magnitude = _mm512_max_ps(magnitude, _mm512_abs_ps(load_moved(x, gain, center, e, E)));
     float largest = _mm512_reduce_max_ps(magnitude);
     largest = largest < ATTENTION_LARGEST ? largest : ATTENTION_LARGEST;
     __m512 inverse = _mm512_set1_ps(largest >= ATTENTION_SMALLEST ? 127 / largest : 0);
     const __m512 most = _mm512_set1_ps(127), least = _mm512_set1_ps(-127);
     for (size_t e = 0; e < E; e += 16) {
         __mmask16 some = (__mmask16)(E - e < 16 ? (1u << (E - e)) - 1 : 0xFFFF);
-        __m512 v = _mm512_mul_ps(load_centred(x, center, e, E), inverse);
+        __m512 v = _mm512_mul_ps(load_moved(x, gain, center, e, E), inverse);
         __m512i n = _mm512_cvtps_epi32(_mm512_min_ps(_mm512_max_ps(v, least), most));
         _mm512_mask_cvtepi32_storeu_epi8(q + e, some, n);
     }
@@ -43,6 +44,9 @@ static float quantise(int8_t *q, const float *x, const float *center, size_t E)
 /* GCC 12 would load the broadcast first, and run out of registers: the operand stays in memory. */
 #define DOT(sum, levels, four)                                                                                         \
     __asm__("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(sum) : "v"(levels), "m"(*(const int32_t *)(const void *)(four)))
+
+#define DOT_WORDS(sum, words, two)                                                                                     \
+    __asm__("vpdpwssd %2%{1to16%}, %1, %0" : "+v"(sum) : "v"(words), "m"(*(const int32_t *)(const void *)(two)))
 
 /* Towards the second cache, where the context streams from memory: left alone, the processor reads ahead to the end of
  * a page, and waits at the next. Once for each line that is used, since it can hold few requests at a time. */
@@ -58,29 +62,65 @@ INLINE void scores_of(qwq_rows *rows, const qwq_chunk *chunk, size_t first, size
 {
     size_t E = rows->E;
     const uint8_t *k = (const uint8_t *)chunk->k + first * SPAN * E;
-    for (size_t b = first * SPAN / BLOCK; b < last * SPAN / BLOCK; b++, k += BLOCK * E) {
-        __m512i s0[ROWS], s1[ROWS];
+    for (size_t b = first * SPAN / BLOCK; b < last * SPAN / BLOCK; b++, k += 16 * E) {
         const int8_t *q = rows->q;
-    UNROLL for (int r = 0; r < R; r++)
-            s0[r] = s1[r] = _mm512_set1_epi32(rows->begin[r]);
-        for (const uint8_t *line = k; line < k + 16 * E; line += 64, q += 4 * R) {
-            __m512i k0 = _mm512_load_si512(line), k1 = _mm512_load_si512(line + 16 * E);
-            if (ahead) {
-                fetch(line + ahead);
-                fetch(line + 16 * E + ahead);
+        float *scores = rows->scores + b * BLOCK;
+        __m512 half[ROWS][2];
+    UNROLL for (int h = 0; h < HALVES; h++) {
+            __m512i s0[ROWS], s1[ROWS];
+            UNROLL for (int r = 0; r < R; r++)
+                s0[r] = s1[r] = _mm512_set1_epi32(rows->begin[h][r]);
+            for (const uint8_t *end = k + 8 * E; k < end; k += 64, q += 4 * R) {
+                __m512i k0 = _mm512_load_si512(k), k1 = _mm512_load_si512(k + 16 * E);
+                if (ahead) {
+                    fetch(k + ahead);
+                    fetch(k + 16 * E + ahead);
+                }
+                UNROLL for (int r = 0; r < R; r++) {
+                    DOT(s0[r], k0, q + 4 * r);
+                    DOT(s1[r], k1, q + 4 * r);
+                }
             }
+            __m512 scale0 = _mm512_load_ps(chunk->k_scale[h] + b * BLOCK);
+            __m512 scale1 = _mm512_load_ps(chunk->k_scale[h] + b * BLOCK + 16);
             UNROLL for (int r = 0; r < R; r++) {
-                DOT(s0[r], k0, q + 4 * r);
-                DOT(s1[r], k1, q + 4 * r);
+                __m512 factor = _mm512_set1_ps(rows->factor[h][r]);
+                __m512 x0 = _mm512_mul_ps(_mm512_cvtepi32_ps(s0[r]), _mm512_mul_ps(factor, scale0));
+                __m512 x1 = _mm512_mul_ps(_mm512_cvtepi32_ps(s1[r]), _mm512_mul_ps(factor, scale1));
+                half[r][0] = h ? _mm512_add_ps(half[r][0], x0) : x0;
+                half[r][1] = h ? _mm512_add_ps(half[r][1], x1) : x1;
             }
         }
-        __m512 scale0 = _mm512_load_ps(chunk->k_scale + b * BLOCK);
-        __m512 scale1 = _mm512_load_ps(chunk->k_scale + b * BLOCK + 16);
+        UNROLL for (int r = 0; r < R; r++) {
+            _mm512_store_ps(scores + (size_t)r * STRIDE, half[r][0]);
+            _mm512_store_ps(scores + (size_t)r * STRIDE + 16, half[r][1]);
+        }
+    }
+}
+
+/* The keys' bias: its part of the scores of a block is added to the others. */
+INLINE void add_bias(qwq_rows *rows, const qwq_chunk *chunk, size_t first, size_t last, const int R)
+{
+    size_t pairs = rows->pairs;
+    for (size_t b = first * SPAN / BLOCK; b < last * SPAN / BLOCK; b++) {
+        const int16_t *line = chunk->bias + b * BLOCK * 2 * pairs, *q = rows->bias_q;
+        __m512i s0[ROWS], s1[ROWS];
+        UNROLL for (int r = 0; r < R; r++)
+            s0[r] = s1[r] = _mm512_setzero_si512();
+        for (size_t n = 0; n < pairs; n++, line += 32, q += 2 * R) {
+            __m512i k0 = _mm512_load_si512(line), k1 = _mm512_load_si512(line + 32 * pairs);
+            UNROLL for (int r = 0; r < R; r++) {
+                DOT_WORDS(s0[r], k0, q + 2 * r);
+                DOT_WORDS(s1[r], k1, q + 2 * r);
+            }
+        }
         UNROLL for (int r = 0; r < R; r++) {
             float *scores = rows->scores + (size_t)r * STRIDE + b * BLOCK;
-            __m512 factor = _mm512_set1_ps(rows->factor[r]);
-            _mm512_store_ps(scores, _mm512_mul_ps(_mm512_cvtepi32_ps(s0[r]), _mm512_mul_ps(factor, scale0)));
-            _mm512_store_ps(scores + 16, _mm512_mul_ps(_mm512_cvtepi32_ps(s1[r]), _mm512_mul_ps(factor, scale1)));
+            __m512 factor = _mm512_set1_ps(rows->bias_factor[r]);
+            __m512 x0 = _mm512_mul_ps(_mm512_cvtepi32_ps(s0[r]), factor);
+            __m512 x1 = _mm512_mul_ps(_mm512_cvtepi32_ps(s1[r]), factor);
+            _mm512_store_ps(scores, _mm512_add_ps(_mm512_load_ps(scores), x0));
+            _mm512_store_ps(scores + 16, _mm512_add_ps(_mm512_load_ps(scores + 16), x1));
         }
     }
 }
@@ -91,6 +131,8 @@ static void scores_int8(qwq_rows *rows, const qwq_chunk *chunk, size_t first, si
         FOR_TILE(rows->rows, scores_of, rows, chunk, first, last, AHEAD)
     else
         FOR_TILE(rows->rows, scores_of, rows, chunk, first, last, 0)
+    if (rows->pairs)
+        FOR_TILE(rows->rows, add_bias, rows, chunk, first, last)
 }
 
 /* The largest score that a row sees. Those beside it, in the same spans, become too low to count. */
@@ -357,7 +399,7 @@ static void scores_fp32(qwq_rows *rows, const qwq_chunk *chunk, size_t first, si
                             s[four + i] = _mm512_add_ps(s[four + i], _mm512_mul_ps(x, _mm512_load_ps(k + i * E + e)));
                     }
                 }
-                __m512 factor = _mm512_set1_ps(rows->factor[r]);
+                __m512 factor = _mm512_set1_ps(rows->factor[0][r]);
                 _mm512_store_ps(rows->scores + r * STRIDE + t, _mm512_mul_ps(sixteen_lane_sums(s), factor));
             }
 }

@@ -176,7 +176,7 @@ def _quantise(form: str, shapes: dict[str, Shape]) -> Op:
 
 def _attention(form: str, c: Config) -> Op:
     """Attention of T new tokens, the last of a context of S."""
-    bytes_of_token = c.K * (2 * c.E + 8 if form == "int8" else 8 * c.E)
+    bytes_of_token = c.K * (2 * c.E + 12 if form == "int8" else 8 * c.E)
     function: Callable[..., Array] = attention.attention_int8 if form == "int8" else attention.attention_fp32
     at_a_time = 1024
 

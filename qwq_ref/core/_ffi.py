@@ -19,7 +19,8 @@ Array = NDArray[Any]
 _C_TYPES = {
     np.dtype(name).str: c_type  # in this machine's order of bytes
     for name, c_type in (
-        ("f4", "float"), ("f2", "uint16_t"), ("u2", "uint16_t"), ("i1", "int8_t"), ("i4", "int32_t"), ("u1", "uint8_t"),
+        ("f4", "float"), ("f2", "uint16_t"), ("u2", "uint16_t"), ("i2", "int16_t"),
+        ("i1", "int8_t"), ("i4", "int32_t"), ("u1", "uint8_t"),
     )
 }  # fmt: skip
 

@@ -13,14 +13,60 @@ from .isa import isa_number
 from .memory import aligned
 from .threads import checked_threads
 
+_CHUNK, _LANES = 1024, 16  # positions of a chunk, and of one line of the table of a key bias
+
+
+@dataclass(frozen=True)
+class KeyBias:
+    """The arrays of a `numerics.key_bias.KeyBias`, as C reads them."""
+
+    rest: Array
+    key_gain: Array
+    query_gain: Array
+    center: Array
+    first: Array
+    codes: Array
+    scale: Array
+    turns: Array
+    most: int
+
+    @classmethod
+    def of(cls, bias: Any, capacity: int, K: int, E: int) -> KeyBias:
+        """Check a key bias for K heads of E dimensions and so many tokens, and align it. Raises CoreError."""
+        n = bias.first.shape[-1]
+        table = (K, _CHUNK // _LANES, n, _LANES, 2)
+        shapes: dict[str, tuple[int, ...]] = dict.fromkeys(("rest", "key_gain", "query_gain", "center"), (K, E))
+        shapes |= {"first": (K, n), "codes": table, "scale": (K,), "turns": (len(bias.turns), K, n, 2)}
+        for name, shape in shapes.items():
+            expect(name, getattr(bias, name), shape)
+        if n and len(bias.turns) * _CHUNK < capacity:
+            raise CoreError(
+                None, "turns", f"are for {len(bias.turns) * _CHUNK} tokens, but the cache is for {capacity}"
+            )
+        if n and not 0 <= bias.first.min() <= bias.first.max() < E // 2:
+            raise CoreError(None, "first", f"must be 0 to {E // 2 - 1}")
+        codes = aligned(bias.codes.nbytes).view(np.int16).reshape(table)
+        codes[:] = bias.codes
+        return cls(
+            single("rest", bias.rest),
+            single("key_gain", bias.key_gain),
+            single("query_gain", bias.query_gain),
+            single("center", bias.center),
+            np.ascontiguousarray(bias.first, np.int32),
+            codes,
+            single("scale", bias.scale),
+            single("turns", bias.turns),
+            bias.most,
+        )
+
 
 @dataclass(frozen=True)
 class KV:
     """The keys and values of one layer, for `capacity` tokens, as the kernels read them.
 
     form    "int8" or "fp32"
-    buffer  uint8, at a multiple of 64 bytes; 2 E + 8 bytes for each token and head in int8, 8 E in float32
-    center  [K, E], what is taken off int8 keys before they are rounded: zeros take nothing
+    buffer  uint8, at a multiple of 64 bytes; 2 E + 12 bytes for each token and head in int8, 8 E in float32
+    bias    what int8 keys leave out of their bias; None: nothing
     """
 
     form: str
@@ -28,7 +74,7 @@ class KV:
     capacity: int
     K: int
     E: int
-    center: Array
+    bias: KeyBias | None = None
 
 
 def kv_bytes(form: str, capacity: int, K: int, E: int) -> int:
@@ -39,18 +85,28 @@ def kv_bytes(form: str, capacity: int, K: int, E: int) -> int:
 
 def c_kv(kv: KV) -> Any:
     """Return a cache as a `qwq_kv *` of C. The caller holds the cache."""
-    return ffi.new("qwq_kv *", (at(kv.buffer), at(kv.center), kv.capacity, kv.K, kv.E, kv.form == "int8"))
+    bias: tuple[Any, ...] = ()
+    if kv.bias is not None:
+        b = kv.bias
+        sizes = b.first.shape[1], len(b.turns), b.most
+        bias = (
+            at(b.key_gain),
+            at(b.query_gain),
+            at(b.center),
+            *sizes,
+            *(at(x) for x in (b.first, b.codes, b.scale, b.turns)),
+        )
+    return ffi.new("qwq_kv *", (at(kv.buffer), bias, kv.capacity, kv.K, kv.E, kv.form == "int8"))
 
 
-def empty_kv(form: str, capacity: int, K: int, E: int, center: Array | None = None) -> KV:
-    """A cache that holds nothing yet."""
+def empty_kv(form: str, capacity: int, K: int, E: int, bias: KeyBias | None = None) -> KV:
+    """A cache that holds nothing yet. Its keys come without the part of their bias that `bias` leaves out."""
     if form not in ("int8", "fp32"):
         raise CoreError(None, "form", f"must be int8 or fp32, got {form[:40]}")
-    center = _floats("center", np.zeros((K, E)) if center is None else center, (K, E))
     size = kv_bytes(form, capacity, K, E)
     if capacity and not size:
         raise CoreError(None, "capacity", f"{capacity}, with {K} heads of {E}, is more than there can be")
-    return KV(form, aligned(size), capacity, K, E, center)
+    return KV(form, aligned(size), capacity, K, E, bias)
 
 
 def append(kv: KV, k: Array, v: Array, pos: int, isa: str | None = None, threads: int = 1) -> None:

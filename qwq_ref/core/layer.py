@@ -83,6 +83,10 @@ class Layer:
             if array.shape != (size,) or array.dtype != np.float32:
                 raise CoreError(None, name, f"must be float32 [{size}], got {array.dtype} {list(array.shape)}")
             setattr(self._layer, name, at(array))
+        if kv.bias is not None:
+            self._bias = weights.qkv_bias.copy()
+            self._bias[q : q + k] = kv.bias.rest.ravel()
+            self._layer.qkv_bias = at(self._bias)
         self._layer.kv = c_kv(kv)[0]
 
     def step(

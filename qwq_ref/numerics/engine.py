@@ -6,7 +6,7 @@ A mode is a weight form ("fp32", "bf16", "q8" or "q4") and a cache form ("fp32" 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,14 +17,15 @@ from ..forms import FORMS
 from ..spec import Scope
 from ..spec.ops import Array, Tap, causal_mask, embed, no_tap, rope, rope_frequencies, to_bf16
 from .fixed import rmsnorm, rope_tables, swiglu
-from .kv import LARGEST, attention_fp32, attention_int8, key_center, pad, quantise_kv
+from .integers import CHUNK, LARGEST
+from .key_bias import POSITIONS, KeyBias, key_bias
+from .kv import attention_fp32, attention_int8, pad, quantise_kv
 from .quant import CODEBOOK, GROUP, matmul_floats, matmul_integers, quantise_q4, quantise_q8
 
 Linear = Callable[[Array], Array]
-Kept = tuple[Array, ...]  # of one layer: keys, values [S, K, E]; in int8 each is followed by its scales [S, K]
+Tables = Callable[[Array, float, Array], tuple[Array, Array]]
+Kept = tuple[Array, ...]  # of one layer: keys, values [S, K, E]; in int8 each is followed by its scales [S, K, ...]
 Cache = tuple[Kept, ...]
-
-CENTER_POSITIONS = 4096  # positions in the mean of a key's bias, if the model has so many
 
 
 @dataclass(frozen=True)
@@ -33,12 +34,12 @@ class Prepared:
 
     linear  the matrices by name, as functions from x to x w^T
     vector  norms and biases by name, and the embedding
-    center  for each layer, the array that is subtracted from its keys before they become int8
+    bias    for each layer, what int8 keys leave out of k_proj's bias
     """
 
     linear: Mapping[str, Linear]
     vector: Mapping[str, Array]
-    center: tuple[Array, ...]
+    bias: tuple[KeyBias, ...]
 
 
 def prepare(config: Config, weights: Mapping[str, Array], form: str) -> Prepared:
@@ -67,12 +68,22 @@ def prepare(config: Config, weights: Mapping[str, Array], form: str) -> Prepared
         elif name != config.head_name:
             linears[name] = matrix(w, kept.matrix)
     linears[config.head_name] = matrix(np.asarray(weights[config.head_name], np.float32), kept.head)
+    names = [f"model.layers.{layer}.self_attn" for layer in range(config.L)]
+    biases = [np.concatenate([vectors[f"{name}.{x}_proj.bias"] for x in "qk"]) for name in names]
+    return Prepared(linears, vectors, key_biases(config, biases, rope_tables))
+
+
+def key_biases(config: Config, biases: Sequence[Array], tables: Tables) -> tuple[KeyBias, ...]:
+    """biases -> found
+
+    For each layer, the bias that int8 keys leave out. `biases` are those of each layer's q_proj and k_proj side by
+    side, [(H + K) * E]. `tables` is `fixed.rope_tables` or the core's.
+    """
     inv_freq = rope_frequencies(config.rope, config.E)
-    positions = np.arange(min(config.positions, CENTER_POSITIONS))
-    cos, sin = rope_tables(inv_freq, config.rope.attention_scaling, positions)
-    biases = (vectors[f"model.layers.{layer}.self_attn.k_proj.bias"] for layer in range(config.L))
-    centers = tuple(key_center(bias.reshape(config.K, config.E), cos, sin) for bias in biases)
-    return Prepared(linears, vectors, centers)
+    near = tables(inv_freq, config.rope.attention_scaling, np.arange(max(CHUNK, min(config.positions, POSITIONS))))
+    turns = tables(inv_freq, 1.0, np.arange(0, config.positions, CHUNK))
+    heads = (bias.reshape(-1, config.E) for bias in biases)
+    return tuple(key_bias(each[: config.H], each[config.H :], *near, *turns) for each in heads)
 
 
 def matrix(w: Array, form: str) -> Linear:
@@ -105,8 +116,8 @@ def block(
     scope.result("resid_pre", x)
     normed = norm(config, scope, "input_layernorm", x)
     visible = causal_mask(len(x), len(past[0]) + len(x), config.window(layer))
-    attn, center = scope.inside("self_attn"), prepared.center[layer]
-    attended, kept = self_attention(config, prepared, attn, normed, cos, sin, visible, past, center)
+    attn, bias = scope.inside("self_attn"), prepared.bias[layer]
+    attended, kept = self_attention(config, prepared, attn, normed, cos, sin, visible, past, bias)
     x = scope.result("resid_mid", x + attended)
     normed = norm(config, scope, "post_attention_layernorm", x)
     x = scope.result("resid_post", x + mlp(prepared, scope.inside("mlp"), normed))
@@ -130,9 +141,9 @@ def self_attention(
     sin: Array,
     visible: Array,
     past: Kept,
-    center: Array,
+    bias: KeyBias,
 ) -> tuple[Array, Kept]:
-    """x [T, D], cos [T, E], sin [T, E], visible [T, S], center [K, E] -> [T, D], kept
+    """x [T, D], cos [T, E], sin [T, E], visible [T, S] -> [T, D], kept
 
     `spec.self_attention` over a cache of floats or of int8. ValueError for queries, keys or values that are not finite,
     or beyond 2^56: attention in the core would hide them.
@@ -143,11 +154,14 @@ def self_attention(
     if not all(np.all(np.abs(each) <= LARGEST) for each in (q, k, v)):
         raise ValueError(f"{scope.path}: queries, keys or values are not finite, or beyond 2^56")
     is_int8 = len(past) == 4
-    new = (*quantise_kv(k, center), *quantise_kv(v)) if is_int8 else (k, v)
+    if is_int8 and bias.first.size:
+        product = prepared.linear[f"{scope.path}k_proj.weight"](x).reshape(k.shape)
+        k = rope(product + bias.rest, cos, sin)
+    new = (*quantise_kv(k, 2, bias.key_gain, bias.center), *quantise_kv(v)) if is_int8 else (k, v)
     kept = tuple(np.concatenate(pair) for pair in zip(past, new, strict=True))
     if is_int8:
         k, k_scale, v, v_scale = kept
-        heads = attention_int8(q, k, k_scale, v, v_scale, visible)
+        heads = attention_int8(q, k, k_scale, v, v_scale, visible, bias=bias)
     else:
         k, v = kept
         heads = attention_fp32(q, k, v, visible)
@@ -231,4 +245,4 @@ def empty_cache(config: Config, kv: str) -> Cache:
         return ((nothing, nothing),) * config.L
     if kv != "int8":
         raise ValueError(f"kv must be fp32 or int8, got {kv!r}")
-    return ((*quantise_kv(nothing), *quantise_kv(nothing)),) * config.L
+    return ((*quantise_kv(nothing, 2), *quantise_kv(nothing)),) * config.L

@@ -11,65 +11,81 @@ import numpy as np
 
 from ..spec.ops import Array
 from .fixed import LOG2E, exp2, lane_sum
+from .integers import CHUNK, LANES, SMALLEST, rounded
+from .key_bias import KeyBias, bias_scores
 
-CHUNK = 1024  # tokens whose scores share a maximum
 BLOCK = 32  # tokens whose weights share a unit
-LANES = 16
+DIMS = 32  # dimensions are worked on in multiples of this
 UNITS = 255 * 256  # the largest weight of a block, in its unit
-SMALLEST, LARGEST = np.float32(2.0**-100), np.float32(2.0**56)
 LOWEST = np.float32(-(2.0**126))  # below every score
 
 State = tuple[Array, Array, Array]
 
 
-def quantise_kv(x: Array, center: Array | None = None) -> tuple[Array, Array]:
-    """x [n, h, e], center [h, e] -> q [n, h, e], scale [n, h]
+def quantise_kv(
+    x: Array, halves: int = 1, gain: Array | None = None, center: Array | None = None
+) -> tuple[Array, Array]:
+    """x [n, h, e], gain [h, e], center [h, e] -> q [n, h, e], scale [n, h, halves]
 
-    int8 with one scale for each token and head: the largest magnitude becomes 127. If all magnitudes are below 2^-100,
-    all codes are 0. Magnitudes above 2^56 are cut, so that no score overflows.
+    int8 with one scale for each token and head (values), or for each half of its dimensions (queries and keys): the
+    largest magnitude becomes 127. Halves are those of the dimensions rounded up to a multiple of 32.
 
-    `center` is subtracted first, from keys only. It shifts all scores of a query alike, so softmax does not change.
-    Without a large common bias, the codes have the whole range for the rest.
+    `gain` multiplies first, queries by one and keys by its inverse. `center` is then subtracted, from keys only: it
+    shifts all scores of a query alike, so softmax does not change.
     """
     x = x.astype(np.float32)
+    if gain is not None:
+        x = x * gain.astype(np.float32)
     if center is not None:
         x = x - center.astype(np.float32)
-    largest = np.minimum(np.max(np.abs(x), axis=-1, keepdims=True), LARGEST)
-    present = largest >= SMALLEST
-    inverse = np.where(present, np.float32(127) / np.where(present, largest, np.float32(1)), np.float32(0))
-    q = np.rint(np.clip(x * inverse, -127, 127)).astype(np.int8)
-    return q, largest[..., 0] * np.float32(1 / 127)
+    parts = [rounded(part, (-1,), 127) for part in divided(x, halves)]
+    return np.concatenate([q for q, _ in parts], axis=-1).astype(np.int8), np.concatenate(
+        [s for _, s in parts], axis=-1
+    )
 
 
-def key_center(bias: Array, cos: Array, sin: Array) -> Array:
-    """bias [K, E], cos [n, e], sin [n, e] -> [K, E]
+def divided(x: Array, halves: int) -> list[Array]:
+    """x [..., e] -> parts
 
-    The mean over n positions of k_proj's bias after RoPE, which is subtracted from int8 keys. In float64, rounded once.
+    The last axis whole, or in halves of what it has when rounded up to a multiple of 32. The upper one may be empty.
     """
-    first, second = np.split(bias.astype(np.float64), 2, axis=1)
-    c, s = cos.mean(axis=0, dtype=np.float64), sin.mean(axis=0, dtype=np.float64)
-    return np.concatenate([first * c - second * s, second * c + first * s], axis=1).astype(np.float32)
+    return [x] if halves == 1 else np.split(x, [min(x.shape[-1], -(-x.shape[-1] // DIMS) * DIMS // 2)], axis=-1)
 
 
 def attention_int8(
-    q: Array, k: Array, k_scale: Array, v: Array, v_scale: Array, visible: Array, p_bits: int = 0
+    q: Array,
+    k: Array,
+    k_scale: Array,
+    v: Array,
+    v_scale: Array,
+    visible: Array,
+    p_bits: int = 0,
+    bias: KeyBias | None = None,
 ) -> Array:
-    """q [T, H, E], k [S, K, E], k_scale [S, K], v [S, K, E], v_scale [S, K], visible [T, S] -> [T, H, E]
+    """q [T, H, E], k [S, K, E], k_scale [S, K, 2], v [S, K, E], v_scale [S, K, 1], visible [T, S] -> [T, H, E]
 
     `spec.attention` in integers. Queries, keys and values are int8; the weights of the softmax are rounded as in
-    `weigh_int8`. Scores are logarithms to base 2. Query head h reads KV head h // G.
+    `weigh_int8`. Scores are logarithms to base 2: sums over both halves of the dimensions, and the share of the key
+    bias that the keys leave out. Query head h reads KV head h // G.
     """
     (T, H, E), K = q.shape, k.shape[1]
-    q_int, q_scale = quantise_kv(q)
-    factor = q_scale * (LOG2E / np.sqrt(np.float32(E)))
+    q_int, q_scale = quantise_kv(q, 2, None if bias is None else np.repeat(bias.query_gain, H // K, axis=0))
+    over_root = LOG2E / np.sqrt(np.float32(E))
     state = empty_state(K, T * H // K, E)
     for first in range(0, len(k), CHUNK):
         span = slice(first, first + CHUNK)
         seen = visible[:, span]
-        dots = by_head(q_int.astype(np.int64), K) @ k[span].astype(np.int64).transpose(1, 2, 0)
-        both = by_head(factor[..., None], K) * k_scale[span].T[:, None]
-        top, p = chunk_softmax(dots.astype(np.float32) * both, seen)
-        heads = weigh_int8(p, v[span], v_scale[span], p_bits)
+        scores = np.zeros((), np.float32)
+        halves = zip(divided(q_int, 2), divided(k[span], 2), strict=True)
+        for half, (q_half, k_half) in enumerate(halves):
+            dots = by_head(q_half.astype(np.int64), K) @ k_half.astype(np.int64).transpose(1, 2, 0)
+            factor = by_head(q_scale[..., half, None] * over_root, K)
+            scores = scores + dots.astype(np.float32) * (factor * k_scale[span, :, half].T[:, None])
+        if bias is not None and bias.first.size:
+            dots, scale = bias_scores(q, bias, first // CHUNK, seen.shape[1])
+            scores = scores + by_head(dots.astype(np.float32), K) * by_head(scale * over_root, K)
+        top, p = chunk_softmax(scores, seen)
+        heads = weigh_int8(p, v[span], v_scale[span, :, 0], p_bits)
         state = merge(state, (top, lane_sum(pad(p, LANES)), heads))
     return finish(state, T)
 

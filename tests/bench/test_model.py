@@ -93,7 +93,7 @@ def test_without_an_argument_the_shipped_model(capsys):
 
 
 def test_work_of_the_real_shape():
-    """By hand: 31.2 G weights in layers and 0.78 G in the head; 4.25 and 8.25 bits a weight; 264 bytes a KV head."""
+    """By hand: 31.2 G weights in layers and 0.78 G in the head; 4.25 and 8.25 bits a weight; 268 bytes a KV head."""
     rest = 5120 * 5120 + 3 * 5120 * 27648
     layers = 64 * (5120 * (40 + 16) * 128 + rest)
     head = 152064 * 5120
@@ -101,10 +101,10 @@ def test_work_of_the_real_shape():
     assert prompt.products == 512 * layers - 511 * rest + head, "one row goes on from the last layer's keys"
     assert prompt.scores == 2 * 40 * 128 * (63 * 512 * 513 // 2 + 512)
     weights = layers * 4.25 / 8 + head * 8.25 / 8
-    assert prompt.bytes == pytest.approx(weights + 512 * (2 * 5120 + 64 * 8 * 264), rel=1e-6)
+    assert prompt.bytes == pytest.approx(weights + 512 * (2 * 5120 + 64 * 8 * 268), rel=1e-6)
     assert decode.products == 3 * (layers + head)
     assert decode.scores == 64 * 2 * 40 * 128 * (1001 + 1002 + 1003)
-    cache = 64 * 8 * 264 * (1001 + 1002 + 1003)
+    cache = 64 * 8 * 268 * (1001 + 1002 + 1003)
     assert decode.bytes == pytest.approx(3 * (weights + 2 * 5120) + cache, rel=1e-6)
     exact = work(QWQ, "fp32", "fp32", Trial("tg", 1, 0))
     assert exact.bytes == 4 * (layers + head + 5120) + 64 * 8 * 8 * 128

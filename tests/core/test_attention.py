@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 from qwq_ref import core
 from qwq_ref.core import attention as ours
 from qwq_ref.numerics import fixed, kv
+from qwq_ref.numerics.key_bias import key_bias
 from qwq_ref.spec import ops
+from tests.support.key_biases import drawn, only_center, tables, turned
 
 if not core.available():
     assert shutil.which("cc") is None, "there is a compiler, and yet the core was not built: pip install -e . again"
@@ -30,14 +32,14 @@ def truth(q, k, v):
     return ops.attention(*(x.astype(np.float64) for x in (q, k, v)), visible)
 
 
-def guarded_cache(form, capacity, K, E, center=None, fill=0xFF):
+def guarded_cache(form, capacity, K, E, bias=None, fill=0xFF):
     """A cache that begins as NaNs, exactly as large as it must be, between guard bytes; and a check of those."""
     size = ours.kv_bytes(form, capacity, K, E)
     memory = np.full(size + 2 * GUARD + core.ALIGN, 0xA5, np.uint8)
     start = GUARD + -(memory.ctypes.data + GUARD) % core.ALIGN
     memory[start : start + size] = fill
-    center = np.zeros((K, E), np.float32) if center is None else center
-    cache = ours.KV(form, memory[start : start + size], capacity, K, E, center)
+    bias = None if bias is None else ours.KeyBias.of(bias, capacity, K, E)
+    cache = ours.KV(form, memory[start : start + size], capacity, K, E, bias)
 
     def intact():
         return (memory[:start] == 0xA5).all() and (memory[start + size :] == 0xA5).all()
@@ -45,9 +47,9 @@ def guarded_cache(form, capacity, K, E, center=None, fill=0xFF):
     return cache, intact
 
 
-def whole(form, isa, q, k, v, window=None, p_bits=0, threads=1, center=None):
+def whole(form, isa, q, k, v, window=None, p_bits=0, threads=1, bias=None):
     """All at once: k and v appended, and the queries, the last of their positions, answered."""
-    cache, intact = guarded_cache(form, len(k), *k.shape[1:], center)
+    cache, intact = guarded_cache(form, len(k), *k.shape[1:], bias)
     ours.append(cache, k, v, 0, isa, threads)
     pos = len(k) - len(q)
     if form == "fp32":
@@ -58,11 +60,12 @@ def whole(form, isa, q, k, v, window=None, p_bits=0, threads=1, center=None):
     return y
 
 
-def meant(form, q, k, v, window=None, p_bits=0, center=None):
+def meant(form, q, k, v, window=None, p_bits=0, bias=None):
     visible = ops.causal_mask(len(q), len(k), window)
     if form == "fp32":
         return kv.attention_fp32(q, k, v, visible)
-    return kv.attention_int8(q, *kv.quantise_kv(k, center), *kv.quantise_kv(v), visible, p_bits)
+    moved = () if bias is None else (bias.key_gain, bias.center)
+    return kv.attention_int8(q, *kv.quantise_kv(k, 2, *moved), *kv.quantise_kv(v), visible, p_bits, bias)
 
 
 def same(a, b):
@@ -112,11 +115,11 @@ def test_every_variant_gives_the_bits_of_the_spec(form, T, before, heads, E, win
     k, v = (numbers(rng, (S, K, E), kind, form) for kind in kinds[1:])
     if form == "fp32" and kinds[:2] == ("outlier", "outlier"):
         q = np.float32(1e-15) * q  # scores beyond float32's range are nobody's
-    center = rng.standard_normal((K, E)).astype(np.float32) if form == "int8" and rng.random() < 0.5 else None
-    wanted = meant(form, q, k, v, window, p_bits, center)
+    bias = drawn(rng, K, E, S)[1] if form == "int8" and rng.random() < 0.5 else None
+    wanted = meant(form, q, k, v, window, p_bits, bias)
     assert np.isfinite(wanted).all()
     for isa in ISAS:
-        got = whole(form, isa, q, k, v, window, p_bits, int(rng.choice(THREADS)), center)
+        got = whole(form, isa, q, k, v, window, p_bits, int(rng.choice(THREADS)), bias)
         assert same(got, wanted), isa
 
 
@@ -240,7 +243,7 @@ def test_eight_bits_alone_would_lose_what_lies_beside_a_sink():
     """Why a block may keep 16: where values have a part in common, it is what rounding takes from all of them."""
     q, k, v = sink(np.random.default_rng(0), 128, 0.95, 0.3, 1)
     visible = np.ones((len(q), len(k)), bool)
-    ints = (*kv.quantise_kv(k), *kv.quantise_kv(v), visible)
+    ints = (*kv.quantise_kv(k, 2), *kv.quantise_kv(v), visible)
     true = truth(q, k, v)
     narrow, free, wide = (nmse(kv.attention_int8(q, *ints, p_bits), true) for p_bits in (8, 0, 16))
     assert narrow > 4e-4
@@ -251,17 +254,60 @@ def test_eight_bits_alone_would_lose_what_lies_beside_a_sink():
 def test_a_bias_of_keys_is_taken_off(S):
     rng = np.random.default_rng(S)
     q, k, v = (rng.standard_normal((n, 1, 128)).astype(np.float32) for n in (16, S, S))
-    k[..., 7] += 40
+    k[..., 7] += 60
     center = np.zeros((1, 128), np.float32)
-    center[0, 7] = 40
+    center[0, 7] = 60
     true = truth(q, k, v)
     errors = []
-    for c in (center, None):
+    for c in (only_center(center), None):
         cache, _ = guarded_cache("int8", S, 1, 128, c)
         ours.append(cache, k, v, 0)
         errors.append(nmse(np.concatenate([ours.attention_int8(x[None], cache, S - 1) for x in q]), true))
     assert errors[0] <= 2e-4
     assert errors[1] > 5e-3, "the gate of 5e-3 needs the center"
+
+
+@pytest.mark.parametrize(("pairs", "gate"), [(range(20, 30), 2e-4), (range(64), 1e-3), ([5], 2e-4), ([63], 2e-4)])
+@pytest.mark.parametrize("S", [300, 2500])
+def test_a_bias_that_rope_turns_is_left_out(S, pairs, gate):
+    """A bias of 100 on some pairs of 64, which no fixed vector takes off: reported for models with large biases."""
+    rng = np.random.default_rng(S)
+    q, k, v = (rng.standard_normal((n, heads, 128)).astype(np.float32) for n, heads in ((9, 4), (S, 2), (S, 2)))
+    bias = np.zeros((2, 2, 64), np.float32)
+    bias[:, 0, pairs] = 100
+    bias = bias.reshape(2, 128)
+    found = key_bias(np.zeros((4, 128)), bias, *tables(128, S))
+    visible = ops.causal_mask(len(q), S, None)
+    true = ops.attention(q.astype(np.float64), k + turned(bias, S), v.astype(np.float64), visible)
+    k = (k + turned(found.rest, S)).astype(np.float32)
+    for isa in ISAS:
+        assert nmse(whole("int8", isa, q, k, v, bias=found), true) <= gate
+    whole_bias = (k + turned(bias - found.rest, S)).astype(np.float32)
+    assert nmse(whole("int8", ISAS[-1], q, whole_bias, v), true) > 4 * gate, (
+        "keys that keep it lose what lies beside it"
+    )
+
+
+def test_heads_leave_out_the_pairs_that_move_most():
+    bias = np.zeros((2, 2, 8), np.float32)
+    bias[0, 0, [0, 1, 2]] = 9, 3, 1  # a fast pair, one that is large enough, and one that is not
+    bias[1, 1, [0, 1, 7]] = 1, 1.5, 2.5  # only the last is large; it turns slowly, and the center takes it off
+    found = key_bias(np.zeros((2, 16)), bias.reshape(2, 16), *tables(16, 1))
+    assert found.first.tolist() == [[0, 1], [1, 0]]
+    rest = found.rest.reshape(2, 2, 8)
+    assert not rest[0, :, :2].any()
+    assert rest[1, 1, 7] == 2.5
+    assert (found.codes.astype(np.int64) ** 2).sum(-1).max() * 2 < 2**31
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, 1e30])
+def test_a_bias_that_is_no_number_stays_in_the_keys(bad):
+    """There it is found: a layer refuses such keys."""
+    bias = np.full((1, 16), 5, np.float32)
+    bias[0, 3] = bad
+    found = key_bias(bias, bias, *tables(16, 1))
+    assert 3 not in found.first
+    assert np.array_equal(found.rest[0, 3], bias[0, 3], equal_nan=True)
 
 
 @pytest.mark.parametrize("S", [1, 100, 5000])
@@ -279,15 +325,17 @@ def test_the_spec_of_a_cache_is_attention(T, before, window, seed):
     """spec.kv against spec.ops, causal and windowed; that of int8 on the values that its integers stand for."""
     rng = np.random.default_rng(seed)
     S = T + before
-    q, k, v = (rng.standard_normal((n, h, 16)).astype(np.float32) for n, h in ((T, 6), (S, 2), (S, 2)))
+    q, k, v = (rng.standard_normal((n, h, 32)).astype(np.float32) for n, h in ((T, 6), (S, 2), (S, 2)))
     visible = ops.causal_mask(T, S, window)
     true = ops.attention(*(x.astype(np.float64) for x in (q, k, v)), visible)
     assert nmse(kv.attention_fp32(q, k, v, visible), true) <= 1e-12
-    held, floats = [kv.quantise_kv(x) for x in (q, k, v)], q
-    q, k, v = (x.astype(np.float64) * scale[..., None] for x, scale in held)
+    held, floats = [kv.quantise_kv(x, halves) for x, halves in ((q, 2), (k, 2), (v, 1))], q
+    q, k, v = (x * np.repeat(scale.astype(np.float64), 32 // scale.shape[-1], axis=-1) for x, scale in held)
     true = ops.attention(q, k, v, visible)
     y = kv.attention_int8(floats, *held[1], *held[2], visible, 16)
-    assert np.sum((y - true) ** 2) <= 4 * noise_of_weights(q, k, v, held[2][1], visible) + 1e-12 * np.sum(true**2)
+    assert np.sum((y - true) ** 2) <= 4 * noise_of_weights(q, k, v, held[2][1][..., 0], visible) + 1e-12 * np.sum(
+        true**2
+    )
 
 
 def noise_of_weights(q, k, v, v_scale, visible):
@@ -334,7 +382,7 @@ def test_exp2_is_within_its_bound():
         (lambda c, q: ours.append(c, q[:, :2], q[:, :2], 0, threads=0), "threads: must be 1 to 1024"),
         (lambda c, q: ours.append(c, q[:, :2], q[:, :2], 9), "do not fit"),
         (lambda c, q: ours.empty_kv("int4", 1, 1, 2), "must be int8 or fp32"),
-        (lambda c, q: ours.empty_kv("int8", 1, 1, 2, np.zeros((1, 3))), "center: must have shape"),
+        (lambda c, q: ours.KeyBias.of(only_center(np.zeros((1, 3))), 1, 1, 2), "rest: must have shape"),
     ],
 )
 def test_impossible_calls_are_refused(call, message):
@@ -379,7 +427,7 @@ def test_a_buffer_out_of_line_is_refused():
     cache = ours.empty_kv("int8", 10, 1, 8)
     memory = np.zeros(len(cache.buffer) + 2 * core.ALIGN, np.uint8)
     start = -memory.ctypes.data % core.ALIGN + 1
-    moved = ours.KV("int8", memory[start : start + len(cache.buffer)], 10, 1, 8, cache.center)
+    moved = ours.KV("int8", memory[start : start + len(cache.buffer)], 10, 1, 8)
     with pytest.raises(core.CoreError, match="align"):
         ours.append(moved, np.zeros((1, 1, 8)), np.zeros((1, 1, 8)), 0)
     with pytest.raises(core.CoreError, match="align"):

@@ -10,7 +10,7 @@ import pytest
 import qwq_ref
 from qwq_ref import spec
 from qwq_ref.config import Config
-from qwq_ref.numerics import engine, fixed, kv, quant
+from qwq_ref.numerics import engine, fixed, key_bias, kv, quant
 from qwq_ref.spec import model, ops
 from tests.support import contracts
 from tests.support.models import config_values, random_weights
@@ -115,7 +115,10 @@ def test_every_function_of_the_spec_has_a_contract_and_is_checked():
     fixed.top_k(rows[0], 2)
     fixed.uniform(0, 0)
     few = fixed.exp(np.ones((2, 1, 4), np.float32))
-    kv.attention_int8(few, *kv.quantise_kv(few), *kv.quantise_kv(few), np.ones((2, 2), bool))
+    tables = fixed.rope_tables(np.ones(2, np.float32), 1.0, np.arange(1024))
+    bias = key_bias.key_bias(few[:, 0], np.full((1, 4), 9, np.float32), *tables, *(table[:1] for table in tables))
+    held = *kv.quantise_kv(few, 2, bias.key_gain, bias.center), *kv.quantise_kv(few)
+    kv.attention_int8(few, *held, np.ones((2, 2), bool), bias=bias)
     kv.attention_fp32(few, few, few, np.ones((2, 2), bool))
     prepared = engine.prepare(config, random_weights(config, 0), "q8")
     engine.forward(config, prepared, [1, 2], engine.empty_cache(config, "int8"))

@@ -200,7 +200,7 @@ def other_window(layers):
 
 
 def other_center(layers):
-    layers[1].kv.center[:] += np.float32(0.25)
+    layers[1].kv.bias.center[:] += np.float32(0.25)
 
 
 def a_flipped_code(config, weights, mode):

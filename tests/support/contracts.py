@@ -16,12 +16,12 @@ import numpy as np
 
 import qwq_ref.spec
 from qwq_ref.config import DIMENSIONS, Config
-from qwq_ref.numerics import engine, fixed, kv, quant
+from qwq_ref.numerics import engine, fixed, integers, key_bias, kv, quant
 from qwq_ref.spec import model, ops, sampling
 
 # `spec.block` and `spec.generate` are the functions: the modules of these names are imported by their paths.
 block, generate = (importlib.import_module(f"qwq_ref.spec.{name}") for name in ("block", "generate"))
-MODULES = (ops, block, model, sampling, generate, quant, fixed, kv, engine, qwq_ref.spec)
+MODULES = (ops, block, model, sampling, generate, quant, fixed, integers, key_bias, kv, engine, qwq_ref.spec)
 called = set()
 _config_in_sight = []
 

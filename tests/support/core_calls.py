@@ -11,6 +11,7 @@ import numpy as np
 from qwq_ref import core
 from qwq_ref.core import attention as core_attention
 from qwq_ref.core.formats import c_format as c_format_of
+from tests.support.key_biases import drawn, only_center
 
 TAILS = (1, 15, 17, 31, 33, 63, 65)
 AFFINE = [codes for codes, of in core.CODES.items() if "zero" in of.scales]  # u4, u5, u6
@@ -263,10 +264,26 @@ def matmul(rng, form, tail):
 def kv_struct(rng, form, capacity, K, E):
     """A cache of garbage."""
     size = core_attention.kv_bytes(form, capacity, K, E)
-    center = Array(rng.standard_normal((K, E)).astype(np.float32), needed=False) if form == "int8" else None
     data = Array(np.full(size, 0xFF, np.uint8), "inout", 64)
     sizes = {"capacity": capacity, "K": K, "E": E, "int8": int(form == "int8")}
-    return Struct("qwq_kv", {"data": data, "center": center, **sizes})
+    return Struct("qwq_kv", {"data": data, "bias": key_bias_struct(rng, form, capacity, K, E), **sizes})
+
+
+def key_bias_struct(rng, form, capacity, K, E):
+    """What int8 keys leave out, or a vector alone that they take off; nothing for float32."""
+    if form == "fp32":
+        return Struct("qwq_key_bias", {}, needed=False)
+    if E % 2 or rng.random() < 0.3:
+        bias = only_center(rng.standard_normal((K, E)).astype(np.float32))
+    else:
+        _, bias = drawn(rng, K, E, capacity)
+    n = bias.first.shape[1]
+    fields = {name: Array(getattr(bias, name), needed=False) for name in ("key_gain", "query_gain", "center")}
+    fields |= {"pairs": n, "chunks": len(bias.turns), "most": bias.most}
+    arrays = {"first": 4, "codes": 64, "scale": 4, "turns": 4}
+    return Struct(
+        "qwq_key_bias", fields | {name: Array(getattr(bias, name), align=align) for name, align in arrays.items() if n}
+    )
 
 
 def attention(rng, form, tail):

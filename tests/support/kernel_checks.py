@@ -224,13 +224,13 @@ def blocks(rng, entry):
 
 @every_size
 def quantise_kv(rng, E):
-    x, center = numbers(rng, E), numbers(rng, E)
-    for some in (None, center):
+    x, gain, center = (numbers(rng, E) for _ in range(3))
+    for moves in ((None, None), (gain, None), (None, center), (gain, center)):
 
-        def run(table, memory, some=some):
+        def run(table, memory, moves=moves):
             (to, found), (of, _) = memory(np.zeros(E, np.int8)), memory(x)
-            away = ffi.NULL if some is None else memory(some)[0]
-            return [np.float32(table.attention.quantise(to, of, away, E)), found]
+            by = [ffi.NULL if some is None else memory(some)[0] for some in moves]
+            return [np.float32(table.attention.quantise(to, of, *by, E)), found]
 
         yield run
 
@@ -252,18 +252,28 @@ class Rows:
             self.k = rng.integers(1, 256, tokens * E).astype(np.uint8)
             self.v = rng.integers(-127, 128, tokens * E).astype(np.int8)
             self.q = rng.integers(-127, 128, (E // 4, R, 4)).astype(np.int8)
-        self.begin = -128 * self.q.astype(np.int64).reshape(-1, R, 4).sum((0, 2)) if not fp32 else np.zeros(R, np.int64)
-        self.factor = (rng.random(R) * (1e-4 if not fp32 else 0.2)).astype(np.float32)
-        self.k_scale, self.v_scale = (rng.random(tokens).astype(np.float32) + np.float32(0.1) for _ in range(2))
+        halves = self.q.astype(np.int64).reshape(2, -1, R, 4) if not fp32 else np.zeros((2, 1, R, 4), np.int64)
+        self.begin = -128 * halves.sum((1, 3))
+        self.factor = (rng.random((2, R)) * (1e-4 if not fp32 else 0.2)).astype(np.float32)
+        self.k_scale = [rng.random(tokens).astype(np.float32) + np.float32(0.1) for _ in range(2)]
+        self.v_scale = rng.random(tokens).astype(np.float32) + np.float32(0.1)
+        self.pairs = 0 if fp32 else int(rng.choice([0, 1, 2, 7]))
+        self.bias = rng.integers(-9000, 9001, (tokens // 16, self.pairs, 16, 2)).astype(np.int16)
+        self.bias_q = rng.integers(-9000, 9001, (self.pairs, R, 2)).astype(np.int16)
+        self.bias_factor = (rng.random(R) * 1e-8).astype(np.float32)
 
     def placed(self, memory):
         """The structs of C, and the arrays that are written: scores, p, out."""
         chunk, rows = ffi.new("qwq_chunk *"), ffi.new("qwq_rows *")
         chunk.k, chunk.v = memory(self.k)[0], memory(self.v)[0]
-        chunk.k_scale, chunk.v_scale = memory(self.k_scale)[0], memory(self.v_scale)[0]
+        chunk.k_scale = [memory(scale)[0] for scale in self.k_scale]
+        chunk.v_scale, chunk.bias = memory(self.v_scale)[0], memory(self.bias)[0]
         rows.rows, rows.E, rows.q = self.rows, self.E, memory(self.q)[0]
+        rows.pairs, rows.bias_q = self.pairs, memory(self.bias_q)[0]
         for r in range(self.rows):
-            rows.begin[r], rows.factor[r] = int(self.begin[r]), self.factor[r]
+            for h in range(2):
+                rows.begin[h][r], rows.factor[h][r] = int(self.begin[h, r]), self.factor[h, r]
+            rows.bias_factor[r] = self.bias_factor[r]
             getattr(rows, "from")[r], rows.to[r] = self.start[r], self.end[r]
         rows.scores, scores = memory(np.zeros((self.rows, STRIDE), np.float32))
         rows.p, _ = memory(np.zeros((6, STRIDE), np.uint32))

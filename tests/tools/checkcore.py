@@ -27,7 +27,15 @@ from tests.support.kernel_checks import CHECKS
 from tests.support.kernel_tables import ffi
 
 PARTS = [name for name, _ in ffi.typeof("qwq_table").fields]
-TYPES = {"f4": "float", "i4": "int32_t", "u4": "uint32_t", "i1": "int8_t", "u1": "uint8_t", "u2": "uint16_t"}
+TYPES = {
+    "f4": "float",
+    "i4": "int32_t",
+    "u4": "uint32_t",
+    "i1": "int8_t",
+    "u1": "uint8_t",
+    "i2": "int16_t",
+    "u2": "uint16_t",
+}
 
 
 class Memory:

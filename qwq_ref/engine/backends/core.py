@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 import weakref
 from collections.abc import Callable, Mapping
+from collections.abc import Sequence as Listed
 
 import numpy as np
 
@@ -14,6 +16,7 @@ from ...core import attention
 from ...core.layer import Layer
 from ...core.ops import rope_frequencies, rope_tables
 from ...errors import NonFiniteError
+from ...numerics.engine import key_biases
 from ...spec.ops import Array, Tap
 from .. import thread
 from ..cache import empty_caches
@@ -86,11 +89,18 @@ class CoreBackend:
             layers = self._unused.pop() if self._unused else None
         return Sequence(layers or self._new_layers(), self.threads, self._unused.append)
 
+    @functools.cached_property
+    def _key_biases(self) -> Listed[attention.KeyBias | None]:
+        config = self.config
+        if self.kv != "int8":
+            return [None] * config.L
+        heads = (config.H + config.K) * config.E  # of queries and keys
+        biases = key_biases(config, [layer.qkv_bias[:heads] for layer in self.weights.layers], rope_tables)
+        return [attention.KeyBias.of(bias, self.context, config.K, config.E) for bias in biases]
+
     def _new_layers(self) -> list[Layer]:
         config = self.config
-        keys = slice(config.H * config.E, (config.H + config.K) * config.E)
-        biases = [layer.qkv_bias[keys] for layer in self.weights.layers]
-        caches = empty_caches(config, self.kv, self.context, biases)
+        caches = empty_caches(config, self.kv, self.context, self._key_biases)
         return [
             Layer(layer, cache, config.H, config.rms_norm_eps, config.window(i))
             for i, (layer, cache) in enumerate(zip(self.weights.layers, caches, strict=True))
