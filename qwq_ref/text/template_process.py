@@ -29,6 +29,7 @@ _WORKER = Path(__file__).with_name("template_worker.py")
 _NO_MEMORY = 3  # the worker's exit status when it has no memory left to answer with
 _VARIABLES = ("TZ", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")  # for the right time, and for Python to start at all
 _START_SECONDS = 60.0  # the usual start takes a tenth of a second
+_PATIENCE, _LEAST_SECONDS = 15, 30.0  # the wall clock's time for each second of the processor's, and at least so much
 _DAY = 86400.0  # sockets refuse a timeout of a century
 _PYTHON_BYTES = 1 << 26  # more than Python and Jinja use
 _NO_SIGNAL: int = getattr(socket, "MSG_NOSIGNAL", 0)  # an error instead of SIGPIPE
@@ -39,7 +40,7 @@ _WATCH_SECONDS = 0.05
 class Limits(NamedTuple):
     """The time, text and memory that one rendering may use.
 
-    seconds    time, on the wall clock
+    seconds    time of the processor: other work on the machine does not count
     max_chars  length of the text
     max_bytes  memory for the conversation, all values and the text together
     """
@@ -85,7 +86,7 @@ class TemplateProcess:
         """
         request = _packed({"values": values, "spelled": spelled})
         with self._lock:
-            return self._text(self._ready_child(), request, self._limits.seconds)
+            return self._text(self._ready_child(), request, _patience(self._limits.seconds))
 
     def _forget(self) -> None:
         """Leave the child to the process that this one was forked from. There, a thread may hold the lock."""
@@ -110,7 +111,7 @@ class TemplateProcess:
             child = self._start()
         if not self._ready:
             try:
-                self._text(child, b"", _START_SECONDS + self._limits.seconds)
+                self._text(child, b"", _START_SECONDS + _patience(self._limits.seconds))
             except TemplateError:
                 child.end()
                 raise
@@ -187,7 +188,7 @@ class _Child:
                 raise ValueError
             return _checked(json.loads(self._receive(size, deadline).decode("utf-8", "surrogatepass")))
         except TimeoutError:
-            reason = _too_much_time(seconds)
+            reason = f"the template's process gives no text within {seconds:g} seconds"
         except (ConnectionError, EOFError):
             reason = self._why_it_ended()
         except (ValueError, RecursionError):  # the template has left Jinja's sandbox, and writes what it likes
@@ -224,8 +225,8 @@ class _Child:
             return "the template's process sends no answer"
         if status == _NO_MEMORY:
             return self._too_much_memory()
-        if status == -signal.SIGXCPU:
-            return _too_much_time(self._limits.seconds)
+        if status in (-signal.SIGPROF, -signal.SIGXCPU):
+            return f"the template runs for more than {self._limits.seconds:g} seconds"
         how = f"signal {-status}, {signal.strsignal(-status)}" if status < 0 else f"status {status}"
         return f"the template's process crashes ({how})"
 
@@ -233,8 +234,9 @@ class _Child:
         return f"the template needs more than {self._limits.max_bytes:,} bytes of memory"
 
 
-def _too_much_time(seconds: float) -> str:
-    return f"the template runs for more than {seconds:g} seconds"
+def _patience(seconds: float) -> float:
+    """Return the time that a child gets on the wall clock. A busy machine gives it a small share of a processor."""
+    return min(max(_LEAST_SECONDS, _PATIENCE * seconds), _DAY)
 
 
 def _command() -> list[str]:

@@ -5,7 +5,8 @@ Python's insides, but lets it use all time and memory. Templates have also escap
 `str.format` and `attr` (CVE-2024-34359, CVE-2026-5760). So the operating system limits this process:
 
 - Memory: RLIMIT_AS. macOS ignores it, so the parent watches the memory there.
-- Time: the parent kills this process. RLIMIT_CPU ends it if the parent is gone.
+- Time: a timer of the processor's time ends this process, and RLIMIT_CPU where a template stops the timer. A busy
+  machine costs a template none of its time. The parent kills a process that gives no answer for long.
 - Files, sockets, processes: none can be opened or started (root can still start processes).
 
 A template that escapes can still read what this process holds: the conversation, and Python. Lists of filters and
@@ -22,6 +23,7 @@ import json
 import math
 import os
 import resource
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -275,7 +277,11 @@ def _give_up(name: str, limit: int) -> None:
 
 
 def _allow_time(seconds: float) -> None:
-    """Let the system end this process once it has computed for `seconds` more, rounded up to a whole second."""
+    """Let the system end this process once it has computed for `seconds` more.
+
+    The limit, which a template cannot take away, counts in whole seconds.
+    """
+    signal.setitimer(signal.ITIMER_PROF, seconds)
     hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
     soft = math.ceil(time.process_time() + seconds)
     resource.setrlimit(resource.RLIMIT_CPU, (soft if hard == resource.RLIM_INFINITY else min(soft, hard), hard))
@@ -295,7 +301,9 @@ def _packed(message: dict[str, Any]) -> bytes:
     return len(data).to_bytes(8, "big") + data
 
 
-def _send(data: bytes) -> None:
+def _answer(data: bytes) -> None:
+    """Send an answer. Its time is over; the next request will have a time of its own."""
+    signal.setitimer(signal.ITIMER_PROF, 0)
     sys.stdout.buffer.write(data)
     sys.stdout.buffer.flush()
 
@@ -311,7 +319,7 @@ def main() -> None:
         answer = _packed({"text": ""})
     except Exception as problem:
         answer = _packed(explained(problem, None, max_bytes))
-    _send(answer)
+    _answer(answer)
     while template:
         request = _receive()
         _allow_time(seconds)
@@ -319,7 +327,7 @@ def main() -> None:
             answer = _packed({"text": rendered(template, prepared(**request), max_chars)})
         except Exception as problem:  # a program that we did not write may raise anything
             answer = _packed(explained(problem, template, max_bytes))
-        _send(answer)
+        _answer(answer)
 
 
 if __name__ == "__main__":

@@ -138,6 +138,16 @@ def test_the_time_limit_is_for_one_rendering():
     assert pid_of(template) == pid
 
 
+def test_time_that_other_programs_take_does_not_count():
+    template = ChatTemplate(MOODY, seconds=0.3)
+    template.check()
+    pid = pid_of(template)
+    os.kill(pid, signal.SIGSTOP)
+    threading.Timer(1, os.kill, (pid, signal.SIGCONT)).start()
+    assert template.render(said("a")) == "a"
+    assert pid_of(template) == pid
+
+
 def test_a_child_that_somebody_killed_is_replaced():
     template = ChatTemplate(MOODY, seconds=60)
     template.check()
