@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 QWEN_05B = "qwen2.5-coder-0.5b-instruct-q4_k_m.gguf"
+QWEN_15B = "qwen2.5-coder-1.5b-instruct-q4_k_m.gguf"
 R1_7B_HEAD = "deepseek-r1-distill-qwen-7b-q4_k_m.gguf.head"
 
 
