@@ -257,8 +257,8 @@ class _Check:
 def allowed_of(ways: Sequence[Array], right: Array, precision: str) -> float:
     """Return the largest relative error that a correct way to compute a result may have.
 
-    That is the largest of the known ways, or one more rounding. An error of n numbers is itself a sample: in few numbers
-    another correct way may err by more than all known ones, by about 1 / sqrt(2 n) of their errors for each sigma.
+    The largest error of the known ways counts, or one more rounding. The error of n numbers is itself a sample. In few
+    numbers, another correct way may err by more than all known ones: by 1 / sqrt(2 n) of their errors for each sigma.
     """
     sample = 1 + 3 / np.sqrt(2 * max(right.size, 1))
     return float(max([UNIT[precision]] + [error(way, right) for way in ways]) * sample)
