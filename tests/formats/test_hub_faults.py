@@ -256,7 +256,10 @@ def test_ctrl_c_keeps_what_is_complete(hub, tmp_path):
     code = "import qwq_ref.formats as f; print(f.resolve('owner/name'))"
     command = [sys.executable, "-c", code]
     env = environment(hub, tmp_path, HF_HUB_DOWNLOAD_TIMEOUT="30")
-    process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    heed = {
+        "preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
+    }  # a background shell's children ignore it
+    process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **heed)
     deadline = time.monotonic() + 60
     while not hub.asked("GET", SHARDS["b"]) and time.monotonic() < deadline:
         time.sleep(0.05)
