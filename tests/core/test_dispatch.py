@@ -49,7 +49,6 @@ def test_avx_vnni_replaces_products_of_integers_and_inherits_the_rest():
         pytest.skip("the compiler, or the processor's family, has no AVX-VNNI")
     own = [str(e) for e in kernel_tables.entries() if kernel_tables.owner(e, "avx2-vnni") == "avx2-vnni"]
     assert [name for name in own if not name.startswith("ceilings")] == [
-        "matmul.unpack[q8]",
         "matmul.wide",
         "matmul.blocks[q4]",
         "attention.scores_int8",
