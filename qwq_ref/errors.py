@@ -48,6 +48,10 @@ class GoldenError(QwqError):
     """A golden pack, or a candidate's tensors, is malformed or not what it says."""
 
 
+class KlBaseError(QwqError):
+    """A file of base log-probabilities is malformed, or of another text, context or vocabulary."""
+
+
 class MemoryLimitError(QwqError):
     """A model does not fit in the memory that this process may use; raised before loading."""
 

@@ -1,4 +1,4 @@
-"""Profiles, the long tier, and the enforcement of the spec's shape contracts in every test."""
+"""Profiles, the long tier, the real tier, and the enforcement of the spec's shape contracts in every test."""
 
 import os
 
@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from qwq_ref import core
-from tests.support import contracts
+from tests.support import contracts, real_models
 from tests.support.hub_server import hub, local_hub  # noqa: F401
 from tests.support.shared_data import shared_data  # noqa: F401
 from tests.support.small_tokenizer import (  # noqa: F401
@@ -37,6 +37,7 @@ settings.load_profile("fast")
 
 def pytest_addoption(parser):
     parser.addoption("--long", action="store_true", help="10,000 Hypothesis examples a test, and the tests marked long")
+    parser.addoption("--real", action="store_true", help="the tests marked real, and no others: see QWQ_REF_MODELS")
 
 
 def pytest_configure(config):
@@ -44,11 +45,26 @@ def pytest_configure(config):
         settings.load_profile("long")
 
 
+def pytest_report_header(config):
+    problem = real_models.missing()
+    return f"real tier: every test is skipped: {problem}" if config.getoption("--real") and problem else None
+
+
 def pytest_collection_modifyitems(config, items):
-    if not config.getoption("--long"):
-        for item in items:
-            if item.get_closest_marker("long"):
-                item.add_marker(pytest.mark.skip(reason="long tier: run with --long"))
+    of_tier = [item for item in items if item.get_closest_marker("real")]
+    if config.getoption("--real"):
+        config.hook.pytest_deselected(items=[item for item in items if item not in of_tier])
+        items[:] = of_tier
+    for item in items:
+        if item.get_closest_marker("long") and not config.getoption("--long"):
+            item.add_marker(pytest.mark.skip(reason="long tier: run with --long"))
+        if item.get_closest_marker("real") and not config.getoption("--real"):
+            item.add_marker(pytest.mark.skip(reason="real tier: run with --real, and QWQ_REF_MODELS=FOLDER"))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    real_models.tier = item.get_closest_marker("real") is not None
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import functools
 import re
 import sys
 from typing import TYPE_CHECKING, Any
 
 from ..errors import QwqError
-from ..host.limits import cpu_quota, cpus
-from .ending import kept
 from .hints import print_hint
 from .options import (
     add_download_arguments,
@@ -19,12 +16,11 @@ from .options import (
     add_prompt_arguments,
     add_rope_arguments,
     check_rope_options,
-    chosen_rope,
     engine_choices,
     refuse,
-    set_threads,
+    set_numpy_threads,
 )
-from .progress import Bar, progress_bar, shown
+from .progress import Bar, shown
 from .prompt import read_prompt
 from .sampling import tell_sampling
 from .screen import DIM, PLAIN, styles, tell
@@ -36,7 +32,6 @@ if TYPE_CHECKING:
     from ..engine.generation import Generation
     from ..engine.model import Model
 
-_LARGE = 1 << 30  # bytes of a model, whose memory is announced even without -v
 _SAMPLING = ("temperature", "top_k", "top_p", "min_p", "presence_penalty", "repetition_penalty", "steps")
 
 
@@ -131,8 +126,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    if options.backend == "numpy" and (options.threads is not None or cpu_quota() is not None):
-        set_threads(options.threads or cpus())  # of BLAS, which knows no quota; the core has threads of its own
+    set_numpy_threads(options)
     require_output()
     choices = engine_choices(options)
     check_rope_options(options)
@@ -147,49 +141,13 @@ def run(options: argparse.Namespace) -> int:
     if not options.raw:
         start_templates()
 
-    from .. import core
-    from ..engine.ahead import check_choices, check_small, expected_memory
-    from ..engine.loader import load
     from ..engine.sampler import own_sampling
-    from ..footprint import parameters
-    from ..formats import read_config
-    from .models import locate
+    from .loading import load_model
 
-    rope = functools.cache(functools.partial(chosen_rope, options))  # says what it assumes, once
-    needed = {"context": options.ctx_size, **{name: choices[name] for name in ("backend", "weights", "kv")}}
     own_sampling({}, **_sampling(options))
-    check_choices(**choices, chat_template=options.chat_template_file)
-    path = locate(
-        options,
-        lambda model: expected_memory(model, rope=rope(model.config), **needed),
-        lambda folder: check_small(folder, options.chat_template_file, text=True, chat=not options.raw),
-    )
-    config = read_config(path)
-
-    def announce(line: str, size: int) -> None:
-        if options.verbose or size >= _LARGE:
-            tell(line)
-
-    with (
-        kept(lambda: "the model was not loaded yet"),
-        progress_bar("loading", parameters(config), "weights") as progress,
-    ):
-        model = load(
-            path,
-            **choices,
-            context=options.ctx_size,
-            rope=rope(config),
-            chat_template=options.chat_template_file,
-            offline=options.offline,
-            text=True,
-            progress=progress,
-            announce=announce,
-        )
-    if options.backend is None and not core.available():
-        tell("qwq: the C core is not built: NumPy computes, in fp32 and slowly (see qwq doctor)")
+    model = load_model(options, choices, options.ctx_size, options.chat_template_file, chat=not options.raw)
     if options.verbose:
-        tell(f"backend: {model.backend.description}")
-        tell(f"context: {model.context} tokens; chat template: {'yes' if model.template else 'no'}")
+        tell(f"chat template: {'yes' if model.template else 'no'}")
         names = {identity: token for token, identity in model.tokenizer.added.items()}
         ends = [f"{names.get(identity, '')} {identity} ({of})".lstrip() for identity, of in model.end_tokens.items()]
         tell(f"end tokens: {', '.join(ends) or 'none'}")

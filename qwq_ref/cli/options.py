@@ -11,6 +11,7 @@ from typing import Any
 from ..config import TRAINED_POSITIONS, Config, Rope
 from ..errors import UsageError
 from ..forms import FILE, FORMS, KV_FORMS
+from ..host.limits import cpu_quota, cpus
 from .screen import tell
 from .values import number, one_of, only, threads, tokens
 
@@ -25,6 +26,12 @@ def set_threads(threads: int) -> None:
     """Set the number of BLAS threads. BLAS reads it once, when NumPy is imported."""
     for library in ("OMP", "OPENBLAS", "MKL", "VECLIB_MAXIMUM"):
         os.environ[f"{library}_NUM_THREADS"] = str(threads)
+
+
+def set_numpy_threads(options: argparse.Namespace) -> None:
+    """Set the number of BLAS threads for the NumPy backend. BLAS knows no quota; the core has threads of its own."""
+    if options.backend == "numpy" and (options.threads is not None or cpu_quota() is not None):
+        set_threads(options.threads or cpus())
 
 
 def add_model_argument(parser: argparse.ArgumentParser) -> None:

@@ -21,6 +21,7 @@ COMMANDS = {
     "info": "show the size of a model: parameters, memory, bytes read and operations for each token",
     "convert": "pack the weights of a model into a new folder, so that the model loads faster",
     "eval": "measure how many small problems a model answers correctly",
+    "perplexity": "measure how well a model predicts a text, and how far it is from another run at the same text",
     "golden": "record reference values of a model; compare an implementation with them",
     "train": "run one stage of the training recipe",
     "doctor": "show which models fit on this machine, how fast they can be, and how to fix problems",

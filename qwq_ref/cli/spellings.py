@@ -19,6 +19,7 @@ ALIASES = {
     "--repeats": ("--repetitions",),
     "--problems": ("--limit",),
     "--categories": ("--tasks",),
+    "--kl-base": ("--kl-divergence-base", "--save-all-logits"),
 }
 
 # Options that ask for what happens anyway. They take no value, and change nothing.
@@ -78,6 +79,10 @@ FOREIGN = {
     ),
     "--think shows or hides the reasoning, and --think-budget limits it": (
         "--reasoning -rea --reasoning-format --reasoning-effort --reasoning-budget-message"
+    ),
+    "chunks do not overlap, and their second halves are scored": "--ppl-stride --ppl-output-type",
+    "`qwq eval` asks a model problems": (
+        "--hellaswag --hellaswag-tasks --winogrande --winogrande-tasks --multiple-choice --multiple-choice-tasks"
     ),
     "each call answers one prompt": (
         "--conversation -cnv --interactive -i --interactive-first -mli --multiline-input --prompt-cache "

@@ -20,12 +20,13 @@ import os
 import select
 import sys
 from collections.abc import Callable, Iterator
-from typing import Any, TextIO, TypeVar
+from typing import Any, BinaryIO, TextIO, TypeVar, cast
 
 from ..errors import FileError, UsageError
 from .screen import screen
 
 _ESCAPE = "qwq_ref.escape"  # an error handler of codecs
+STDIN = "standard input"
 _DEFAULTS = ("strict", "surrogateescape")  # handlers that nobody chose
 
 Kind = TypeVar("Kind", bound="_Stream")
@@ -264,17 +265,22 @@ def argument_text(text: str, name: str) -> str:
 
 def read_input() -> bytes:
     """Return the bytes of standard input, to its end. Raises FileError."""
+    with input_stream() as stream:
+        return read_stream(stream, STDIN)
+
+
+def input_stream() -> BinaryIO:
+    """Return standard input as a stream of bytes, without a buffer of ours. Raises FileError."""
     if sys.stdin is None:
-        raise FileError("standard input", None, "is closed")
+        raise FileError(STDIN, None, "is closed")
     try:
         descriptor = sys.stdin.fileno()
     except (OSError, AttributeError):  # replaced by a program that calls `main`
-        return sys.stdin.buffer.read() if hasattr(sys.stdin, "buffer") else sys.stdin.read().encode("utf-8")
-    with open(descriptor, "rb", buffering=0, closefd=False) as stream:
-        return read_stream(stream, "standard input")
+        return io.BytesIO(sys.stdin.buffer.read() if hasattr(sys.stdin, "buffer") else sys.stdin.read().encode("utf-8"))
+    return cast(BinaryIO, open(descriptor, "rb", buffering=0, closefd=False))
 
 
-def read_stream(stream: io.FileIO, name: str, limit: int = 1 << 26) -> bytes:
+def read_stream(stream: BinaryIO, name: str, limit: int = 1 << 26) -> bytes:
     """Return the bytes of a stream, to its end: a file, a pipe, a terminal. Raises FileError.
 
     A pipe may be non-blocking, where a plain read would lose what comes later. `limit` is for streams without end.
@@ -287,9 +293,24 @@ def read_stream(stream: io.FileIO, name: str, limit: int = 1 << 26) -> bytes:
     return bytes(data)
 
 
-def _read(stream: io.FileIO, name: str) -> bytes:
+def read_pieces(stream: BinaryIO, name: str, size: int = 1 << 18) -> Iterator[bytes]:
+    """Yield the bytes of a stream in pieces of `size` or a little more; the last one may be shorter. Raises FileError.
+
+    The first piece is yielded even if it is empty.
+    """
+    data, ended = bytearray(), False
+    while not ended:
+        piece = _read(stream, name, size)
+        data += piece
+        ended = not piece
+        if len(data) >= size or ended:
+            yield bytes(data)
+            data.clear()
+
+
+def _read(stream: BinaryIO, name: str, size: int = 1 << 20) -> bytes:
     try:
-        while (piece := stream.read(1 << 20)) is None:
+        while (piece := stream.read(size)) is None:
             ready = select.poll()
             ready.register(stream, select.POLLIN)
             ready.poll()

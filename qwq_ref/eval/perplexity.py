@@ -15,8 +15,23 @@ def surprise(logits: Array, ids: Sequence[int]) -> Array:
 
     -log of the probability of each token after the first, in nats: n = T - 1.
     """
-    logs = log_softmax(logits[:-1])
-    surprises: Array = -logs[np.arange(len(logs)), np.asarray(ids[1:])]
+    return surprise_of_next(logits[:-1], np.asarray(ids[1:]))
+
+
+def surprise_of_next(logits: Array, following: Array) -> Array:
+    """logits [T, V], following [T] -> [T]
+
+    -log of the probability of the token that follows each position, in nats.
+    """
+    return picked(log_softmax(logits), following)
+
+
+def picked(logs: Array, following: Array) -> Array:
+    """logs [T, V], following [T] -> [T]
+
+    The surprise, given the logarithms of the probabilities.
+    """
+    surprises: Array = -logs[np.arange(len(logs)), following]
     return surprises
 
 

@@ -61,6 +61,8 @@ def leaves():
         ("golden -v list", "golden list -v"),
         ("-o x golden --ids 1 record", "golden record -o x --ids 1"),
         ("bench --repetitions 3 --n_prompt 1,2 --json", "bench -r 3 -p 1,2 -o json"),
+        ("perplexity --kl-divergence-base x --chunks -1", "perplexity --kl-base x"),
+        ("perplexity --save_all_logits x", "perplexity --kl-base=x"),
         ("eval --tasks add3 --limit 5", "eval --categories add3 -n 5"),
         ("convert --hf-path a --mlx-path b", "convert -m a -o b"),
         ("bench --op", "bench --op ''"),
@@ -249,7 +251,7 @@ def test_an_option_means_the_same_in_every_command():
     models = {leaf.prog for leaf in leaves() if leaf._action("-m") and leaf._action("-m") is leaf._action("--model")}
     assert models == {
         *("qwq generate", "qwq info", "qwq convert", "qwq eval", "qwq golden record", "qwq golden compare"),
-        *("qwq train", "qwq doctor", "qwq bench"),
+        *("qwq train", "qwq doctor", "qwq bench", "qwq perplexity"),
     }
 
 

@@ -66,7 +66,7 @@ def test_memory_is_announced_before_anything_is_read(random_folder, monkeypatch,
     for arguments, announced in (((), False), (("-v",), True)):
         assert main(["generate", "hello", "-n", "1", "-m", str(random_folder), *arguments]) == 0
         assert ("tokens of context: weights" in capfd.readouterr().err) == announced
-    monkeypatch.setattr("qwq_ref.cli.generate._LARGE", 1)
+    monkeypatch.setattr("qwq_ref.cli.loading._LARGE", 1)
     assert main(["generate", "hello", "-n", "1", "-m", str(random_folder)]) == 0
     assert "tokens of context: weights" in capfd.readouterr().err
 

@@ -14,6 +14,8 @@ from qwq_ref.formats import open_floats
 from tests.support.real_models import QWEN_05B, QWEN_15B, real_model
 from tests.tools.cache_loss import own_text
 
+pytestmark = pytest.mark.real
+
 QUESTION = "Write a Python function is_prime(n) that says whether n is prime. Answer with the code only."
 CHECK = """
 top = 10_000

@@ -108,6 +108,7 @@ def qwen_05b_tokenizer(qwen_05b):
     return load_tokenizer(qwen_05b, 151936)
 
 
+@pytest.mark.real
 def test_a_real_file_has_the_tokens_of_the_published_tokenizer(qwen_05b_tokenizer):
     """Qwen2.5-Coder's tokenizer.json lacks the last four added tokens of QwQ's."""
     tokenizer = qwen_05b_tokenizer
@@ -132,12 +133,14 @@ def llama_cpp_ids(qwen_05b):
     model.close()
 
 
+@pytest.mark.real
 @given(TEXTS)
 def test_ids_of_a_real_file_are_those_of_llama_cpp(qwen_05b_tokenizer, llama_cpp_ids, text):
     text = unicodedata.normalize("NFC", text)
     assert qwen_05b_tokenizer.encode(text, special=True) == llama_cpp_ids(text)
 
 
+@pytest.mark.real
 def test_long_texts_have_the_ids_of_llama_cpp(qwen_05b_tokenizer, llama_cpp_ids):
     whole = [unicodedata.normalize("NFC", text) for text in [*SENTENCES, *own_texts()]]
     found = [qwen_05b_tokenizer.encode(text, special=True) for text in whole]
@@ -145,6 +148,7 @@ def test_long_texts_have_the_ids_of_llama_cpp(qwen_05b_tokenizer, llama_cpp_ids)
     assert found == [*map(llama_cpp_ids, whole)]
 
 
+@pytest.mark.real
 def test_a_real_file_loads_fast(qwen_05b):
     """It takes half a second, and a little more beside other programs."""
     seconds = []
@@ -155,6 +159,7 @@ def test_a_real_file_loads_fast(qwen_05b):
     assert min(seconds) < 0.9
 
 
+@pytest.mark.real
 def test_the_tokenizer_of_r1_distill():
     tokenizer = load_tokenizer(real_model(R1_7B_HEAD), 152064)
     assert (tokenizer.size, tokenizer.think_start, tokenizer.think_end) == (151665, 151648, 151649)

@@ -202,6 +202,7 @@ def r1(tmp_path_factory, shared_data):
 TURNS = [USER, {"role": "assistant", "content": "<think>\nSo.\n</think>\n\n4"}, {"role": "user", "content": "And 3?"}]
 
 
+@pytest.mark.real
 @pytest.mark.shared
 @pytest.mark.parametrize("messages", [[USER], TURNS, [{"role": "system", "content": "Be brief."}, *TURNS]])
 def test_the_prompts_of_r1_distill_have_one_bos(r1, messages):
@@ -211,6 +212,7 @@ def test_the_prompts_of_r1_distill_have_one_bos(r1, messages):
     assert (ids[0], ids.count(151646)) == (151646, 1)
 
 
+@pytest.mark.real
 @pytest.mark.shared
 def test_an_edited_template_of_r1_distill_has_one_bos(r1, tmp_path):
     """Some publishers take the BOS out of the template, because llama.cpp adds one."""
@@ -221,6 +223,7 @@ def test_an_edited_template_of_r1_distill_has_one_bos(r1, tmp_path):
     assert load_chat_template(file, tmp_path / "edited.jinja").encode(ours, [USER]) == wanted
 
 
+@pytest.mark.real
 def test_the_template_of_a_real_file():
     file = real_model(QWEN_05B)
     template, tokenizer = load_chat_template(file), load_tokenizer(file)

@@ -1,0 +1,68 @@
+"""The tiers of the tests: `--long` and `--real` choose tests by their marks."""
+
+import subprocess
+import sys
+
+import pytest
+
+from tests.support import real_models
+from tests.support.paths import ROOT
+
+TESTS = """
+import pytest
+from tests.support.real_models import real_model
+
+def test_usual():
+    pass
+
+@pytest.mark.real
+def test_real():
+    real_model("none.gguf")
+
+@pytest.mark.long
+@pytest.mark.real
+def test_both():
+    pass
+
+def test_unmarked():
+    with pytest.raises(AssertionError, match="needs pytest.mark.real"):
+        real_model("none.gguf")
+"""
+
+
+@pytest.fixture
+def outcome(tmp_path, monkeypatch):
+    """A function that runs these tests with options -> the lines of pytest's report."""
+    (tmp_path / "test_them.py").write_text(TESTS)
+    (tmp_path / "conftest.py").write_text("from tests.conftest import *\n")
+    monkeypatch.delenv("QWQ_REF_MODELS", raising=False)
+
+    def run(*options):
+
+        command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-c", ROOT / "pyproject.toml", "-rs"]
+        done = subprocess.run(
+            [*command, "--rootdir", tmp_path, tmp_path, *options], cwd=tmp_path, capture_output=True, text=True
+        )
+        return done.stdout
+
+    return run
+
+
+def test_the_real_tier_is_left_out(outcome):
+    out = outcome()
+    assert "2 passed, 2 skipped" in out
+    assert "real tier: run with --real, and QWQ_REF_MODELS=FOLDER" in out
+
+
+def test_the_real_tier_alone(outcome, tmp_path):
+    out = outcome("--real")
+    assert "2 skipped, 2 deselected" in out
+    assert "real tier: every test is skipped: set QWQ_REF_MODELS" in out
+    assert "none.gguf is not here: set QWQ_REF_MODELS to the folder that holds it" in out
+
+
+def test_a_folder_that_is_missing(monkeypatch, tmp_path):
+    monkeypatch.setenv("QWQ_REF_MODELS", str(tmp_path / "none"))
+    assert real_models.missing() == f"QWQ_REF_MODELS is {tmp_path / 'none'}, which is no folder"
+    monkeypatch.setenv("QWQ_REF_MODELS", str(tmp_path))
+    assert real_models.missing() is None
