@@ -56,10 +56,10 @@ int qwq_isas_ran(void);
 const void *qwq_isa_table(int isa);
 
 /* What the numbers of a packed weight are: common/formats.c has the table. */
-enum { QWQ_Q4, QWQ_U4, QWQ_U5, QWQ_U6, QWQ_Q8, QWQ_BF16, QWQ_FP16, QWQ_FP32, QWQ_CODE_TYPES };
+enum { QWQ_Q4, QWQ_U4, QWQ_U5, QWQ_U6, QWQ_U8, QWQ_Q8, QWQ_BF16, QWQ_FP16, QWQ_FP32, QWQ_CODE_TYPES };
 /* How a group's scale, and what is added or taken away, are stored. All but the last two: one float16 scale a group.
  * PLAIN      w = scale * (code - zero_point), zero_point the same for all
- * ZERO       w = scale * (code - zero_point[n, g]), uint8, 0 to 16
+ * ZERO       w = scale * (code - zero_point[n, g]), uint8, 0 to 16; for u8 0 to 255
  * OFFSET     w = scale * code + offset[n, g], float16
  * SUPER      w = d * sub_scale[n, g] * (code - zero_point): one float16 d for 256 columns, int8 sub_scale
  * SUPER_MIN  w = d * sub_scale[n, g] * code - dmin * sub_min[n, g]: d and dmin for 256 columns, uint8 sub_scale and
@@ -70,7 +70,7 @@ const char *qwq_code_name(int codes);
 const char *qwq_scales_name(int scales);
 
 /* A format of packed weights. codes, scales: of the enumerations. group: columns that share a scale (16, 32, 64, 128).
- * zero_point: see PLAIN. For q4: 64, PLAIN and 0; for q8: PLAIN and 0, codes then are int8. bf16, fp16, fp32: all 0. */
+ * zero_point: see PLAIN. For q4: 64, PLAIN and 0; for q8: PLAIN or SUPER and 0, codes then are int8. bf16, fp16, fp32: all 0. */
 typedef struct {
     int32_t codes, group, scales, zero_point;
 } qwq_format;
@@ -241,7 +241,7 @@ int qwq_layer_step(float *x, const qwq_layer *layer, const float *cos, const flo
 /* What `qwq bench` holds a figure against. Products of integers, by what the AVX2 kernels must do for bytes up to so
  * much (AVX-512 has one instruction for all of them), and of floats, a multiplication and an addition each: no kernel
  * may fuse them. */
-enum { QWQ_DOTS_31, QWQ_DOTS_63, QWQ_DOTS_127, QWQ_DOTS_SIGNED, QWQ_DOTS_WORDS, QWQ_FLOATS, QWQ_PEAKS };
+enum { QWQ_DOTS_31, QWQ_DOTS_63, QWQ_DOTS_127, QWQ_DOTS_WORDS, QWQ_FLOATS, QWQ_PEAKS };
 /* The products of one round; 0 where there is no such ceiling, as for scalar code. */
 size_t qwq_peak_products(int which, int isa);
 /* The instructions that multiply in it; NULL where there is no such ceiling. */

@@ -23,10 +23,23 @@ static void put_planes(uint8_t *to, size_t r, const uint8_t *code, size_t column
         }
 }
 
-static void put_bytes(uint8_t *to, size_t r, const uint8_t *code, size_t columns, const qwq_layout *layout)
+/* Codes that are bytes, with `excess` added. */
+static inline void put_with(uint8_t *to, size_t r, const uint8_t *code, size_t columns, int excess)
 {
     for (size_t k = 0; k < columns; k++)
-        to[(k / 4 * 2 + r / 16) * LINE + r % 16 * 4 + k % 4] = (uint8_t)(code[k] + layout->excess);
+        to[(k / 4 * 2 + r / 16) * LINE + r % 16 * 4 + k % 4] = (uint8_t)(code[k] + excess);
+}
+
+static void put_u8(uint8_t *to, size_t r, const uint8_t *code, size_t columns, const qwq_layout *layout)
+{
+    (void)layout;
+    put_with(to, r, code, columns, 0);
+}
+
+static void put_q8(uint8_t *to, size_t r, const uint8_t *code, size_t columns, const qwq_layout *layout)
+{
+    (void)layout;
+    put_with(to, r, code, columns, Q8_EXCESS);
 }
 
 const qwq_code_type qwq_code_types[QWQ_CODE_TYPES] = {
@@ -45,7 +58,7 @@ const qwq_code_type qwq_code_types[QWQ_CODE_TYPES] = {
                 .element = 1,
                 .groups = ANY_GROUP,
                 .scales = ANY_SCALES,
-                .zero_point = 1,
+                .zero_point = 63,
                 .most = 15,
                 .planes = {4},
                 .put = put_planes,
@@ -55,7 +68,7 @@ const qwq_code_type qwq_code_types[QWQ_CODE_TYPES] = {
                 .element = 1,
                 .groups = ANY_GROUP,
                 .scales = ANY_SCALES,
-                .zero_point = 1,
+                .zero_point = 63,
                 .most = 31,
                 .planes = {4, 1},
                 .put = put_planes,
@@ -65,11 +78,20 @@ const qwq_code_type qwq_code_types[QWQ_CODE_TYPES] = {
                 .element = 1,
                 .groups = ANY_GROUP,
                 .scales = ANY_SCALES,
-                .zero_point = 1,
+                .zero_point = 63,
                 .most = 63,
                 .planes = {4, 2},
                 .put = put_planes,
                 .unpack = qwq_unpack_planes},
+    [QWQ_U8] = {.name = "u8",
+                .bits = 8,
+                .element = 1,
+                .groups = ANY_GROUP,
+                .scales = ANY_SCALES,
+                .zero_point = 255,
+                .most = 255,
+                .put = put_u8,
+                .unpack = qwq_unpack_bytes},
     [QWQ_Q8] = {.name = "q8",
                 .bits = 8,
                 .element = 1,
@@ -77,8 +99,8 @@ const qwq_code_type qwq_code_types[QWQ_CODE_TYPES] = {
                 .scales = SCALES(PLAIN) | SCALES(SUPER),
                 .excess = Q8_EXCESS,
                 .most = 255,
-                .put = put_bytes,
-                .unpack = qwq_unpack_q8},
+                .put = put_q8,
+                .unpack = qwq_unpack_bytes},
     [QWQ_BF16] = {.name = "bf16", .bits = 16, .element = 2, .floats = 1},
     [QWQ_FP16] = {.name = "fp16", .bits = 16, .element = 2, .floats = 1},
     [QWQ_FP32] = {.name = "fp32", .bits = 32, .element = 4, .floats = 1},
@@ -110,7 +132,7 @@ static int exists(const qwq_format *f)
     if (type->floats)
         return !f->group && !f->scales && !f->zero_point;
     int one_group = f->group > 0 && !(f->group & (f->group - 1)) && ((unsigned)f->group & type->groups);
-    int most_zero_point = type->zero_point && qwq_scale_kinds[f->scales].zero_point ? 63 : 0;
+    int most_zero_point = qwq_scale_kinds[f->scales].zero_point ? type->zero_point : 0;
     return one_group && type->scales >> f->scales & 1 && f->zero_point >= 0 && f->zero_point <= most_zero_point;
 }
 
@@ -136,8 +158,10 @@ int qwq_layout_of(qwq_layout *l, const qwq_format *f)
     l->scales_at = l->columns / GROUP * l->code_bytes;
     l->bytes = up(l->scales_at + (kind->of_block + kind->of_group * l->in_block) * PANEL, LINE);
     l->offset = kind->offset;
-    l->excess = type->excess ? type->excess : f->scales == QWQ_ZERO ? ZERO_EXCESS : f->zero_point;
-    l->most = type->most + (f->scales == QWQ_ZERO ? ZERO_EXCESS : 0);
+    l->row_zeros = f->codes == QWQ_U8 && f->scales == QWQ_ZERO;
+    int zero_excess = f->scales == QWQ_ZERO ? l->row_zeros ? 1 : ZERO_EXCESS : 0;
+    l->excess = type->excess ? type->excess : zero_excess ? zero_excess : f->zero_point;
+    l->most = type->most + (zero_excess == ZERO_EXCESS ? ZERO_EXCESS : 0);
     memcpy(l->planes, type->planes, sizeof l->planes);
     return 1;
 }

@@ -15,7 +15,7 @@ typedef struct {
     int floats;        /* each code is a float: there is no scale */
     unsigned groups;   /* the sizes of groups that exist, added up */
     unsigned scales;   /* the kinds of scales that exist, SCALES(kind) of each */
-    int zero_point;    /* whether a zero point may be taken off each code */
+    int zero_point;    /* the largest zero point of a whole weight */
     int32_t excess;    /* what unpacked bytes exceed their levels by, where that is fixed */
     int most;          /* what no unpacked byte exceeds */
     uint8_t planes[4]; /* for put_planes: the widths of the planes of bits, from the lowest, which is 4; 0 ends */
@@ -35,7 +35,7 @@ extern const qwq_code_type qwq_code_types[QWQ_CODE_TYPES];
 extern const qwq_scales qwq_scale_kinds[QWQ_SCALE_KINDS];
 
 /* Scalar code that others name: scalar/matmul.c. */
-unpack_fn qwq_unpack_q4, qwq_unpack_q8, qwq_unpack_planes;
+unpack_fn qwq_unpack_q4, qwq_unpack_bytes, qwq_unpack_planes;
 wide_fn qwq_scalar_wide;
 
 /* Packs up to 32 rows of floats of `element` bytes, [rows, K], as one panel. */

@@ -34,6 +34,7 @@ typedef struct {
     uint8_t code[LINES][2][LINE]; /* rows 0-15, rows 16-31 */
     float scale[4][PANEL];
     float offset[4][PANEL];
+    int32_t zero[4][PANEL];          /* where the layout has row_zeros */
     float scaled[QWQ_RATIOS][PANEL]; /* scale[0] times each ratio that some token needs, where a kernel wants that */
 } qwq_wide;
 
@@ -48,6 +49,7 @@ typedef struct {
     int group_bits;    /* and the binary logarithm of their columns */
     int32_t excess;    /* what every byte of qwq_wide exceeds its level by */
     int offset;        /* whether there is an offset */
+    int row_zeros;     /* whether a sum begins with as many times its number as its row's zero point: excess is 1 */
     int most;          /* what no byte of qwq_wide exceeds */
     int floats;        /* no integers at all */
     uint8_t planes[4]; /* the widths of the planes that hold a code's bits, from the lowest; 0 ends them */
@@ -95,9 +97,8 @@ typedef struct {
     widen_fn *widen[QWQ_CODE_TYPES];   /* NULL but for bf16 and fp16 */
     scale_fn *scale;                   /* NULL where `wide` does not read qwq_wide.scaled */
     wide_fn *wide;
-    blocks_fn *blocks[QWQ_CODE_TYPES];    /* NULL where there is only the way through `wide`; */
-    int32_t blocks_group[QWQ_CODE_TYPES]; /* the one size of group that it takes, 0 for any */
-    size_t tile;                          /* tokens that the kernels take at a time, at most MOST_TILE */
+    blocks_fn *blocks[QWQ_CODE_TYPES]; /* NULL where there is only the way through `wide` */
+    size_t tile;                       /* tokens that the kernels take at a time, at most MOST_TILE */
 } qwq_matmul_kernels;
 /* </cdef> */
 

@@ -476,7 +476,7 @@ int qwq_matmul_run(const qwq_matmul_call *c)
     const qwq_format *format = &c->w->format;
     qwq_layout l;
     qwq_layout_of(&l, format);
-    int few = c->T <= FEW * k->tile, only = k->blocks_group[format->codes];
+    int few = c->T <= FEW * k->tile;
     int threads = (double)c->T * (double)c->K * (double)c->N < SMALL_WORK ? 1 : c->threads;
     qwq_job job = {.call = c,
                    .w = c->w->packed,
@@ -487,7 +487,7 @@ int qwq_matmul_run(const qwq_matmul_call *c)
                    .tiles = tiles_of(c->T, k->tile),
                    .panel_bytes = up(c->K, l.columns) / l.columns * l.bytes,
                    .few = few,
-                   .direct = few && k->blocks[format->codes] && (!only || only == format->group)};
+                   .direct = few && k->blocks[format->codes]};
     prepare(&job, threads);
     qwq_parallel_for(multiply_pieces, &job, up(c->N, PANEL * PANELS) / (PANEL * PANELS), threads);
     return stopped(c->fusion->stop) ? QWQ_ESTOP : 0;

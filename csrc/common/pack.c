@@ -96,7 +96,7 @@ int qwq_pack(uint8_t *packed, const qwq_format *format, const qwq_weight *w, siz
     int error = qwq_check(arrays, 1, 7);
     if (error)
         return error;
-    if (kind == QWQ_ZERO) /* more would not fit the bytes that are multiplied */
+    if (kind == QWQ_ZERO && !l.row_zeros) /* more would not fit the bytes that are multiplied */
         for (size_t i = 0; i < groups; i++)
             if (w->zero_point[i] > ZERO_EXCESS)
                 return QWQ_EFORMAT;

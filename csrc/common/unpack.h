@@ -41,19 +41,13 @@ static inline void q4_to_bytes(uint8_t (*code)[2][LINE], const uint8_t *from)
         q4_line(code[l][0], code[l][1], from + l * LINE);
 }
 
-static inline void q8_to_bytes(uint8_t (*code)[2][LINE], const uint8_t *from)
+static inline void bytes_to_bytes(uint8_t (*code)[2][LINE], const uint8_t *from)
 {
-#ifdef SIGNED_BYTES
-    const line_of_bytes *bytes = (const line_of_bytes *)(const void *)from;
-    for (int l = 0; l < 2 * LINES; l++)
-        ((line_of_bytes *)(void *)code)[l] = bytes[l] ^ Q8_EXCESS;
-#else
     __builtin_memcpy(code, from, 2 * NIBBLES);
-#endif
 }
 
 /* What is added to every byte of a code so that it becomes code - zero point + ZERO_EXCESS: for a row four times the
- * same. */
+ * same. Or each row's zero point, where the layout has row_zeros. */
 typedef union {
     uint32_t rows[PANEL];
     line_of_bytes lines[2];
@@ -84,12 +78,14 @@ static inline void unpack_scales(float *scale, float *offset, qwq_zeros *zeros, 
         if (format->scales == QWQ_OFFSET)
             halves(offset, scales + (n + at) * 2 * PANEL);
         if (format->scales == QWQ_ZERO)
-            for (int r = 0; r < PANEL; r++)
-                zeros->rows[r] = (uint32_t)(ZERO_EXCESS - scales[(2 * n + at) * PANEL + (size_t)r]) * 0x01010101u;
+            for (int r = 0; r < PANEL; r++) {
+                uint8_t zero = scales[(2 * n + at) * PANEL + (size_t)r];
+                zeros->rows[r] = layout->row_zeros ? zero : (uint32_t)(ZERO_EXCESS - zero) * 0x01010101u;
+            }
     }
 }
 
-/* The scales of group `part` of a block, and its zero points taken off the codes. */
+/* The scales of group `part` of a block, and its zero points, which are taken off codes of less than 8 bits. */
 static inline void unpack_rest(qwq_wide *wide, const uint8_t *block, size_t part, const qwq_format *format,
                                const qwq_layout *layout)
 {
@@ -98,7 +94,9 @@ static inline void unpack_rest(qwq_wide *wide, const uint8_t *block, size_t part
     for (size_t s = 0; s < layout->subgroups; s++, code += lines) {
         qwq_zeros zeros;
         unpack_scales(wide->scale[s], wide->offset[s], &zeros, block, part, s, format, layout);
-        for (size_t l = 0; format->scales == QWQ_ZERO && l < lines; l++)
+        if (layout->row_zeros)
+            __builtin_memcpy(wide->zero[s], zeros.rows, sizeof zeros.rows);
+        for (size_t l = 0; format->scales == QWQ_ZERO && !layout->row_zeros && l < lines; l++)
             code[l] += zeros.lines[l % 2];
     }
 }
@@ -113,7 +111,7 @@ static inline void unpack_rest(qwq_wide *wide, const uint8_t *block, size_t part
     }
 
 UNPACK(q4, q4_to_bytes)
-UNPACK(q8, q8_to_bytes)
+UNPACK(bytes, bytes_to_bytes)
 
 /* Groups of floats of 16 bits as blocks of fp32. */
 __attribute__((unused)) static void widen_fp16(float *to, const uint8_t *blocks, size_t groups)

@@ -143,10 +143,10 @@ void qwq_unpack_q4(qwq_wide *wide, const uint8_t *block, size_t part, const qwq_
     unpack_q4(wide, block, part, format, layout);
 }
 
-void qwq_unpack_q8(qwq_wide *wide, const uint8_t *block, size_t part, const qwq_format *format,
-                   const qwq_layout *layout)
+void qwq_unpack_bytes(qwq_wide *wide, const uint8_t *block, size_t part, const qwq_format *format,
+                      const qwq_layout *layout)
 {
-    unpack_q8(wide, block, part, format, layout);
+    unpack_bytes(wide, block, part, format, layout);
 }
 
 void qwq_unpack_planes(qwq_wide *wide, const uint8_t *block, size_t part, const qwq_format *format,
@@ -163,7 +163,7 @@ void qwq_scalar_wide(float *y, const qwq_wide *w, const qwq_tile *tile, size_t t
         for (size_t r = 0; r < PANEL; r++)
             for (size_t i = 0; i < groups * subgroups; i++) {
                 size_t g = i / subgroups, s = i % subgroups;
-                int32_t sum = tile->begin[i * tokens + t];
+                int32_t sum = tile->begin[i * tokens + t] * (layout->row_zeros ? w[g].zero[s][r] : 1);
                 for (size_t k = s * columns; k < (s + 1) * columns; k++)
                     sum += w[g].code[k / 4][r / 16][r % 16 * 4 + k % 4] *
                            tile->q[((g * LINES + k / 4) * tokens + t) * 4 + k % 4];

@@ -1,5 +1,4 @@
-/* What AVX2 and AVX-VNNI share: registers of eight rows, four for a panel. To be included after TARGET. SIGNED_BYTES,
- * if defined before, leaves the bytes of q8 signed. */
+/* What AVX2 and AVX-VNNI share: registers of eight rows, four for a panel. To be included after TARGET. */
 #ifndef QWQ_AVX2_H
 #define QWQ_AVX2_H
 
@@ -86,9 +85,9 @@ INLINE void add_scaled(float *y, const __m256i *sum, const float *scale, const f
 typedef void dots_fn(__m256i (*sum)[ROWS], const uint8_t *code, const int8_t *q, size_t lines, size_t step);
 enum { MOST_AT_ONCE = 3 };
 
-/* T tokens from t0 on. is_signed: the bytes of w have no excess. */
+/* T tokens from t0 on. */
 INLINE void wide_tokens(float *y, const qwq_wide *w, const qwq_tile *tile, size_t t0, size_t tokens, size_t groups,
-                        const qwq_layout *layout, dots_fn *dots, const int is_signed, const int T)
+                        const qwq_layout *layout, dots_fn *dots, const int T)
 {
     const int8_t *q = tile->q + 4 * t0;
     size_t each = LINES / layout->subgroups;
@@ -100,7 +99,11 @@ INLINE void wide_tokens(float *y, const qwq_wide *w, const qwq_tile *tile, size_
             __m256i sum[MOST_AT_ONCE][ROWS];
             UNROLL for (int t = 0; t < T; t++)
                 UNROLL for (int r = 0; r < ROWS; r++)
-                    sum[t][r] = is_signed ? _mm256_setzero_si256() : _mm256_set1_epi32(tile->begin[at + (size_t)t]);
+                    sum[t][r] = _mm256_set1_epi32(tile->begin[at + (size_t)t]);
+            if (layout->row_zeros)
+                UNROLL for (int t = 0; t < T; t++)
+                    UNROLL for (int r = 0; r < ROWS; r++)
+                        sum[t][r] = _mm256_mullo_epi32(sum[t][r], load(w->zero[s] + 8 * r));
             dots(sum, code, q, each, 4 * tokens);
             const float *offset = layout->offset ? w->offset[s] : NULL;
             UNROLL for (int t = 0; t < T; t++) {

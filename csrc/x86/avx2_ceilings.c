@@ -38,19 +38,7 @@ __attribute__((target("avx2"))) static void dots_31(size_t rounds)
          YMM);
 }
 
-/* Signed bytes: the sign goes to the other factor; a magnitude serves the four registers of a panel. */
-__attribute__((target("avx2"))) static void dots_signed(size_t rounds)
-{
-    begin_avx2();
-    LOOP(EACH("0,4", "vpabsb %%ymm13, %%ymm10\n\t"
-                     ".irp m,0,1,2,3\n\t"
-                     "vpsignb %%ymm13, %%ymm12, %%ymm8\n\tvpmaddubsw %%ymm8, %%ymm10, %%ymm8\n\t"
-                     "vpmaddwd %%ymm15, %%ymm8, %%ymm8\n\tvpaddd %%ymm8, %%ymm\\m, %%ymm\\m\n\t"
-                     ".endr\n\t"),
-         YMM);
-}
-
-/* Words, for bytes up to 255 on both sides: attention. */
+/* Words, for bytes up to 255: weights of 8 bits, and attention. */
 __attribute__((target("avx2"))) static void dots_words(size_t rounds)
 {
     begin_avx2();
@@ -75,7 +63,6 @@ void qwq_avx2_ceilings(qwq_ceilings *c)
     c->peak[QWQ_DOTS_31] = (qwq_peak_of){dots_31, 8 * 128, "4 vpmaddubsw + vpmaddwd"};
     c->peak[QWQ_DOTS_63] = (qwq_peak_of){dots_63, 8 * 64, "2 vpmaddubsw + vpmaddwd"};
     c->peak[QWQ_DOTS_127] = (qwq_peak_of){dots_127, 8 * 32, "vpmaddubsw + vpmaddwd"};
-    c->peak[QWQ_DOTS_SIGNED] = (qwq_peak_of){dots_signed, 8 * 32, "vpsignb + vpmaddubsw + vpmaddwd"};
     c->peak[QWQ_DOTS_WORDS] = (qwq_peak_of){dots_words, 8 * 16, "vpmaddwd"};
     c->peak[QWQ_FLOATS] = (qwq_peak_of){floats_avx2, 10 * 8, "vmulps + vaddps"};
     c->read = read_256;

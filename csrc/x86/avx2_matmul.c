@@ -7,7 +7,6 @@
 
 TARGET("avx2,f16c,fma")
 
-#define SIGNED_BYTES /* of q8, see dots_signed */
 #include "x86/avx2.h"
 
 UNPACK(u4, planes_to_bytes, 0, 0)
@@ -16,8 +15,8 @@ UNPACK(u6, planes_to_bytes, 2, 0)
 
 /* Products of bytes are added in pairs to 16 bits, which saturate, and these then to 32. How much may be added in 16
  * bits before depends on the largest byte of w: beside |x| <= 127, four lines where it is 31, two where it is 63, one
- * where it is 127. Beyond that |x| is multiplied with w that has taken x's sign, both at most 127; sums then begin at
- * the excess that w has lost. The instructions are volatile, so that they stay in this order. */
+ * where it is 127. Larger bytes become words first, see dots_words. The instructions are volatile,
+ * so that they stay in this order. */
 INLINE __m256i pairs_of(__m256i w, __m256i x)
 {
     __m256i p;
@@ -34,6 +33,12 @@ INLINE void add_fours(__m256i *sum, __m256i pairs)
 {
     const __m256i ones = _mm256_set1_epi16(1);
     __asm__ volatile("vpmaddwd %2, %1, %1\n\tvpaddd %1, %0, %0" : "+x"(*sum), "+x"(pairs) : "x"(ones));
+}
+
+INLINE void add_words(__m256i *sum, __m256i w, __m256i x)
+{
+    __m256i p;
+    __asm__ volatile("vpmaddwd %3, %2, %1\n\tvpaddd %1, %0, %0" : "+x"(*sum), "=&x"(p) : "x"(w), "x"(x));
 }
 
 /* `added`: lines whose pairs are added in 16 bits. A broadcast of x takes an arithmetic unit, too: it serves all four
@@ -61,20 +66,24 @@ INLINE void dots_of(__m256i (*sum)[ROWS], const uint8_t *code, const int8_t *q, 
     }
 }
 
-INLINE void dots_signed(__m256i (*sum)[ROWS], const uint8_t *code, const int8_t *q, size_t lines, size_t step,
-                        const int T)
+/* Bytes of any size as 16 bits: columns 0 and 2 of a line, and columns 1 and 3. */
+INLINE void dots_words(__m256i (*sum)[ROWS], const uint8_t *code, const int8_t *q, size_t lines, size_t step,
+                       const int T)
 {
+    const __m256i low = _mm256_set1_epi16(255);
     for (size_t l = 0; l < lines; l++, code += 2 * LINE, q += step) {
-        __m256i x[2], magnitude[2], p;
+        __m256i even[2], odd[2];
         UNROLL for (int t = 0; t < T; t++) {
-            x[t] = four_of(q + 4 * t);
-            __asm__ volatile("vpabsb %1, %0" : "=x"(magnitude[t]) : "x"(x[t]));
+            const __m256i x = four_of(q + 4 * t);
+            even[t] = _mm256_srai_epi16(_mm256_slli_epi16(x, 8), 8);
+            odd[t] = _mm256_srai_epi16(x, 8);
         }
         UNROLL for (int r = 0; r < ROWS; r++) {
             const __m256i w8 = load(code + 32 * r);
+            const __m256i w0 = _mm256_and_si256(w8, low), w1 = _mm256_srli_epi16(w8, 8);
             UNROLL for (int t = 0; t < T; t++) {
-                __asm__ volatile("vpsignb %2, %1, %0" : "=x"(p) : "x"(w8), "x"(x[t]));
-                add_fours(&sum[t][r], pairs_of(magnitude[t], p));
+                add_words(&sum[t][r], w0, even[t]);
+                add_words(&sum[t][r], w1, odd[t]);
             }
         }
     }
@@ -88,7 +97,7 @@ INLINE void dots_signed(__m256i (*sum)[ROWS], const uint8_t *code, const int8_t 
         BODY(sum, code, q, lines, step, ##__VA_ARGS__, T);                                                         \
     }
 /* wide_n: for bytes up to n. */
-#define WIDE(MOST, IS_SIGNED, BODY, ...)                                                                           \
+#define WIDE(MOST, BODY, ...)                                                                                      \
     DOTS(MOST, 1, BODY, ##__VA_ARGS__)                                                                             \
     DOTS(MOST, 2, BODY, ##__VA_ARGS__)                                                                             \
     static void wide_##MOST(float *y, const qwq_wide *w, const qwq_tile *tile, size_t tokens, size_t groups,       \
@@ -96,15 +105,15 @@ INLINE void dots_signed(__m256i (*sum)[ROWS], const uint8_t *code, const int8_t 
     {                                                                                                              \
         size_t t = 0;                                                                                              \
         for (; t + 2 <= tokens; t += 2)                                                                            \
-            wide_tokens(y, w, tile, t, tokens, groups, layout, dots_##MOST##_2, IS_SIGNED, 2);                     \
+            wide_tokens(y, w, tile, t, tokens, groups, layout, dots_##MOST##_2, 2);                                \
         if (t < tokens)                                                                                            \
-            wide_tokens(y, w, tile, t, tokens, groups, layout, dots_##MOST##_1, IS_SIGNED, 1);                     \
+            wide_tokens(y, w, tile, t, tokens, groups, layout, dots_##MOST##_1, 1);                                \
     }
 
-WIDE(31, 0, dots_of, 4)
-WIDE(63, 0, dots_of, 2)
-WIDE(127, 0, dots_of, 1)
-WIDE(255, 1, dots_signed)
+WIDE(31, dots_of, 4)
+WIDE(63, dots_of, 2)
+WIDE(127, dots_of, 1)
+WIDE(255, dots_words)
 
 static void wide(float *y, const qwq_wide *w, const qwq_tile *tile, size_t tokens, size_t groups,
                  const qwq_layout *layout)
@@ -115,10 +124,8 @@ static void wide(float *y, const qwq_wide *w, const qwq_tile *tile, size_t token
         wide_63(y, w, tile, tokens, groups, layout);
     else if (layout->most <= 127)
         wide_127(y, w, tile, tokens, groups, layout);
-    else if (layout->excess == Q8_EXCESS) /* q8, as unpack_q8 leaves it here */
+    else
         wide_255(y, w, tile, tokens, groups, layout);
-    else /* unsigned bytes beyond 127, which saturate here */
-        qwq_scalar_wide(y, w, tile, tokens, groups, layout);
 }
 
 static void scale(qwq_wide *w, uint64_t used)
@@ -216,7 +223,8 @@ void qwq_avx2_matmul(qwq_matmul_kernels *k)
     k->unpack[QWQ_U4] = unpack_u4;
     k->unpack[QWQ_U5] = unpack_u5;
     k->unpack[QWQ_U6] = unpack_u6;
-    k->unpack[QWQ_Q8] = unpack_q8;
+    k->unpack[QWQ_U8] = unpack_bytes;
+    k->unpack[QWQ_Q8] = unpack_bytes;
     k->widen[QWQ_BF16] = widen_bf16;
     k->widen[QWQ_FP16] = widen_fp16;
     k->scale = scale;

@@ -47,9 +47,9 @@ static void wide(float *y, const qwq_wide *w, const qwq_tile *tile, size_t token
 {
     for (size_t t = 0; t < tokens; t += 3)
         switch (tokens - t) {
-        case 1: wide_tokens(y, w, tile, t, tokens, groups, layout, dots_1, 0, 1); break;
-        case 2: wide_tokens(y, w, tile, t, tokens, groups, layout, dots_2, 0, 2); break;
-        default: wide_tokens(y, w, tile, t, tokens, groups, layout, dots_3, 0, 3); break;
+        case 1: wide_tokens(y, w, tile, t, tokens, groups, layout, dots_1, 1); break;
+        case 2: wide_tokens(y, w, tile, t, tokens, groups, layout, dots_2, 2); break;
+        default: wide_tokens(y, w, tile, t, tokens, groups, layout, dots_3, 3); break;
         }
 }
 
@@ -64,7 +64,6 @@ TARGET_END
 
 void qwq_avx2_vnni_matmul(qwq_matmul_kernels *k)
 {
-    k->unpack[QWQ_Q8] = unpack_q8; /* unsigned bytes, where AVX2 needs signed ones */
     k->wide = wide;
     k->blocks[QWQ_Q4] = q4;
 }

@@ -93,6 +93,16 @@ INLINE void begin_sums(sums *s, const int32_t *begin, const int T)
         s->s0[t] = s->s1[t] = _mm512_set1_epi32(begin[t]);
 }
 
+/* What sums begin with, times the zero points of their rows. */
+INLINE void times_zeros(sums *s, const int32_t *zero, const int T)
+{
+    const __m512i zero0 = _mm512_loadu_si512(zero), zero1 = _mm512_loadu_si512(zero + 16);
+    UNROLL for (int t = 0; t < T; t++) {
+        s->s0[t] = _mm512_mullo_epi32(s->s0[t], zero0);
+        s->s1[t] = _mm512_mullo_epi32(s->s1[t], zero1);
+    }
+}
+
 /* Both halves of a line times four columns of each token. */
 INLINE void dots(sums *s, __m512i first, __m512i second, const int8_t *q, const int T)
 {
@@ -141,7 +151,7 @@ static void scale(qwq_wide *w, uint64_t used)
 }
 
 /* T tokens and one panel from memory that stays in the cache, `each` lines to a subgroup. */
-INLINE void wide_tile(float *y, const qwq_wide *w, const qwq_tile *tile, size_t groups, const int offset,
+INLINE void wide_tile(float *y, const qwq_wide *w, const qwq_tile *tile, size_t groups, const qwq_layout *layout,
                       const size_t each, const int T)
 {
     const int8_t *q = tile->q;
@@ -154,6 +164,8 @@ INLINE void wide_tile(float *y, const qwq_wide *w, const qwq_tile *tile, size_t 
         for (size_t s = 0; s < LINES / each; s++, begin += T) {
             sums sum;
             begin_sums(&sum, begin, T);
+            if (layout->row_zeros)
+                times_zeros(&sum, w->zero[s], T);
             const uint8_t *code = w->code[s * each][0];
             UNROLL_BY(16) for (size_t l = 0; l < each; l++) {
                 __m512i first = _mm512_loadu_si512(code + 2 * l * LINE);
@@ -171,7 +183,7 @@ INLINE void wide_tile(float *y, const qwq_wide *w, const qwq_tile *tile, size_t 
                 const __m512 w0 = _mm512_loadu_ps(w->scale[s]), w1 = _mm512_loadu_ps(w->scale[s] + 16);
                 add_scaled(&to, &sum, ratio, w0, w1, T);
             }
-            if (offset) {
+            if (layout->offset) {
                 add_offset(&to, w->offset[s], total, T);
                 total += T;
             }
@@ -181,9 +193,10 @@ INLINE void wide_tile(float *y, const qwq_wide *w, const qwq_tile *tile, size_t 
 
 /* A function for each number of tokens and of lines to a subgroup: in one large function, some lose 1 % or more. */
 #define WIDE_OF(T, EACH)                                                                                              \
-    static void wide_##T##_##EACH(float *y, const qwq_wide *w, const qwq_tile *tile, size_t groups, int offset)        \
+    static void wide_##T##_##EACH(float *y, const qwq_wide *w, const qwq_tile *tile, size_t groups,                   \
+                               const qwq_layout *layout)                                                              \
     {                                                                                                                  \
-        wide_tile(y, w, tile, groups, offset, EACH, T);                                                                \
+        wide_tile(y, w, tile, groups, layout, EACH, T);                                                                \
     }
 #define WIDE(EACH) WIDE_OF(1, EACH) WIDE_OF(2, EACH) WIDE_OF(3, EACH) WIDE_OF(4, EACH) WIDE_OF(5, EACH) WIDE_OF(6, EACH)
 WIDE(16)
@@ -193,11 +206,12 @@ WIDE(4)
 static void wide(float *y, const qwq_wide *w, const qwq_tile *tile, size_t tokens, size_t groups,
                  const qwq_layout *layout)
 {
-    static void (*const tiles[3][MOST_TILE])(float *, const qwq_wide *, const qwq_tile *, size_t, int) = {
+    static void (*const tiles[3][MOST_TILE])(float *, const qwq_wide *, const qwq_tile *, size_t,
+                                                     const qwq_layout *) = {
         {wide_1_16, wide_2_16, wide_3_16, wide_4_16, wide_5_16, wide_6_16},
         {wide_1_8, wide_2_8, wide_3_8, wide_4_8, wide_5_8, wide_6_8},
         {wide_1_4, wide_2_4, wide_3_4, wide_4_4, wide_5_4, wide_6_4}};
-    tiles[layout->subgroups / 2][tokens - 1](y, w, tile, groups, layout->offset);
+    tiles[layout->subgroups / 2][tokens - 1](y, w, tile, groups, layout);
 }
 
 enum { PAGE = 4096 };
@@ -237,8 +251,8 @@ INLINE void q4_tile(float *y, const uint8_t *w, const qwq_tile *tile, size_t gro
     write_results(y, &to, T);
 }
 
-/* q8 with one scale a group: a line for each half, of bytes as they are multiplied. */
-INLINE void q8_tile(float *y, const uint8_t *w, const qwq_tile *tile, size_t groups, const int T)
+/* q8 or u8 with one scale for 64 columns: a line for each half, of bytes as they are multiplied. */
+INLINE void plain_bytes_tile(float *y, const uint8_t *w, const qwq_tile *tile, size_t groups, const int T)
 {
     const int8_t *q = tile->q;
     results to;
@@ -267,10 +281,15 @@ INLINE __m512i at_four(__m512i bytes, const int from, const int n)
     return from < 4 ? _mm512_slli_epi16(bits, up) : _mm512_srli_epi16(bits, down);
 }
 
-/* Line i of four, from nibbles and `upper` more bits in a plane. */
+/* Line i of four, from nibbles and `upper` more bits in a plane, or, where these are 4, from two lines of bytes. */
 INLINE void affine_line(sums *sum, const uint8_t *lines, const uint8_t *plane, const int8_t *q, __m512i zeros0,
                         __m512i zeros1, const int upper, const int i, const int T)
 {
+    if (upper == 4) {
+        const uint8_t *two = lines + 2 * i * LINE;
+        dots(sum, _mm512_loadu_si512(two), _mm512_loadu_si512(two + LINE), q + i * T * 4, T);
+        return;
+    }
     const __m512i low = _mm512_set1_epi8(15), codes = _mm512_loadu_si512(lines + i * LINE);
     __m512i first = _mm512_and_si512(codes, low), second = _mm512_and_si512(_mm512_srli_epi16(codes, 4), low);
     if (upper) {
@@ -284,8 +303,8 @@ INLINE void affine_line(sums *sum, const uint8_t *lines, const uint8_t *plane, c
     dots(sum, first, second, q + i * T * 4, T);
 }
 
-/* Straight from blocks of nibbles with `upper` more bits in a plane, and scales as unpack.h finds them: four lines at a
- * time. What a format's bytes have too little is added, 0 where there are no zero points. */
+/* Straight from blocks of nibbles with `upper` more bits in a plane, or of bytes, where these are 4, and scales as
+ * unpack.h finds them: four lines at a time. What a format's bytes have too little is added, 0 where there are no zero points. */
 INLINE void affine_tile(float *y, const uint8_t *w, const qwq_tile *tile, size_t groups, const qwq_format *format,
                         const qwq_layout *layout, const int upper, const int T)
 {
@@ -304,7 +323,9 @@ INLINE void affine_tile(float *y, const uint8_t *w, const qwq_tile *tile, size_t
             const __m512i zeros0 = _mm512_loadu_si512(zeros.rows), zeros1 = _mm512_loadu_si512(zeros.rows + 16);
             sums sum;
             begin_sums(&sum, begin, T);
-            for (size_t l = 0; l < each; l++, lines += 4 * LINE, plane += upper * LINE, q += 16 * T) {
+            if (upper == 4 && layout->row_zeros)
+                times_zeros(&sum, (const int32_t *)(const void *)zeros.rows, T);
+            for (size_t l = 0; l < each; l++, lines += (upper == 4 ? 8 : 4) * LINE, plane += upper * LINE, q += 16 * T) {
                 affine_line(&sum, lines, plane, q, zeros0, zeros1, upper, 0, T);
                 affine_line(&sum, lines, plane, q, zeros0, zeros1, upper, 1, T);
                 affine_line(&sum, lines, plane, q, zeros0, zeros1, upper, 2, T);
@@ -395,10 +416,18 @@ BLOCKS(q4, q4_tile)
 BLOCKS(u4, affine_tile, format, layout, 0)
 BLOCKS(u5, affine_tile, format, layout, 1)
 BLOCKS(u6, affine_tile, format, layout, 2)
-BLOCKS(q8, q8_tile)
+BLOCKS(plain_bytes, plain_bytes_tile)
+BLOCKS(affine_bytes, affine_tile, format, layout, 4)
 BLOCKS(bf16, floats_tile, sixteen_bf16, 2)
 BLOCKS(fp16, floats_tile, sixteen_halves, 2)
 BLOCKS(fp32, floats_tile, sixteen_fp32, 4)
+
+static void bytes(float *y, const uint8_t *blocks, const qwq_tile *tile, size_t tokens, size_t groups,
+                  const qwq_format *format, const qwq_layout *layout)
+{
+    blocks_fn *of = format->group == GROUP && format->scales == QWQ_PLAIN ? plain_bytes : affine_bytes;
+    of(y, blocks, tile, tokens, groups, format, layout);
+}
 
 TARGET_END
 
@@ -408,7 +437,8 @@ void qwq_avx512_matmul(qwq_matmul_kernels *k)
     k->unpack[QWQ_U4] = unpack_u4;
     k->unpack[QWQ_U5] = unpack_u5;
     k->unpack[QWQ_U6] = unpack_u6;
-    k->unpack[QWQ_Q8] = unpack_q8;
+    k->unpack[QWQ_U8] = unpack_bytes;
+    k->unpack[QWQ_Q8] = unpack_bytes;
     k->widen[QWQ_BF16] = widen_bf16;
     k->widen[QWQ_FP16] = widen_fp16;
     k->scale = scale;
@@ -417,11 +447,11 @@ void qwq_avx512_matmul(qwq_matmul_kernels *k)
     k->blocks[QWQ_U4] = u4;
     k->blocks[QWQ_U5] = u5;
     k->blocks[QWQ_U6] = u6;
-    k->blocks[QWQ_Q8] = q8;
+    k->blocks[QWQ_U8] = bytes;
+    k->blocks[QWQ_Q8] = bytes;
     k->blocks[QWQ_BF16] = bf16;
     k->blocks[QWQ_FP16] = fp16;
     k->blocks[QWQ_FP32] = fp32;
-    k->blocks_group[QWQ_Q8] = GROUP;
     k->tile = MOST_TILE;
 }
 

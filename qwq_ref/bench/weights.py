@@ -62,7 +62,7 @@ def _pack_random(form: Format, n: int, k: int, size: float) -> Packed:
             return core.pack(form, (w.view(np.uint32) >> 16).astype(np.uint16))
         return core.pack(form, w.astype(CODES[form.codes].dtype))
     if form.codes == "q8":
-        code: Array = rng.integers(-127, 128, (n, k), np.int8)
+        code: Array = rng.integers(-128, 128, (n, k), np.int8)
     else:
         code = rng.integers(0, 1 << CODES[form.codes].bits, (n, k), np.uint8)
     m, blocks = -(-k // form.group), -(-k // 256)

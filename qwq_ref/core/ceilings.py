@@ -6,7 +6,7 @@ from ._ffi import Array, CoreError, at, check, ffi, library
 from .isa import isa_number
 
 # In the order of the enumerations of csrc/qwq.h.
-PEAKS = ("dots-31", "dots-63", "dots-127", "dots-signed", "dots-words", "floats")
+PEAKS = ("dots-31", "dots-63", "dots-127", "dots-words", "floats")
 ORDERS = ("one stream", "fetched ahead", "four streams")  # of reading; which is fastest depends on the processor
 
 

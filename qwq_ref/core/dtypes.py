@@ -75,16 +75,16 @@ def _to_odd(x: Array) -> Array:
     return odd
 
 
-def integers(name: str, x: Any, dtype: Any, most: int | None = None, least: int | None = None) -> Array:
+def integers(name: str, x: Any, dtype: Any, most: int | None = None) -> Array:
     """Return integers in another type, contiguous. Raises CoreError for another kind, and a number that does not fit.
 
-    most, least  the largest and the smallest number; None: those of the type
+    most  the largest number; None: that of the type
     """
     array, limits = np.asarray(x), np.iinfo(dtype)
     if array.dtype.kind not in "iu":
         raise CoreError(None, name, f"must be integers, got {array.dtype.name}")
-    most, least = int(limits.max) if most is None else most, int(limits.min) if least is None else least
-    if array.size and (array.dtype != dtype or most < limits.max or least > limits.min):
+    least, most = int(limits.min), int(limits.max) if most is None else most
+    if array.size and (array.dtype != dtype or most < limits.max):
         low, high = int(array.min()), int(array.max())
         if low < least or high > most:
             raise CoreError(None, name, f"must be {least} to {most}, got {low if low < least else high}")

@@ -27,6 +27,7 @@ class CodeType:
     dtype   of the codes that `core.pack` takes
     groups  the sizes of group that exist; none for floats
     scales  the names of `SCALES` that exist
+    zero_point  the largest zero point of a whole weight
     planes  bits of each plane that a code is divided into, the lowest first; none where codes are bytes or floats
     """
 
@@ -34,6 +35,7 @@ class CodeType:
     dtype: Any = np.uint8
     groups: tuple[int, ...] = ()
     scales: tuple[str, ...] = ()
+    zero_point: int = 0
     planes: tuple[int, ...] = ()
 
 
@@ -63,9 +65,10 @@ SCALES = {
 _SIZES = (16, 32, 64, 128)
 CODES = {
     "q4": CodeType(4, groups=(64,), scales=("plain",), planes=(4,)),
-    "u4": CodeType(4, groups=_SIZES, scales=tuple(SCALES), planes=(4,)),
-    "u5": CodeType(5, groups=_SIZES, scales=tuple(SCALES), planes=(4, 1)),
-    "u6": CodeType(6, groups=_SIZES, scales=tuple(SCALES), planes=(4, 2)),
+    "u4": CodeType(4, groups=_SIZES, scales=tuple(SCALES), zero_point=63, planes=(4,)),
+    "u5": CodeType(5, groups=_SIZES, scales=tuple(SCALES), zero_point=63, planes=(4, 1)),
+    "u6": CodeType(6, groups=_SIZES, scales=tuple(SCALES), zero_point=63, planes=(4, 2)),
+    "u8": CodeType(8, groups=_SIZES, scales=tuple(SCALES), zero_point=255),
     "q8": CodeType(8, np.int8, groups=_SIZES, scales=("plain", "super")),
     "bf16": CodeType(16, np.uint16),
     "fp16": CodeType(16, np.float16),
@@ -113,9 +116,7 @@ def exists(format: Format) -> bool:
         return False
     if not codes.groups:
         return format == Format(format.codes, 0)
-    possible = 0 <= format.zero_point < 64 if scales.zero_point and codes.dtype == np.uint8 else not format.zero_point
-    if format.codes == "q4":
-        possible = not format.zero_point
+    possible = 0 <= format.zero_point <= (codes.zero_point if scales.zero_point else 0)
     return format.group in codes.groups and format.scales in codes.scales and possible
 
 

@@ -272,7 +272,8 @@ def _decoded(w: Packed, rows: Array) -> Array:
             shift, start = shift + bits, start + 4 * bits * 64
         levels = code.astype(np.float32) - np.float32(format.zero_point)
     else:
-        levels = taken(section + line * 64 + within).astype(np.float32) - np.float32(128)
+        excess = 128 if format.codes == "q8" else format.zero_point
+        levels = taken(section + line * 64 + within).astype(np.float32) - np.float32(excess)
 
     def numbers(at: int, count: int, dtype: str) -> Array:
         """Return the numbers of each row from a place behind the codes on, [T, blocks, count], in float32."""
@@ -314,9 +315,7 @@ def _codes(name: str, code: Any) -> Array:
     if wanted.kind in "iu":
         if array.dtype == BFLOAT16 and name == "bf16":
             return np.ascontiguousarray(array).view(np.uint16)
-        if codes.dtype == np.int8:  # of -128, AVX2's sums of two products overflow
-            return integers("code", array, wanted, 127, -127)
-        return integers("code", array, wanted, (1 << codes.bits) - 1)
+        return integers("code", array, wanted, None if codes.dtype == np.int8 else (1 << codes.bits) - 1)
     if array.dtype.newbyteorder("=") != wanted:
         raise CoreError(None, "code", f"must be {wanted} for {name}, got {array.dtype.name}: `quantise` converts")
     return np.ascontiguousarray(array, wanted)

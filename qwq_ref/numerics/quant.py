@@ -1,8 +1,8 @@
 """The meaning of every packed weight format: the integers and scales behind the bytes that the core reads.
 
 A weight is w = scale * level + offset. Each number of a matrix has a level, which is a small integer. Each group of
-columns has a scale, and in some formats an offset. In q4 a level is a number of the codebook. In u4, u5 and u6 it is a
-code of 4 to 6 bits minus the zero point of its group. In q8 it is the code.
+columns has a scale, and in some formats an offset. In q4 a level is a number of the codebook. In u4, u5, u6 and u8 it
+is a code of 4 to 8 bits minus the zero point of its group. In q8 it is the code.
 
 An integer dot product is exact in any order. The sums over groups are taken in one order, and each product and sum is
 rounded to float32. So these functions give the bits of the core for every instruction set.
@@ -114,7 +114,7 @@ def quantise_q8(w: Array) -> tuple[Array, Array]:
 def levels(code: Array, zero_point: Array) -> Array:
     """code [n, k], zero_point [n, m] -> [n, k]
 
-    The levels of u4, u5 and u6: each code minus the zero point of its group.
+    The levels of u4, u5, u6 and u8: each code minus the zero point of its group.
     """
     groups = code.astype(np.int32).reshape(len(code), zero_point.shape[1], -1)
     return (groups - zero_point.astype(np.int32)[..., None]).reshape(code.shape)

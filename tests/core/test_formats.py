@@ -8,7 +8,7 @@ from qwq_ref import core
 from qwq_ref.core.formats import MOST_SIZE, c_format, exists
 
 GROUPS = (-64, 0, 1, 16, 32, 48, 64, 128, 256)
-ZERO_POINTS = (-1, 0, 1, 8, 63, 64)
+ZERO_POINTS = (-1, 0, 1, 8, 63, 64, 128, 255, 256)
 SIZES = (1, 31, 32, 33, 63, 64, 65, 255, 256, 257, 4096, 5120, 27648, MOST_SIZE - 1, MOST_SIZE)
 EVERY = [core.Format(*values) for values in itertools.product(core.CODES, GROUPS, core.SCALES, ZERO_POINTS)]
 REAL = [form for form in EVERY if exists(form)]

@@ -43,7 +43,16 @@ FORMATS = [
     core.Format("u4", 16, "super_min"),  # Q2_K
     core.Format("u4", 16, "super", zero_point=4),  # Q3_K
     core.Format("q8", 32, "super"),  # IQ4_XS
+    core.Format("q8", 64, "super"),
     core.Format("u6", 128, "zero"),
+    core.Format("u8", 32, "plain", zero_point=128),
+    core.Format("u8", 64, "plain", zero_point=255),
+    *(core.Format("u8", group, "zero") for group in (16, 32, 64, 128)),  # GPTQ
+    core.Format("u8", 64, "offset"),  # MLX
+    core.Format("u8", 32, "super", zero_point=130),
+    core.Format("u8", 64, "super", zero_point=1),
+    core.Format("u8", 16, "super_min"),
+    core.Format("u8", 64, "super_min"),
 ]
 
 
@@ -70,8 +79,8 @@ def random_weight(rng, form, n, k, largest=False):
     m, blocks = -(-k // form.group), -(-k // 256)
     parts = {"scale": rng.choice([0.0, 6e-8, 1e-4, 0.01, -1.0, 60_000.0], (n, m)).astype(np.float16)}
     if form.codes == "q8":
-        code = rng.integers(-127, 128, (n, k)).astype(np.int8)
-        code[rng.random(code.shape) < (1 if largest else 0.2)] = rng.choice([-127, 127])
+        code = rng.integers(-128, 128, (n, k)).astype(np.int8)
+        code[rng.random(code.shape) < (1 if largest else 0.2)] = rng.choice([-128, 127])
         levels = code
     else:
         code = rng.integers(0, 2 ** int(form.codes[1]), (n, k), dtype=np.uint8)
@@ -80,7 +89,8 @@ def random_weight(rng, form, n, k, largest=False):
         levels = quant.CODEBOOK[code] if form.codes == "q4" else code.astype(np.int32) - form.zero_point
     offset = None
     if form.scales == "zero":
-        parts["zero_point"] = rng.integers(0, 1 if largest else 17, (n, m), dtype=np.uint8)
+        most_zero = 255 if form.codes == "u8" else 16
+        parts["zero_point"] = rng.integers(0, 1 if largest else most_zero + 1, (n, m), dtype=np.uint8)
         levels = quant.levels(padded(code, m * form.group), parts["zero_point"])[:, :k]
     if form.scales == "offset":
         offset = parts["offset"] = rng.standard_normal((n, m)).astype(np.float16)
@@ -187,7 +197,7 @@ def test_how_near_q8_comes_to_weights():
 
 @pytest.mark.parametrize("form", FORMATS, ids=name_of)
 @given(st.integers(1, 20), st.integers(1, 70), st.integers(1, 20), st.integers(0, 2**32 - 1))
-@settings(max_examples=settings.default.max_examples // 4)  # for each of 22 formats
+@settings(max_examples=settings.default.max_examples // 4)  # for each of 33 formats
 def test_matmul_is_the_spec_to_the_bit(form, T, N, sixteens, seed):
     rng = np.random.default_rng(seed)
     K = sixteens * (32 if form.group != 16 else 16)
@@ -213,6 +223,22 @@ def test_sums_hold_the_largest_numbers(form):
         for T in (1, 7, 20):
             got = core.matmul(np.resize(x, (T, 256)), packed, isa=isa).view(np.uint32)
             assert np.array_equal(got, np.resize(wanted, (T, 33))), (isa, T)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("group", [16, 32, 64, 128])
+def test_the_smallest_code_and_the_largest_zero_point(group, sign):
+    """q8 holds -128, and u8 every code beside every zero point: of either sign, no sum saturates."""
+    x = np.full((7, 256), sign, np.float32)
+    scale = np.ones((33, 256 // group), np.float16)
+    lowest = np.full((33, 256), -128, np.int8)
+    zeros = np.full(scale.shape, 255, np.uint8)
+    for isa in ISAS:
+        for T in (1, 7):
+            q8 = core.matmul(x[:T], core.pack(core.Format("q8", group), lowest, scale), isa=isa)
+            assert np.all(q8 == sign * -128 * 256)
+            u8 = core.pack(core.Format("u8", group, "zero"), lowest.view(np.uint8) * 0, scale, zero_point=zeros)
+            assert np.all(core.matmul(x[:T], u8, isa=isa) == sign * -255 * 256)
 
 
 @pytest.mark.parametrize("isa", ISAS)

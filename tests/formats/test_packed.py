@@ -173,7 +173,7 @@ def test_an_error_does_not_wait_for_the_rest(tmp_path, monkeypatch):
 def test_it_multiplies_as_before(tmp_path):
     weights = weights_of()
     packed.write_packed(tmp_path / "x", weights)
-    x = np.random.default_rng(0).standard_normal((2, 512)).astype(np.float32)
+    x = np.random.default_rng(0).standard_normal((2, 64 + 16 * len(FORMATS))).astype(np.float32)
     for name, weight in packed.read_packed(tmp_path / "x").items():
         if name.startswith("weight"):
             both = [core.matmul(x[:, : w.shape[1]], w) for w in (weight, weights[name])]

@@ -14,10 +14,10 @@ from qwq_ref.core.formats import c_format as c_format_of
 from tests.support.key_biases import drawn, only_center
 
 TAILS = (1, 15, 17, 31, 33, 63, 65)
-AFFINE = [codes for codes, of in core.CODES.items() if "zero" in of.scales]  # u4, u5, u6
+AFFINE = [codes for codes, of in core.CODES.items() if "zero" in of.scales]  # u4, u5, u6, u8
 FORMATS = [
     ("q4", 64, "plain", 0),
-    *(("q8", group, "plain", 0) for group in (16, 32, 64, 128)),
+    *(("q8", group, scales, 0) for group in (16, 32, 64, 128) for scales in ("plain", "super")),
     *((codes, group, "plain", 8) for codes in AFFINE for group in (16, 32, 64, 128)),
     *((codes, group, scales, 0) for codes in AFFINE for group in (16, 128) for scales in ("zero", "offset")),
     *((codes, group, "super", 32) for codes in AFFINE for group in (16, 32)),
@@ -215,12 +215,11 @@ def pack_call(rng, form, N, K):
     fields = dict.fromkeys(("code", "scale", "zero_point", "offset", "sub_scale", "sub_min"))
     if group:
         code = rng.integers(0, 2 ** core.CODES[codes].bits, (N, K)).astype(np.uint8)
-        code[code == 128] = 0  # not among q8
         fields["code"] = Array(code)
         m, d = -(-K // group), -(-K // (256 if scales.startswith("super") else group))
         fields["scale"] = Array(rng.standard_normal((N, d)).astype(np.float16).view(np.uint16))
         if scales == "zero":
-            fields["zero_point"] = Array(rng.integers(0, 17, (N, m)).astype(np.uint8))
+            fields["zero_point"] = Array(rng.integers(0, 256 if codes == "u8" else 17, (N, m)).astype(np.uint8))
         if scales in ("offset", "super_min"):
             fields["offset"] = Array(rng.standard_normal((N, d)).astype(np.float16).view(np.uint16))
         if scales.startswith("super"):

@@ -130,7 +130,7 @@ def formats(entry, floats):
 
 
 def unpack(rng, entry):
-    """Bytes and scales. A rung may leave the bytes of q8 signed, for its own `wide`."""
+    """Bytes, scales, offsets and zero points."""
     for form in formats(entry, floats=False):
         panel = Panel(rng, form)
 
@@ -140,21 +140,14 @@ def unpack(rng, entry):
             s, layout = int(panel.layout.subgroups), panel.layout
             for wide in (np.frombuffer(each.tobytes(), np.uint8) for each in found):
                 code, scale = wide[: LINES * 2 * LINE], wide[LINES * 2 * LINE :].view(np.float32)
-                if panel.form.codes == "q8" and leaves_signed(table, panel):
-                    code = code ^ 128
                 results += [code, scale[: s * PANEL]]
                 if layout.offset:
                     results.append(scale[4 * PANEL : (4 + s) * PANEL])
+                if layout.row_zeros:
+                    results.append(scale[8 * PANEL : (8 + s) * PANEL])
             return results
 
         yield run
-
-
-def leaves_signed(table, panel):
-    """Whether a rung unpacks q8 to signed bytes: a stored 1 is -127 then."""
-    wide, ones = ffi.new("qwq_wide *"), ffi.new("uint8_t[]", b"\1" * int(panel.layout.bytes))
-    table.matmul.unpack[list(core.CODES).index("q8")](wide, ones, 0, panel.c_format(), panel.layout)
-    return wide.code[0][0][0] != 1
 
 
 def widen(rng, entry):
@@ -206,9 +199,8 @@ def blocks(rng, entry):
         panel = Panel(rng, form)
 
         def run(table, memory, panel=panel):
-            (y, found), only = memory(panel.y), table.matmul.blocks_group[codes]
-            function, tile = table.matmul.blocks[codes], panel.c_tile(memory)
-            if function != ffi.NULL and only in (0, panel.form.group):
+            (y, found), function, tile = memory(panel.y), table.matmul.blocks[codes], panel.c_tile(memory)
+            if function != ffi.NULL:
                 packed = memory(panel.packed)[0]
                 function(y, packed, tile, panel.tokens, panel.groups, panel.c_format(), panel.layout)
             else:

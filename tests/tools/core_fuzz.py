@@ -28,11 +28,11 @@ WRONG = {
     "isa": ([-1, len(core.ISAS), *INTS], "EISA"),
     "threads": ([0, -1, 1025, 10**6, *INTS], "ESIZE"),
     "p_bits": ([4, 17, *INTS], "ESIZE"),
-    "dtype": ([-1, 0, 8, *INTS], "EFORMAT"),
-    "codes": ([-1, 8, *INTS], "EFORMAT"),
+    "dtype": ([-1, 0, core.lib.QWQ_CODE_TYPES, *INTS], "EFORMAT"),
+    "codes": ([-1, core.lib.QWQ_CODE_TYPES, *INTS], "EFORMAT"),
     "group": ([1, 17, 256, -64, *INTS], "EFORMAT"),
     "scales": ([-1, 5, *INTS], "EFORMAT"),
-    "zero_point": ([-1, 64, *INTS], "EFORMAT"),
+    "zero_point": ([-1, 256, *INTS], "EFORMAT"),
 }
 ROOM = 1 << 22  # for scratch, of which smaller sizes may want more
 
