@@ -83,7 +83,7 @@ def common(first: Format, second: Format) -> Format:
 def _levels(format: Format) -> tuple[int, int]:
     """Return the smallest and the largest code minus the zero point."""
     if format.codes == "q8":
-        return -127, 127
+        return -128, 127
     return -format.zero_point, (1 << CODES[format.codes].bits) - 1 - format.zero_point
 
 

@@ -18,7 +18,7 @@ def rows_of(form, seed=0, n=3, K=512):
     if not form.group:
         floats = rng.standard_normal((n, K)).astype(np.float32)
         return Parts(floats.astype(np.float16) if form.codes == "fp16" else floats)
-    code = rng.integers(-127, 128, (n, K)).astype(np.int8)
+    code = rng.integers(-128, 128, (n, K)).astype(np.int8)
     if form.codes != "q8":
         code = rng.integers(0, 2 ** int(form.codes[1]), (n, K)).astype(np.uint8)
     m, super_block = K // form.group, form.scales.startswith("super")

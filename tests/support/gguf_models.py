@@ -78,9 +78,6 @@ def random_rows(gguf, kind, shape, rng):
     for at, factor in _HALVES.get(kind, {0: 1.0}).items():
         scale = rng.uniform(0.5, 1.5, (*data.shape[:2], 1)) * {"Q4_K": 1e-4, "Q5_K": 5e-5, "Q6_K": 2e-5}.get(kind, 2e-4)
         data[:, :, at : at + 2] = (scale * factor).astype("<f2").view(np.uint8)
-    if kind == "Q8_0":  # llama.cpp writes no -128
-        codes = data[:, :, 2:]
-        codes[codes == 128] = 129
     if kind == "MXFP4":  # an exponent
         data[:, :, 0] = 118 + data[:, :, 0] % 4
     return data.reshape(shape[0], -1)

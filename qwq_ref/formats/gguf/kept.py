@@ -11,7 +11,7 @@ import numpy as np
 from ...core import FORMATS, Array, quantise_q8
 from ...core.formats import GROUP
 from ...core.magnitude import FLOAT32_MAX, first_beyond
-from ...errors import CheckpointError, FormError
+from ...errors import CheckpointError
 from ...files import StrPath
 from ...forms import FileForm
 from ..parts import Parts, dequantised
@@ -59,19 +59,12 @@ class GGUFKept:
     def parts(self, name: str, begin: int, end: int) -> Parts:
         """Return rows [begin, end) of a matrix in its format.
 
-        Raises FormError for a code that the format lacks, and CheckpointError for NaN and infinity in what is repacked.
+        Raises CheckpointError for NaN and infinity in what is repacked.
         """
         place = self._places[name]
         if place.kind.name not in NATIVE:
             return self._quantised(name, floats(place.kind, place.raw(begin, end)), begin)
-        rows = parts(place.kind, place.raw(begin, end))
-        if place.kind.name == "Q8_0" and rows.code.min() == -128:
-            row, column = (int(n) for n in np.argwhere(rows.code == -128)[0])
-            problem = (
-                f"holds the code -128 at [{begin + row}, {column}], which kernels cannot multiply: take q8 or fp32"
-            )
-            raise FormError(self._source.file(name), name, problem)
-        return rows
+        return parts(place.kind, place.raw(begin, end))
 
     def loss(self) -> float:
         """Return the root mean square error of what is repacked, relative to the weights, on some rows of each."""
