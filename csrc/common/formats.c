@@ -9,37 +9,46 @@
 enum { ANY_GROUP = 16 + 32 + 64 + 128, SUPER = 256 };
 static const unsigned ANY_SCALES = SCALES(PLAIN) | SCALES(ZERO) | SCALES(OFFSET) | SCALES(SUPER) | SCALES(SUPER_MIN);
 
-/* Bits of codes in planes: a byte of a plane holds `bits` of 8 / bits codes. Of four columns, a line of 64 bytes has
- * rows 0-15, the next one rows 16-31. */
-static void put_planes(uint8_t *to, size_t r, const uint8_t *code, size_t columns, const qwq_layout *layout)
+typedef uint16_t line_of_words __attribute__((vector_size(LINE), aligned(1), may_alias));
+
+/* The plane that holds `bits` of each code, from bit `shift` on: a byte has those of 8 / bits lines. Words are shifted,
+ * which processors can do; what comes from the byte beside is masked out. */
+static inline __attribute__((always_inline)) void put_plane(uint8_t *to, const uint8_t (*code)[2][LINE], int shift,
+                                                            const int bits)
 {
-    unsigned shift = 0;
-    for (const uint8_t *bits = layout->planes; *bits; shift += *bits, to += (size_t)NIBBLES * *bits / 4, bits++)
-        for (size_t k = 0; k < columns; k++) {
-            size_t line = k / 4 * 2 + r / 16, in_a_byte = 8u / *bits;
-            uint8_t *byte = to + line / in_a_byte * LINE + r % 16 * 4 + k % 4;
-            unsigned some = (unsigned)code[k] >> shift & ((1u << *bits) - 1);
-            *byte = (uint8_t)(*byte | some << line % in_a_byte * *bits);
+    const line_of_words *line = (const line_of_words *)(const void *)code, *end = line + 2 * LINES;
+    const uint16_t mask = (uint16_t)(((1 << bits) - 1) * 0x0101);
+    for (; line < end; line += 8 / bits, to += LINE) {
+        line_of_words both = {0};
+        for (int i = 0; i < 8 / bits; i++)
+            both |= (line[i] >> (uint16_t)shift & mask) << (uint16_t)(i * bits);
+        *(line_of_words *)(void *)to = both;
+    }
+}
+
+static void put_planes(uint8_t *to, const uint8_t (*code)[2][LINE], const qwq_layout *layout)
+{
+    int shift = 0;
+    for (const uint8_t *bits = layout->planes; *bits; to += NIBBLES / 4 * *bits, shift += *bits++)
+        switch (*bits) {
+        case 1: put_plane(to, code, shift, 1); break;
+        case 2: put_plane(to, code, shift, 2); break;
+        default: put_plane(to, code, shift, 4); break;
         }
 }
 
-/* Codes that are bytes, with `excess` added. */
-static inline void put_with(uint8_t *to, size_t r, const uint8_t *code, size_t columns, int excess)
-{
-    for (size_t k = 0; k < columns; k++)
-        to[(k / 4 * 2 + r / 16) * LINE + r % 16 * 4 + k % 4] = (uint8_t)(code[k] + excess);
-}
-
-static void put_u8(uint8_t *to, size_t r, const uint8_t *code, size_t columns, const qwq_layout *layout)
+static void put_u8(uint8_t *to, const uint8_t (*code)[2][LINE], const qwq_layout *layout)
 {
     (void)layout;
-    put_with(to, r, code, columns, 0);
+    memcpy(to, code, 2 * NIBBLES);
 }
 
-static void put_q8(uint8_t *to, size_t r, const uint8_t *code, size_t columns, const qwq_layout *layout)
+static void put_q8(uint8_t *to, const uint8_t (*code)[2][LINE], const qwq_layout *layout)
 {
+    const uint8_t *bytes = code[0][0];
     (void)layout;
-    put_with(to, r, code, columns, Q8_EXCESS);
+    for (int b = 0; b < 2 * NIBBLES; b++)
+        to[b] = bytes[b] ^ Q8_EXCESS;
 }
 
 const qwq_code_type qwq_code_types[QWQ_CODE_TYPES] = {

@@ -4,8 +4,8 @@
 
 #include "common/kernels.h"
 
-/* Puts up to 64 codes of row r of a panel, zero before, into a group's bytes. */
-typedef void put_fn(uint8_t *to, size_t r, const uint8_t *code, size_t columns, const qwq_layout *layout);
+/* Packs the codes of a group of a panel, in the order of qwq_wide.code. */
+typedef void put_fn(uint8_t *to, const uint8_t (*code)[2][LINE], const qwq_layout *layout);
 
 /* What is true of all formats with one type of codes. */
 typedef struct {

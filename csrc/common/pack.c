@@ -5,15 +5,42 @@
 #include "common/formats.h"
 #include "common/parallel.h"
 
-/* Row n of a panel's block, which begins with column k0. */
-static void pack_row(uint8_t *block, const qwq_format *f, const qwq_layout *l, const qwq_weight *w, size_t n, size_t k0,
-                     size_t K)
+/* Codes of up to 32 rows and 64 columns, K apart, in the order of qwq_wide.code: four columns of 16 rows in a line. */
+static void gather(uint8_t (*lines)[2][LINE], const uint8_t *code, size_t rows, size_t columns, size_t K)
 {
-    const qwq_code_type *type = &qwq_code_types[f->codes];
-    size_t r = n % PANEL, bytes = type->element;
-    const uint8_t *code = (const uint8_t *)w->code + (n * K + k0) * bytes;
-    for (size_t k = 0; k < l->columns && k0 + k < K; k += GROUP)
-        type->put(block + k / GROUP * l->code_bytes, r, code + k * bytes, smaller(GROUP, K - k0 - k), l);
+    for (size_t r = 0; r < rows; r++, code += K) {
+        uint8_t *to = lines[0][r / 16] + r % 16 * 4;
+        if (columns == GROUP) {
+            for (size_t k = 0; k < GROUP; k += 4)
+                memcpy(to + k / 4 * 2 * LINE, code + k, 4);
+            continue;
+        }
+        for (size_t k = 0; k + 4 <= columns; k += 4, to += 2 * LINE)
+            memcpy(to, code + k, 4);
+        memcpy(to, code + columns / 4 * 4, columns % 4);
+    }
+}
+
+/* The codes of a panel's block: of `rows` rows from n0 on, and columns from k0 on. */
+static void pack_codes(uint8_t *block, const qwq_format *f, const qwq_layout *l, const qwq_weight *w, size_t n0,
+                       size_t rows, size_t k0, size_t K)
+{
+    const uint8_t *code = (const uint8_t *)w->code + n0 * K;
+    for (size_t k = k0; k < k0 + l->columns; k += GROUP, block += l->code_bytes) {
+        uint8_t lines[LINES][2][LINE];
+        if (rows < PANEL || k + GROUP > K)
+            memset(lines, f->codes == QWQ_Q8 ? Q8_EXCESS : 0, sizeof lines); /* packed, these are zero bytes */
+        if (k < K)
+            gather(lines, code + k, rows, smaller(GROUP, K - k), K);
+        qwq_code_types[f->codes].put(block, (const uint8_t(*)[2][LINE])lines, l);
+    }
+}
+
+/* The scales of row n of a panel's block, which begins with column k0. */
+static void pack_scales(uint8_t *block, const qwq_format *f, const qwq_layout *l, const qwq_weight *w, size_t n,
+                        size_t k0, size_t K)
+{
+    size_t r = n % PANEL;
     size_t group = (size_t)f->group, in_row = up(K, group) / group, per_block = l->columns / group;
     uint8_t *scales = block + l->scales_at;
     int super = qwq_scale_kinds[f->scales].super;
@@ -64,10 +91,13 @@ static void pack_panels(const void *job, size_t first, size_t end, int worker)
             qwq_pack_floats(panel, rows, smaller(j->N - p * PANEL, PANEL), j->K, element);
             continue;
         }
-        memset(panel, 0, blocks * l->bytes);
-        for (size_t b = 0; b < blocks; b++)
-            for (size_t n = p * PANEL; n < smaller(j->N, (p + 1) * PANEL); n++)
-                pack_row(panel + b * l->bytes, j->format, l, j->w, n, b * l->columns, j->K);
+        size_t n0 = p * PANEL, rows = smaller(PANEL, j->N - n0);
+        for (size_t b = 0; b < blocks; b++, panel += l->bytes) {
+            pack_codes(panel, j->format, l, j->w, n0, rows, b * l->columns, j->K);
+            memset(panel + l->scales_at, 0, l->bytes - l->scales_at);
+            for (size_t n = n0; n < n0 + rows; n++)
+                pack_scales(panel, j->format, l, j->w, n, b * l->columns, j->K);
+        }
     }
 }
 

@@ -73,9 +73,63 @@ INTEGERS = [
 ]
 
 
-@pytest.mark.parametrize(
-    "form", INTEGERS, ids=lambda form: f"{form.codes}-{form.group}-{form.scales}-{form.zero_point}"
-)
+NAMES = [f"{form.codes}-{form.group}-{form.scales}-{form.zero_point}" for form in INTEGERS]
+
+
+def placed_codes(form, code, block_columns):
+    """code [32, columns of a block] -> the block's bytes of codes, one code at a time: docs/packed.md, "The bytes"."""
+    bits = {"u4": 4, "u5": 5, "u6": 6, "u8": 8, "q8": 8}[form.codes]
+    planes = {"u5": (4, 1), "u6": (4, 2)}.get(form.codes, (bits,))
+    made = np.zeros((block_columns // 64, bits * 32 * 64 // 8), np.uint8)
+    for r, k in zip(*np.nonzero(code >= 0), strict=True):
+        value, of, start = int(code[r, k]), made[k // 64], 0
+        j, b = k % 64 // 4 * 2 + r // 16, r % 16 * 4 + k % 4
+        for width in planes:
+            of[start + j * width // 8 * 64 + b] |= (value & (1 << width) - 1) << j * width % 8
+            value, start = value >> width, start + width * 4 * 64
+    return made.ravel()
+
+
+@pytest.mark.parametrize("form", INTEGERS, ids=NAMES)
+@pytest.mark.parametrize(("N", "K"), [(33, 70), (32, 64), (1, 1), (40, 300)])
+def test_every_byte_of_integers(form, N, K):
+    """The codes in their places, each scale in its own, and zeros everywhere else."""
+    rng = np.random.default_rng(N)
+    columns = 256 if form.scales.startswith("super") else max(form.group, 64)
+    m, d, G = -(-K // form.group), -(-K // columns), columns // form.group
+    code = rng.integers(0, 1 << core.CODES[form.codes].bits, (N, K)).astype(np.uint8)
+    parts = {"scale": rng.standard_normal((N, d if columns == 256 else m)).astype(np.float16)}
+    order = [("scale", G)]
+    if form.scales == "zero":
+        parts["zero_point"], order = rng.integers(0, 17, (N, m)).astype(np.uint8), [*order, ("zero_point", G)]
+    if form.scales in ("offset", "super_min"):
+        parts["offset"], order = rng.standard_normal(parts["scale"].shape).astype(np.float16), [*order, ("offset", G)]
+    if columns == 256:
+        parts["sub_scale"] = rng.integers(0, 64, (N, m)).astype(np.uint8)
+        order = [(name, 1) for name, _ in order] + [("sub_scale", G)]
+    if form.scales == "super_min":
+        parts["sub_min"], order = rng.integers(0, 64, (N, m)).astype(np.uint8), [*order, ("sub_min", G)]
+    blocks = []
+    for n in range(0, N, 32):
+        for block in range(-(-K // columns)):
+            some = np.full((32, columns), -1)
+            of_block = code[n : n + 32, block * columns : (block + 1) * columns]
+            some[: len(of_block), : of_block.shape[1]] = of_block ^ 128 if form.codes == "q8" else of_block
+            made = [placed_codes(form, some, columns)]
+            for name, count in order:
+                whole = np.zeros((32, count), parts[name].dtype)
+                given = parts[name][n : n + 32, block * count : (block + 1) * count]
+                whole[: len(given), : given.shape[1]] = given
+                made.append(np.ascontiguousarray(whole.T).view(np.uint8).ravel())
+            made = np.concatenate(made)
+            blocks.append(np.pad(made, (0, -len(made) % 64)))
+    out = core.empty(form, (N, K))
+    out.packed[:] = 255
+    core.pack(form, code.view(np.int8) if form.codes == "q8" else code, **parts, out=out)
+    assert out.packed.tobytes() == np.concatenate(blocks).tobytes()
+
+
+@pytest.mark.parametrize("form", INTEGERS, ids=NAMES)
 def test_rows_of_integers_are_what_they_mean(form):
     rng = np.random.default_rng(0)
     for N, K in ((70, 384), (1, 256), (33, 2 * form.group)):
