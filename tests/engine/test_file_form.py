@@ -24,10 +24,10 @@ from tests.support.gguf_models import (
     NATIVE_SUPER,
     gguf_tensor_name,
     mixture,
-    packed_matrices,
     peer_config,
     write_types,
 )
+from tests.support.packed_matrices import packed_matrices
 from tests.support.safetensors_files import WEIGHTS, write
 
 gguf = pytest.importorskip("gguf")

@@ -24,8 +24,9 @@ from qwq_ref.oracle.graph import phases_of
 from qwq_ref.text import load_chat_template, load_tokenizer
 from tests.support import gguf_models, mutants, packs
 from tests.support.checkpoints import write_checkpoint
-from tests.support.gguf_models import packed_matrices, peer_config
+from tests.support.gguf_models import peer_config
 from tests.support.models import config_values, random_weights, yarn
+from tests.support.packed_matrices import packed_matrices
 from tests.support.paths import QWQ_CONFIG
 from tests.support.safetensors_files import INDEX, WEIGHTS, split, weights_file, write
 from tests.support.small_tokenizer import SENTENCES, SIZE, TEMPLATE, VALUES
