@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config import QUANTISED, FieldReader, quantisation_of
+from ..core import CODES
 from ..errors import CheckpointError, ConfigError
 from ..files import StrPath, read_json
 from .names import CONFIG
@@ -134,6 +135,8 @@ def _bits(method: str, read: FieldReader) -> int:
     if bits not in _BITS[method]:
         known = ", ".join(map(str, _BITS[method]))
         raise read.error(name, f"must be {known} for {method.upper()}, got {bits}")
+    if bits == 8 and "u8" not in CODES:
+        raise read.error(name, "8 is not read by this version: take a file of fewer bits, or Q8_0 of GGUF")
     return bits
 
 
@@ -143,7 +146,7 @@ def _group(read: FieldReader) -> int:
     if read.values.get(name) is None:
         raise read.error("group_size", "is missing")
     group = read.integer(name, smallest=-1)
-    if group > 0 and not core_group(group):
+    if group == 0 or (group > 0 and not core_group(group)):
         raise read.error(name, f"must be a multiple of 16, or -1 for whole rows, got {group}")
     return max(group, 0)
 

@@ -291,6 +291,17 @@ def test_the_memory_of_a_download_in_this_form():
         line(weights="file")
 
 
+def test_the_memory_of_a_quantised_download():
+    files = {"config.json": 100, "model-1.safetensors": 3 << 20, "model-2.safetensors": 2 << 20}
+    download = Download("some/model", Path(), files, tuple(files), CONFIG, quantised=True)
+    assert "weights 5.00 MiB" in expected_memory(download, context=32)[0]
+    assert expected_memory(download, weights="q4")[0].startswith("weights q4, ")
+    files["model-1.safetensors"] = 1 << 50
+    assert expected_memory(download)[0].startswith("weights q8, ")
+    with pytest.raises(MemoryLimitError):
+        expected_memory(download, weights="file")
+
+
 def test_small_files_of_a_download_in_this_form(tmp_path):
     """The template and the tokenizer of packed weights are in the metadata that came before the weights."""
     path, folder = tmp_path / "m.gguf", tmp_path / "packed"

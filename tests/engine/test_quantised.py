@@ -1,6 +1,8 @@
 """Quantised checkpoints packed as they are stored: every number of the files, and none other, is in the matrices."""
 
+import functools
 import json
+import re
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ import qwq_ref
 from qwq_ref import core
 from qwq_ref.cli import main
 from qwq_ref.config import Config
+from qwq_ref.core.layer import QKV
 from qwq_ref.engine.convert import convert
 from qwq_ref.errors import CheckpointError, UsageError
 from tests.support import quantised_models as made
@@ -26,7 +29,29 @@ def awq(group):
 
 
 # name -> (settings, from (rng, N, K) to the tensors and the values of a matrix)
+def gptq(bits, group, version=1, **options):
+    settings = {"quant_method": "gptq", "bits": bits, "group_size": group, "desc_act": "order" in options}
+    settings |= {"checkpoint_format": "gptq_v2"} if version == 2 else {}
+    return settings, functools.partial(made.gptq_matrix, group=group, bits=bits, version=version, **options)
+
+
+def mlx(bits, group, dtype):
+    return {"bits": bits, "group_size": group}, functools.partial(made.mlx_matrix, group=group, bits=bits, dtype=dtype)
+
+
+def together(rng, K):
+    """One order for all matrices of as many columns, as GPTQ gives to those with the same inputs."""
+    return np.random.default_rng(K).permutation(K)
+
+
+EIGHT = (8,) if "u8" in core.CODES else ()
 KINDS = {f"AWQ, groups of {group}": awq(group) for group in (16, 32, 64, 128, -1)}
+KINDS |= {f"GPTQ, {bits} bits": gptq(bits, 32) for bits in (2, 3, 4, *EIGHT)}
+KINDS |= {f"GPTQ 2, {bits} bits": gptq(bits, 128, 2) for bits in (4, *EIGHT)}
+KINDS |= {f"GPTQ in an order, {bits} bits": gptq(bits, 64, order=together) for bits in (4, *EIGHT)}
+KINDS |= {"GPTQ in many orders": gptq(4, 32, order=made.shuffled), "GPTQ, whole rows": gptq(4, -1)}
+KINDS |= {f"MLX, {bits} bits": mlx(bits, 64, np.float16) for bits in (3, 4, 5, 6, *EIGHT)}
+KINDS |= {f"MLX in bfloat16, {bits} bits": mlx(bits, 64, made.BF16) for bits in (4, 6, *EIGHT)}
 
 
 def write(folder, name, config=None, change=None, quantised=lambda name: ".layers." in name):
@@ -51,10 +76,10 @@ def assert_same(folder, config, values, **options):
 
 
 def assert_near(folder):
-    """Floats differ by roundings alone; integers meet activations of 8 bits."""
+    """Floats differ by roundings alone. Integers meet activations of 8 bits, to which few random tokens are sensitive."""
     exact = qwq_ref.load(folder, backend="numpy").logits(IDS)
     ours = qwq_ref.load(folder, kv="fp32").logits(IDS)
-    assert np.abs(ours - exact).max() < 0.05 * np.abs(exact).max()
+    assert np.median(np.abs(ours - exact).max(axis=1)) < 0.02 * np.abs(exact).max()
     floats = qwq_ref.load(folder, weights="fp32").logits(IDS)
     assert np.abs(floats - exact).max() < 1e-5 * np.abs(exact).max()
 
@@ -62,7 +87,12 @@ def assert_near(folder):
 @pytest.mark.parametrize("name", KINDS)
 @pytest.mark.parametrize("threads", [1, 2])
 def test_every_kind_to_the_bit(tmp_path, name, threads):
-    assert_same(tmp_path, *write(tmp_path, name), threads=threads)
+    quantised = (lambda _: True) if name.startswith("MLX") else (lambda tensor: ".layers." in tensor)
+    model = assert_same(tmp_path, *write(tmp_path, name, quantised=quantised), threads=threads)
+    layer = model.backend.weights.layers[0]
+    assert (layer.down.columns is not None) == ("order" in name)
+    assert isinstance(layer.qkv, QKV) == ("orders" in name)
+    assert (layer.gate_up.format == core.FORMATS["fp32"]) == ("orders" in name)
     if threads == 1:
         assert_near(tmp_path)
 
@@ -70,7 +100,8 @@ def test_every_kind_to_the_bit(tmp_path, name, threads):
 @pytest.mark.parametrize("name", KINDS)
 def test_tied_and_with_floats_between(tmp_path, name):
     """Up is not quantised, and gate is: they are one matrix of floats. The MLP is no multiple of 32."""
-    config = Config.from_dict(made.values_of(tie_word_embeddings=True, intermediate_size=272))
+    size = 288 if re.search("MLX|[235] bits", name) else 272
+    config = Config.from_dict(made.values_of(tie_word_embeddings=True, intermediate_size=size))
     written = write(tmp_path, name, config, quantised=lambda name: "layers.0." in name or "down" in name)
     written[1]["lm_head.weight"] = written[1]["model.embed_tokens.weight"]
     assert_same(tmp_path, *written)
@@ -81,11 +112,15 @@ def test_tied_and_with_floats_between(tmp_path, name):
     assert_near(tmp_path)
 
 
-@pytest.mark.parametrize(("name", "leaf"), [("AWQ, groups of 32", "scales")])
+@pytest.mark.parametrize(
+    ("name", "leaf"),
+    [("AWQ, groups of 32", "scales"), ("GPTQ, 4 bits", "scales"), ("MLX, 4 bits", "scales"), ("MLX, 4 bits", "biases")],
+)
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_a_scale_that_is_not_finite(tmp_path, name, leaf, value):
     def change(tensors):
-        tensors[f"model.layers.1.mlp.up_proj.{leaf}"][0, 70] = value
+        array = tensors[f"model.layers.1.mlp.up_proj.{leaf}"]
+        array[(70, 1) if name.startswith("MLX") else (0, 70)] = value
 
     write(tmp_path, name, change=change)
     with pytest.raises(CheckpointError, match=r"model\.layers\.1\.mlp\.up_proj\.weight: holds .* at \[70, ") as caught:
@@ -104,6 +139,11 @@ def test_the_line_of_memory_names_the_types(tmp_path):
 def test_a_converted_checkpoint_is_the_same_model(tmp_path, name):
     folder, packed = tmp_path / "a", tmp_path / "b"
     write(folder, name)
+    if "order" in name:
+        with pytest.raises(UsageError, match="weights: file: the columns are in an order of their own"):
+            convert(folder, packed, "file")
+        assert not packed.exists()
+        return
     for weights in ("file", "q8"):
         convert(folder, packed, weights)
         ours, theirs = (qwq_ref.load(each, weights=weights).logits(IDS) for each in (packed, folder))

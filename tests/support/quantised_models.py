@@ -39,8 +39,8 @@ def awq_words(codes):
     return words.view(np.int32)
 
 
-def scales_of(rng, shape, dtype=np.float16):
-    return (rng.uniform(0.5, 1.5, shape) * 0.004).astype(dtype)
+def scales_of(rng, shape, dtype=np.float16, bits=4):
+    return (rng.uniform(0.5, 1.5, shape) * 0.064 / (1 << bits)).astype(dtype)
 
 
 def zeros_of(rng, shape, least, most):
@@ -60,6 +60,42 @@ def awq_matrix(rng, N, K, group=32):
     s = scales_of(rng, z.shape)
     weights = (q - z[of]).astype(np.float32) * s[of].astype(np.float32)
     return {"qweight": awq_words(q), "qzeros": awq_words(z), "scales": s}, np.ascontiguousarray(weights.T)
+
+
+def shuffled(rng, K):
+    return rng.permutation(K)
+
+
+def gptq_matrix(rng, N, K, group=32, bits=4, version=1, order=None, symmetric=False, groups=True):
+    """-> ({leaf: array}, float32 [N, K])
+
+    order  from (rng, K) to a permutation of columns: the one at place i is of group i // group
+    """
+    group = K if group == -1 else group
+    of = np.arange(K) // group
+    if order is not None:
+        of[order(rng, K)] = np.arange(K) // group
+    most, shape = (1 << bits) - 1, (of.max() + 1, N)
+    q = rng.integers(0, most + 1, (K, N))
+    z = np.full(shape, (most + 1) // 2)
+    if not symmetric:
+        z = zeros_of(rng, shape, 2 - version, most + 2 - version - (bits == 8))
+    s = scales_of(rng, shape, bits=bits)
+    stored = z - 1 if version == 1 else z
+    tensors = {"qweight": words_of(q.T, bits).T.copy().view(np.int32), "qzeros": words_of(stored, bits).view(np.int32)}
+    tensors |= {"scales": s} | ({"g_idx": of.astype(np.int32)} if groups else {})
+    weights = (q - z[of]).astype(np.float32) * s[of].astype(np.float32)
+    return tensors, np.ascontiguousarray(weights.T)
+
+
+def mlx_matrix(rng, N, K, group=64, bits=4, dtype=np.float16):
+    """-> ({leaf: array}, float32 [N, K])"""
+    of = np.arange(K) // group
+    q = rng.integers(0, 1 << bits, (N, K))
+    s = scales_of(rng, (N, of[-1] + 1), dtype, bits)
+    b = (-s.astype(np.float32) * ((1 << bits) - 1) / 2 * rng.uniform(0.8, 1.2, s.shape)).astype(dtype)
+    weights = s.astype(np.float32)[:, of] * q.astype(np.float32) + b.astype(np.float32)[:, of]
+    return {"weight": words_of(q, bits), "scales": s, "biases": b}, weights
 
 
 def model(config, matrix, quantised=lambda name: ".layers." in name, seed=0, dtype=np.float16):

@@ -26,9 +26,9 @@ def stream(words: Array, bits: int) -> Array:
         for i in range(8 // bits):
             np.bitwise_and(data >> np.uint8(i * bits), mask, out=out[:, :, i])
         return out.reshape(n, -1)
-    units = data.reshape(n, -1, 4 * bits)  # each holds 32 codes
-    out = np.empty((n, units.shape[1], 32), np.uint8)
-    for i in range(32):
+    units = data.reshape(n, -1, bits)  # each holds 8 codes
+    out = np.empty((n, units.shape[1], 8), np.uint8)
+    for i in range(8):
         byte, shift = divmod(i * bits, 8)
         code = units[:, :, byte] >> np.uint8(shift)
         if shift + bits > 8:

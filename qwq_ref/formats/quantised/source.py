@@ -6,6 +6,8 @@ import functools
 from contextlib import ExitStack
 from pathlib import Path
 
+import numpy as np
+
 from ...config import Config
 from ...errors import CheckpointError
 from ...files import StrPath
@@ -15,12 +17,16 @@ from ..decoded import DecodedSource
 from ..generation_config import GenerationConfig
 from ..names import CONFIG
 from ..quantisation import Settings, settings_of
-from ..safetensors import equal_values
-from . import awq
+from ..safetensors import FLOATS, equal_values
+from . import awq, gptq, mlx
 from .awq import AWQMatrix
+from .gptq import GPTQMatrix
 from .kept import QuantisedKept
+from .mlx import MLXMatrix
 from .tensors import Floats, Matrix, Recent, TensorFiles
 
+# The tensors of a quantised matrix: the first tells that it is one.
+_LEAVES = {"awq": awq.LEAVES, "gptq": (*gptq.LEAVES, gptq.GROUPS), "mlx": mlx.LEAVES}
 _HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 
 
@@ -64,10 +70,11 @@ def _places(files: TensorFiles, config: Config, settings: Settings) -> dict[str,
     recent, missing, used = Recent(), [], set[str]()
     for name, shape in config.tensors().items():
         module = name.rpartition(".")[0]
-        leaves = _leaves(settings, name) if len(shape) == 2 else ()
-        if f"{module}.{leaves[0]}" in files if leaves else False:
+        leaves = _LEAVES[settings.method]
+        if len(shape) == 2 and f"{module}.{leaves[0]}" in files:
             places[name] = _matrix(files, module, shape, settings, recent)
             used |= {f"{module}.{leaf}" for leaf in leaves}
+            _check_bias(files, f"{module}.bias", config, used)
         elif name in files:
             places[name] = Floats(files, name, shape)
             used.add(name)
@@ -80,13 +87,19 @@ def _places(files: TensorFiles, config: Config, settings: Settings) -> dict[str,
     return places
 
 
-def _leaves(settings: Settings, name: str) -> tuple[str, ...]:
-    """Return the last parts of the names of the tensors that a quantised matrix consists of."""
-    return awq.LEAVES
-
-
 def _matrix(files: TensorFiles, module: str, shape: tuple[int, ...], settings: Settings, recent: Recent) -> Matrix:
-    return AWQMatrix(files, module, shape, settings, recent)
+    if settings.method == "mlx":
+        return MLXMatrix(files, module, shape, settings)
+    return (AWQMatrix if settings.method == "awq" else GPTQMatrix)(files, module, shape, settings, recent)
+
+
+def _check_bias(files: TensorFiles, name: str, config: Config, used: set[str]) -> None:
+    """Accept a bias that the model does not have, if it is zero: some writers add one to every quantised module."""
+    if name in files and name not in config.tensors():
+        files.expect(name, FLOATS, files[name].shape)
+        if np.any(files.read(name)):
+            raise files.error(name, f"unexpected: {CONFIG} does not imply it, and it is not zero")
+        used.add(name)
 
 
 def _check_rest(files: TensorFiles, config: Config, used: set[str]) -> None:

@@ -120,6 +120,7 @@ class Matrix(Protocol):
     """The place of a matrix or vector in its files: a `decoded.Place` that has a format of the core.
 
     format   of the core, which holds the stored numbers without loss
+    columns  the column of the matrix that each packed column is; None: the same one
     """
 
     @property
@@ -137,6 +138,9 @@ class Matrix(Protocol):
     @property
     def format(self) -> Format: ...
 
+    @property
+    def columns(self) -> Array | None: ...
+
     def parts(self, begin: int, end: int) -> Parts: ...
 
     def read(self, begin: int, out: Sequence[NDArray[Any]]) -> None: ...
@@ -148,6 +152,8 @@ class Matrix(Protocol):
 
 class Floats:
     """A tensor that is not quantised."""
+
+    columns = None
 
     def __init__(self, files: TensorFiles, name: str, shape: tuple[int, ...]) -> None:
         files.expect(name, FLOATS, shape)
@@ -176,6 +182,11 @@ class Quantised:
 
     format: Format
 
+    @property
+    def columns(self) -> Array | None:
+        """The column of the matrix that each packed column is; None: the same one."""
+        return None
+
     def __init__(
         self, files: TensorFiles, module: str, shape: tuple[int, ...], type: str, names: Sequence[str]
     ) -> None:
@@ -193,12 +204,28 @@ class Quantised:
 
     def floats(self, begin: int, end: int) -> NDArray[np.float32]:
         with np.errstate(all="ignore"):
-            return dequantised(self.format, self.parts(begin, end))
+            packed = dequantised(self.format, self.parts(begin, end))
+        if self.columns is None:
+            return packed
+        rows = np.empty_like(packed)
+        rows[:, self.columns] = packed
+        return rows
 
     def forget(self, begin: int, end: int) -> None:
         if end == self.shape[0]:  # tensors are read whole
             for name in self._names:
                 self._files.forget(name, 0, self._files[name].shape[0])
+
+
+def whole_words(files: TensorFiles, name: str, count: int, bits: int) -> None:
+    """Check that so many codes fill words of 32 bits. Raises CheckpointError."""
+    if count * bits % 32:
+        raise files.error(name, f"holds whole words of 32 bits, and {count} codes of {bits} bits are none")
+
+
+def code_type(bits: int) -> str:
+    """Return the type of the core that holds codes of so many bits."""
+    return f"u{max(bits, 4)}"
 
 
 def of_core_groups(values: Array, columns: int, group: int, of_core: int) -> Array:
