@@ -79,7 +79,7 @@ def common(first: Format, second: Format) -> Format:
     if not first.group or not second.group or first.scales != second.scales or "q4" in (first.codes, second.codes):
         return FORMATS["fp32"]
     group, bits = min(first.group, second.group), max(CODES[each.codes].bits for each in (first, second))
-    if first.scales in ("zero", "offset", "super_min"):
+    if first.scales in ("zero", "offset", "offset_bf16", "super_min"):
         return Format(f"u{bits}", group, first.scales)
     lowest, highest = (
         min(_levels(each)[0] for each in (first, second)),

@@ -22,7 +22,7 @@ _MOST_MODULES = 100_000  # that may differ from the rest
 
 @dataclass(frozen=True)
 class Settings:
-    """How the matrices of a checkpoint are quantised.
+    """The way in which the matrices of a checkpoint are quantised.
 
     method     "awq", "gptq" or "mlx"
     file       the JSON file that says so
