@@ -161,8 +161,8 @@ def test_bad_tensors(tmp_path, name):
 
 def test_codes_that_fill_no_words(tmp_path):
     config = Config.from_dict(made.values_of(intermediate_size=272))
-    folder, _ = gptq(tmp_path)
     settings = SETTINGS | {"bits": 3}
+    folder, _ = gptq(tmp_path, settings)
     (folder / "config.json").write_text(json.dumps(config.to_dict() | {"quantization_config": settings}))
     with pytest.raises(CheckpointError, match=r"qzeros: holds whole words of 32 bits, and 272 codes of 3 bits"):
         open_source(folder)
