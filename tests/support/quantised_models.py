@@ -44,11 +44,15 @@ def scales_of(rng, shape, dtype=np.float16, bits=4):
 
 
 def zeros_of(rng, shape, least, most):
-    """Zero points near the middle, as in real files, so that rows have a mean near 0; and all others in some rows."""
+    """Zero points near the middle, as in real files, so that rows have a mean near 0.
+
+    Some rows with several groups have all other zero points, too.
+    """
     middle = (least + most + 1) // 2
     z = rng.integers(max(least, middle - 2), min(most, middle + 2) + 1, shape)
-    z[:, 5:9] = rng.integers(least, most + 1, (shape[0], 4))
-    z[:, 9:11] = least, most
+    if shape[0] > 1:
+        z[:, 5:9] = rng.integers(least, most + 1, (shape[0], 4))
+        z[:, 9:11] = least, most
     return z
 
 
