@@ -71,9 +71,7 @@ def convert(
         check_forms(source.config, (), weights, "core", path, kept is not None)
         form: AnyForm = kept if weights == FILE and kept is not None else weights
         if isinstance(form, FileForm) and form.columns:
-            problem = (
-                "file: the columns are in an order of their own (desc_act), which no packed file has: take q8"
-            )
+            problem = "file: the columns are in an order of their own (desc_act), which no packed file has: take q8"
             raise UsageError(path, "weights", problem)
         find_tokenizer(source.tokenizer, source.config.vocab_size)
         small = _small_files(source)

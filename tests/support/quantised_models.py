@@ -11,6 +11,7 @@ from safetensors.numpy import save_file
 
 from tests.support.models import config_values
 
+BF16 = ml_dtypes.bfloat16
 AWQ_ORDER = [0, 2, 4, 6, 1, 3, 5, 7]
 CONFIG = {"quant_method": "awq", "bits": 4, "group_size": 32, "zero_point": True, "version": "gemm"}
 
@@ -97,6 +98,8 @@ def mlx_matrix(rng, N, K, group=64, bits=4, dtype=np.float16):
     of = np.arange(K) // group
     q = rng.integers(0, 1 << bits, (N, K))
     s = scales_of(rng, (N, of[-1] + 1), dtype, bits)
+    if dtype == BF16:
+        s[3:6] *= dtype(2.0**-20)  # float16 has no such numbers
     b = (-s.astype(np.float32) * ((1 << bits) - 1) / 2 * rng.uniform(0.8, 1.2, s.shape)).astype(dtype)
     weights = s.astype(np.float32)[:, of] * q.astype(np.float32) + b.astype(np.float32)[:, of]
     return {"weight": words_of(q, bits), "scales": s, "biases": b}, weights
@@ -142,6 +145,3 @@ def write(folder, config, tensors, settings=None, *, key="quantization_config", 
         index |= dict.fromkeys(part, shard)
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
     return folder
-
-
-BF16 = ml_dtypes.bfloat16
