@@ -61,10 +61,11 @@ enum { QWQ_Q4, QWQ_U4, QWQ_U5, QWQ_U6, QWQ_U8, QWQ_Q8, QWQ_BF16, QWQ_FP16, QWQ_F
  * PLAIN      w = scale * (code - zero_point), zero_point the same for all
  * ZERO       w = scale * (code - zero_point[n, g]), uint8, 0 to 16; for u8 0 to 255
  * OFFSET     w = scale * code + offset[n, g], float16
+ * OFFSET_BF16  the same, with scales and offsets in bfloat16
  * SUPER      w = d * sub_scale[n, g] * (code - zero_point): one float16 d for 256 columns, int8 sub_scale
  * SUPER_MIN  w = d * sub_scale[n, g] * code - dmin * sub_min[n, g]: d and dmin for 256 columns, uint8 sub_scale and
  * sub_min */
-enum { QWQ_PLAIN, QWQ_ZERO, QWQ_OFFSET, QWQ_SUPER, QWQ_SUPER_MIN, QWQ_SCALE_KINDS };
+enum { QWQ_PLAIN, QWQ_ZERO, QWQ_OFFSET, QWQ_OFFSET_BF16, QWQ_SUPER, QWQ_SUPER_MIN, QWQ_SCALE_KINDS };
 /* The name of a type of codes, or of a kind of scales; NULL beyond the last. */
 const char *qwq_code_name(int codes);
 const char *qwq_scales_name(int scales);
@@ -79,9 +80,9 @@ int qwq_format_layout(void *layout, const qwq_format *format);
 
 /* The arrays of a weight [N, K] before packing; those that the format has not are NULL.
  * code    uint8 [N, K], or int8 for q8; for bf16 and fp16 the 16 bits, for fp32 the floats
- * scale   fp16 bits [N, K/group] of a group, or of 256 columns (d)
+ * scale   fp16 or bfloat16 bits [N, K/group] of a group, or of 256 columns (d)
  * zero_point  uint8 [N, K/group]
- * offset  fp16 bits [N, K/group], or of 256 columns (dmin)
+ * offset  bits as of scale [N, K/group], or of 256 columns (dmin)
  * sub_scale, sub_min: bytes [N, K/group] */
 typedef struct {
     const void *code;
@@ -123,10 +124,12 @@ int qwq_quantise_q8(int8_t *q, uint16_t *scale, const void *w, size_t N, size_t 
 size_t qwq_packed_bytes(const qwq_format *format, size_t N, size_t K);
 int qwq_pack(uint8_t *packed, const qwq_format *format, const qwq_weight *weight, size_t N, size_t K, int threads);
 
-/* A packed weight [N, K], 64-byte aligned. */
+/* A packed weight [N, K], 64-byte aligned.
+ * columns  NULL, or [K]: column k of the weight is multiplied with column columns[k] of x; 0 to K - 1, else EFORMAT */
 typedef struct {
     qwq_format format;
     const uint8_t *packed;
+    const int32_t *columns;
 } qwq_linear;
 
 /* y [T, N] = x w^T: from int8 activations and packed integers, NumPy: numerics.quant.matmul_integers, or from floats,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -60,7 +60,12 @@ _LIMITS = {
     "max_window_layers": 1 << 12,
     "original_max_position_embeddings": 1 << 26,
     "top_k": 1 << 22,
+    "bits": 32,
+    "w_bit": 32,
+    "group_size": 1 << 20,
+    "q_group_size": 1 << 20,
 }
+QUANTISED = ("awq", "gptq", "mlx")  # the methods that `formats.quantised` reads
 
 
 @dataclass(frozen=True)
@@ -263,15 +268,29 @@ class Config:
         )
 
 
+def quantisation_of(values: Mapping[str, Any]) -> tuple[str, str] | None:
+    """Return the key of a config.json that tells a quantisation, and the method; "" for a method without a name.
+
+    MLX writes one object under both keys, and names no method.
+    """
+    for key in ("quantization", "quantization_config", "compression_config"):
+        given = values.get(key)
+        if given is None:
+            continue
+        method = given.get("quant_method") if isinstance(given, dict) else None
+        if method is None and isinstance(given, dict) and {"group_size", "bits"} <= given.keys():
+            method = "mlx"
+        return key, method if isinstance(method, str) else ""
+    return None
+
+
 def _check_quantisation(read: FieldReader) -> None:
-    """Refuse a quantised checkpoint, by the name of its method."""
-    for name, method in (("quantization_config", "quant_method"), ("quantization", "mode")):
-        given = read.values.get(name)
-        if given is not None:
-            kind = given.get(method) if isinstance(given, dict) else None
-            what = f"{kind[:40]}: " if isinstance(kind, str) else ""
-            problem = "quantised checkpoints are not read yet; use the fp32, fp16 or bf16 one that it was made from"
-            raise read.error(name, what + problem)
+    """Refuse a checkpoint that is quantised in a format that is not read, by the name of its method."""
+    found = quantisation_of(read.values)
+    if found is not None and found[1] not in QUANTISED:
+        what = f"{found[1][:40]}: " if found[1] else ""
+        problem = "quantised checkpoints in this format are not read; use the bf16 one, or AWQ, GPTQ or MLX"
+        raise read.error(found[0], what + problem)
 
 
 def _attention_pattern(read: FieldReader, layers: int) -> tuple[int | None, tuple[LayerType, ...]]:

@@ -7,7 +7,7 @@ The module imports no other one, so that `qwq --help` stays fast.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 
@@ -46,16 +46,25 @@ class FileForm:
 
     formats  name of `Config.tensors` -> `core.Format` of each matrix
     kv       the cache form that goes with it
+    columns  name -> int32 [K], the order of a matrix's packed columns, where it is not the matrix's own
     """
 
     formats: Mapping[str, Any]
     kv: str
+    columns: Mapping[str, Any] = field(default_factory=dict)
 
     def __str__(self) -> str:
         return FILE
 
 
 AnyForm = str | FileForm  # a name of `FORMS`, or the form of a file
+
+
+def same_columns(first: Any, second: Any) -> bool:
+    """Return whether two orders of columns are the same; None is the matrix's own."""
+    if first is None or second is None:
+        return first is second
+    return bool((first == second).all())
 
 
 def cache_form(form: AnyForm) -> str:

@@ -44,6 +44,15 @@ static inline int qwq_threads_are_possible(int threads)
     return threads >= 1 && threads <= QWQ_MOST_THREADS;
 }
 
+/* Whether an order of columns names columns alone. */
+static inline int qwq_are_columns(const int32_t *columns, size_t K)
+{
+    int bad = 0;
+    for (size_t k = 0; columns && k < K; k++)
+        bad |= columns[k] < 0 || (size_t)columns[k] >= K;
+    return !bad;
+}
+
 /* Whether the caller no longer wants the result. */
 static inline int stopped(const int32_t *stop)
 {

@@ -7,7 +7,8 @@
 
 #define SCALES(kind) (1u << QWQ_##kind)
 enum { ANY_GROUP = 16 + 32 + 64 + 128, SUPER = 256 };
-static const unsigned ANY_SCALES = SCALES(PLAIN) | SCALES(ZERO) | SCALES(OFFSET) | SCALES(SUPER) | SCALES(SUPER_MIN);
+static const unsigned ANY_SCALES =
+    SCALES(PLAIN) | SCALES(ZERO) | SCALES(OFFSET) | SCALES(OFFSET_BF16) | SCALES(SUPER) | SCALES(SUPER_MIN);
 
 typedef uint16_t line_of_words __attribute__((vector_size(LINE), aligned(1), may_alias));
 
@@ -119,6 +120,7 @@ const qwq_scales qwq_scale_kinds[QWQ_SCALE_KINDS] = {
     [QWQ_PLAIN] = {.name = "plain", .of_group = 2, .zero_point = 1},
     [QWQ_ZERO] = {.name = "zero", .of_group = 3},
     [QWQ_OFFSET] = {.name = "offset", .of_group = 4, .offset = 1},
+    [QWQ_OFFSET_BF16] = {.name = "offset_bf16", .of_group = 4, .offset = 1},
     [QWQ_SUPER] = {.name = "super", .of_block = 2, .of_group = 1, .super = 1, .zero_point = 1},
     [QWQ_SUPER_MIN] = {.name = "super_min", .of_block = 4, .of_group = 2, .super = 1, .offset = 1},
 };

@@ -93,15 +93,15 @@ static int check(const float *x, const qwq_layer *l, const float *cos, const flo
     const size_t q = l->H * l->kv.E, k = l->kv.K * l->kv.E, half = T * (l->kv.E / 2), size = sizeof(float);
     if (!qwq_attention_is_possible(&l->kv, &(qwq_queries){.pos = pos, .T = T, .H = l->H}))
         return QWQ_ESIZE;
-    qwq_array arrays[9 + QWQ_BIAS_ARRAYS + WEIGHTS] = {{x, T * l->D * size, size}, /* what is written comes first */
-                                                       {l->kv.data, qwq_kv_bytes(&l->kv), 64},
-                                                       {scratch, places_of(NULL, l, pos, T, threads).bytes, 64},
-                                                       {cos, half * size, size},
-                                                       {sin, half * size, size},
-                                                       {l->input_norm, l->D * size, size},
-                                                       {l->post_norm, l->D * size, size},
-                                                       {l->qkv_bias, (q + 2 * k) * size, size},
-                                                       {stop, stop ? sizeof *stop : 0, sizeof *stop}};
+    qwq_array arrays[9 + QWQ_BIAS_ARRAYS + 2 * WEIGHTS] = {{x, T * l->D * size, size}, /* what is written comes first */
+                                                           {l->kv.data, qwq_kv_bytes(&l->kv), 64},
+                                                           {scratch, places_of(NULL, l, pos, T, threads).bytes, 64},
+                                                           {cos, half * size, size},
+                                                           {sin, half * size, size},
+                                                           {l->input_norm, l->D * size, size},
+                                                           {l->post_norm, l->D * size, size},
+                                                           {l->qkv_bias, (q + 2 * k) * size, size},
+                                                           {stop, stop ? sizeof *stop : 0, sizeof *stop}};
     int code = qwq_bias_arrays(arrays + 9, &l->kv);
     if (code)
         return code;
@@ -114,9 +114,15 @@ static int check(const float *x, const qwq_layer *l, const float *cos, const flo
         size_t bytes = w->rows ? qwq_packed_bytes(&w->w->format, w->rows, w->columns) : 0;
         if (w->rows && !bytes)
             return QWQ_EFORMAT;
-        arrays[9 + QWQ_BIAS_ARRAYS + i] = (qwq_array){w->w->packed, bytes, 64};
+        const int32_t *columns = w->rows ? w->w->columns : NULL;
+        qwq_array *of_weight = arrays + 9 + QWQ_BIAS_ARRAYS + 2 * i;
+        of_weight[0] = (qwq_array){w->w->packed, bytes, 64};
+        of_weight[1] = (qwq_array){columns, columns ? w->columns * sizeof *columns : 0, sizeof *columns};
     }
     code = qwq_check(arrays, 3, sizeof arrays / sizeof *arrays);
+    for (int i = 0; !code && i < WEIGHTS; i++)
+        if (weights[i].rows && !qwq_are_columns(weights[i].w->columns, weights[i].columns))
+            code = QWQ_EFORMAT;
     return code ? code : qwq_bias_dims(&l->kv);
 }
 

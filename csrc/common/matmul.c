@@ -118,37 +118,55 @@ static qwq_tile tile_in(const qwq_scratch *s, const qwq_layout *l, size_t T, siz
     return tile;
 }
 
-/* Group g of a row; columns beyond K are zero. */
-static const float *group_in(float *own, const float *row, size_t g, size_t K)
+/* Group g of a row, in an order of columns if there is one; columns beyond K are zero. */
+static const float *group_in(float *own, const float *row, const int32_t *columns, size_t g, size_t K)
 {
-    if ((g + 1) * GROUP <= K)
+    if (!columns && (g + 1) * GROUP <= K)
         return row + g * GROUP;
-    memset(own, 0, GROUP * sizeof(float));
-    if (g * GROUP < K)
-        memcpy(own, row + g * GROUP, (K - g * GROUP) * sizeof(float));
+    for (size_t i = 0, k = g * GROUP; i < GROUP; i++, k++)
+        own[i] = k < K ? row[columns ? (size_t)columns[k] : k] : 0;
     return own;
 }
 
 /* Groups g0 to g1 of a row: the largest magnitudes. */
-static void find_largest(float *largest, const qwq_matmul_kernels *kernels, const float *row, size_t g0, size_t g1,
-                         size_t K)
+static void find_largest(float *largest, const qwq_matmul_kernels *kernels, const float *row, const int32_t *columns,
+                         size_t g0, size_t g1, size_t K)
 {
-    size_t whole = smaller(g1, K / GROUP);
+    size_t whole = columns ? 0 : smaller(g1, K / GROUP);
     float own[GROUP];
     if (whole > g0)
         kernels->largest(largest + g0, row + g0 * GROUP, whole - g0);
     for (size_t g = whole > g0 ? whole : g0; g < g1; g++)
-        kernels->largest(largest + g, group_in(own, row, g, K), 1);
+        kernels->largest(largest + g, group_in(own, row, columns, g, K), 1);
 }
 
+/* What the threads share. */
+typedef struct {
+    const qwq_matmul_call *call;
+    const uint8_t *w;
+    const qwq_format *format;
+    const qwq_layout *layout;
+    const qwq_matmul_kernels *kernels;
+    qwq_scratch scratch;
+    qwq_tiles tiles;
+    size_t panel_bytes;
+    const float *rows;    /* activations, normalised if that is asked for */
+    size_t slice, slices; /* groups that are quantised at a time, and how often in a token */
+    int few, direct;      /* whether there are few tokens; whether they are multiplied with blocks as they lie */
+} qwq_job;
+
 /* Groups g0 to g1 of token t of the tile that begins with token `first`, from its row to the order of tiles. */
-static void place(const qwq_scratch *s, const qwq_layout *l, const qwq_matmul_kernels *kernels, const float *row,
-                  size_t T, size_t first, size_t tokens, size_t t, size_t g0, size_t g1, size_t K)
+static void place(const qwq_job *j, size_t first, size_t tokens, size_t t, size_t g0, size_t g1)
 {
+    const qwq_scratch *s = &j->scratch;
+    const qwq_layout *l = j->layout;
+    const size_t T = j->call->T, K = j->call->K;
+    const float *row = j->rows + (first + t) * K;
+    const int32_t *order = j->call->w->columns;
     float own[GROUP], top = 0;
     if (l->floats) {
         for (size_t g = g0; g < g1; g++) {
-            const float *x = group_in(own, row, g, K);
+            const float *x = group_in(own, row, order, g, K);
             float *to = s->x + place_of(s, T, first, tokens, g) * GROUP + t;
             for (size_t k = 0; k < GROUP; k++)
                 to[k * tokens] = x[k];
@@ -162,7 +180,7 @@ static void place(const qwq_scratch *s, const qwq_layout *l, const qwq_matmul_ke
     for (size_t g = g0; g < g1; g++) {
         int8_t q[GROUP];
         size_t step = step_of(largest[g], top), at = place_of(s, T, first, tokens, g), columns = GROUP / l->subgroups;
-        int32_t sum = quantise_group(kernels, q, group_in(own, row, g, K), step, top);
+        int32_t sum = quantise_group(j->kernels, q, group_in(own, row, order, g, K), step, top);
         for (size_t i = 0; i < LINES; i++)
             memcpy(s->q + at * GROUP + (i * tokens + t) * 4, q + 4 * i, 4);
         s->ratio[at + t] = QWQ_RATIO[step];
@@ -181,21 +199,6 @@ static void place(const qwq_scratch *s, const qwq_layout *l, const qwq_matmul_ke
         }
     }
 }
-
-/* What the threads share. */
-typedef struct {
-    const qwq_matmul_call *call;
-    const uint8_t *w;
-    const qwq_format *format;
-    const qwq_layout *layout;
-    const qwq_matmul_kernels *kernels;
-    qwq_scratch scratch;
-    qwq_tiles tiles;
-    size_t panel_bytes;
-    const float *rows;    /* activations, normalised if that is asked for */
-    size_t slice, slices; /* groups that are quantised at a time, and how often in a token */
-    int few, direct;      /* whether there are few tokens; whether they are multiplied with blocks as they lie */
-} qwq_job;
 
 /* Groups g to g + groups of a panel, unpacked. */
 static void unpack(qwq_wide *wide, const qwq_job *j, const uint8_t *panel, size_t g, size_t groups)
@@ -369,13 +372,14 @@ int qwq_matmul(float *y, const qwq_linear *w, const float *x, const qwq_fusion *
                                 {scratch, scratch_of(NULL, &l, T, K, 0, threads).bytes, LINE},
                                 {x, T * K * sizeof(float), 4},
                                 {w->packed, w_bytes, LINE},
+                                {w->columns, w->columns ? K * sizeof *w->columns : 0, sizeof *w->columns},
                                 {f->bias, f->bias ? N * sizeof(float) : 0, 4},
                                 {f->norm, f->norm ? K * sizeof(float) : 0, 4},
                                 {f->residual, f->residual && f->residual != y ? y_bytes : 0, 4},
                                 {f->stop, f->stop ? sizeof *f->stop : 0, sizeof *f->stop}};
-    int error = qwq_check(arrays, 2, 8);
-    if (error)
-        return error;
+    int error = qwq_check(arrays, 2, 9);
+    if (error || !qwq_are_columns(w->columns, K))
+        return error ? error : QWQ_EFORMAT;
     return qwq_matmul_run(&(qwq_matmul_call){y, w, x, f, scratch, T, N, K, table, threads});
 }
 
@@ -397,7 +401,8 @@ static void find_all_largest(const void *job, size_t first, size_t last, int wor
     (void)worker;
     for (size_t i = first; i < last; i++) {
         size_t t = i / j->slices, g = i % j->slices * j->slice, end = smaller(g + j->slice, s->groups);
-        find_largest(s->largest + t * s->groups, j->kernels, j->rows + t * j->call->K, g, end, j->call->K);
+        const qwq_matmul_call *c = j->call;
+        find_largest(s->largest + t * s->groups, j->kernels, j->rows + t * c->K, c->w->columns, g, end, c->K);
         if (t == 0)
             memset(s->used + g, 0, (end - g) * sizeof(uint64_t));
     }
@@ -407,14 +412,12 @@ static void find_all_largest(const void *job, size_t first, size_t last, int wor
 static void place_all(const void *job, size_t from, size_t last, int worker)
 {
     const qwq_job *j = job;
-    const qwq_matmul_call *c = j->call;
     (void)worker;
     for (size_t i = from; i < last; i++) {
         size_t tile = i / j->slices, first = tile_at(&j->tiles, tile), tokens = tile_at(&j->tiles, tile + 1) - first;
         size_t g = i % j->slices * j->slice, end = smaller(g + j->slice, j->scratch.groups);
         for (size_t t = 0; t < tokens; t++)
-            place(&j->scratch, j->layout, j->kernels, j->rows + (first + t) * c->K, c->T, first, tokens, t, g, end,
-                  c->K);
+            place(j, first, tokens, t, g, end);
     }
 }
 

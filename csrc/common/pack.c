@@ -62,7 +62,7 @@ static void pack_scales(uint8_t *block, const qwq_format *f, const qwq_layout *l
             continue;
         }
         memcpy(scales + (i * PANEL + r) * 2, &w->scale[at], 2);
-        if (f->scales == QWQ_OFFSET)
+        if (l->offset)
             memcpy(scales + ((per_block + i) * PANEL + r) * 2, &w->offset[at], 2);
         if (f->scales == QWQ_ZERO)
             scales[(2 * per_block + i) * PANEL + r] = w->zero_point[at];

@@ -53,6 +53,22 @@ typedef union {
     line_of_bytes lines[2];
 } qwq_zeros;
 
+/* 32 upper halves of floats. */
+static inline void upper_halves(float *to, const uint8_t *from)
+{
+    for (size_t r = 0; r < PANEL; r++)
+        ((uint32_t *)(void *)to)[r] = (uint32_t)((const uint16_t *)(const void *)from)[r] << 16;
+}
+
+/* 32 scales or offsets of 16 bits. */
+static inline void sixteen_bits(float *to, const uint8_t *from, int32_t scales)
+{
+    if (scales == QWQ_OFFSET_BF16)
+        upper_halves(to, from);
+    else
+        halves(to, from);
+}
+
 /* The scales of subgroup s of group `part` of a block, and its offsets or zeros, as the format has them. */
 static inline void unpack_scales(float *scale, float *offset, qwq_zeros *zeros, const uint8_t *block, size_t part,
                                  size_t s, const qwq_format *format, const qwq_layout *layout)
@@ -74,9 +90,9 @@ static inline void unpack_scales(float *scale, float *offset, qwq_zeros *zeros, 
         bytes_times(offset, scales + (4 + n + at) * PANEL, dmin);
         break;
     default:
-        halves(scale, scales + at * 2 * PANEL);
-        if (format->scales == QWQ_OFFSET)
-            halves(offset, scales + (n + at) * 2 * PANEL);
+        sixteen_bits(scale, scales + at * 2 * PANEL, format->scales);
+        if (layout->offset)
+            sixteen_bits(offset, scales + (n + at) * 2 * PANEL, format->scales);
         if (format->scales == QWQ_ZERO)
             for (int r = 0; r < PANEL; r++) {
                 uint8_t zero = scales[(2 * n + at) * PANEL + (size_t)r];
@@ -123,6 +139,5 @@ __attribute__((unused)) static void widen_fp16(float *to, const uint8_t *blocks,
 __attribute__((unused)) static void widen_bf16(float *to, const uint8_t *blocks, size_t groups)
 {
     for (size_t i = 0; i < groups * GROUP; i++, blocks += 2 * PANEL, to += PANEL)
-        for (size_t r = 0; r < PANEL; r++)
-            ((uint32_t *)(void *)to)[r] = (uint32_t)((const uint16_t *)(const void *)blocks)[r] << 16;
+        upper_halves(to, blocks);
 }

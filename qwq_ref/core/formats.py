@@ -47,18 +47,21 @@ class Scales:
     group_bytes     bytes that a row stores for each group
     super_arrays    those of `arrays` that have one float16 for each super-block of 256 columns instead
     zero_point      whether one zero point serves the whole weight
+    bfloat16        whether scales and offsets are bfloat16, and not float16
     """
 
     arrays: tuple[str, ...]
     group_bytes: int
     super_arrays: tuple[str, ...] = ()
     zero_point: bool = False
+    bfloat16: bool = False
 
 
 SCALES = {
     "plain": Scales(("scale",), 2, zero_point=True),
     "zero": Scales(("scale", "zero_point"), 3),
     "offset": Scales(("scale", "offset"), 4),
+    "offset_bf16": Scales(("scale", "offset"), 4, bfloat16=True),
     "super": Scales(("scale", "sub_scale"), 1, ("scale",), zero_point=True),
     "super_min": Scales(("scale", "offset", "sub_scale", "sub_min"), 2, ("scale", "offset")),
 }

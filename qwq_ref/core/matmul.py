@@ -43,6 +43,7 @@ def matmul(
 
     These steps in this order; all but the product are optional:
         x = `numerics.fixed.rmsnorm`(x, norm, eps)
+        x = x[:, w.columns], if w has an order of columns
         y = x w^T: `numerics.quant.matmul_integers` or `matmul_floats`
         y = y + bias
         y = residual + y

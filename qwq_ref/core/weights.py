@@ -38,14 +38,16 @@ MOST_LOST = {"q4": 0.03, "q8": 0.001}  # parts of a weight's energy: several tim
 class Packed:
     """A weight in panels of 32 rows, as the kernels read it. `pack` and `quantise` make it.
 
-    format  how its numbers are stored
-    packed  uint8, 64-byte aligned
-    shape   (N, K): outputs, inputs
+    format   how its numbers are stored
+    packed   uint8, 64-byte aligned
+    shape    (N, K): outputs, inputs
+    columns  int32 [K], contiguous: which column of the activations each column belongs to; None: the same one
     """
 
     format: Format
     packed: Array
     shape: tuple[int, int]
+    columns: Array | None = None
 
     def rows(self, begin: int, end: int) -> Packed:
         """Return rows begin to end - 1 as a view, to write to.
@@ -56,17 +58,27 @@ class Packed:
             raise CoreError(None, "rows", f"{begin} to {end} are no panels of {self.shape[0]} rows")
         size = len(self.packed) // -(-self.shape[0] // PANEL)
         part = self.packed[begin // PANEL * size : -(-end // PANEL) * size]
-        return Packed(self.format, part, (end - begin, self.shape[1]))
+        return Packed(self.format, part, (end - begin, self.shape[1]), self.columns)
 
 
 def linear(w: Packed) -> Any:
     """Return a packed weight as a `qwq_linear *` of C. The caller holds the weight."""
-    return ffi.new("qwq_linear *", (c_values(w.format), at(w.packed)))
+    return ffi.new("qwq_linear *", (c_values(w.format), at(w.packed), _columns(w)))
 
 
 def fill_linear(struct: Any, w: Packed) -> None:
     """Write a packed weight to a `qwq_linear` of C. The caller holds the weight."""
-    struct.format, struct.packed = c_values(w.format), at(w.packed)
+    struct.format, struct.packed, struct.columns = c_values(w.format), at(w.packed), _columns(w)
+
+
+def _columns(w: Packed) -> Any:
+    """Return the order of columns for C. Raises CoreError for an array of another kind."""
+    if w.columns is None:
+        return ffi.NULL
+    expect("columns", w.columns, (w.shape[1],))
+    if w.columns.dtype != np.int32 or not w.columns.flags.c_contiguous:
+        raise CoreError(None, "columns", f"must be contiguous int32, got {w.columns.dtype}")
+    return at(w.columns)
 
 
 def empty(format: Format, shape: tuple[int, int]) -> Packed:
@@ -201,7 +213,7 @@ def pack(
     each group. `out`: what `empty` returned, or rows of it. Codes of bf16 are bfloat16, or its bits in integers.
 
     Raises CoreError for arrays that do not fit. Their numbers are never changed, except that scales and offsets are
-    rounded to float16.
+    rounded to float16, or for "offset_bf16" to bfloat16.
     """
     N, K = shape_of("code", code, 2)
     made = empty(format, (N, K)) if out is None else out
@@ -218,7 +230,8 @@ def pack(
         wanted = (N, -(-K // columns))
         if np.shape(value) != wanted:
             raise CoreError(None, name, f"must have shape {list(wanted)}, got {list(np.shape(value))}")
-        arrays[name] = _bytes_of(name, value, signed=format.scales == "super" and name == "sub_scale")
+        signed = format.scales == "super" and name == "sub_scale"
+        arrays[name] = _bytes_of(name, value, signed, scales.bfloat16)
     for name, value in given.items():
         if value is not None:
             raise CoreError(None, name, f"is not part of {format}")
@@ -241,10 +254,15 @@ def unpack_rows(w: Packed, rows: Array) -> Array:
     if rows.size and not 0 <= rows.min() <= rows.max() < N:
         raise CoreError(None, "rows", f"must be 0 to {N - 1}, got {rows.min()} to {rows.max()}")
     if w.format.group:
-        return _decoded(w, rows)
-    panels = w.packed.view(CODES[w.format.codes].dtype).reshape(-(-N // PANEL), -1, PANEL)
-    unpacked: Array = panels[rows // PANEL, :K, rows % PANEL]
-    return unpacked
+        unpacked: Array = _decoded(w, rows)
+    else:
+        panels = w.packed.view(CODES[w.format.codes].dtype).reshape(-(-N // PANEL), -1, PANEL)
+        unpacked = panels[rows // PANEL, :K, rows % PANEL]
+    if w.columns is None:
+        return unpacked
+    ordered = np.empty_like(unpacked)
+    ordered[:, w.columns] = unpacked
+    return ordered
 
 
 def _decoded(w: Packed, rows: Array) -> Array:
@@ -275,12 +293,13 @@ def _decoded(w: Packed, rows: Array) -> Array:
         excess = 128 if format.codes == "q8" else format.zero_point
         levels = taken(section + line * 64 + within).astype(np.float32) - np.float32(excess)
 
-    def numbers(at: int, count: int, dtype: str) -> Array:
+    def numbers(at: int, count: int, dtype: Any) -> Array:
         """Return the numbers of each row from a place behind the codes on, [T, blocks, count], in float32."""
         width = np.dtype(dtype).itemsize
         places = at + (np.arange(count)[:, None] * PANEL * width + np.arange(width)).ravel()
         found = taken(codes.bits * PANEL * columns // 8 + places + r[:, None] * width)
-        return np.ascontiguousarray(found).view(dtype).astype(np.float32)
+        values: Array = np.ascontiguousarray(found).view(dtype).astype(np.float32)
+        return values
 
     result = levels.reshape(*levels.shape[:2], groups, format.group)
     offset = None
@@ -290,21 +309,22 @@ def _decoded(w: Packed, rows: Array) -> Array:
         scale = numbers(0, 1, "<f2") * numbers(128, groups, "u1")
         offset = -(numbers(64, 1, "<f2") * numbers(128 + PANEL * groups, groups, "u1"))
     else:
-        scale = numbers(0, groups, "<f2")
+        half = BFLOAT16 if SCALES[format.scales].bfloat16 else "<f2"
+        scale = numbers(0, groups, half)
     if format.scales == "zero":
         result -= numbers(2 * PANEL * groups, groups, "u1")[..., None]
-    if format.scales == "offset":
-        offset = numbers(2 * PANEL * groups, groups, "<f2")
+    if format.scales.startswith("offset"):
+        offset = numbers(2 * PANEL * groups, groups, half)
     result *= scale[..., None]
     if offset is not None:
         result += offset[..., None]
     return result.reshape(len(rows), -1)[:, :K]
 
 
-def _bytes_of(name: str, value: Array, signed: bool) -> Array:
-    """Return an array of scales as C reads it: float16, or bytes, which are signed for sub_scale of "super"."""
+def _bytes_of(name: str, value: Array, signed: bool, bfloat16: bool) -> Array:
+    """Return an array of scales as C reads it: 16 bits, or bytes, which are signed for sub_scale of "super"."""
     if name in ("scale", "offset"):
-        return rounded(name, value, np.dtype(np.float16))
+        return rounded(name, value, BFLOAT16 if bfloat16 else np.dtype(np.float16)).view(np.uint16)
     return integers(name, value, np.int8 if signed else np.uint8).view(np.uint8)
 
 

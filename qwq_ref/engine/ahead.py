@@ -20,7 +20,7 @@ from ..formats.checkpoint import read_config
 from ..formats.generation_config import GenerationConfig
 from ..formats.names import packed_name
 from ..formats.packed_folder import text_of
-from ..forms import FILE, FORMS, KV_FORMS, AnyForm, FileForm
+from ..forms import FILE, FORMS, KV_FORMS, AnyForm
 from ..host import disk, memory
 from ..text import Tokenizer
 from ..text.template import ChatTemplate, load_chat_template, read_template
@@ -80,19 +80,19 @@ def check_forms(
     weights: str | None,
     backend: str,
     path: str | Path,
-    kept: FileForm | None = None,
+    quantised: bool = False,
 ) -> None:
     """Check that a model can be loaded in a form. Raises UsageError.
 
-    packed  its packed forms; none for a checkpoint
-    kept    the form of a quantised file
+    packed     its packed forms; none for a checkpoint
+    quantised  whether its files are quantised, so that they have a form of their own
     """
     if backend == "numpy" and packed:
         raise UsageError(path, "backend", "numpy reads no packed weights, and there are no others here")
     forms = available_forms({}, packed, config.swiglu_beta)
     if packed and weights and weights not in forms:
         raise UsageError(path, "weights", f"{weights} are not here; {', '.join(forms)} are")
-    if weights == FILE and not packed and kept is None:
+    if weights == FILE and not packed and not quantised:
         raise UsageError(path, "weights", "file is for quantised files, and here is none")
 
 
@@ -111,24 +111,31 @@ def expected_memory(
     """
     config = download.config if rope is None else dataclasses.replace(download.config, rope=rope)
     backend = backend or default_backend()
-    check_forms(config, download.forms, weights, backend, download.name)
+    check_forms(config, download.forms, weights, backend, download.name, download.quantised)
     if backend == "numpy":
         needs = numpy_needs(config)
         return memory_line(NUMPY, fitting_context(config, context, download.name, needs), needs)
-    if FILE in download.forms and weights in (None, FILE):
+    packed = tuple(form for form in download.forms if form != FILE)
+    if (FILE in download.forms or download.quantised) and weights in (None, FILE):
         cache = kv or "int8"
-        needs = packed_needs(config, download.files[packed_name(FILE)] or 0, cache)
+        needs = packed_needs(config, file_bytes(download), cache)
         try:
             room = fitting_context(config, context, download.name, needs)
             return memory_line(f"weights {FILE}, KV cache {cache}", room, needs)
         except MemoryLimitError:
-            if weights == FILE or len(download.forms) == 1:
+            if weights == FILE or not (packed or download.quantised):
                 raise
-    packed = tuple(form for form in download.forms if form != FILE)
-    forms = candidates(download.stored, packed, config.swiglu_beta)
+    smaller: list[AnyForm] = [name for name, form in FORMS.items() if not form.floats]
+    forms = smaller if download.quantised else candidates(download.stored, packed, config.swiglu_beta)
     tried: Sequence[AnyForm] = [weights] if weights else forms
     form, kv, context = fitting_forms(config, tried, kv, context, download.name, forms)
     return memory_line(f"weights {form}, KV cache {kv}", context, core_needs(config, form, kv))
+
+
+def file_bytes(download: Download) -> int:
+    """Return the bytes of the weights of a download in the form of its file."""
+    heavy = [name for name in download.files if name.endswith(".safetensors")]
+    return sum(download.files[name] or 0 for name in (heavy if download.quantised else [packed_name(FILE)]))
 
 
 def memory_line(what: str, context: int, needs: Needs) -> tuple[str, int]:

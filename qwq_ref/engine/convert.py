@@ -18,10 +18,10 @@ from ..formats.names import CONFIG, GENERATION_CONFIG, TOKENIZER_GGUF, packed_na
 from ..formats.packed import writing
 from ..formats.packed_folder import packed_files
 from ..formats.write import write_atomically
-from ..forms import FILE, FORMS, AnyForm
+from ..forms import FILE, FORMS, AnyForm, FileForm
 from ..host.limits import cpus
 from ..text import FILES
-from .ahead import check_forms, check_room
+from .ahead import check_forms, check_room, file_bytes
 from .plan import plan
 from .reading import packed_source
 from .tokens import find_tokenizer
@@ -68,8 +68,11 @@ def convert(
         if source.floats is None:
             raise _packed(path)
         kept = None if source.kept is None else source.kept.form
-        check_forms(source.config, (), weights, "core", path, kept)
+        check_forms(source.config, (), weights, "core", path, kept is not None)
         form: AnyForm = kept if weights == FILE and kept is not None else weights
+        if isinstance(form, FileForm) and form.columns:
+            problem = "file: the columns are in an order of their own (desc_act), which no packed file has: take q8"
+            raise UsageError(path, "weights", problem)
         find_tokenizer(source.tokenizer, source.config.vocab_size)
         small = _small_files(source)
         _check_small(small, folder)
@@ -140,9 +143,11 @@ def check_download(download: Download, folder: Path, weights: str) -> None:
     """Check a model that is not downloaded yet, and the disks for it and for the result. Raises a QwqError."""
     if download.forms:
         raise _packed(download.name)
-    check_forms(download.config, (), weights, "core", download.name)
-    result = sum(stored.nbytes for stored in plan(download.config, weights).values())
-    check_room(folder, result, download)
+    check_forms(download.config, (), weights, "core", download.name, download.quantised)
+    if weights == FILE:
+        check_room(folder, file_bytes(download), download)
+        return
+    check_room(folder, sum(stored.nbytes for stored in plan(download.config, weights).values()), download)
 
 
 def check_small(source: Path, folder: Path) -> None:

@@ -98,7 +98,7 @@ def load(
         small = read_small(source, config, chat_template, text)
         progress, compiled = _until_compiled(small.template, progress)
         kept = None if source.kept is None else source.kept.form
-        check_forms(config, source.forms, weights, backend, path, kept)
+        check_forms(config, source.forms, weights, backend, path, kept is not None)
         made: Backend
         if backend == "numpy":
             assert source.floats is not None, "it is not packed"

@@ -28,7 +28,7 @@ from ..formats.packed import Stored
 from ..formats.source import Tensors
 from ..forms import AnyForm
 from ..spec.ops import Array
-from .plan import EMBEDDING, HEAD, NORM, gate_up_names, layer_names, plan, qkv_names
+from .plan import EMBEDDING, HEAD, NORM, columns_of, gate_up_names, layer_names, plan, qkv_names
 from .weights import ModelWeights
 
 SLICE = 1 << 22  # weights that all threads together read and pack at a time
@@ -167,7 +167,7 @@ class Packer:
         self, config: Config, tensors: Tensors, form: AnyForm, threads: int, allocate: Callable[[int], Array]
     ) -> None:
         self._config, self._tensors, self._threads, self._allocate = config, tensors, threads, allocate
-        self._plan = plan(config, form)
+        self._form, self._plan = form, plan(config, form)
         self._pool = ThreadPoolExecutor(threads)
         self._thread = threading.local()
 
@@ -257,7 +257,8 @@ class Packer:
         """Return a packed weight whose rows are still to be written."""
         stored = self._plan[name]
         assert stored.format is not None
-        return Packed(stored.format, self._allocate(stored.nbytes), (stored.shape[0], stored.shape[1]))
+        shape, columns = (stored.shape[0], stored.shape[1]), columns_of(self._config, self._form, name)
+        return Packed(stored.format, self._allocate(stored.nbytes), shape, columns)
 
     def _start(self, shape: tuple[int, ...], piece: Callable[[int, int], int]) -> list[Future[int]]:
         """Let threads call piece(begin, end) for all rows of a matrix, a multiple of 64 rows at a time.

@@ -9,7 +9,7 @@ import numpy as np
 
 from .. import core
 from ..config import Config
-from ..core import PANEL, Array
+from ..core import PANEL, Array, Format
 from ..core.magnitude import FLOAT32_MAX, first_beyond, within
 from ..errors import CheckpointError
 from ..formats.parts import Parts, widened
@@ -63,9 +63,7 @@ class PartsPacker(Packer):
 
         def piece(begin: int, end: int) -> int:
             parts, count = rows(begin, end)
-            missing = whole.shape[1] - parts.code.shape[1]
-            if missing:  # columns of down that the padding of the MLP adds, and only floats can lack
-                parts = replace(parts, code=np.pad(parts.code, ((0, 0), (0, missing))))
+            parts = _padded(parts, whole.format, whole.shape[1])
             core.pack(whole.format, out=whole.rows(begin, end), **vars(parts))
             return count
 
@@ -130,3 +128,21 @@ class PartsPacker(Packer):
         found = first_beyond(self._tensors.rows(name, begin, end), FLOAT32_MAX)
         (row, column), what = found if found is not None else ([0, 0], "a scale that is not finite")
         raise CheckpointError(self._tensors.file(name), name, f"holds {what} at {[begin + row, column]}")
+
+
+def _padded(parts: Parts, format: Format, columns: int) -> Parts:
+    """Return rows with the columns of down that the padding of the MLP adds: their activations are zero.
+
+    No format with super-blocks lacks any, because whole blocks of 256 columns are a multiple of 32.
+    """
+    missing = columns - parts.code.shape[1]
+    if not missing:
+        return parts
+    code = np.pad(parts.code, ((0, 0), (0, missing)))
+    groups = -(-columns // format.group) if format.group else 0
+    wider = {
+        name: np.pad(value, ((0, 0), (0, groups - value.shape[1])))
+        for name, value in parts.arrays().items()
+        if name != "code" and value.shape[1] < groups
+    }
+    return replace(parts, code=code, **wider)

@@ -6,11 +6,13 @@ bytes and the memory that the loader allocates. No compiled core is needed.
 
 from __future__ import annotations
 
+import numpy as np
+
 from ..config import Config
-from ..core import FORMATS
+from ..core import FORMATS, Array
 from ..formats.packed import Stored
 from ..formats.parts import common
-from ..forms import FORMS, AnyForm, FileForm
+from ..forms import FORMS, AnyForm, FileForm, same_columns
 
 # Tensors of a layer in the order of `core.layer.LayerWeights`: those of a checkpoint, or several of them joined.
 _LAYER = (
@@ -68,7 +70,8 @@ def _plan_of_file(config: Config, form: FileForm) -> dict[str, Stored]:
         apart = [matrix(name) for name in qkv_names(i)]
         gate, up = (form.formats[name] for name in gate_up_names(i))
         stored[norm] = Stored((config.D,))
-        if len({each.format for each in apart}) == 1:
+        orders = [form.columns.get(name) for name in qkv_names(i)]
+        if len({each.format for each in apart}) == 1 and all(same_columns(orders[0], each) for each in orders):
             stored[qkv] = Stored((sum(each.shape[0] for each in apart), config.D), apart[0].format)
         else:
             stored |= zip(qkv_names(i), apart, strict=True)
@@ -78,6 +81,20 @@ def _plan_of_file(config: Config, form: FileForm) -> dict[str, Stored]:
         stored[gate_up] = Stored((2 * F, config.D), common(gate, up))
         stored[down] = Stored((config.D, F), form.formats[down])
     return stored | {NORM: Stored((config.D,)), HEAD: Stored((config.V, config.D), form.formats[config.head_name])}
+
+
+def columns_of(config: Config, form: AnyForm, name: str) -> Array | None:
+    """Return the order of the packed columns of a matrix of the plan, int32 [K]; None for its own order.
+
+    Columns of down that the padding of the MLP adds keep their place.
+    """
+    if not isinstance(form, FileForm):
+        return None
+    first = name.replace("qkv_proj", "q_proj").replace("gate_up_proj", "gate_proj")
+    order = form.columns.get(config.head_name if name == HEAD else first)
+    if order is None or not name.endswith("down_proj.weight"):
+        return order
+    return np.concatenate([order, np.arange(config.F, -(-config.F // 32) * 32, dtype=np.int32)])
 
 
 def qkv_names(layer: int) -> list[str]:

@@ -73,13 +73,17 @@ class Checkpoint(Mapping[str, NDArray[np.float32]]):
         if is_gguf(recognise.gguf_of(path)):
             raise CheckpointError(path, None, "is a GGUF model, and no checkpoint in safetensors")
         config, is_folder = read_config(path), os.path.isdir(path)
+        method = recognise.quantisation(path)
+        if method:
+            problem = f"holds quantised weights of {method.upper()}, and no floats: formats.open_source reads them"
+            raise CheckpointError(path, None, problem)
         with ExitStack() as files:
             if is_folder and not os.path.lexists(path / SINGLE):
                 listing = path / INDEX
                 homes = _open_shards(listing, config, files)
             else:
                 listing = path / SINGLE if is_folder else path
-                file = _open_file(listing, files)
+                file = open_file(listing, files)
                 homes = dict.fromkeys(file.tensors, file)
             _share_head(homes, config)
             _check_names(homes, config, listing)
@@ -200,7 +204,7 @@ def read_index(path: Path) -> dict[str, str]:
     return weight_map
 
 
-def _open_file(path: Path, files: ExitStack) -> SafetensorsFile:
+def open_file(path: Path, files: ExitStack) -> SafetensorsFile:
     """Open a file whose tensors get the names of `Config.tensors`."""
     file = SafetensorsFile(path, SIZES)  # tensors that are not read may have any dtype
     files.callback(file.close)
@@ -230,7 +234,7 @@ def _open_shards(index: Path, config: Config, files: ExitStack) -> dict[str, Saf
         _check_names(listed, config, index)  # another model: no shard need be opened
     homes: dict[str, SafetensorsFile] = {}
     for shard in sorted(set(shards.values())):
-        file = _open_file(index.parent / shard, files)
+        file = open_file(index.parent / shard, files)
         for name in file.tensors:
             if not _expected(name, wanted, config):
                 raise CheckpointError(file.path, name, f"unexpected: {CONFIG} and {INDEX} do not imply it")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
@@ -13,11 +13,12 @@ from ..core import CODES, FORMATS, Array, Format
 class Parts:
     """Rows of a matrix [n, K] as `core.pack` takes them, in one format. Arrays that the format has not are None.
 
-    code       [n, K]; floats for a format of floats
-    scale      float16 [n, K / 32], or [n, K / 256] for "super" and "super_min"
-    offset     float16, as `scale`. For "super_min" it is subtracted, times `sub_min`
-    sub_scale  int8 for "super", uint8 for "super_min": [n, K / 16] or [n, K / 32]
-    sub_min    uint8, as `sub_scale`
+    code        [n, K]; floats for a format of floats
+    scale       float16 [n, K / 32], or [n, K / 256] for "super" and "super_min"
+    offset      float16, as `scale`. For "super_min" it is subtracted, times `sub_min`
+    sub_scale   int8 for "super", uint8 for "super_min": [n, K / 16] or [n, K / 32]
+    sub_min     uint8, as `sub_scale`
+    zero_point  uint8 for "zero", as `scale`
     """
 
     code: Array
@@ -25,6 +26,7 @@ class Parts:
     offset: Array | None = None
     sub_scale: Array | None = None
     sub_min: Array | None = None
+    zero_point: Array | None = None
 
     def arrays(self) -> dict[str, Array]:
         """Return the arrays that are there, by the names of the arguments of `core.pack`."""
@@ -35,19 +37,29 @@ def dequantised(format: Format, rows: Parts) -> Array:
     """Return the float32 [n, K] that integers and scales mean, with each product and each difference rounded."""
     if rows.scale is None:
         return rows.code.astype(np.float32)
-    code = rows.code.astype(np.float32)
+    columns = rows.code.shape[1]
+    code = np.zeros((len(rows.code), -(-columns // format.group) * format.group), np.float32)
+    code[:, :columns] = rows.code
     if format.zero_point:
         code -= np.float32(format.zero_point)
     groups = code.reshape(len(code), -1, format.group)  # a view
+    if rows.zero_point is not None:
+        groups -= rows.zero_point.astype(np.float32)[:, :, None]
+    _scale(groups, rows)
+    return code[:, :columns]
+
+
+def _scale(groups: Array, rows: Parts) -> None:
+    """groups float32 [n, m, columns], levels in place -> weights"""
+    assert rows.scale is not None
     if rows.sub_scale is None:
         groups *= rows.scale.astype(np.float32)[:, :, None]
         if rows.offset is not None:
             groups += rows.offset.astype(np.float32)[:, :, None]
-        return code
+        return
     groups *= _times(rows.scale, rows.sub_scale)
     if rows.offset is not None and rows.sub_min is not None:
         groups -= _times(rows.offset, rows.sub_min)
-    return code
 
 
 def _times(scale: Array, of_groups: Array) -> Array:
@@ -67,7 +79,7 @@ def common(first: Format, second: Format) -> Format:
     if not first.group or not second.group or first.scales != second.scales or "q4" in (first.codes, second.codes):
         return FORMATS["fp32"]
     group, bits = min(first.group, second.group), max(CODES[each.codes].bits for each in (first, second))
-    if first.scales in ("offset", "super_min"):
+    if first.scales in ("zero", "offset", "offset_bf16", "super_min"):
         return Format(f"u{bits}", group, first.scales)
     lowest, highest = (
         min(_levels(each)[0] for each in (first, second)),
@@ -95,9 +107,12 @@ def widened(rows: Parts, format: Format, to: Format) -> Parts:
         return Parts(dequantised(format, rows))
     shift = to.zero_point - format.zero_point
     code = (rows.code.astype(np.int16) + shift).astype(CODES[to.codes].dtype)
-    times, whole = format.group // to.group, Parts(code, rows.scale, rows.offset, rows.sub_scale, rows.sub_min)
+    times, whole = format.group // to.group, replace(rows, code=code)
     if times == 1:
         return whole
-    of_groups = ("sub_scale", "sub_min") if rows.sub_scale is not None else ("scale", "offset")
-    repeated = {name: np.repeat(value, times, axis=1) for name, value in whole.arrays().items() if name in of_groups}
+    of_groups = ("sub_scale", "sub_min") if rows.sub_scale is not None else ("scale", "offset", "zero_point")
+    groups = -(-code.shape[1] // to.group)  # fewer than the repeated ones, if the last group is not whole
+    repeated = {
+        name: np.repeat(value, times, axis=1)[:, :groups] for name, value in whole.arrays().items() if name in of_groups
+    }
     return Parts(**whole.arrays() | repeated)

@@ -10,11 +10,13 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from ..config import QUANTISED
 from ..errors import CheckpointError
 from ..files import GGUF, START, StrPath, foreign, foreign_text, open_regular, read_json
 from ..footprint import human
 from .gguf.names import models_in
 from .names import CONFIG, INDEX, ONLY_CONFIGS, SHARD, SHIPPED, SINGLE, packed_form
+from .quantisation import AWQ_CONFIG, GPTQ_CONFIG, quantised_method, unread
 
 Values = Callable[[str], Mapping[str, Any]]  # the name of a JSON file -> its object; empty if it cannot be read
 
@@ -106,6 +108,21 @@ def gguf_of(path: Path) -> Path:
     return path / next(iter(models)) if models else path
 
 
+def quantisation(path: Path) -> str | None:
+    """Return the method by which a folder's weights, or a file's in it, are quantised; None if they are floats."""
+    folder = path if path.is_dir() else path.parent
+    beside = [name for name in (AWQ_CONFIG, GPTQ_CONFIG) if (folder / name).is_file()]
+    return quantised_method(beside, lambda: _values(folder / CONFIG))
+
+
+def _values(path: Path) -> Mapping[str, Any]:
+    """Return the object in a JSON file; empty if it cannot be read."""
+    try:
+        return read_json(path, _JSON_BYTES, CheckpointError)
+    except CheckpointError:
+        return {}
+
+
 def _list(folder: Path, models: Mapping[str, list[str]]) -> str:
     """Return the first files of models, each with the bytes of all its files."""
     sizes = {name: sum((folder / each).stat().st_size for each in files) for name, files in models.items()}
@@ -117,10 +134,7 @@ def folder_problem(folder: Path) -> str | None:
     """Return what a folder is, if it is neither a checkpoint nor packed weights."""
 
     def values(name: str) -> Mapping[str, Any]:
-        try:
-            return read_json(folder / name, _JSON_BYTES, CheckpointError)
-        except CheckpointError:
-            return {}
+        return _values(folder / name)
 
     if folder.parent == SHIPPED and folder.name in ONLY_CONFIGS:
         return f"is a config without {SINGLE}; the weights are in the Hugging Face hub: {ONLY_CONFIGS[folder.name]}"
@@ -239,16 +253,6 @@ def _adapter(values: Mapping[str, Any]) -> str:
 
 
 def _quantised(values: Mapping[str, Any], names: Collection[str]) -> str | None:
-    """Return the quantisation that a config tells, by the keys of transformers or of MLX, or by files beside it."""
-    theirs, mlx = values.get("quantization_config", values.get("compression_config")), values.get("quantization")
-    method = theirs.get("quant_method") if isinstance(theirs, dict) else None
-    for file, name in (("quant_config.json", "awq"), ("quantize_config.json", "gptq")):  # before transformers had a key
-        if theirs is None and file in names:
-            theirs = method = name
-    if isinstance(mlx, dict) and "group_size" in mlx:  # MLX writes both keys, and no method
-        method = "MLX"
-    elif theirs is None:
-        return None
-    name = str(method)[:40]
-    kind = f"in the format {name.upper() if len(name) <= 5 else name}" if method else "in a format of its own"
-    return f"holds quantised weights {kind}, which are not read yet: take the checkpoint in bfloat16 or float16"
+    """Return the problem of a checkpoint that is quantised in a format that is not read."""
+    method = quantised_method(names, lambda: values)
+    return None if method is None or method in QUANTISED else unread(method)

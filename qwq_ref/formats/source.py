@@ -19,11 +19,13 @@ from ..files import StrPath, is_gguf
 from ..forms import FileForm
 from . import checkpoint, recognise
 from .checkpoint import Checkpoint
+from .decoded import DecodedSource
 from .generation_config import GenerationConfig
 from .gguf import GGUFSource
 from .packed import Stored
 from .packed_folder import PackedFolder, packed_files
 from .parts import Parts
+from .quantised import QuantisedSource
 
 Progress = Callable[[float], object]
 
@@ -144,7 +146,11 @@ def open_source(path: StrPath) -> Source:
     path = recognise.gguf_of(Path(path))
     if is_gguf(path):
         return GGUFSource.open(path)
-    return PackedFolder.open(path) if packed_files(path) else Checkpoint.open(path)
+    return PackedFolder.open(path) if packed_files(path) else _checkpoint(path)
+
+
+def _checkpoint(path: Path) -> Checkpoint | QuantisedSource:
+    return QuantisedSource.open(path) if recognise.quantisation(path) else Checkpoint.open(path)
 
 
 def read_config(path: StrPath) -> Config:
@@ -165,10 +171,10 @@ def read_generation_config(path: StrPath) -> GenerationConfig:
         return source.generation_config()
 
 
-def open_floats(path: StrPath) -> Checkpoint | GGUFSource:
+def open_floats(path: StrPath) -> Checkpoint | DecodedSource:
     """Open a model whose tensors are to be read as floats: a mapping name -> float32 array, with a config.
 
     Raises ConfigError, CheckpointError.
     """
     path = recognise.gguf_of(Path(path))
-    return GGUFSource.open(path) if is_gguf(path) else Checkpoint.open(path)
+    return GGUFSource.open(path) if is_gguf(path) else _checkpoint(path)

@@ -30,7 +30,7 @@ FIELDS = [
     ("architectures", "Qwen2ForCausalLM", "must be"),
     ("model_type", "llama", "must be 'qwen2'"),
     ("hidden_act", "gelu", "must be 'silu'"),
-    ("quantization_config", {"quant_method": "awq"}, "quantised"),
+    ("quantization_config", {"quant_method": "eetq"}, "quantised"),
     ("vocab_size", None, "missing"),
     ("vocab_size", True, "must be an integer, got True"),
     ("vocab_size", 53.0, "must be an integer"),

@@ -263,18 +263,27 @@ def test_spellings_without_an_effect(changes):
         ({"model_type": "qwen2_moe"}, "model_type", "must be 'qwen2', got 'qwen2_moe'"),
         ({"model_type": "qwen3"}, "model_type", "must be 'qwen2', got 'qwen3'"),
         ({"is_causal": False}, "is_causal", "must be True, got False"),
-        ({"quantization_config": {"quant_method": "awq", "bits": 4}}, "quantization_config", "awq: quantised"),
-        ({"quantization_config": {"quant_method": "gptq"}}, "quantization_config", "gptq: quantised"),
+        ({"quantization_config": {"quant_method": "aqlm", "bits": 4}}, "quantization_config", "aqlm: quantised"),
         ({"quantization_config": {"quant_method": "fp8"}}, "quantization_config", "fp8: quantised"),
         ({"quantization_config": {"load_in_4bit": True}}, "quantization_config", "quantised checkpoints"),
         ({"quantization_config": {"quant_method": 1}}, "quantization_config", "quantised checkpoints"),
-        ({"quantization": {"group_size": 64, "bits": 4}}, "quantization", "use the fp32, fp16 or bf16 one"),
+        ({"quantization": {"bits": 4}}, "quantization", "use the bf16 one, or AWQ, GPTQ or MLX"),
         ({"max_position_embeddings": 131072.0}, "max_position_embeddings", "must be an integer, got 131072.0"),
     ],
     ids=str,
 )
 def test_another_model(changes, field, words):
     refused(lambda: Config.from_dict(config_values(**changes), "config.json"), "config.json", field, words)
+
+
+def test_a_quantisation_that_is_read_changes_no_config():
+    """`formats.quantisation` reads it."""
+    for changes in (
+        {"quantization_config": {"quant_method": "awq", "bits": 4}},
+        {"quantization_config": {"quant_method": "gptq"}},
+        {"quantization": {"group_size": 64, "bits": 4}, "quantization_config": {"group_size": 64, "bits": 4}},
+    ):
+        assert Config.from_dict(config_values(**changes)) == Config.from_dict(config_values())
 
 
 @pytest.mark.parametrize(

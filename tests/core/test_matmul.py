@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 
+import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -35,6 +36,8 @@ FORMATS = [
     *(core.Format("u4", group, "zero") for group in (32, 64, 128)),  # 128: AWQ, GPTQ
     core.Format("u4", 32, "plain", zero_point=8),  # Q4_0
     core.Format("u4", 32, "offset"),  # Q4_1
+    *(core.Format(codes, 64, "offset_bf16") for codes in ("u4", "u6")),  # MLX
+    core.Format("u4", 128, "offset_bf16"),
     core.Format("u4", 32, "super_min"),  # Q4_K
     core.Format("u5", 32, "plain", zero_point=16),  # Q5_0
     core.Format("u5", 32, "offset"),  # Q5_1
@@ -92,8 +95,10 @@ def random_weight(rng, form, n, k, largest=False):
         most_zero = 255 if form.codes == "u8" else 16
         parts["zero_point"] = rng.integers(0, 1 if largest else most_zero + 1, (n, m), dtype=np.uint8)
         levels = quant.levels(padded(code, m * form.group), parts["zero_point"])[:, :k]
-    if form.scales == "offset":
-        offset = parts["offset"] = rng.standard_normal((n, m)).astype(np.float16)
+    if form.scales.startswith("offset"):
+        half = ml_dtypes.bfloat16 if form.scales == "offset_bf16" else np.float16
+        parts["scale"] = parts["scale"].astype(half)
+        offset = parts["offset"] = rng.standard_normal((n, m)).astype(half)
     scale = parts["scale"].astype(np.float32)
     if form.scales.startswith("super"):
         parts["scale"] = rng.standard_normal((n, blocks)).astype(np.float16)
@@ -384,3 +389,39 @@ def test_impossible_calls_are_refused(call, message):
 
 def packed_64():
     return core.pack(Q4, np.zeros((3, 64), np.uint8), np.zeros((3, 1), np.float16))
+
+
+@pytest.mark.parametrize(
+    "form", [core.Format("u4", 128, "zero"), core.Format("u5", 16, "zero"), Q4, core.FORMATS["fp32"]]
+)
+@pytest.mark.parametrize("T", [1, 3, 20])
+def test_an_order_of_columns(form, T):
+    """GPTQ's order: the activations are taken in it, after they are normalised."""
+    rng = np.random.default_rng(T)
+    for K in (128, 320, 200):
+        packed, _ = random_weight(rng, form, 70, K)
+        x, norm = rng.standard_normal((T, K)).astype(np.float32), rng.standard_normal(K).astype(np.float32)
+        order = rng.permutation(K).astype(np.int32)
+        ordered = core.Packed(packed.format, packed.packed, packed.shape, order)
+        for isa in ISAS:
+            for threads in (1, 3):
+                plain = core.matmul(x[:, order], packed, isa=isa, threads=threads)
+                assert core.matmul(x, ordered, isa=isa, threads=threads).tobytes() == plain.tobytes()
+            normed = core.matmul(fixed.rmsnorm(x, norm, 1e-5)[:, order], packed, isa=isa)
+            assert core.matmul(x, ordered, norm=norm, eps=1e-5, isa=isa).tobytes() == normed.tobytes()
+        if form is not Q4:
+            rows = np.arange(70)
+            assert np.array_equal(core.unpack_rows(ordered, rows)[:, order], core.unpack_rows(packed, rows))
+
+
+def test_an_order_that_is_none():
+    packed, _ = random_weight(np.random.default_rng(0), U4, 3, 64)
+    x = np.zeros((1, 64), np.float32)
+    for columns, words in (
+        (np.arange(64), "columns: must be contiguous int32, got int64"),
+        (np.arange(63, dtype=np.int32), "columns"),
+        (np.arange(1, 65, dtype=np.int32), "format"),
+        (np.arange(-1, 63, dtype=np.int32), "format"),
+    ):
+        with pytest.raises(core.CoreError, match=words):
+            core.matmul(x, core.Packed(packed.format, packed.packed, packed.shape, columns))

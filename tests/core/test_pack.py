@@ -1,5 +1,6 @@
 """Packing floats: the panels of any shape, and their rows."""
 
+import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import given
@@ -141,8 +142,10 @@ def test_rows_of_integers_are_what_they_mean(form):
         zero, scale, offset = form.zero_point, parts["scale"], None
         if form.scales == "zero":
             zero = parts["zero_point"] = rng.integers(0, 256 if form.codes == "u8" else 17, (N, m)).astype(np.uint8)
-        if form.scales == "offset":
-            offset = parts["offset"] = rng.standard_normal((N, m)).astype(np.float16)
+        if form.scales.startswith("offset"):
+            half = ml_dtypes.bfloat16 if form.scales == "offset_bf16" else np.float16
+            scale = parts["scale"] = parts["scale"].astype(half)
+            offset = parts["offset"] = rng.standard_normal((N, m)).astype(half)
         if form.scales.startswith("super"):
             signed = form.scales == "super"
             sub = parts["sub_scale"] = rng.integers(-128 if signed else 0, 128, (N, m)).astype(

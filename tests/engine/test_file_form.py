@@ -24,10 +24,10 @@ from tests.support.gguf_models import (
     NATIVE_SUPER,
     gguf_tensor_name,
     mixture,
-    packed_matrices,
     peer_config,
     write_types,
 )
+from tests.support.packed_matrices import packed_matrices
 from tests.support.safetensors_files import WEIGHTS, write
 
 gguf = pytest.importorskip("gguf")
@@ -289,6 +289,17 @@ def test_the_memory_of_a_download_in_this_form():
     files["model.safetensors"] = 1 << 20
     with pytest.raises(UsageError, match="some/model: weights: file is for quantised files, and here is none"):
         line(weights="file")
+
+
+def test_the_memory_of_a_quantised_download():
+    files = {"config.json": 100, "model-1.safetensors": 3 << 20, "model-2.safetensors": 2 << 20}
+    download = Download("some/model", Path(), files, tuple(files), CONFIG, quantised=True)
+    assert "weights 5.00 MiB" in expected_memory(download, context=32)[0]
+    assert expected_memory(download, weights="q4")[0].startswith("weights q4, ")
+    files["model-1.safetensors"] = 1 << 50
+    assert expected_memory(download)[0].startswith("weights q8, ")
+    with pytest.raises(MemoryLimitError):
+        expected_memory(download, weights="file")
 
 
 def test_small_files_of_a_download_in_this_form(tmp_path):

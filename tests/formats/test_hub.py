@@ -177,7 +177,7 @@ def test_templates_of_several_names(local_hub):
             "a LoRA adapter of Qwen/Qwen2.5",
         ),
         ({"config.json": VALUES, "pytorch_model.bin": b""}, "weights of PyTorch"),
-        ({"config.json": VALUES | {"quantization_config": {"quant_method": "awq"}}, "model.safetensors": b""}, "AWQ"),
+        ({"config.json": VALUES | {"quantization_config": {"quant_method": "aqlm"}}, "model.safetensors": b""}, "AQLM"),
         ({"model_index.json": b"{}"}, "a pipeline of Diffusers"),
         ({"README.md": b""}, "holds no model"),
         ({}, "is empty"),

@@ -6,6 +6,7 @@ import os
 import time
 import tracemalloc
 
+import ml_dtypes
 import numpy as np
 import pytest
 import safetensors
@@ -70,11 +71,13 @@ def test_what_is_not_in_the_weight_is_zero(form):
             "plain": {},
             "zero": {"zero_point": np.full((1, m), 16, np.uint8)},
             "offset": {"offset": halves},
+            "offset_bf16": {"offset": np.full((1, m), 0xFFFF, np.uint16).view(ml_dtypes.bfloat16)},
             "super": {"sub_scale": small.view(np.int8)},
             "super_min": {"sub_scale": small, "sub_min": small, "offset": halves},
         }[form.scales]
         code = np.full((1, K), 127 if form.codes == "q8" else 2**ones - 1)
-        weight = core.pack(form, code, halves, **given_parts)
+        scale = given_parts["offset"] if form.scales == "offset_bf16" else halves
+        weight = core.pack(form, code, scale, **given_parts)
         set_bits += 16 * columns
         set_bits += sum(int(np.unpackbits(np.ravel(part).view(np.uint8)).sum()) for part in given_parts.values())
     assert np.unpackbits(weight.packed).sum() == set_bits

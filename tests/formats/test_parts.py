@@ -2,6 +2,7 @@
 
 import itertools
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -11,6 +12,8 @@ from qwq_ref.formats.gguf.blocks import NATIVE
 from qwq_ref.formats.parts import Parts, common, dequantised, widened
 
 KEPT = list(dict.fromkeys(NATIVE.values()))
+KEPT += [Format(codes, group, "zero") for codes, group in (("u4", 128), ("u4", 16), ("u8", 64))]  # AWQ, GPTQ
+KEPT += [Format(codes, group, "offset_bf16") for codes, group in (("u4", 64), ("u6", 32), ("u8", 128))]  # MLX
 
 
 def rows_of(form, seed=0, n=3, K=512):
@@ -25,6 +28,10 @@ def rows_of(form, seed=0, n=3, K=512):
     halves = rng.standard_normal((2, n, K // 256 if super_block else m)).astype(np.float16)
     signed = form.scales == "super"
     subs = rng.integers(-32 if signed else 0, 32 if signed else 64, (2, n, m)).astype(np.int8 if signed else np.uint8)
+    if form.scales == "zero":
+        return Parts(code, halves[0], zero_point=rng.integers(0, 17, (n, m)).astype(np.uint8))
+    if form.scales == "offset_bf16":
+        return Parts(code, *(half.astype(ml_dtypes.bfloat16) for half in halves))
     return Parts(
         code,
         halves[0],

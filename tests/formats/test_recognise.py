@@ -154,11 +154,25 @@ FOLDERS = {
     "half a download": ({CONFIG: VALUES, "model.safetensors.part": b""}, "an unfinished download, model.safetensors"),
     "the cache": ({"models--Qwen--QwQ-32B/refs/main": b""}, "give an id, such as Qwen/QwQ-32B"),
     "the folder of the cache": ({"hub/models--a--b/x": b"", "token": b""}, "the folder of the Hugging Face cache"),
-    "AWQ": ({CONFIG: AWQ, SINGLE: WEIGHTS}, "quantised weights in the format AWQ, which are not read yet"),
-    "MLX": ({CONFIG: MLX, SINGLE: WEIGHTS}, "in the format MLX"),
+    "AWQ": (
+        {CONFIG: AWQ, SINGLE: WEIGHTS},
+        "holds quantised weights of AWQ, and no floats: formats.open_source reads them",
+    ),
+    "MLX": ({CONFIG: MLX, SINGLE: WEIGHTS}, "holds quantised weights of MLX"),
     "quantised without a method": ({CONFIG: VALUES | {"quantization_config": {}}, SINGLE: WEIGHTS}, "of its own"),
-    "AWQ without a key": ({CONFIG: VALUES, SINGLE: WEIGHTS, "quant_config.json": {}}, "in the format AWQ"),
-    "GPTQ without a key": ({CONFIG: VALUES, "quantize_config.json": {}, "gptq.safetensors": b""}, "in the format GPTQ"),
+    "AWQ without a key": ({CONFIG: VALUES, SINGLE: WEIGHTS, "quant_config.json": {}}, "quantised weights of AWQ"),
+    "GPTQ without a key": ({CONFIG: VALUES, SINGLE: WEIGHTS, "quantize_config.json": {}}, "quantised weights of GPTQ"),
+    **{
+        f"another method, {method}": (
+            {CONFIG: VALUES | {"quantization_config": {"quant_method": method}}, SINGLE: WEIGHTS},
+            f"in the format {shown}, which are not read: take the AWQ, GPTQ, MLX or GGUF files of this model",
+        )
+        for method, shown in {
+            **{"fp8": "FP8", "fbgemm_fp8": "fbgemm_fp8", "bitsandbytes": "bitsandbytes", "exl3": "EXL3"},
+            **{"compressed-tensors": "compressed-tensors", "aqlm": "AQLM", "eetq": "EETQ", "hqq": "HQQ"},
+            **{"quanto": "quanto", "torchao": "torchao", "auto-round": "auto-round", "vptq": "VPTQ", "spqr": "SPQR"},
+        }.items()
+    },
     "EXL2": ({CONFIG: AWQ | {"quantization_config": {"quant_method": "exl2"}}, "output.safetensors": b""}, "EXL2"),
     "bitsandbytes": (
         {CONFIG: AWQ | {"quantization_config": {"quant_method": "bitsandbytes"}}, SINGLE: WEIGHTS},

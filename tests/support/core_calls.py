@@ -19,7 +19,12 @@ FORMATS = [
     ("q4", 64, "plain", 0),
     *(("q8", group, scales, 0) for group in (16, 32, 64, 128) for scales in ("plain", "super")),
     *((codes, group, "plain", 8) for codes in AFFINE for group in (16, 32, 64, 128)),
-    *((codes, group, scales, 0) for codes in AFFINE for group in (16, 128) for scales in ("zero", "offset")),
+    *(
+        (codes, group, scales, 0)
+        for codes in AFFINE
+        for group in (16, 128)
+        for scales in ("zero", "offset", "offset_bf16")
+    ),
     *((codes, group, "super", 32) for codes in AFFINE for group in (16, 32)),
     *((codes, group, "super_min", 0) for codes in AFFINE for group in (32, 64)),
     *((codes, 0, "plain", 0) for codes, of in core.CODES.items() if not of.groups),
@@ -220,7 +225,7 @@ def pack_call(rng, form, N, K):
         fields["scale"] = Array(rng.standard_normal((N, d)).astype(np.float16).view(np.uint16))
         if scales == "zero":
             fields["zero_point"] = Array(rng.integers(0, 256 if codes == "u8" else 17, (N, m)).astype(np.uint8))
-        if scales in ("offset", "super_min"):
+        if scales in ("offset", "offset_bf16", "super_min"):
             fields["offset"] = Array(rng.standard_normal((N, d)).astype(np.float16).view(np.uint16))
         if scales.startswith("super"):
             fields["sub_scale"] = Array(rng.integers(0, 64, (N, m)).astype(np.uint8))
@@ -253,7 +258,8 @@ def matmul(rng, form, tail):
             fusion[name] = Array(rng.standard_normal(shape).astype(np.float32), needed=False)
     y = out(T, N // 2 if swiglu else N)
     room = scratch(core.lib.qwq_matmul_scratch(c_format(form), T, K, threads), 64)
-    linear = Struct("qwq_linear", {"format": format_struct(form), "packed": w})
+    columns = Array(rng.permutation(K).astype(np.int32), needed=False) if rng.random() < 0.3 else None
+    linear = Struct("qwq_linear", {"format": format_struct(form), "packed": w, "columns": columns})
     pointers = {"y": y, "w": linear, "x": floats(rng.standard_normal((T, K)))}
     pointers |= {"fusion": Struct("qwq_fusion", fusion, needed=False), "scratch": room}
     numbers = {"T": T, "N": N, "K": K, "isa": 0, "threads": threads}
@@ -314,10 +320,10 @@ def unplaced(name, value):
 
 def linear(rng, form, N, K):
     packed = Array(pack_call(rng, form, N, K).results()["packed"], align=64)
-    return Struct("qwq_linear", {"format": format_struct(form), "packed": packed})
+    return Struct("qwq_linear", {"format": format_struct(form), "packed": packed, "columns": None})
 
 
-NOTHING = Struct("qwq_linear", {"format": Struct("qwq_format", {}), "packed": None})
+NOTHING = Struct("qwq_linear", {"format": Struct("qwq_format", {}), "packed": None, "columns": None})
 
 
 def layer(rng, forms, kv, tail):

@@ -22,10 +22,11 @@ from qwq_ref.formats import Checkpoint, GenerationConfig, open_source
 from qwq_ref.oracle import Golden, compare, record
 from qwq_ref.oracle.graph import phases_of
 from qwq_ref.text import load_chat_template, load_tokenizer
-from tests.support import gguf_models, mutants, packs
+from tests.support import gguf_models, mutants, packs, quantised_models
 from tests.support.checkpoints import write_checkpoint
-from tests.support.gguf_models import packed_matrices, peer_config
+from tests.support.gguf_models import peer_config
 from tests.support.models import config_values, random_weights, yarn
+from tests.support.packed_matrices import packed_matrices
 from tests.support.paths import QWQ_CONFIG
 from tests.support.safetensors_files import INDEX, WEIGHTS, split, weights_file, write
 from tests.support.small_tokenizer import SENTENCES, SIZE, TEMPLATE, VALUES
@@ -385,6 +386,58 @@ class GGUFKind(Kind):
             assert value.tobytes() == np.asarray(wanted, np.float32).tobytes(), own
 
 
+class QuantisedKind(Kind):
+    """Checkpoints of AWQ, GPTQ and MLX: a mutant of one is read as floats, and packed as it is stored."""
+
+    files = tuple(
+        f"{method}/{name}" for method in ("awq", "gptq", "mlx") for name in ("config.json", "model.safetensors")
+    )
+
+    def prepare(self):
+        config = Config.from_dict(quantised_models.values_of(num_hidden_layers=1, vocab_size=32))
+        gptq = {"quant_method": "gptq", "bits": 4, "group_size": 32, "sym": False, "desc_act": True}
+        settings = {"awq": quantised_models.CONFIG, "gptq": gptq, "mlx": {"bits": 3, "group_size": 32}}
+        matrices = {
+            "awq": quantised_models.awq_matrix,
+            "gptq": functools.partial(quantised_models.gptq_matrix, order=quantised_models.shuffled),
+            "mlx": functools.partial(quantised_models.mlx_matrix, group=32, bits=3, dtype=quantised_models.BF16),
+        }
+        self.method, self.wanted = "awq", {}
+        for method, matrix in matrices.items():
+            tensors, self.wanted[method] = quantised_models.model(config, matrix, seed=3)
+            quantised_models.write(self.folder / method, config, tensors, settings[method])
+
+    def put(self, rng):
+        name, data = super().put(rng)
+        self.method = name.partition("/")[0]
+        return name, data
+
+    def mutate(self, data, rng):
+        return mutants.of_json(data, rng) if data.startswith(b"{") else mutants.of_safetensors(data, rng)
+
+    def read(self):
+        with open_source(self.folder / self.method) as source:
+            found = dict(source.floats)
+            if core.available() and source.kept is not None:
+                held = packed_matrices(source.config, read_model(source, source.kept.form, 1))
+                for name, value in held.items():
+                    assert name not in found or value.tobytes() == found[name].tobytes(), name
+            return found
+
+    def check(self, ours, name, data):
+        """A mutant whose tensors are those of the file has the values that they were made from."""
+        wanted, sound = self.wanted[self.method], self.sound_bytes[f"{self.method}/model.safetensors"]
+        if name.endswith(".safetensors"):
+            end, old = (8 + int.from_bytes(each[:8], "little") for each in (data, sound))
+            if data[end:] != sound[old:] or data[:end] != sound[:old]:
+                return  # other numbers, or other names for them
+        else:
+            values, whole = (json.loads(each.decode("utf-8-sig")) for each in (data, self.sound_bytes[name]))
+            if any(values.get(key) != whole.get(key) for key in ("quantization_config", "tie_word_embeddings")):
+                return  # such as another version of GPTQ
+        same_arrays(ours, wanted)
+
+
 class GoldenKind(Kind):
     """A golden pack: a mutant gives a verdict on a correct candidate, or a GoldenError."""
 
@@ -427,5 +480,6 @@ KINDS = {
     "safetensors": SafetensorsKind,
     "index": IndexKind,
     **({"gguf": GGUFKind} if importlib.util.find_spec("gguf") else {}),
+    "quantised": QuantisedKind,
     "golden": GoldenKind,
 } | ({"packed": PackedKind} if core.available() else {})

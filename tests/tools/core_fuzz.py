@@ -31,7 +31,7 @@ WRONG = {
     "dtype": ([-1, 0, core.lib.QWQ_CODE_TYPES, *INTS], "EFORMAT"),
     "codes": ([-1, core.lib.QWQ_CODE_TYPES, *INTS], "EFORMAT"),
     "group": ([1, 17, 256, -64, *INTS], "EFORMAT"),
-    "scales": ([-1, 5, *INTS], "EFORMAT"),
+    "scales": ([-1, 6, *INTS], "EFORMAT"),
     "zero_point": ([-1, 256, *INTS], "EFORMAT"),
 }
 ROOM = 1 << 22  # for scratch, of which smaller sizes may want more

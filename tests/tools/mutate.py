@@ -26,14 +26,15 @@ from tests.support.paths import ROOT
 
 # The share of each kind, in percent.
 SHARES = {
-    "config": 20,
+    "config": 18,
     "generation-config": 10,
     "tokenizer": 10,
-    "tokenizer-config": 4,
+    "tokenizer-config": 3,
     "template": 2,
-    "safetensors": 15,
-    "index": 6,
-    "gguf": 13,
+    "safetensors": 12,
+    "index": 5,
+    "gguf": 10,
+    "quantised": 10,
     "packed": 10,
     "golden": 10,
 }

@@ -3,37 +3,28 @@
 from __future__ import annotations
 
 import functools
-import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
 from ...config import Config
-from ...core.magnitude import FLOAT32_MAX, first_beyond
-from ...errors import CheckpointError, UsageError
+from ...errors import CheckpointError
 from ...files import StrPath, open_regular, pread_exactly
+from ..decoded import FLOAT_TYPES, DecodedSource
 from ..generation_config import GenerationConfig
-from ..safetensors import DROP_FROM, forget_range
+from ..safetensors import forget_range
 from . import metadata
 from .blocks import floats
 from .header import GGUFTensor, Header, read_header_of
 from .kept import GGUFKept
 from .names import EMBEDDING, HEAD, MOST_SHARDS, fused_name, gguf_name, shard_name, shard_of
 from .types import GGMLType
-
-_PIECE = 1 << 20  # weights that are decoded at a time
-_FLOATS: dict[str, np.dtype[Any]] = {
-    "F32": np.dtype("<f4"),
-    "F16": np.dtype("<f2"),
-    "BF16": np.dtype(ml_dtypes.bfloat16),
-}
 
 
 @dataclass(frozen=True)
@@ -65,6 +56,14 @@ class Place:
         return self.tensor.type
 
     @property
+    def type(self) -> str:
+        return self.kind.name
+
+    @property
+    def path(self) -> Path:
+        return self.shard.path
+
+    @property
     def shape(self) -> tuple[int, ...]:
         return (self.rows, *self.tensor.shape[1:])
 
@@ -88,26 +87,31 @@ class Place:
         self.read(begin, [data])
         return data
 
+    def floats(self, begin: int, end: int) -> NDArray[np.float32]:
+        """Return rows [begin, end), decoded. Raises CheckpointError."""
+        return np.asarray(floats(self.kind, self.raw(begin, end)), np.float32)
 
-class GGUFSource(Mapping[str, NDArray[np.float32]]):
-    """A `Source`, and its `Tensors`: name -> float32 array, decoded from disk at each access.
+    def forget(self, begin: int, end: int) -> None:
+        """Tell the system to drop its copy of these rows."""
+        at = self.tensor.begin + (self.first + begin) * self.row_bytes
+        forget_range(self.shard.descriptor, at, (end - begin) * self.row_bytes)
+
+
+class GGUFSource(DecodedSource):
+    """See `DecodedSource`.
 
     path       the file that was opened: of a model in shards, the first
     config     from the metadata and the shape of the embedding
     tokenizer  the file itself, and `template` too: its metadata hold both
     header     of the first file
-    floats     the source itself
     """
 
-    forms: tuple[str, ...] = ()
+    _what = "a GGUF file"
 
     def __init__(self, shards: Sequence[Shard], config: Config, places: Mapping[str, Place], files: ExitStack) -> None:
-        self.path = self.tokenizer = self.template = shards[0].path
+        super().__init__(shards[0].path, shards[0].path, config, places, files)
         self.header = shards[0].header
-        self.config = config
         self.places = places
-        self._files = files
-        self._is_large = sum(place.nbytes for place in places.values()) >= DROP_FROM
 
     @classmethod
     def open(cls, path: StrPath) -> GGUFSource:
@@ -122,19 +126,6 @@ class GGUFSource(Mapping[str, NDArray[np.float32]]):
             config = metadata.config_of(header, rows, tied=HEAD not in found)
             return cls(shards, config, _places(found, config, header.path), files.pop_all())
 
-    def close(self) -> None:
-        self._files.close()
-
-    def __enter__(self) -> GGUFSource:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    @property
-    def floats(self) -> GGUFSource:
-        return self
-
     @functools.cached_property
     def kept(self) -> GGUFKept:
         return GGUFKept(self)
@@ -142,86 +133,6 @@ class GGUFSource(Mapping[str, NDArray[np.float32]]):
     def generation_config(self) -> GenerationConfig:
         """Return the sampling defaults and end tokens of the metadata. Raises ConfigError."""
         return metadata.generation_of(self.header, self.config)
-
-    def read_packed(self, form: str, *_: object) -> NoReturn:
-        """Raise UsageError: the tensors are in the layout of GGUF."""
-        raise UsageError(self.path, "weights", f"{form} are not here packed: this is a GGUF file")
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Return the shape of a tensor."""
-        return self.places[name].shape
-
-    def dtype(self, name: str) -> np.dtype[Any]:
-        """Return the dtype of `rows`: float32 for a quantised tensor."""
-        return _FLOATS.get(self.places[name].kind.name, _FLOATS["F32"])
-
-    def file(self, name: str) -> StrPath:
-        """Return the file that holds a tensor."""
-        return self.places[name].shard.path
-
-    def rows(self, name: str, begin: int, end: int) -> NDArray[Any]:
-        """Return rows [begin, end) of a tensor in `dtype`. Raises CheckpointError if the file shrank."""
-        result = np.empty((end - begin, *self.shape(name)[1:]), self.dtype(name))
-        self.read_into(name, begin, [result])
-        return result
-
-    def read_into(self, name: str, begin: int, out: Sequence[NDArray[Any]]) -> None:
-        """Fill contiguous arrays of `dtype`, one after another, with the rows of a tensor from `begin` on."""
-        place, dtype = self.places[name], self.dtype(name)
-        assert all(part.dtype == dtype and part.shape[1:] == place.shape[1:] for part in out)
-        assert begin + sum(map(len, out)) <= place.rows
-        if place.kind.name in _FLOATS:
-            place.read(begin, out)
-            return
-        step = max(1, _PIECE // place.shape[1])
-        for part in out:
-            for start in range(0, len(part), step):
-                piece = part[start : start + step]
-                piece[:] = floats(place.kind, place.raw(begin + start, begin + start + len(piece)))
-            begin += len(part)
-
-    def forget(self, name: str, begin: int, end: int) -> None:
-        """Tell the system to drop its copy of these rows, if the model is large: see `DROP_FROM`."""
-        if self._is_large:
-            place = self.places[name]
-            at = place.tensor.begin + (place.first + begin) * place.row_bytes
-            forget_range(place.shard.descriptor, at, (end - begin) * place.row_bytes)
-
-    def __getitem__(self, name: str) -> NDArray[np.float32]:
-        return np.asarray(self.rows(name, 0, self.places[name].rows), np.float32)
-
-    def __contains__(self, name: object) -> bool:  # Mapping's own would read the tensor
-        return name in self.places
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.places)
-
-    def __len__(self) -> int:
-        return len(self.places)
-
-    @property
-    def dtypes(self) -> dict[str, int]:
-        """Return the number of bytes of each type."""
-        totals: dict[str, int] = {}
-        for place in self.places.values():
-            totals[place.kind.name] = totals.get(place.kind.name, 0) + place.nbytes
-        return totals
-
-    def check_finite(self, progress: Callable[[int], object] | None = None) -> None:
-        """Decode everything once. Raises CheckpointError at the first NaN or infinity.
-
-        progress  called with the number of bytes read since its last call, as for tqdm's `update`
-        """
-        for name, place in self.places.items():
-            step = max(1, _PIECE // math.prod(place.shape[1:]))
-            for begin in range(0, place.rows, step):
-                end = min(begin + step, place.rows)
-                found = first_beyond(self.rows(name, begin, end), FLOAT32_MAX)
-                if found is not None:
-                    index = [begin + found[0][0], *found[0][1:]]
-                    raise CheckpointError(place.shard.path, name, f"holds {found[1]} at {index}")
-                if progress is not None:
-                    progress((end - begin) * place.row_bytes)
 
 
 def _open(path: Path, files: ExitStack) -> Shard:
@@ -318,5 +229,5 @@ def _check_tensor(tensor: GGUFTensor, name: str, shape: tuple[int, ...], path: P
     kind = tensor.type.name
     if kind in ("I8", "I16", "I32", "I64", "F64", "Q8_1", "Q8_K"):
         raise CheckpointError(path, name, f"has the type {kind}, which no model stores its weights in")
-    if len(shape) == 1 and kind not in _FLOATS:
+    if len(shape) == 1 and kind not in FLOAT_TYPES:
         raise CheckpointError(path, name, f"must be F32, F16 or BF16, being a vector, got {kind}")

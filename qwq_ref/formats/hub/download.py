@@ -21,11 +21,13 @@ from .. import recognise
 from ..checkpoint import read_index
 from ..generation_config import not_fetched
 from ..names import CONFIG, GENERATION_CONFIG, INDEX, SINGLE, TOKENIZER_GGUF, packed_form
+from ..quantisation import AWQ_CONFIG, GPTQ_CONFIG, quantised_method
 from ..safetensors import DTYPES
 from . import cache
 from .reasons import UNKNOWN, reason
 
 _LISTING_SECONDS = 15
+_OF_SOME = (TOKENIZER_GGUF, AWQ_CONFIG, GPTQ_CONFIG)  # small files that only some kinds of models have
 _SMALL_SECONDS = 5  # for files that a model can do without
 
 
@@ -33,12 +35,13 @@ _SMALL_SECONDS = 5  # for files that a model can do without
 class Download:
     """A model that is to be downloaded.
 
-    name      as the user gave it
-    cache     the folder of the cache
-    files     name -> bytes of each file that is read; None where the hub does not tell
-    absent    the names of those that are not in the cache
-    config    the model's Config
-    dtypes    dtype -> bytes of the weights, as the hub tells them; empty where it does not: see `stored`
+    name       as the user gave it
+    cache      the folder of the cache
+    files      name -> bytes of each file that is read; None where the hub does not tell
+    absent     the names of those that are not in the cache
+    config     the model's Config
+    dtypes     dtype -> bytes of the weights, as the hub tells them; empty where it does not: see `stored`
+    quantised  whether the checkpoint is quantised
     """
 
     name: str
@@ -47,6 +50,7 @@ class Download:
     absent: tuple[str, ...]
     config: Config
     dtypes: Mapping[str, int] = field(default_factory=dict)
+    quantised: bool = False
 
     @property
     def nbytes(self) -> int:
@@ -132,11 +136,12 @@ class Fetcher:
             raise ConfigError(f"{self.name}: {CONFIG}", error.field, error.problem) from None
         if not weights:
             return folder
-        small = [name for name in (*cache.SMALL, TOKENIZER_GGUF) if name in names]
+        small = [name for name in (*cache.SMALL, *_OF_SOME) if name in names]
         heavy = self._weights(folder, names)
         sizes = {name: self._size(names[name], folder) for name in (CONFIG, *small, *heavy)}
         absent = tuple(name for name in (*small, *heavy) if not self._is_here(folder, names[name]))
-        plan = Download(self.name, self.root, sizes, absent, config, _dtypes(listed))
+        quantised = quantised_method(names, lambda: self._values(folder, CONFIG)) is not None
+        plan = Download(self.name, self.root, sizes, absent, config, _dtypes(listed), quantised)
         self._check_disk(plan)
         if any(name.endswith(".safetensors") for name in absent) and confirm is not None and not confirm(plan):
             raise CheckpointError(self.name, None, f"was not downloaded ({plan.amount})")

@@ -84,7 +84,7 @@ def test_tensors_are_those_of_the_package(tmp_path, kinds, tied):
 def test_a_large_tensor_is_decoded_in_pieces(tmp_path, monkeypatch):
     path = tmp_path / "m.gguf"
     wanted = write_types(path, CONFIG, mixture(NATIVE_SUPER))
-    monkeypatch.setattr("qwq_ref.formats.gguf.source._PIECE", 1000)
+    monkeypatch.setattr("qwq_ref.formats.decoded._PIECE", 1000)
     with GGUFSource.open(path) as source:
         assert source["model.embed_tokens.weight"].tobytes() == wanted["token_embd.weight"].tobytes()
 

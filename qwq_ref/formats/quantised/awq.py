@@ -1,0 +1,50 @@
+"""Matrices of AWQ in the version gemm (Lin et al. 2023, arXiv:2306.00978): w = scale * (code - zero point)."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ...core import Array, Format
+from ..parts import Parts
+from ..quantisation import Settings, core_group
+from . import codes
+from .tensors import Quantised, Recent, TensorFiles, of_core_groups
+
+LEAVES = ("qweight", "qzeros", "scales")
+_IN_WORD = 8  # codes of 4 bits
+
+
+class AWQMatrix(Quantised):
+    """A matrix [N, K] as the tensors qweight int32 [K, N / 8], qzeros int32 [groups, N / 8], scales F16 [groups, N].
+
+    Raises CheckpointError for tensors of another dtype or shape.
+    """
+
+    def __init__(
+        self, files: TensorFiles, module: str, shape: tuple[int, ...], settings: Settings, recent: Recent
+    ) -> None:
+        N, K = shape
+        if N % _IN_WORD:
+            raise files.error(f"{module}.qweight", f"holds whole words of 8 outputs, and {N} are none")
+        self._group = settings.group or K
+        groups = -(-K // self._group)
+        wanted = ((K, N // _IN_WORD), (groups, N // _IN_WORD), (groups, N))
+        for leaf, dtype, size in zip(LEAVES, ("I32", "I32", "F16"), wanted, strict=True):
+            files.expect(f"{module}.{leaf}", [dtype], size)
+        super().__init__(files, module, shape, "AWQ 4-bit", LEAVES)
+        self._recent = recent
+        self.format = Format("u4", core_group(settings.group), "zero")
+
+    def parts(self, begin: int, end: int) -> Parts:
+        words, zeros, scales = self._recent.get(self._module, self._read)
+        first, last = begin // _IN_WORD, -(-end // _IN_WORD)
+        within = slice(begin - first * _IN_WORD, end - first * _IN_WORD)
+        code = codes.awq(words[:, first:last])[within]
+        zero, scale = codes.awq(zeros[:, first:last])[within], scales[:, begin:end].T
+        return Parts(code, scale=self._of_core(scale), zero_point=self._of_core(zero))
+
+    def _read(self) -> tuple[Array, ...]:
+        return tuple(self._files.read(name) for name in self._names)
+
+    def _of_core(self, values: Array) -> Array:
+        return np.ascontiguousarray(of_core_groups(values, self.shape[1], self._group, self.format.group))

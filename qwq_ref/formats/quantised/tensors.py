@@ -1,0 +1,241 @@
+"""The tensors of a quantised checkpoint by name, and the places of its matrices and vectors."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...core import FORMATS, Array, Format
+from ...errors import CheckpointError
+from ...files import StrPath
+from ..checkpoint import open_file, read_index
+from ..names import INDEX, SINGLE
+from ..parts import Parts, dequantised
+from ..safetensors import DTYPES, FLOATS, SafetensorsFile, Tensor
+
+_FORMATS = {"F32": FORMATS["fp32"], "F16": FORMATS["fp16"], "BF16": FORMATS["bf16"]}
+_RECENT = 4  # matrices that are held whole: as many as the engine packs at a time
+
+
+class TensorFiles(Mapping[str, Tensor]):
+    """The tensors of all files of a checkpoint: name -> dtype, shape and place.
+
+    path  the file that lists them, for errors
+    """
+
+    def __init__(self, path: Path, homes: Mapping[str, SafetensorsFile]) -> None:
+        self.path, self.homes = path, homes
+
+    @classmethod
+    def open(cls, path: Path, files: ExitStack) -> TensorFiles:
+        """Open a file, or those in a folder. Raises CheckpointError, also for a tensor in two files."""
+        if not path.is_dir() or (path / SINGLE).exists():
+            listing = path / SINGLE if path.is_dir() else path
+            file = open_file(listing, files)
+            return cls(listing, dict.fromkeys(file.tensors, file))
+        index, homes = path / INDEX, dict[str, SafetensorsFile]()
+        shards = read_index(index)
+        for shard in sorted(set(shards.values())):
+            file = open_file(path / shard, files)
+            for name in file.tensors:
+                if name in homes:
+                    raise CheckpointError(file.path, name, f"is in {homes[name].path}, too")
+                homes[name] = file
+        for name, shard in shards.items():
+            if name not in homes:
+                raise CheckpointError(path / shard, name, f"is not here, but {INDEX} says so")
+        return cls(index, homes)
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.homes[name].tensors[name]
+
+    def __iter__(self) -> Any:
+        return iter(self.homes)
+
+    def __len__(self) -> int:
+        return len(self.homes)
+
+    def error(self, name: str, problem: str) -> CheckpointError:
+        return CheckpointError(self.homes[name].path if name in self.homes else self.path, name, problem)
+
+    def expect(self, name: str, dtypes: Sequence[str], shape: tuple[int, ...]) -> None:
+        """Check a tensor by its header. Raises CheckpointError."""
+        if name not in self:
+            raise self.error(name, "missing: the tensor beside it is quantised")
+        tensor = self[name]
+        if tensor.dtype not in dtypes:
+            raise self.error(name, f"dtype must be {' or '.join(dtypes)}, got {tensor.dtype}")
+        if tensor.shape != shape:
+            raise self.error(name, f"shape {list(tensor.shape)}, but the config implies {list(shape)}")
+
+    def read(self, name: str) -> NDArray[Any]:
+        """Return a whole tensor. Raises CheckpointError if its file shrank."""
+        tensor = self[name]
+        result = np.empty(tensor.shape, DTYPES[tensor.dtype])
+        self.read_into(name, 0, [result])
+        return result
+
+    def rows(self, name: str, begin: int, end: int) -> NDArray[Any]:
+        """Return rows [begin, end) of a tensor. Raises CheckpointError if its file shrank."""
+        result = np.empty((end - begin, *self[name].shape[1:]), DTYPES[self[name].dtype])
+        self.read_into(name, begin, [result])
+        return result
+
+    def read_into(self, name: str, begin: int, out: Sequence[NDArray[Any]]) -> None:
+        self.homes[name].read_into(name, begin, out)
+
+    def forget(self, name: str, begin: int, end: int) -> None:
+        self.homes[name].forget(name, begin, end)
+
+
+class Recent:
+    """The matrices that were read last, whole. Rows of a matrix are columns of the tensors of AWQ and GPTQ."""
+
+    def __init__(self) -> None:
+        self._held: OrderedDict[str, tuple[threading.Lock, list[Any]]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, name: str, make: Callable[[], Any]) -> Any:
+        """Return what `make` made of a matrix. Threads that ask together wait for one of them."""
+        with self._lock:
+            entry = self._held.pop(name, None) or (threading.Lock(), [])
+            self._held[name] = entry
+            while len(self._held) > _RECENT:
+                self._held.popitem(last=False)
+        lock, made = entry
+        with lock:
+            if not made:
+                made.append(make())
+        return made[0]
+
+
+class Matrix(Protocol):
+    """The place of a matrix or vector in its files: a `decoded.Place` that has a format of the core.
+
+    format   of the core, which holds the stored numbers without loss
+    columns  the column of the matrix that each packed column is; None: the same one
+    """
+
+    @property
+    def type(self) -> str: ...
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def nbytes(self) -> int: ...
+
+    @property
+    def path(self) -> StrPath: ...
+
+    @property
+    def format(self) -> Format: ...
+
+    @property
+    def columns(self) -> Array | None: ...
+
+    def parts(self, begin: int, end: int) -> Parts: ...
+
+    def read(self, begin: int, out: Sequence[NDArray[Any]]) -> None: ...
+
+    def floats(self, begin: int, end: int) -> NDArray[np.float32]: ...
+
+    def forget(self, begin: int, end: int) -> None: ...
+
+
+class Floats:
+    """A tensor that is not quantised."""
+
+    columns = None
+
+    def __init__(self, files: TensorFiles, name: str, shape: tuple[int, ...]) -> None:
+        files.expect(name, FLOATS, shape)
+        self._files, self._name, self.shape = files, name, shape
+        self.type, self.nbytes, self.path = files[name].dtype, files[name].nbytes, files.homes[name].path
+        self.format = _FORMATS[self.type]
+
+    def parts(self, begin: int, end: int) -> Parts:
+        return Parts(self._files.rows(self._name, begin, end))
+
+    def read(self, begin: int, out: Sequence[NDArray[Any]]) -> None:
+        self._files.read_into(self._name, begin, out)
+
+    def floats(self, begin: int, end: int) -> NDArray[np.float32]:
+        return np.asarray(self._files.rows(self._name, begin, end), np.float32)
+
+    def forget(self, begin: int, end: int) -> None:
+        self._files.forget(self._name, begin, end)
+
+
+class Quantised:
+    """The base of quantised matrices: integers and scales in several tensors of one module.
+
+    The subclass sets `format` and `names`, and has `parts`.
+    """
+
+    format: Format
+
+    @property
+    def columns(self) -> Array | None:
+        """The column of the matrix that each packed column is; None: the same one."""
+        return None
+
+    def __init__(
+        self, files: TensorFiles, module: str, shape: tuple[int, ...], type: str, names: Sequence[str]
+    ) -> None:
+        self._files, self._module, self.shape, self.type = files, module, shape, type
+        self._names = [f"{module}.{name}" for name in names]
+        self.nbytes = sum(files[name].nbytes for name in self._names)
+        self.path = files.homes[self._names[0]].path
+
+    def parts(self, begin: int, end: int) -> Parts:
+        """Return rows [begin, end) in the format. NaN and infinity pass."""
+        raise NotImplementedError
+
+    def read(self, begin: int, out: Sequence[NDArray[Any]]) -> None:
+        raise AssertionError("these are no floats")
+
+    def floats(self, begin: int, end: int) -> NDArray[np.float32]:
+        with np.errstate(all="ignore"):
+            packed = dequantised(self.format, self.parts(begin, end))
+        if self.columns is None:
+            return packed
+        rows = np.empty_like(packed)
+        rows[:, self.columns] = packed
+        return rows
+
+    def forget(self, begin: int, end: int) -> None:
+        if end == self.shape[0]:  # tensors are read whole
+            for name in self._names:
+                self._files.forget(name, 0, self._files[name].shape[0])
+
+
+def whole_words(files: TensorFiles, name: str, count: int, bits: int) -> None:
+    """Check that so many codes fill words of 32 bits. Raises CheckpointError."""
+    if count * bits % 32:
+        raise files.error(name, f"holds whole words of 32 bits, and {count} codes of {bits} bits are none")
+
+
+def code_type(bits: int) -> str:
+    """Return the type of the core that holds codes of so many bits."""
+    return f"u{max(bits, 4)}"
+
+
+def of_core_groups(values: Array, columns: int, group: int, of_core: int) -> Array:
+    """values [n, m] of groups of the file -> [n, k] of the groups of the core that they consist of
+
+    columns  of the matrix
+    group    columns of a group of the file
+    of_core  columns of a group of the core, which divides it
+    """
+    if group == of_core:
+        return values
+    taken: Array = values[:, np.arange(0, columns, of_core) // group]
+    return taken
