@@ -315,9 +315,10 @@ def _decoded(w: Packed, rows: Array) -> Array:
         result -= numbers(2 * PANEL * groups, groups, "u1")[..., None]
     if format.scales.startswith("offset"):
         offset = numbers(2 * PANEL * groups, groups, half)
-    result *= scale[..., None]
-    if offset is not None:
-        result += offset[..., None]
+    with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is found where it is used
+        result *= scale[..., None]
+        if offset is not None:
+            result += offset[..., None]
     return result.reshape(len(rows), -1)[:, :K]
 
 

@@ -85,7 +85,10 @@ def test_what_is_refused(convert, text, problem):
         ("doctor -t 0", "-t/--threads: must be at least 1, got 0"),
         ("bench -t 1,0", "-t/--threads: must be at least 1, got 0"),
         ("bench --op argmax -T 1,x", "-T/--tokens: must be an integer, got x"),
-        ("nothing", "nothing: is not a command; there are generate, info, convert, eval, golden, train, doctor, bench"),
+        (
+            "nothing",
+            "nothing: is not a command; there are generate, info, convert, eval, perplexity, golden",
+        ),
     ],
 )
 def test_a_bad_value_is_one_line_that_names_the_option(arguments, problem, capsys):

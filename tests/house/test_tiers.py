@@ -36,13 +36,12 @@ def outcome(tmp_path, monkeypatch):
     (tmp_path / "test_them.py").write_text(TESTS)
     (tmp_path / "conftest.py").write_text("from tests.conftest import *\n")
     monkeypatch.delenv("QWQ_REF_MODELS", raising=False)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))  # for tests.conftest
 
     def run(*options):
-
         command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-c", ROOT / "pyproject.toml", "-rs"]
-        done = subprocess.run(
-            [*command, "--rootdir", tmp_path, tmp_path, *options], cwd=tmp_path, capture_output=True, text=True
-        )
+        command += ["--rootdir", tmp_path, tmp_path, *options]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
         return done.stdout
 
     return run
