@@ -71,7 +71,8 @@ const char *qwq_code_name(int codes);
 const char *qwq_scales_name(int scales);
 
 /* A format of packed weights. codes, scales: of the enumerations. group: columns that share a scale (16, 32, 64, 128).
- * zero_point: see PLAIN. For q4: 64, PLAIN and 0; for q8: PLAIN or SUPER and 0, codes then are int8. bf16, fp16, fp32: all 0. */
+ * zero_point: see PLAIN. For q4: 64, PLAIN and 0; for q8: PLAIN or SUPER and 0, codes then are int8. bf16, fp16 and
+ * fp32: all 0. */
 typedef struct {
     int32_t codes, group, scales, zero_point;
 } qwq_format;

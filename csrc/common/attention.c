@@ -23,6 +23,7 @@ typedef struct {
     const float *q;
     float *y;
     int fp32;
+    float over_root; /* log2(e) / sqrt(E): scores are logarithms to base 2 */
     size_t G, wide, step;
     size_t rows, first, chunks; /* of a KV head; the first chunk that is seen, and their number */
     float *scratch, *kept;
@@ -254,16 +255,9 @@ static const float *query(const job *j, size_t head, size_t row)
     return j->q + (row / j->G * j->queries.H + head * j->G + row % j->G) * j->kv.E;
 }
 
-/* Scores are logarithms to base 2. */
-static float over_root_of(const job *j)
-{
-    return EXP_LOG2E / sqrtf((float)j->kv.E);
-}
-
 static void prepare(pass *p, const job *j, size_t head, size_t row, size_t rows, uint8_t *q)
 {
     *p = (pass){.head = head, .row = row, .rows = rows, .tiles = up(rows, j->kernels->rows) / j->kernels->rows, .q = q};
-    float over_root = over_root_of(j);
     for (size_t tile = 0; tile < p->tiles; tile++) {
         size_t first = tile_row(p, tile), n = tile_row(p, tile + 1) - first;
         for (size_t r = 0; r < n; r++) {
@@ -272,7 +266,7 @@ static void prepare(pass *p, const job *j, size_t head, size_t row, size_t rows,
                 float *to = (float *)(void *)q + (first + r) * j->wide;
                 memcpy(to, x, j->kv.E * sizeof(float));
                 memset(to + j->kv.E, 0, (j->wide - j->kv.E) * sizeof(float));
-                p->factor[0][first + r] = over_root;
+                p->factor[0][first + r] = j->over_root;
                 continue;
             }
             int8_t codes[MOST];
@@ -283,7 +277,7 @@ static void prepare(pass *p, const job *j, size_t head, size_t row, size_t rows,
                 for (size_t e = h * j->wide / 2; e < (h + 1) * j->wide / 2; e++)
                     sum += codes[e];
                 p->begin[h][first + r] = -KEY_OFFSET * sum;
-                p->factor[h][first + r] = scale[h] * over_root;
+                p->factor[h][first + r] = scale[h] * j->over_root;
             }
             for (size_t e = 0; e < j->wide; e += 4)
                 memcpy(q + first * j->wide + (e / 4 * n + r) * 4, codes + e, 4);
@@ -343,7 +337,7 @@ static int attend(const job *j, const pass *p, size_t tile, size_t chunk, worksp
     rows.bias_q = w.bias_q;
     for (size_t r = 0; rows.pairs && r < rows.rows; r++) {
         float scale = turn_back(w.bias_q, query(j, p->head, p->row + row + r), &j->kv, p->head, chunk, r, rows.rows);
-        rows.bias_factor[r] = scale * j->kv.bias.scale[p->head] * over_root_of(j);
+        rows.bias_factor[r] = scale * j->kv.bias.scale[p->head] * j->over_root;
     }
     size_t first = least / SPAN, last = (most + SPAN - 1) / SPAN;
     qwq_chunk kv = chunk_at(&j->kv, p->head, start);
@@ -465,6 +459,7 @@ int qwq_attention_run(const qwq_attention_call *c)
              .q = c->q,
              .y = c->y,
              .fp32 = !c->kv->int8,
+             .over_root = EXP_LOG2E / sqrtf((float)c->kv->E),
              .G = q->H / c->kv->K,
              .wide = up(c->kv->E, DIMS),
              .step = step_of(c->kv->E),

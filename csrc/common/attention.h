@@ -28,8 +28,9 @@ static const float ATTENTION_SMALLEST = 0x1p-100f, ATTENTION_LARGEST = 0x1p56f, 
  *   int8: keys C * E bytes [C/16][E/4][16][4], value + 128; values C * E bytes [C/128][E/32][128/4][32][4]; scales of
  *         the lower half of the dimensions of keys [C], floats; of the upper half [C]; scales of values [C]. Four
  *         dimensions of a key, or four tokens of a value, are what one instruction multiplies; reading follows
- * addresses. fp32: keys [C][E], then values [C][E]. Each of these begins at a multiple of 64 bytes. Dimensions that E
- * is rounded up by are zero. */
+ *         addresses.
+ *   fp32: keys [C][E], then values [C][E].
+ * Each of these begins at a multiple of 64 bytes. Dimensions that E is rounded up by are zero. */
 
 /* <cdef> */
 /* One chunk of one KV head. */

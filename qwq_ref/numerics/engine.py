@@ -18,7 +18,7 @@ from ..spec import Scope
 from ..spec.ops import Array, Tap, causal_mask, embed, no_tap, rope, rope_frequencies, to_bf16
 from .fixed import rmsnorm, rope_tables, swiglu
 from .integers import CHUNK, LARGEST
-from .key_bias import POSITIONS, KeyBias, key_bias
+from .key_bias import POSITIONS, KeyBias, key_bias, turns_of
 from .kv import attention_fp32, attention_int8, pad, quantise_kv
 from .quant import CODEBOOK, GROUP, matmul_floats, matmul_integers, quantise_q4, quantise_q8
 
@@ -81,9 +81,9 @@ def key_biases(config: Config, biases: Sequence[Array], tables: Tables) -> tuple
     """
     inv_freq = rope_frequencies(config.rope, config.E)
     near = tables(inv_freq, config.rope.attention_scaling, np.arange(max(CHUNK, min(config.positions, POSITIONS))))
-    turns = tables(inv_freq, 1.0, np.arange(0, config.positions, CHUNK))
+    turns = turns_of(*near, *tables(inv_freq, 1.0, np.arange(0, config.positions, CHUNK)))
     heads = (bias.reshape(-1, config.E) for bias in biases)
-    return tuple(key_bias(each[: config.H], each[config.H :], *near, *turns) for each in heads)
+    return tuple(key_bias(each[: config.H], each[config.H :], turns) for each in heads)
 
 
 def matrix(w: Array, form: str) -> Linear:

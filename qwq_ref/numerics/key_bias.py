@@ -50,39 +50,62 @@ class KeyBias:
     most: int
 
 
-def key_bias(query_bias: Array, bias: Array, cos: Array, sin: Array, turn_cos: Array, turn_sin: Array) -> KeyBias:
-    """query_bias [H, E], bias [K, E], cos [P, E/2], sin [P, E/2], turn_cos [C, E/2], turn_sin [C, E/2] -> found
+@dataclass(frozen=True)
+class Turns:
+    """The angles of RoPE that all layers' biases need.
 
-    cos and sin are RoPE's tables for the first P positions, at least `CHUNK`. The others are those of the first
-    positions of the chunks, without YaRN's scaling. Every head leaves out equally many pairs, those that move most.
+    near    cos and sin [CHUNK, E/2] at the positions of the first chunk, in float64
+    mean    cos and sin [E/2], their means over all positions that are looked at
+    moving  [E/2]  the share of a pair's squared bias that moves about its mean
+    starts  cos and sin [C, E/2] at the first position of each chunk, without YaRN's scaling
+    """
+
+    near: tuple[Array, Array]
+    mean: tuple[Array, Array]
+    moving: Array
+    starts: tuple[Array, Array]
+
+
+def turns_of(cos: Array, sin: Array, start_cos: Array, start_sin: Array) -> Turns:
+    """cos [P, E/2], sin [P, E/2], start_cos [C, E/2], start_sin [C, E/2] -> turns
+
+    From RoPE's tables for the first P positions, at least `CHUNK`, and for the first positions of the chunks.
+    """
+    c, s = (table.astype(np.float64) for table in (cos, sin))
+    mean = np.mean(c, axis=0), np.mean(s, axis=0)
+    moving = np.mean(c**2 + s**2, axis=0) - mean[0] ** 2 - mean[1] ** 2
+    return Turns((c[:CHUNK], s[:CHUNK]), mean, moving, (start_cos, start_sin))
+
+
+def key_bias(query_bias: Array, bias: Array, turns: Turns) -> KeyBias:
+    """query_bias [H, E], bias [K, E] -> found
+
+    Every head leaves out equally many pairs, those that move most.
     """
     K, E = bias.shape
     pairs = bias.astype(np.float64).reshape(K, 2, E // 2)
-    c, s = (table.astype(np.float64) for table in (cos, sin))
-    moved = np.sum(pairs**2, axis=1) * (
-        np.mean(c**2 + s**2, axis=0) - np.mean(c, axis=0) ** 2 - np.mean(s, axis=0) ** 2
-    )
+    moved = np.sum(pairs**2, axis=1) * turns.moving
     moved = np.where(np.all(np.abs(pairs) <= LARGEST, axis=1), moved, 0)  # others stay, and are refused in the keys
     n = int(np.max(np.sum(moved > LARGE**2, axis=1)))
     first = np.argsort(-moved, axis=1, kind="stable")[:, :n].astype(np.int32)
-    rest = bias.astype(np.float32).reshape(K, 2, E // 2).copy()
+    rest = bias.astype(np.float32).reshape(K, 2, E // 2)
     np.put_along_axis(rest, first[:, None], np.float32(0), axis=2)
     left = np.take_along_axis(pairs, first[:, None].astype(np.int64), axis=2)
-    turned = turn(left[:, None], c[:CHUNK, first].swapaxes(0, 1), s[:CHUNK, first].swapaxes(0, 1))
+    turned = turn(left[:, None], *(table[:, first].swapaxes(0, 1) for table in turns.near))
     most = min(32767, math.isqrt((2**31 - 1) // max(2 * n, 1)))
     largest = np.max(np.abs(turned), axis=(1, 2, 3), initial=0)
     codes = np.rint(turned * (most / np.maximum(largest, 1e-30))[:, None, None, None]).astype(np.int16)
-    turns = np.stack([turn_cos[:, first], turn_sin[:, first]], axis=-1)
-    gain = key_gain(query_bias, K)
+    starts = np.stack([table[:, first] for table in turns.starts], axis=-1)
+    gain, center = key_gain(query_bias, K), turn(rest.astype(np.float64), *turns.mean).reshape(K, E)
     return KeyBias(
         rest.reshape(K, E),
         gain.astype(np.float32),
         (1 / gain).astype(np.float32),
-        (key_center(rest.reshape(K, E), cos, sin) * gain).astype(np.float32),
+        (center * gain).astype(np.float32),
         first,
         np.ascontiguousarray(codes.transpose(0, 1, 3, 2).reshape(K, CHUNK // LANES, LANES, n, 2).swapaxes(2, 3)),
         (largest / most).astype(np.float32),
-        turns.astype(np.float32),
+        starts.astype(np.float32),
         most,
     )
 
@@ -111,17 +134,6 @@ def turn(x: Array, cos: Array, sin: Array) -> Array:
     """
     first, second = x[..., 0, :], x[..., 1, :]
     return np.stack([first * cos - second * sin, second * cos + first * sin], axis=-2)
-
-
-def key_center(bias: Array, cos: Array, sin: Array) -> Array:
-    """bias [K, E], cos [P, E/2], sin [P, E/2] -> [K, E]
-
-    The mean over P positions of a bias after RoPE, in float64.
-    """
-    K, E = bias.shape
-    c, s = (table.mean(axis=0, dtype=np.float64) for table in (cos, sin))
-    centers: Array = turn(bias.astype(np.float64).reshape(K, 2, E // 2), c, s).reshape(K, E)
-    return centers
 
 
 def bias_scores(q: Array, bias: KeyBias, chunk: int, n: int) -> tuple[Array, Array]:

@@ -12,7 +12,7 @@ from qwq_ref.core import attention as ours
 from qwq_ref.numerics import fixed, kv
 from qwq_ref.numerics.key_bias import key_bias
 from qwq_ref.spec import ops
-from tests.support.key_biases import drawn, only_center, tables, turned
+from tests.support.key_biases import drawn, only_center, turned, turns
 
 if not core.available():
     assert shutil.which("cc") is None, "there is a compiler, and yet the core was not built: pip install -e . again"
@@ -276,7 +276,7 @@ def test_a_bias_that_rope_turns_is_left_out(S, pairs, gate):
     bias = np.zeros((2, 2, 64), np.float32)
     bias[:, 0, pairs] = 100
     bias = bias.reshape(2, 128)
-    found = key_bias(np.zeros((4, 128)), bias, *tables(128, S))
+    found = key_bias(np.zeros((4, 128)), bias, turns(128, S))
     visible = ops.causal_mask(len(q), S, None)
     true = ops.attention(q.astype(np.float64), k + turned(bias, S), v.astype(np.float64), visible)
     k = (k + turned(found.rest, S)).astype(np.float32)
@@ -292,7 +292,7 @@ def test_heads_leave_out_the_pairs_that_move_most():
     bias = np.zeros((2, 2, 8), np.float32)
     bias[0, 0, [0, 1, 2]] = 9, 3, 1  # a fast pair, one that is large enough, and one that is not
     bias[1, 1, [0, 1, 7]] = 1, 1.5, 2.5  # only the last is large; it turns slowly, and the center takes it off
-    found = key_bias(np.zeros((2, 16)), bias.reshape(2, 16), *tables(16, 1))
+    found = key_bias(np.zeros((2, 16)), bias.reshape(2, 16), turns(16, 1))
     assert found.first.tolist() == [[0, 1], [1, 0]]
     rest = found.rest.reshape(2, 2, 8)
     assert not rest[0, :, :2].any()
@@ -305,7 +305,7 @@ def test_a_bias_that_is_no_number_stays_in_the_keys(bad):
     """There it is found: a layer refuses such keys."""
     bias = np.full((1, 16), 5, np.float32)
     bias[0, 3] = bad
-    found = key_bias(bias, bias, *tables(16, 1))
+    found = key_bias(bias, bias, turns(16, 1))
     assert 3 not in found.first
     assert np.array_equal(found.rest[0, 3], bias[0, 3], equal_nan=True)
 

@@ -22,6 +22,7 @@ from qwq_ref.formats.packed import read_packed, write_packed
 from tests.support.gguf_models import (
     NATIVE,
     NATIVE_SUPER,
+    fuse_qkv,
     gguf_tensor_name,
     mixture,
     peer_config,
@@ -106,14 +107,8 @@ def test_an_mlp_that_is_no_multiple_of_32(tmp_path, F):
 
 
 def test_q_k_and_v_of_one_tensor(tmp_path):
-    def fuse(found):
-        for layer in range(CONFIG.L):
-            for leaf in ("weight", "bias"):
-                parts = [found.pop(f"blk.{layer}.attn_{letter}.{leaf}") for letter in "qkv"]
-                found[f"blk.{layer}.attn_qkv.{leaf}"] = (np.concatenate([data for data, _ in parts]), parts[0][1])
-
     wanted = write_types(tmp_path / "apart.gguf", CONFIG, lambda _: "Q6_K")
-    write_types(tmp_path / "m.gguf", CONFIG, lambda _: "Q6_K", tensors=fuse)
+    write_types(tmp_path / "m.gguf", CONFIG, lambda _: "Q6_K", tensors=fuse_qkv)
     assert_same(tmp_path / "m.gguf", CONFIG, wanted)
 
 

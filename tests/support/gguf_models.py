@@ -55,6 +55,13 @@ def write_gguf(gguf, path, config, weights, kind="F32", fused=False, metadata=()
     writer.close()
 
 
+def fuse_qkv(found):
+    """Make one tensor of q, k and v of each layer, and one of their biases, in what `write_types` writes."""
+    for name in [name for name in found if ".attn_q." in name]:
+        parts = [found.pop(name.replace(".attn_q.", f".attn_{letter}.")) for letter in "qkv"]
+        found[name.replace(".attn_q.", ".attn_qkv.")] = (np.concatenate([data for data, _ in parts]), parts[0][1])
+
+
 # Types of ggml that the core holds without loss, and others.
 NATIVE = ("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL")
 NATIVE_SUPER = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_XS")

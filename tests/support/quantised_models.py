@@ -7,8 +7,11 @@ import json
 
 import ml_dtypes
 import numpy as np
+import pytest
 from safetensors.numpy import save_file
 
+from qwq_ref.errors import ConfigError
+from qwq_ref.formats import open_source
 from tests.support.models import config_values
 
 BF16 = ml_dtypes.bfloat16
@@ -145,3 +148,16 @@ def write(folder, config, tensors, settings=None, *, key="quantization_config", 
         index |= dict.fromkeys(part, shard)
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
     return folder
+
+
+def refuses_settings(folder, key, changes, field, words):
+    """Change what config.json says of the quantisation: opening names the file and the field."""
+    path = folder / "config.json"
+    values = json.loads(path.read_text())
+    values[key] |= changes
+    path.write_text(json.dumps(values))
+    with pytest.raises(ConfigError) as caught:
+        open_source(folder)
+    assert caught.value.file == str(path)
+    assert caught.value.field == f"{key}.{field}"
+    assert words in caught.value.problem

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from ...core import FORMATS, Array, Format
 from ...errors import CheckpointError
-from ...files import StrPath
 from ..checkpoint import open_file, read_index
+from ..decoded import Place
 from ..names import INDEX, SINGLE
 from ..parts import Parts, dequantised
 from ..safetensors import DTYPES, FLOATS, SafetensorsFile, Tensor
@@ -116,24 +116,12 @@ class Recent:
         return made[0]
 
 
-class Matrix(Protocol):
-    """The place of a matrix or vector in its files: a `decoded.Place` that has a format of the core.
+class Matrix(Place, Protocol):
+    """The place of a matrix or vector in its files, which has a format of the core.
 
     format   of the core, which holds the stored numbers without loss
     columns  the column of the matrix that each packed column is; None: the same one
     """
-
-    @property
-    def type(self) -> str: ...
-
-    @property
-    def shape(self) -> tuple[int, ...]: ...
-
-    @property
-    def nbytes(self) -> int: ...
-
-    @property
-    def path(self) -> StrPath: ...
 
     @property
     def format(self) -> Format: ...
@@ -142,12 +130,6 @@ class Matrix(Protocol):
     def columns(self) -> Array | None: ...
 
     def parts(self, begin: int, end: int) -> Parts: ...
-
-    def read(self, begin: int, out: Sequence[NDArray[Any]]) -> None: ...
-
-    def floats(self, begin: int, end: int) -> NDArray[np.float32]: ...
-
-    def forget(self, begin: int, end: int) -> None: ...
 
 
 class Floats:

@@ -14,7 +14,15 @@ from qwq_ref.formats.gguf import GGUFSource
 from qwq_ref.formats.gguf.metadata import shortest
 from tests.formats.test_source import public
 from tests.support import refusals
-from tests.support.gguf_models import NATIVE, NATIVE_SUPER, gguf_tensor_name, mixture, peer_config, write_types
+from tests.support.gguf_models import (
+    NATIVE,
+    NATIVE_SUPER,
+    fuse_qkv,
+    gguf_tensor_name,
+    mixture,
+    peer_config,
+    write_types,
+)
 
 gguf = pytest.importorskip("gguf")
 OTHERS = ("IQ2_XXS", "IQ3_S", "TQ2_0", "MXFP4")
@@ -90,14 +98,8 @@ def test_a_large_tensor_is_decoded_in_pieces(tmp_path, monkeypatch):
 
 
 def test_q_k_and_v_in_one_tensor(tmp_path):
-    def fuse(found):
-        for layer in range(CONFIG.L):
-            for leaf in ("weight", "bias"):
-                parts = [found.pop(f"blk.{layer}.attn_{letter}.{leaf}") for letter in "qkv"]
-                found[f"blk.{layer}.attn_qkv.{leaf}"] = (np.concatenate([data for data, _ in parts]), parts[0][1])
-
     wanted = write_types(tmp_path / "apart.gguf", CONFIG, lambda _: "Q4_K")
-    write_types(tmp_path / "fused.gguf", CONFIG, lambda _: "Q4_K", tensors=fuse)
+    write_types(tmp_path / "fused.gguf", CONFIG, lambda _: "Q4_K", tensors=fuse_qkv)
     with GGUFSource.open(tmp_path / "fused.gguf") as source:
         for name in CONFIG.tensors():
             assert source[name].tobytes() == wanted[gguf_tensor_name(name)].tobytes(), name

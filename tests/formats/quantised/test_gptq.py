@@ -8,7 +8,7 @@ import pytest
 
 from qwq_ref.config import Config
 from qwq_ref.core import CODES
-from qwq_ref.errors import CheckpointError, ConfigError, FormError
+from qwq_ref.errors import CheckpointError, FormError
 from qwq_ref.formats import open_floats, open_source
 from tests.support import quantised_models as made
 from tests.support.quantised_models import shuffled
@@ -114,13 +114,7 @@ UNREAD = {
 def test_settings_that_are_not_read(tmp_path, name):
     changes, field, words = UNREAD[name]
     folder, _ = gptq(tmp_path)
-    values = json.loads((folder / "config.json").read_text())
-    values["quantization_config"] |= changes
-    (folder / "config.json").write_text(json.dumps(values))
-    with pytest.raises(ConfigError) as caught:
-        open_source(folder)
-    assert caught.value.field == f"quantization_config.{field}"
-    assert words in caught.value.problem
+    made.refuses_settings(folder, "quantization_config", changes, field, words)
 
 
 GROUPS = {
