@@ -13,6 +13,7 @@ from qwq_ref.errors import CheckpointError
 from qwq_ref.formats import Checkpoint, resolve, safetensors
 from tests.support import refusals
 from tests.support.models import random_weights
+from tests.support.processes import open_below
 from tests.support.safetensors_files import (
     CONFIG,
     EMBEDDING,
@@ -289,11 +290,10 @@ def test_folder_without_weights(tmp_path):
 def test_failed_open_closes_its_files(tmp_path):
     shards, weight_map = split()
     write(tmp_path, shards | {"b": b"broken"}, weight_map)
-    before = set(os.listdir("/proc/self/fd"))
     for _ in range(3):
         with pytest.raises(CheckpointError):
             Checkpoint.open(tmp_path)
-    assert len(set(os.listdir("/proc/self/fd")) - before) == 0
+    assert not open_below(tmp_path)
 
 
 @pytest.mark.parametrize("left", [0, 100, -4])

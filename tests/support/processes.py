@@ -1,5 +1,6 @@
-"""Look at other processes of this machine."""
+"""Look at the processes of this machine: at others, and at the files that this one has open."""
 
+import os
 import subprocess
 import time
 from pathlib import Path
@@ -22,3 +23,19 @@ def ends(pid, seconds=20.0):
     while runs(pid) and time.monotonic() < deadline:
         time.sleep(0.01)
     return not runs(pid)
+
+
+def open_below(folder):
+    """Return the files in a folder that this process has open.
+
+    Other descriptors come and go by themselves: a garbage collection may close one of an earlier test.
+    """
+    found = []
+    for descriptor in os.listdir("/proc/self/fd"):
+        try:
+            target = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+        except FileNotFoundError:  # the one of the listing itself
+            continue
+        if target.is_relative_to(folder.resolve()):
+            found.append(target)
+    return found
