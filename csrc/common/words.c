@@ -15,14 +15,15 @@ static inline uint64_t spread(uint64_t x, const int bits)
     return (x & one) | (x >> bits & one) << 8;
 }
 
+/* Reads 8 bytes for each unit, some of which are the next unit's: up to 8 bytes beyond the codes. */
 static inline __attribute__((always_inline)) void stream_of(uint8_t *code, const uint8_t *from, const int bits)
 {
-    for (int i = 0; i < GROUP / UNIT; i++, from += bits, code += UNIT) {
-        uint64_t x = 0;
-        memcpy(&x, from, (size_t)bits);
-        x = spread(x, bits);
-        memcpy(code, &x, UNIT);
-    }
+    uint64_t unit[GROUP / UNIT];
+    for (int i = 0; i < GROUP / UNIT; i++)
+        memcpy(&unit[i], from + i * bits, UNIT);
+    for (int i = 0; i < GROUP / UNIT; i++)
+        unit[i] = spread(unit[i], bits);
+    memcpy(code, unit, GROUP);
 }
 
 /* 64 codes, of 8 * bits bytes. */
@@ -31,12 +32,7 @@ static void unpack_stream(uint8_t *code, const uint8_t *from, int bits)
     switch (bits) {
     case 2: stream_of(code, from, 2); break;
     case 3: stream_of(code, from, 3); break;
-    case 4:
-        for (int i = 0; i < GROUP / 2; i++) {
-            code[2 * i] = from[i] & 15;
-            code[2 * i + 1] = from[i] >> 4;
-        }
-        break;
+    case 4: stream_of(code, from, 4); break;
     case 5: stream_of(code, from, 5); break;
     case 6: stream_of(code, from, 6); break;
     case 7: stream_of(code, from, 7); break;
@@ -47,13 +43,14 @@ static void unpack_stream(uint8_t *code, const uint8_t *from, int bits)
 static void gather_rows(qwq_lines lines, const qwq_weight *w, size_t n, size_t rows, size_t k, size_t columns, size_t K)
 {
     const qwq_words *words = w->words;
-    size_t bits = (size_t)words->bits, bytes = columns * bits / 8;
-    (void)K;
+    size_t bits = (size_t)words->bits;
     for (size_t r = 0; r < rows; r++) {
         const uint8_t *from = (const uint8_t *)(words->words + (n + r) * words->ld) + k * bits / 8;
-        uint8_t code[GROUP], rest[GROUP] = {0};
-        if (columns < GROUP)
-            from = memcpy(rest, from, bytes);
+        uint8_t code[GROUP], rest[GROUP + UNIT];
+        if (k + GROUP >= K) { /* the last group of a row: nothing is read beyond it */
+            memset(rest, 0, sizeof rest);
+            from = memcpy(rest, from, columns * bits / 8);
+        }
         unpack_stream(code, from, (int)bits);
         uint8_t *to = lines[0][r / 16] + r % 16 * 4;
         for (size_t i = 0; i + 4 <= columns; i += 4)
@@ -96,42 +93,50 @@ static void gather_columns(qwq_lines lines, const qwq_weight *w, size_t n, size_
     }
 }
 
-/* Bytes b of four numbers, for each b: a transposition in three steps. */
-static inline void transpose(uint32_t *to, const uint32_t *x)
+typedef uint32_t quad __attribute__((vector_size(16)));
+
+/* Bytes b of four numbers, for each b: a transposition in three steps, of four words at once. */
+static inline void transpose(quad *to, const quad *x)
 {
     const uint32_t even = 0x00FF00FFu, low = 0xFFFFu;
-    uint32_t a = (x[0] & even) | (x[1] & even) << 8, b = (x[0] >> 8 & even) | (x[1] & ~even);
-    uint32_t c = (x[2] & even) | (x[3] & even) << 8, d = (x[2] >> 8 & even) | (x[3] & ~even);
+    quad a = (x[0] & even) | (x[1] & even) << 8, b = (x[0] >> 8 & even) | (x[1] & ~even);
+    quad c = (x[2] & even) | (x[3] & even) << 8, d = (x[2] >> 8 & even) | (x[3] & ~even);
     to[0] = (a & low) | c << 16;
     to[1] = (b & low) | d << 16;
     to[2] = a >> 16 | (c & ~low);
     to[3] = b >> 16 | (d & ~low);
 }
 
-/* Nibbles 0, 2, 4, 6 of a word are rows 0, 4, 1, 5 of eight, and nibbles 1, 3, 5, 7 rows 2, 6, 3, 7. */
+/* The words of 32 rows are four neighbours. Nibbles 0, 2, 4, 6 of a word are rows 0, 4, 1, 5 of eight, and nibbles 1,
+ * 3, 5, 7 rows 2, 6, 3, 7. */
 static void gather_eights(qwq_lines lines, const qwq_weight *w, size_t n, size_t rows, size_t k, size_t columns,
                           size_t K)
 {
-    static const int row[2][4] = {{0, 4, 1, 5}, {2, 6, 3, 7}};
+    static const uint8_t row[PANEL / 4] = {0, 4, 1, 5, 2, 6, 3, 7};
     const qwq_words *words = w->words;
+    size_t count = up(rows, 8) / 8;
     (void)K;
     for (size_t i = 0; i < columns; i += 4) {
         const uint32_t *from = words->words + (k + i) * words->ld + n / 8;
-        size_t have = smaller(4, columns - i);
-        uint32_t four[PANEL];
-        for (size_t c = 0; c < up(rows, 8) / 8; c++) {
-            uint32_t word[4] = {0}, half[4], turned[4];
-            for (size_t j = 0; j < have; j++)
-                word[j] = from[j * words->ld + c];
-            for (int odd = 0; odd < 2; odd++) {
-                for (int j = 0; j < 4; j++)
-                    half[j] = word[j] >> 4 * odd & 0x0F0F0F0Fu;
-                transpose(turned, half);
-                for (int j = 0; j < 4; j++)
-                    four[8 * c + (size_t)row[odd][j]] = turned[j];
-            }
+        quad word[4] = {{0}}, half[4], turned[8];
+        for (size_t j = 0; j < smaller(4, columns - i); j++)
+            if (count == 4)
+                memcpy(&word[j], from + j * words->ld, sizeof(quad));
+            else
+                memcpy(&word[j], from + j * words->ld, count * 4);
+        for (int odd = 0; odd < 2; odd++) {
+            for (int j = 0; j < 4; j++)
+                half[j] = word[j] >> 4 * odd & 0x0F0F0F0Fu;
+            transpose(turned + 4 * odd, half);
         }
-        memcpy(lines[i / 4], four, rows * 4);
+        uint32_t four[PANEL];
+        for (int j = 0; j < PANEL / 4; j++)
+            for (int c = 0; c < 4; c++)
+                four[8 * c + row[j]] = turned[j][c];
+        if (rows == PANEL)
+            memcpy(lines[i / 4], four, sizeof four);
+        else
+            memcpy(lines[i / 4], four, rows * 4);
     }
 }
 

@@ -2,6 +2,8 @@
 
 python -m tests.tools.load_time checkpoint FOLDER [--base TREE] [--weights bf16] [--turns 5]
 python -m tests.tools.load_time packed FOLDER [--layers 8]
+python -m tests.tools.load_time gguf [FILE]
+python -m tests.tools.load_time awq FOLDER          (also gptq, mlx)
 
 `checkpoint` writes a bfloat16 checkpoint of Qwen2.5-0.5B's shape with random weights (0.99 GB) and loads it with this
 package, with transformers, and with the package of another source tree. Each load runs in a process of its own, which
@@ -10,6 +12,9 @@ token are there. The processes take turns.
 
 `packed` writes a file of QwQ-32B's shape in q4 (4.2 GiB with 8 layers) and compares reading it with `preadv` of the
 same bytes into fresh memory. FOLDER keeps the files. The system has every file in its cache before each measurement.
+
+`gguf` packs a piece of each of ggml's types from memory to memory, with C and with the NumPy decoders, and the matrices
+of FILE. `awq`, `gptq` and `mlx` write small checkpoints of random words to FOLDER, and do the same.
 """
 
 import argparse
@@ -35,6 +40,7 @@ from qwq_ref.formats.packed_folder import PackedFolder
 from qwq_ref.formats.write import SafetensorsStream, atomic_file, write_json
 from qwq_ref.host.limits import cpus
 from tests.support.paths import QWQ_CONFIG, ROOT
+from tests.tools.load_quantised import METHODS, measure_gguf, measure_words
 
 PIECE = 16 << 20
 SHAPE = {
@@ -188,11 +194,19 @@ def main():
     packed = commands.add_parser("packed", help="a file of packed weights of QwQ-32B's shape")
     packed.add_argument("folder", type=Path)
     packed.add_argument("--layers", type=int, default=8)
+    gguf = commands.add_parser("gguf", help="the types of GGUF, and a whole file")
+    gguf.add_argument("file", type=Path, nargs="?")
+    for method in METHODS:
+        commands.add_parser(method, help="checkpoints of random words").add_argument("folder", type=Path)
     options = parser.parse_args()
     if options.command == "checkpoint":
         measure_checkpoint(options.folder, options.base, options.weights, options.turns)
-    else:
+    elif options.command == "packed":
         measure_packed(options.folder, options.layers)
+    elif options.command == "gguf":
+        measure_gguf(options.file)
+    else:
+        measure_words(options.command, options.folder)
 
 
 if __name__ == "__main__":
