@@ -10,8 +10,9 @@ package, with transformers, and with the package of another source tree. Each lo
 imports everything first. It is timed until all pages of the weights have been touched, and until the logits of one
 token are there. The processes take turns.
 
-`packed` writes a file of QwQ-32B's shape in q4 (4.2 GiB with 8 layers) and compares reading it with `preadv` of the
-same bytes into fresh memory. FOLDER keeps the files. The system has every file in its cache before each measurement.
+`packed` writes a file of QwQ-32B's shape in q4 (4.2 GiB with 8 layers), or takes a folder that `qwq convert` made. It
+compares reading the packed weights with `preadv` of the same bytes into fresh memory. FOLDER keeps the files. Before
+each measurement, the system has the file in its cache.
 
 `gguf` packs a piece of each of ggml's types from memory to memory, with C and with the NumPy decoders, and the matrices
 of FILE. `awq`, `gptq` and `mlx` write small checkpoints of random words to FOLDER, and do the same.
@@ -34,6 +35,7 @@ from qwq_ref import core
 from qwq_ref.bench.weights import random_tensors
 from qwq_ref.config import Config
 from qwq_ref.engine.plan import plan
+from qwq_ref.formats import open_source
 from qwq_ref.formats.names import CONFIG, SINGLE, packed_name
 from qwq_ref.formats.packed import writing
 from qwq_ref.formats.packed_folder import PackedFolder
@@ -153,19 +155,33 @@ def measure_checkpoint(folder, base, weights, turns):
         print(f"{row}  {each}")
 
 
-def measure_packed(folder, layers):
+def packed_of_qwq(folder, layers):
+    """Write packed weights of QwQ-32B's shape -> a source that reads them, the form, the file."""
     config = Config.from_file(QWQ_CONFIG)
     config = dataclasses.replace(config, num_hidden_layers=layers, layer_types=config.layer_types[:layers])
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / packed_name("q4")
-    planned = plan(config, "q4")
     if not path.exists():
-        with writing(path, planned) as append:
+        with writing(path, plan(config, "q4")) as append:
             for name, tensor in random_tensors(config, "q4"):
                 append(name, tensor)
+    return PackedFolder(path, config, {"q4": path}), "q4", path
+
+
+def packed_of_model(folder):
+    """A folder that `qwq convert` made -> the same."""
+    source = open_source(folder)
+    name = source.forms[0]
+    return source, source.kept.form if source.kept else name, folder / packed_name(name)
+
+
+def measure_packed(folder, layers):
+    made = packed_of_model(folder) if (folder / CONFIG).exists() else packed_of_qwq(folder, layers)
+    source, form, path = made
+    planned = plan(source.config, form)
     ways = {
         "pread": lambda: bare(path, cpus()),
-        "load": lambda: PackedFolder(path, config, {"q4": path}).read_packed("q4", planned, cpus()),
+        "load": lambda: source.read_packed(str(form), planned, cpus()),
     }
     times = {name: [] for name in ways}
     for turn in range(8):  # each is as often the first: memory that was just given back costs less
