@@ -35,8 +35,7 @@ static void unpack_stream(uint8_t *code, const uint8_t *from, int bits)
     case 4: stream_of(code, from, 4); break;
     case 5: stream_of(code, from, 5); break;
     case 6: stream_of(code, from, 6); break;
-    case 7: stream_of(code, from, 7); break;
-    default: memcpy(code, from, GROUP);
+    default: stream_of(code, from, 7);
     }
 }
 
@@ -44,6 +43,10 @@ static void gather_rows(qwq_lines lines, const qwq_weight *w, size_t n, size_t r
 {
     const qwq_words *words = w->words;
     size_t bits = (size_t)words->bits;
+    if (bits == MOST_BITS) {
+        qwq_gather_bytes(lines, (const uint8_t *)(words->words + n * words->ld) + k, rows, columns, words->ld * 4);
+        return;
+    }
     for (size_t r = 0; r < rows; r++) {
         const uint8_t *from = (const uint8_t *)(words->words + (n + r) * words->ld) + k * bits / 8;
         uint8_t code[GROUP], rest[GROUP + UNIT];
