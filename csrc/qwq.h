@@ -79,7 +79,23 @@ typedef struct {
 /* What a format is in memory: a qwq_layout of common/kernels.h. 0 if there is no such format. For tests. */
 int qwq_format_layout(void *layout, const qwq_format *format);
 
+/* Codes in words of 32 bits, as files store them. A stream is the codes one after another, the lowest bits of a word
+ * first, and a code may lie in two words.
+ * ROWS     words [N, K * bits / 32]: each row is a stream, as in MLX
+ * COLUMNS  words [K * bits / 32, N]: each row of the weight is a column of words, which is a stream, as in GPTQ
+ * EIGHTS   words [K, N / 8]: nibbles 0 to 7 of a word are rows 0, 2, 4, 6, 1, 3, 5, 7 of eight, as in AWQ */
+enum { QWQ_ROWS, QWQ_COLUMNS, QWQ_EIGHTS, QWQ_WORD_LAYOUTS };
+/* ld: words from one row of words to the next. bits: of a code, 2 to 8. order: NULL, or for COLUMNS [K]: column k of
+ * the weight is column order[k] of the words; 0 to K - 1, else EFORMAT. */
+typedef struct {
+    const uint32_t *words;
+    size_t ld;
+    const int32_t *order;
+    int32_t layout, bits;
+} qwq_words;
+
 /* The arrays of a weight [N, K] before packing; those that the format has not are NULL.
+ * words   NULL, or where the codes are instead of `code`: for u4, u5, u6 and u8
  * code    uint8 [N, K], or int8 for q8; for bf16 and fp16 the 16 bits, for fp32 the floats
  * scale   fp16 or bfloat16 bits [N, K/group] of a group, or of 256 columns (d)
  * zero_point  uint8 [N, K/group]
@@ -92,6 +108,7 @@ typedef struct {
     const uint16_t *offset;
     const uint8_t *sub_scale;
     const uint8_t *sub_min;
+    const qwq_words *words;
 } qwq_weight;
 
 /* What is done with a product before it is stored, NULL or 0 for what is not. NumPy: core.matmul says it.
@@ -123,7 +140,19 @@ int qwq_quantise_q8(int8_t *q, uint16_t *scale, const void *w, size_t N, size_t 
 /* A weight -> panels of 32 rows, 64-byte aligned; rows beyond N and columns beyond K are zero. 0 bytes: no such
  * format, or impossible sizes. */
 size_t qwq_packed_bytes(const qwq_format *format, size_t N, size_t K);
-int qwq_pack(uint8_t *packed, const qwq_format *format, const qwq_weight *weight, size_t N, size_t K, int threads);
+/* step: 1, or 2, to write every second panel, as those of gate and up in one weight. */
+int qwq_pack(uint8_t *packed, const qwq_format *format, const qwq_weight *weight, size_t N, size_t K, size_t step,
+             int threads);
+
+/* The types of ggml whose blocks the core packs: common/blocks.c has the table. */
+enum { QWQ_BLOCK_TYPES = 12 };
+/* The name of a type; NULL beyond the last. */
+const char *qwq_block_name(int type);
+/* The bytes of a block, its columns, and the format that holds its numbers; 0 beyond the last type. */
+size_t qwq_block_of(qwq_format *format, size_t *columns, int type);
+/* data [N, K / columns, bytes of a block] -> panels in that format. NumPy: formats.gguf.blocks. ERANGE: a scale is not
+ * finite; all is packed nevertheless. */
+int qwq_pack_blocks(uint8_t *packed, const uint8_t *data, int type, size_t N, size_t K, size_t step, int threads);
 
 /* A packed weight [N, K], 64-byte aligned.
  * columns  NULL, or [K]: column k of the weight is multiplied with column columns[k] of x; 0 to K - 1, else EFORMAT */

@@ -2,11 +2,10 @@
 #include <string.h>
 
 #include "common/check.h"
-#include "common/formats.h"
+#include "common/packing.h"
 #include "common/parallel.h"
 
-/* Codes of up to 32 rows and 64 columns, K apart, in the order of qwq_wide.code: four columns of 16 rows in a line. */
-static void gather(uint8_t (*lines)[2][LINE], const uint8_t *code, size_t rows, size_t columns, size_t K)
+void qwq_gather_bytes(qwq_lines lines, const uint8_t *code, size_t rows, size_t columns, size_t K)
 {
     for (size_t r = 0; r < rows; r++, code += K) {
         uint8_t *to = lines[0][r / 16] + r % 16 * 4;
@@ -21,18 +20,30 @@ static void gather(uint8_t (*lines)[2][LINE], const uint8_t *code, size_t rows, 
     }
 }
 
-/* The codes of a panel's block: of `rows` rows from n0 on, and columns from k0 on. */
-static void pack_codes(uint8_t *block, const qwq_format *f, const qwq_layout *l, const qwq_weight *w, size_t n0,
-                       size_t rows, size_t k0, size_t K)
+static void gather_code(qwq_lines lines, const qwq_weight *w, size_t n, size_t rows, size_t k, size_t columns, size_t K)
 {
-    const uint8_t *code = (const uint8_t *)w->code + n0 * K;
+    qwq_gather_bytes(lines, (const uint8_t *)w->code + n * K + k, rows, columns, K);
+}
+
+typedef struct {
+    uint8_t *packed;
+    const qwq_format *format;
+    const qwq_layout *layout;
+    const qwq_weight *w;
+    gather_fn *gather;
+    size_t N, K, step;
+} pack_job;
+
+/* The codes of a panel's block: of `rows` rows from n0 on, and columns from k0 on. */
+static void pack_codes(uint8_t *block, const pack_job *j, size_t n0, size_t rows, size_t k0)
+{
+    const qwq_layout *l = j->layout;
     for (size_t k = k0; k < k0 + l->columns; k += GROUP, block += l->code_bytes) {
-        uint8_t lines[LINES][2][LINE];
-        if (rows < PANEL || k + GROUP > K)
-            memset(lines, f->codes == QWQ_Q8 ? Q8_EXCESS : 0, sizeof lines); /* packed, these are zero bytes */
-        if (k < K)
-            gather(lines, code + k, rows, smaller(GROUP, K - k), K);
-        qwq_code_types[f->codes].put(block, (const uint8_t(*)[2][LINE])lines, l);
+        qwq_lines lines;
+        qwq_lines_begin(lines, j->format, rows < PANEL || k + GROUP > j->K);
+        if (k < j->K)
+            j->gather(lines, j->w, n0, rows, k, smaller(GROUP, j->K - k), j->K);
+        qwq_lines_put(block, lines, j->format, l);
     }
 }
 
@@ -69,14 +80,6 @@ static void pack_scales(uint8_t *block, const qwq_format *f, const qwq_layout *l
     }
 }
 
-typedef struct {
-    uint8_t *packed;
-    const qwq_format *format;
-    const qwq_layout *layout;
-    const qwq_weight *w;
-    size_t N, K;
-} pack_job;
-
 static void pack_panels(const void *job, size_t first, size_t end, int worker)
 {
     const pack_job *j = job;
@@ -84,7 +87,7 @@ static void pack_panels(const void *job, size_t first, size_t end, int worker)
     size_t blocks = up(j->K, l->columns) / l->columns;
     (void)worker;
     for (size_t p = first; p < end; p++) {
-        uint8_t *panel = j->packed + p * blocks * l->bytes;
+        uint8_t *panel = j->packed + p * j->step * blocks * l->bytes;
         if (l->floats) {
             size_t element = qwq_code_types[j->format->codes].element;
             const uint8_t *rows = (const uint8_t *)j->w->code + p * PANEL * j->K * element;
@@ -93,7 +96,7 @@ static void pack_panels(const void *job, size_t first, size_t end, int worker)
         }
         size_t n0 = p * PANEL, rows = smaller(PANEL, j->N - n0);
         for (size_t b = 0; b < blocks; b++, panel += l->bytes) {
-            pack_codes(panel, j->format, l, j->w, n0, rows, b * l->columns, j->K);
+            pack_codes(panel, j, n0, rows, b * l->columns);
             memset(panel + l->scales_at, 0, l->bytes - l->scales_at);
             for (size_t n = n0; n < n0 + rows; n++)
                 pack_scales(panel, j->format, l, j->w, n, b * l->columns, j->K);
@@ -101,35 +104,46 @@ static void pack_panels(const void *job, size_t first, size_t end, int worker)
     }
 }
 
-int qwq_pack(uint8_t *packed, const qwq_format *format, const qwq_weight *w, size_t N, size_t K, int threads)
+int qwq_pack(uint8_t *packed, const qwq_format *format, const qwq_weight *w, size_t N, size_t K, size_t step,
+             int threads)
 {
     qwq_layout l;
     if (!format || !w)
         return QWQ_ENULL;
     if (!qwq_layout_of(&l, format))
         return QWQ_EFORMAT;
-    size_t bytes = qwq_packed_bytes(format, N, K), panels = up(N, PANEL) / PANEL;
+    size_t bytes = qwq_bytes_of_panels(format, N, K, step);
     if (!bytes || !qwq_threads_are_possible(threads))
         return QWQ_ESIZE;
+    const qwq_words *words = w->words;
+    int error = words ? qwq_check_words(words, format, N, K) : 0;
+    if (error)
+        return error;
+    const int32_t *order = words ? words->order : NULL;
     int32_t kind = format->scales;
     int super = qwq_scale_kinds[kind].super;
     size_t element = qwq_code_types[format->codes].element;
     size_t groups = l.floats ? 0 : N * (up(K, (size_t)format->group) / (size_t)format->group); /* of the whole weight */
     size_t scales = (super ? N * (up(K, 256) / 256) : groups) * 2;
     const qwq_array arrays[] = {{packed, bytes, LINE},
-                                {w->code, N * K * element, element},
+                                {w->code, words ? 0 : N * K * element, element},
                                 {w->scale, scales, 2},
                                 {w->zero_point, kind == QWQ_ZERO ? groups : 0, 1},
                                 {w->offset, l.offset ? scales : 0, 2},
                                 {w->sub_scale, super ? groups : 0, 1},
-                                {w->sub_min, kind == QWQ_SUPER_MIN ? groups : 0, 1}};
-    int error = qwq_check(arrays, 1, 7);
+                                {w->sub_min, kind == QWQ_SUPER_MIN ? groups : 0, 1},
+                                {words ? words->words : NULL, words ? qwq_count_words(words, N, K) * 4 : 0, 4},
+                                {order, order ? K * 4 : 0, 4}};
+    error = qwq_check(arrays, 1, 9);
     if (error)
         return error;
+    if (!qwq_are_columns(order, K))
+        return QWQ_EFORMAT;
     if (kind == QWQ_ZERO && !l.row_zeros) /* more would not fit the bytes that are multiplied */
         for (size_t i = 0; i < groups; i++)
             if (w->zero_point[i] > ZERO_EXCESS)
                 return QWQ_EFORMAT;
-    qwq_parallel_for(pack_panels, &(pack_job){packed, format, &l, w, N, K}, panels, threads);
+    const pack_job job = {packed, format, &l, w, words ? qwq_gather_words(words) : gather_code, N, K, step};
+    qwq_parallel_for(pack_panels, &job, up(N, PANEL) / PANEL, threads);
     return 0;
 }

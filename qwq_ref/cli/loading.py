@@ -8,10 +8,10 @@ from typing import Any
 
 from .. import core
 from ..engine.ahead import check_choices, check_small, expected_memory
-from ..engine.loader import load
+from ..engine.loader import load_source
 from ..engine.model import Model
 from ..footprint import parameters
-from ..formats import read_config
+from ..formats import open_source, recognise
 from .ending import kept
 from .models import locate
 from .options import chosen_rope
@@ -44,25 +44,26 @@ def load_model(
         lambda model: expected_memory(model, rope=rope(model.config), **needed),
         lambda folder: check_small(folder, chat_template, text=True, chat=chat),
     )
-    config = read_config(path)
+    recognise.require(path)
 
     def announce(line: str, size: int) -> None:
         if options.verbose or size >= _LARGE:
             tell(line)
 
-    not_loaded = kept(lambda: "the model was not loaded yet")
-    with not_loaded, progress_bar("loading", parameters(config), "weights") as progress:
-        model = load(
-            path,
-            **choices,
-            context=context,
-            rope=rope(config),
-            chat_template=chat_template,
-            offline=options.offline,
-            text=True,
-            progress=progress,
-            announce=announce,
-        )
+    with open_source(path) as source:
+        not_loaded = kept(lambda: "the model was not loaded yet")
+        with not_loaded, progress_bar("loading", parameters(source.config), "weights") as progress:
+            model = load_source(
+                source,
+                path,
+                **choices,
+                context=context,
+                rope=rope(source.config),
+                chat_template=chat_template,
+                text=True,
+                progress=progress,
+                announce=announce,
+            )
     if options.backend is None and not core.available():
         tell("qwq: the C core is not built: NumPy computes, in fp32 and slowly (see qwq doctor)")
     if options.verbose:

@@ -5,15 +5,17 @@ set and every number of threads gives the same bits.
 """
 
 from ._ffi import Array, CoreError, OutOfRange, Stop, Stopped, available, ffi, lib
+from .blocks import BLOCK_TYPES, block_of, pack_blocks
 from .formats import ALIGN, CODES, FORMATS, LARGEST, PANEL, SCALES, Format, packed_bytes
 from .isa import FEATURES, ISAS, chosen_isa, features, isas, needs
 from .matmul import matmul, quantise_activations
 from .memory import aligned
 from .threads import MOST_THREADS
-from .weights import Packed, empty, interleave, pack, quantise, quantise_q4, quantise_q8, unpack_rows
+from .weights import Packed, Words, empty, interleave, pack, quantise, quantise_q4, quantise_q8, unpack_rows
 
 __all__ = [
     "ALIGN",
+    "BLOCK_TYPES",
     "CODES",
     "FEATURES",
     "FORMATS",
@@ -29,8 +31,10 @@ __all__ = [
     "Packed",
     "Stop",
     "Stopped",
+    "Words",
     "aligned",
     "available",
+    "block_of",
     "chosen_isa",
     "empty",
     "features",
@@ -41,6 +45,7 @@ __all__ = [
     "matmul",
     "needs",
     "pack",
+    "pack_blocks",
     "packed_bytes",
     "quantise",
     "quantise_activations",

@@ -154,3 +154,9 @@ def c_values(format: Format) -> tuple[int, int, int, int]:
 def c_format(format: Format) -> Any:
     """Return the format as a `qwq_format *` of C. Raises CoreError for an unknown name."""
     return ffi.new("qwq_format *", c_values(format))
+
+
+def names_of(struct: Any) -> Format:
+    """Return the format that a `qwq_format` of C is."""
+    codes, scales = list(_CODE_NUMBERS), list(_SCALE_NUMBERS)
+    return Format(codes[struct.codes], struct.group, scales[struct.scales], struct.zero_point)

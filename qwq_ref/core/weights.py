@@ -28,6 +28,7 @@ from .magnitude import FLOAT32_MAX, first_beyond
 from .memory import aligned
 from .threads import checked_threads
 
+_LAYOUTS = {"rows": 0, "columns": 1, "eights": 2}  # the enumeration of csrc/qwq.h
 _FAINT_BITS = int(np.float16(2.0**-20).view(np.uint16))
 # The levels of q4, as in csrc/common/kernels.h.
 _LEVELS = np.array([-55, -43, -34, -26, -19, -13, -7, -2, 4, 10, 16, 22, 29, 38, 48, 63], np.int8)
@@ -59,6 +60,64 @@ class Packed:
         size = len(self.packed) // -(-self.shape[0] // PANEL)
         part = self.packed[begin // PANEL * size : -(-end // PANEL) * size]
         return Packed(self.format, part, (end - begin, self.shape[1]), self.columns)
+
+    def every_second(self, begin: int, count: int) -> Packed:
+        """Return every second panel from row `begin` on, for `count` rows, as a view to write to with `step` 2.
+
+        `begin` is a multiple of 32. Raises CoreError where there are not so many rows.
+        """
+        panels, last = -(-self.shape[0] // PANEL), begin // PANEL + 2 * (-(-count // PANEL) - 1)
+        if begin % PANEL or begin < 0 or count <= 0 or last >= panels:
+            raise CoreError(None, "rows", f"{count} from {begin} on, in every second panel, are not in {panels} panels")
+        size = len(self.packed) // panels
+        part = self.packed[begin // PANEL * size : (last + 1) * size]
+        return Packed(self.format, part, (count, self.shape[1]), self.columns)
+
+    def expect(self, format: Format, shape: tuple[int, int], step: int = 1) -> None:
+        """Raise CoreError if this is no place for a weight of a format and shape, in panels `step` apart."""
+        if self.format != format or self.shape != shape:
+            wanted, got = f"{format} {list(shape)}", f"{self.format} {list(self.shape)}"
+            raise CoreError(None, "out", f"must be {wanted}, got {got}")
+        size, panels = packed_bytes(format, shape), -(-shape[0] // PANEL)
+        if step not in (1, 2) or len(self.packed) != size // panels * ((panels - 1) * step + 1):
+            raise CoreError(None, "out", f"of {len(self.packed)} bytes does not hold {panels} panels, {step!r} apart")
+
+
+@dataclass(frozen=True)
+class Words:
+    """The codes of a weight [n, k] in words of 32 bits, as a file stores them: csrc/qwq.h has the layouts.
+
+    layout  "rows" (MLX), "columns" (GPTQ) or "eights" (AWQ)
+    bits    of a code, 2 to 8
+    words   uint32 or int32 [rows of words, words]; each row of words is contiguous
+    shape   (n, k)
+    order   int32 [k] for "columns": the column of the words that each column of the weight is; None: the same one
+    """
+
+    layout: str
+    bits: int
+    words: Array
+    shape: tuple[int, int]
+    order: Array | None = None
+
+    def struct(self) -> Any:
+        """Return it as a `qwq_words *` of C. Raises CoreError for arrays of another kind or size."""
+        (N, K), words = self.shape, self.words
+        if self.layout not in _LAYOUTS:
+            raise CoreError(None, "layout", f"must be one of {', '.join(_LAYOUTS)}, got {self.layout[:40]}")
+        wanted = {"rows": (N, K * self.bits // 32), "columns": (K * self.bits // 32, N), "eights": (K, -(-N // 8))}
+        expect("words", words, wanted[self.layout])
+        rows, columns = words.shape
+        apart = words.strides[0] if rows > 1 else 4 * columns  # NumPy gives any stride to a dimension of 1
+        if words.dtype.str not in ("<u4", "<i4") or apart < 4 * columns or (columns > 1 and words.strides[1] != 4):
+            raise CoreError(None, "words", f"must be rows of uint32 or int32, got {words.dtype}")
+        if self.order is not None:
+            expect("order", self.order, (K,))
+            if self.order.dtype != np.int32 or not self.order.flags.c_contiguous:
+                raise CoreError(None, "order", f"must be contiguous int32, got {self.order.dtype}")
+        address = ffi.cast("uint32_t *", words.ctypes.data)
+        order = ffi.NULL if self.order is None else at(self.order)
+        return ffi.new("qwq_words *", (address, apart // 4, order, _LAYOUTS[self.layout], self.bits))
 
 
 def linear(w: Packed) -> Any:
@@ -197,7 +256,7 @@ def _quantised(name: str, w: Array, isa: str | None, threads: int) -> tuple[Arra
 
 def pack(
     format: Format,
-    code: Array,
+    code: Array | Words,
     scale: Array | None = None,
     *,
     zero_point: Array | None = None,
@@ -206,19 +265,22 @@ def pack(
     sub_min: Array | None = None,
     threads: int = 1,
     out: Packed | None = None,
+    step: int = 1,
 ) -> Packed:
     """Pack code [n, k], and for each group [n, m] the arrays that the format's scales need.
 
     "super" and "super_min" have one `scale` (d) and `offset` (dmin) for 256 columns, and `sub_scale` and `sub_min` for
-    each group. `out`: what `empty` returned, or rows of it. Codes of bf16 are bfloat16, or its bits in integers.
+    each group. Codes of bf16 are bfloat16, or its bits in integers.
+
+    out   what `empty` returned, or rows of it
+    step  2: every second panel of a weight is written, and `out` is what `every_second` returned
 
     Raises CoreError for arrays that do not fit. Their numbers are never changed, except that scales and offsets are
     rounded to float16, or for "offset_bf16" to bfloat16.
     """
-    N, K = shape_of("code", code, 2)
+    N, K = code.shape if isinstance(code, Words) else shape_of("code", code, 2)
     made = empty(format, (N, K)) if out is None else out
-    if made.format != format or made.shape != (N, K):
-        raise CoreError(None, "out", f"must be {format} {[N, K]}, got {made.format} {list(made.shape)}")
+    made.expect(format, (N, K), step)
     arrays: dict[str, Array] = {}
     given = {"scale": scale, "zero_point": zero_point, "offset": offset, "sub_scale": sub_scale, "sub_min": sub_min}
     scales = SCALES[format.scales]
@@ -235,9 +297,13 @@ def pack(
     for name, value in given.items():
         if value is not None:
             raise CoreError(None, name, f"is not part of {format}")
-    arrays["code"] = _codes(format.codes, code)
-    weight = ffi.new("qwq_weight *", {name: at(a) for name, a in arrays.items()})
-    check(library().qwq_pack(at(made.packed), c_format(format), weight, N, K, checked_threads(threads)))
+    if isinstance(code, Words):
+        pointers = {"words": code.struct()}
+    else:
+        arrays["code"] = _codes(format.codes, code)
+        pointers = {}
+    weight = ffi.new("qwq_weight *", pointers | {name: at(a) for name, a in arrays.items()})
+    check(library().qwq_pack(at(made.packed), c_format(format), weight, N, K, step, checked_threads(threads)))
     return made
 
 

@@ -15,7 +15,7 @@ from .. import core
 from ..config import Config, Rope
 from ..errors import FileError, MemoryLimitError, UsageError
 from ..footprint import human
-from ..formats import Download
+from ..formats import Download, GGUFSource
 from ..formats.checkpoint import read_config
 from ..formats.generation_config import GenerationConfig
 from ..formats.names import packed_name
@@ -34,7 +34,7 @@ from .fit import (
     numpy_needs,
     packed_needs,
 )
-from .tokens import find_tokenizer, no_tokenizer
+from .tokens import find_tokenizer, metadata_of, no_tokenizer
 from .values import whole_number
 
 NUMPY = "numpy, weights fp32, KV cache fp32"
@@ -188,8 +188,10 @@ def read_small(
 
     The arguments are those of `load`. Raises TemplateError, TokenizerError, ConfigError.
     """
-    template = load_chat_template(source.template, chat_template)
-    tokenizer = find_tokenizer(source.tokenizer, config.vocab_size)
+    # A GGUF file holds both, and its header is long: it is read once.
+    fields = source.header.fields if isinstance(source, GGUFSource) else metadata_of(source.template)
+    template = load_chat_template(source.template, chat_template, fields)
+    tokenizer = find_tokenizer(source.tokenizer, config.vocab_size, fields)
     if text and tokenizer is None:
         raise no_tokenizer(source.tokenizer)
     return Small(tokenizer, template, source.generation_config())

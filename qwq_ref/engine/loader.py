@@ -94,22 +94,57 @@ def load(
     path = resolve(model, offline=offline, confirm=agreed, inspect=inspect)
     recognise.require(path, model)
     with open_source(path) as source:
-        config = source.config if rope is None else dataclasses.replace(source.config, rope=rope)
-        small = read_small(source, config, chat_template, text)
-        progress, compiled = _until_compiled(small.template, progress)
-        kept = None if source.kept is None else source.kept.form
-        check_forms(config, source.forms, weights, backend, path, kept is not None)
-        made: Backend
-        if backend == "numpy":
-            assert source.floats is not None, "it is not packed"
-            made = _numpy_backend(config, source.floats, model, context, progress, announce)
-        else:
-            forms = candidates(source.dtypes, source.forms, config.swiglu_beta, kept)
-            isa = core.chosen_isa(isa)
-            threads = threads or cpus()
-            chosen = kept if weights == FILE else weights
-            made = _core_backend(source, config, model, chosen, forms, kv, context, isa, threads, progress, announce)
-        compiled.result()
+        return load_source(
+            source,
+            model,
+            backend=backend,
+            weights=weights,
+            kv=kv,
+            threads=threads,
+            isa=isa,
+            context=context,
+            rope=rope,
+            chat_template=chat_template,
+            text=text,
+            progress=progress,
+            announce=announce,
+        )
+
+
+def load_source(
+    source: Source,
+    model: str | os.PathLike[str],
+    *,
+    backend: str | None = None,
+    weights: str | None = None,
+    kv: str | None = None,
+    threads: int | None = None,
+    isa: str | None = None,
+    context: int | None = None,
+    rope: Rope | None = None,
+    chat_template: str | os.PathLike[str] | None = None,
+    text: bool = False,
+    progress: Progress | None = None,
+    announce: Announce | None = None,
+) -> Model:
+    """Read an open source into memory: `load` of `model`, whose options have been checked."""
+    backend, path = backend or default_backend(), source.path
+    config = source.config if rope is None else dataclasses.replace(source.config, rope=rope)
+    small = read_small(source, config, chat_template, text)
+    progress, compiled = _until_compiled(small.template, progress)
+    kept = None if source.kept is None else source.kept.form
+    check_forms(config, source.forms, weights, backend, path, kept is not None)
+    made: Backend
+    if backend == "numpy":
+        assert source.floats is not None, "it is not packed"
+        made = _numpy_backend(config, source.floats, model, context, progress, announce)
+    else:
+        forms = candidates(source.dtypes, source.forms, config.swiglu_beta, kept)
+        isa = core.chosen_isa(isa)
+        threads = threads or cpus()
+        chosen = kept if weights == FILE else weights
+        made = _core_backend(source, config, model, chosen, forms, kv, context, isa, threads, progress, announce)
+    compiled.result()
     return Model(path, made, small.tokenizer, small.template, small.defaults)
 
 

@@ -9,8 +9,8 @@ import numpy as np
 
 from .. import core
 from ..config import Config
-from ..core import PANEL, Array, Format
-from ..core.magnitude import FLOAT32_MAX, first_beyond, within
+from ..core import PANEL, Array, Packed
+from ..core.magnitude import FLOAT32_MAX, first_beyond
 from ..errors import CheckpointError
 from ..formats.parts import Parts, widened
 from ..formats.source import Kept, Tensors
@@ -18,8 +18,8 @@ from ..forms import FileForm
 from .packing import Job, Packer
 from .plan import EMBEDDING, HEAD, NORM, gate_up_names, layer_names, qkv_names
 
-# (begin, end) -> these rows of a matrix in the format of the plan, and the number of weights that were read.
-_Rows = Callable[[int, int], tuple[Parts, int]]
+# (whole, begin, end): pack these rows of a matrix into it -> the number of weights that were read.
+_Pack = Callable[[Packed, int, int], int]
 
 
 class PartsPacker(Packer):
@@ -54,73 +54,71 @@ class PartsPacker(Packer):
             yield self._vector(bias, [name.replace("weight", "bias") for name in qkv_names(i)])
             yield self._packed(o, self._stacked([o]))
             yield self._vector(post_norm, [post_norm])
-            yield self._packed(gate_up, self._interleaved(gate_up, gate_up_names(i)))
+            yield self._packed(gate_up, self._interleaved(gate_up_names(i)))
             yield self._packed(down, self._stacked([down]))
         yield self._vector(NORM, [NORM])
 
-    def _packed(self, name: str, rows: _Rows) -> Job:
+    def _packed(self, name: str, rows: _Pack) -> Job:
         whole = self._empty(name)
+        return Job({name: whole}, self._start(whole.shape, lambda begin, end: rows(whole, begin, end)))
 
-        def piece(begin: int, end: int) -> int:
-            parts, count = rows(begin, end)
-            parts = _padded(parts, whole.format, whole.shape[1])
-            core.pack(whole.format, out=whole.rows(begin, end), **vars(parts))
-            return count
-
-        return Job({name: whole}, self._start(whole.shape, piece))
-
-    def _stacked(self, names: Sequence[str]) -> _Rows:
-        """Return the rows of matrices of one format, one matrix after another."""
+    def _stacked(self, names: Sequence[str]) -> _Pack:
+        """Pack matrices of one format, one after another."""
         sizes = [self._tensors.shape(name)[0] for name in names]
         starts = [sum(sizes[:i]) for i in range(len(sizes))]
+        whole_panels = not any(start % PANEL for start in starts)
 
-        def parts(begin: int, end: int) -> tuple[Parts, int]:
+        def pack(whole: Packed, begin: int, end: int) -> int:
             found = [
-                self._parts(name, max(begin, start) - start, min(end, start + size) - start)
+                (name, start, max(begin, start), min(end, start + size))
                 for name, start, size in zip(names, starts, sizes, strict=True)
                 if max(begin, start) < min(end, start + size)
             ]
-            arrays = [each.arrays() for each in found]
-            joined = {key: np.concatenate([each[key] for each in arrays]) for key in arrays[0]}
-            return (found[0] if len(found) == 1 else Parts(**joined)), sum(each.code.size for each in found)
+            if whole_panels:
+                return sum(
+                    self._pack(name, first - start, last - start, whole.rows(first, last))
+                    for name, start, first, last in found
+                )
+            arrays = [self._parts(name, first - start, last - start).arrays() for name, start, first, last in found]
+            joined = Parts(**{key: np.concatenate([each[key] for each in arrays]) for key in arrays[0]})
+            joined.pack(_narrow(whole.rows(begin, end), joined.code.shape[1]))
+            return int(joined.code.size)
 
-        return parts
+        return pack
 
-    def _interleaved(self, result: str, names: Sequence[str]) -> _Rows:
-        """Return the rows of gate and up as `core.interleave` orders them; `begin` is a multiple of 64."""
-        to, F = self._plan[result].format, self._tensors.shape(names[0])[0]
-        assert to is not None
+    def _interleaved(self, names: Sequence[str]) -> _Pack:
+        """Pack gate and up in the order of `core.interleave`; `begin` is a multiple of 64."""
+        F = self._tensors.shape(names[0])[0]
 
-        def parts(begin: int, end: int) -> tuple[Parts, int]:
-            first, last = begin // 2, min(end // 2, F)
-            both = [widened(self._parts(name, first, last), self._formats[name], to) for name in names]
-            arrays = [each.arrays() for each in both]
-            rows = {key: self._pairs([each[key] for each in arrays], (end - begin) // (2 * PANEL)) for key in arrays[0]}
-            return Parts(**rows), sum(each.code.size for each in both)
+        def pack(whole: Packed, begin: int, end: int) -> int:
+            first, last, count = begin // 2, min(end // 2, F), 0
+            for i, name in enumerate(names):
+                out = whole.every_second(begin + i * PANEL, last - first)
+                if self._formats[name] == whole.format:
+                    count += self._pack(name, first, last, out, step=2)
+                else:
+                    rows = widened(self._parts(name, first, last), self._formats[name], whole.format)
+                    rows.pack(out, step=2)
+                    count += rows.code.size
+            return count
 
-        return parts
+        return pack
 
-    @staticmethod
-    def _pairs(arrays: Sequence[Array], panels: int) -> Array:
-        """gate [n, m], up [n, m] -> [64 panels, m]: 32 rows of each in turn, and zeros where rows are missing"""
-        pairs = np.zeros((panels, 2, PANEL, arrays[0].shape[1]), arrays[0].dtype)
-        for i, rows in enumerate(arrays):
-            whole = len(rows) // PANEL
-            pairs[:whole, i] = rows[: whole * PANEL].reshape(whole, PANEL, -1)
-            if len(rows) % PANEL:
-                pairs[whole, i, : len(rows) % PANEL] = rows[whole * PANEL :]
-        return pairs.reshape(panels * 2 * PANEL, -1)
+    def _pack(self, name: str, begin: int, end: int, out: Packed, step: int = 1) -> int:
+        """Pack rows of a matrix -> the number of weights. Raises CheckpointError for what is not finite."""
+        columns = self._tensors.shape(name)[1]
+        finite = self._kept.pack(name, begin, end, _narrow(out, columns), step)
+        self._tensors.forget(name, begin, end)
+        if not finite:
+            self._refuse(name, begin, end)
+        return (end - begin) * columns
 
     def _parts(self, name: str, begin: int, end: int) -> Parts:
         """Return rows of a matrix. Raises CheckpointError for a scale, or a float, that is not finite."""
         parts = self._kept.parts(name, begin, end)
         self._tensors.forget(name, begin, end)
-        numbers = (
-            [parts.code] if parts.scale is None else [parts.scale, *([] if parts.offset is None else [parts.offset])]
-        )
-        for each in numbers:
-            if not within(each, FLOAT32_MAX):
-                self._refuse(name, begin, end)
+        if not parts.is_finite():
+            self._refuse(name, begin, end)
         return parts
 
     def _refuse(self, name: str, begin: int, end: int) -> None:
@@ -130,19 +128,9 @@ class PartsPacker(Packer):
         raise CheckpointError(self._tensors.file(name), name, f"holds {what} at {[begin + row, column]}")
 
 
-def _padded(parts: Parts, format: Format, columns: int) -> Parts:
-    """Return rows with the columns of down that the padding of the MLP adds: their activations are zero.
+def _narrow(out: Packed, columns: int) -> Packed:
+    """Return a place for rows of fewer columns: the padding of the MLP adds some to down.
 
-    No format with super-blocks lacks any, because whole blocks of 256 columns are a multiple of 32.
+    Packed, missing columns are zeros. No block is missing: the padding ends at a multiple of 32.
     """
-    missing = columns - parts.code.shape[1]
-    if not missing:
-        return parts
-    code = np.pad(parts.code, ((0, 0), (0, missing)))
-    groups = -(-columns // format.group) if format.group else 0
-    wider = {
-        name: np.pad(value, ((0, 0), (0, groups - value.shape[1])))
-        for name, value in parts.arrays().items()
-        if name != "code" and value.shape[1] < groups
-    }
-    return replace(parts, code=code, **wider)
+    return replace(out, shape=(out.shape[0], columns))

@@ -50,6 +50,10 @@ class PackedKept:
         """Raise UsageError: the rows are in panels."""
         raise UsageError(None, name, "is packed already")
 
+    def pack(self, name: str, begin: int, end: int, out: Packed, step: int = 1) -> NoReturn:
+        """Raise UsageError, as `parts`."""
+        self.parts(name, begin, end)
+
     def loss(self) -> float:
         """Return 0: it was told when the weights were packed."""
         return 0.0

@@ -6,7 +6,8 @@ from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
-from ..core import CODES, FORMATS, Array, Format
+from ..core import CODES, FORMATS, Array, Format, Packed, pack
+from ..core.magnitude import FLOAT32_MAX, within
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,16 @@ class Parts:
     def arrays(self) -> dict[str, Array]:
         """Return the arrays that are there, by the names of the arguments of `core.pack`."""
         return {each.name: value for each in fields(self) if (value := getattr(self, each.name)) is not None}
+
+    def is_finite(self) -> bool:
+        """Return whether the scales, or the floats, are finite."""
+        numbers = [self.code] if self.scale is None else [self.scale, self.offset]
+        return all(within(each, FLOAT32_MAX) for each in numbers if each is not None)
+
+    def pack(self, out: Packed, step: int = 1) -> bool:
+        """Pack the rows into `out`, as `core.pack` does -> whether they are finite."""
+        pack(out.format, out=out, step=step, **vars(self))
+        return self.is_finite()
 
 
 def dequantised(format: Format, rows: Parts) -> Array:

@@ -79,6 +79,13 @@ class Kept(Protocol):
     def parts(self, name: str, begin: int, end: int) -> Parts:
         """Return rows [begin, end) of a matrix in its format. NaN and infinity pass."""
 
+    def pack(self, name: str, begin: int, end: int, out: Packed, step: int = 1) -> bool:
+        """Pack rows [begin, end) of a matrix, as `parts` returns them -> whether all scales, or floats, are finite.
+
+        begin      a multiple of 32
+        out, step  see `core.pack`
+        """
+
     def loss(self) -> float:
         """Return the relative error of the repacked matrices, of a sample; 0 if there are none."""
 

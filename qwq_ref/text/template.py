@@ -178,19 +178,22 @@ def _check_source(source: str, file: StrPath | None, field: str | None = None) -
         raise TemplateError(file, field, "holds an empty chat template")
 
 
-def load_chat_template(folder: StrPath, override_file: StrPath | None = None) -> ChatTemplate | None:
+def load_chat_template(
+    folder: StrPath, override_file: StrPath | None = None, fields: Mapping[str, Any] | None = None
+) -> ChatTemplate | None:
     """Return the template of a model, or None for a model that has none, such as a base model.
 
     The first of these that exists: `override_file`, chat_template.jinja, `chat_template` in tokenizer_config.json, and
     chat_template.json. A JSON file may hold several templates, by name: "default" counts, and "tool_use" where a
     conversation has tools. The folder additional_chat_templates may hold these two as well.
 
-    A GGUF file in place of the folder holds templates of its own. Only `override_file` comes before them.
+    A GGUF file in place of the folder holds templates of its own. Only `override_file` comes before them. `fields` are
+    those of its header, for a caller that has read it.
     Raises TemplateError, and CheckpointError for a bad header of a GGUF file.
     """
     folder = Path(folder)
     if is_gguf(folder):
-        return _of_gguf(folder, override_file)
+        return _of_gguf(folder, override_file, fields)
     beside = read_tokenizer_config(folder, TemplateError)
     if override_file is not None:
         return ChatTemplate(read_template(override_file), override_file, beside.named)
@@ -215,10 +218,11 @@ def read_template(file: StrPath) -> str:
     return source
 
 
-def _of_gguf(file: Path, override_file: StrPath | None) -> ChatTemplate | None:
-    from ..formats.gguf import read_header  # here, because it imports NumPy
+def _of_gguf(file: Path, override_file: StrPath | None, fields: Mapping[str, Any] | None) -> ChatTemplate | None:
+    if fields is None:
+        from ..formats.gguf import read_header  # here, because it imports NumPy
 
-    fields = read_header(file, whole=False).fields
+        fields = read_header(file, whole=False).fields
     variables = gguf_variables(file, fields)
     if override_file is not None:
         return ChatTemplate(read_template(override_file), override_file, variables)

@@ -13,6 +13,8 @@ from __future__ import annotations
 import hashlib
 import warnings
 from collections.abc import Collection, Mapping, Sequence
+from itertools import repeat
+from operator import contains
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +123,7 @@ def _read_merges(data: Metadata) -> list[tuple[str, str]]:
     merges = data.strings(_MERGES).tolist()
     # Each merge has a space, and all together have one for each: so each has one. A loop in Python would be slow.
     parts = " ".join(merges).split(" ")
-    if "" in parts or len(parts) != 2 * len(merges) or not all(" " in merge for merge in merges):
+    if "" in parts or len(parts) != 2 * len(merges) or not all(map(contains, merges, repeat(" "))):
         place = next(i for i, merge in enumerate(merges) if merge.count(" ") != 1 or "" in merge.split(" "))
         raise TokenizerError(data.file, f"{_MERGES}[{place}]", "must be two tokens and a space between them")
     if len(set(merges)) < len(merges):
@@ -131,7 +133,8 @@ def _read_merges(data: Metadata) -> list[tuple[str, str]]:
 
 def _divided(data: Metadata, tokens: Sequence[str], types: Sequence[int]) -> tuple[dict[str, int], dict[str, int]]:
     """Return the vocabulary of the BPE, and the added tokens: token -> id. Padding is in neither."""
-    padding = {i for i, (token, kind) in enumerate(zip(tokens, types, strict=True)) if is_padding(i, token, kind)}
+    doubtful = (i for i, (token, kind) in enumerate(zip(tokens, types, strict=True)) if kind != _NORMAL or "[" in token)
+    padding = {i for i in doubtful if is_padding(i, tokens[i], types[i])}
     vocab = {token: i for i, token in enumerate(tokens) if i not in padding}
     if len(vocab) + len(padding) < len(tokens):
         raise _twice(data, TOKENS, {i: token for i, token in enumerate(tokens) if i not in padding})

@@ -17,7 +17,7 @@ from qwq_ref.engine.fit import core_needs
 from qwq_ref.engine.plan import head_is_embedding, model_bytes, plan
 from qwq_ref.errors import CheckpointError, MemoryLimitError, TemplateError, TokenizerError, UsageError
 from qwq_ref.formats import Download, open_source
-from qwq_ref.formats.gguf import read_header
+from qwq_ref.formats.gguf import header, read_header
 from qwq_ref.formats.packed import read_packed, write_packed
 from tests.support.gguf_models import (
     NATIVE,
@@ -207,6 +207,24 @@ def test_doctor_knows_the_form(tmp_path, capsys):
     assert facts["best"]["weights"] == "file"
     assert "--weights file --kv int8" in facts["command"]
     assert main(["doctor", "-m", str(path)]) == 0
+
+
+def test_the_header_is_read_once(tmp_path, monkeypatch, capsys):
+    """By the command and from Python: for config, sampling, template and tokenizer."""
+    write_types(tmp_path / "m.gguf", CONFIG, lambda _: "Q4_0")
+    read, reads = header.read_header_of, []
+
+    def counted(*given, **options):
+        reads.append(given)
+        return read(*given, **options)
+
+    monkeypatch.setattr(header, "read_header_of", counted)
+    monkeypatch.setattr("qwq_ref.formats.gguf.source.read_header_of", counted)
+    qwq_ref.load(tmp_path / "m.gguf", context=32)
+    assert len(reads) == 1
+    assert main(["generate", "-m", str(tmp_path / "m.gguf"), "hello"]) != 0
+    assert "tokenizer.ggml.model: is missing" in capsys.readouterr().err
+    assert len(reads) == 2
 
 
 def some_metadata(writer):

@@ -29,9 +29,10 @@ FORMATS = [
     *((codes, group, "super_min", 0) for codes in AFFINE for group in (32, 64)),
     *((codes, 0, "plain", 0) for codes, of in core.CODES.items() if not of.groups),
 ]  # codes, group, scales, zero_point
+LAYOUTS = ("rows", "columns", "eights")
 EXEMPT = {"qwq_cpu_features", "qwq_isa_needs", "qwq_isa_supported", "qwq_isas_ran", "qwq_uniform"}  # take no arrays
 EXEMPT |= {"qwq_isa_name", "qwq_feature_name", "qwq_code_name", "qwq_scales_name", "qwq_isa_table"}
-EXEMPT |= {"qwq_format_layout"}
+EXEMPT |= {"qwq_format_layout", "qwq_block_name", "qwq_block_of"}
 EXEMPT |= {"qwq_peak", "qwq_peak_products", "qwq_peak_instructions"}
 EXEMPT |= {"qwq_packed_bytes", "qwq_matmul_scratch", "qwq_attention_scratch"}  # sizes, asked for in every call below
 EXEMPT |= {"qwq_kv_bytes", "qwq_layer_scratch"}
@@ -53,11 +54,12 @@ class Array:
 
 @dataclass
 class Struct:
-    """A pointer to a struct, whose pointers are Arrays or None. What it holds of structs are Structs, too."""
+    """A pointer to a struct, whose pointers are Arrays, Structs or None. What it holds of structs are Structs, too."""
 
     kind: str
     fields: dict[str, Any]
     needed: bool = True
+    held: Any = None  # what one of its pointers points to
 
     def arrays(self, name):
         found = {}
@@ -79,7 +81,11 @@ class Struct:
         """A C struct, its pointers from addresses."""
         types = dict(core.ffi.typeof(self.kind).fields)
         for key, value in self.fields.items():
-            if isinstance(value, Struct):
+            if isinstance(value, Struct) and types[key].type.kind == "pointer":
+                self.held = core.ffi.new(f"{value.kind} *")
+                value.fill(self.held, f"{name}.{key}", addresses)
+                setattr(struct, key, self.held)
+            elif isinstance(value, Struct):
                 value.fill(getattr(struct, key), f"{name}.{key}", addresses)
             elif types[key].type.kind == "pointer":
                 address = addresses[f"{name}.{key}"] if isinstance(value, Array) else 0
@@ -217,7 +223,7 @@ def quantising(rng):
 
 def pack_call(rng, form, N, K):
     codes, group, scales, _ = form
-    fields = dict.fromkeys(("code", "scale", "zero_point", "offset", "sub_scale", "sub_min"))
+    fields = dict.fromkeys(("code", "scale", "zero_point", "offset", "sub_scale", "sub_min", "words"))
     if group:
         code = rng.integers(0, 2 ** core.CODES[codes].bits, (N, K)).astype(np.uint8)
         fields["code"] = Array(code)
@@ -238,9 +244,40 @@ def pack_call(rng, form, N, K):
     size = core.lib.qwq_packed_bytes(c_format(form), N, K)
     packed = out(size, dtype=np.uint8, align=64)
     weight = Struct("qwq_weight", fields)
-    return Call(
-        "qwq_pack", {"packed": packed, "format": format_struct(form), "weight": weight, "N": N, "K": K, "threads": 1}
-    )
+    arguments = {"packed": packed, "format": format_struct(form), "weight": weight}
+    return Call("qwq_pack", arguments | {"N": N, "K": K, "step": 1, "threads": 1})
+
+
+def words_call(rng, form, layout, bits):
+    """Packing of codes that are in words, in every second panel."""
+    N, K, order = int(rng.choice(TAILS)), 32 * int(rng.integers(1, 5)), None
+    call = pack_call(rng, form, N, K)
+    columns = K * bits // 32
+    rows, size = {"rows": (N, columns), "columns": (columns, N), "eights": (K, -(-N // 8))}[layout]
+    ld = size + int(rng.integers(0, 3))
+    words = rng.integers(0, 1 << 32, (rows - 1) * ld + size, np.uint32)
+    if layout == "columns" and rng.random() < 0.7:
+        order = Array(rng.permutation(K).astype(np.int32), needed=False)
+    fields = {"words": Array(words), "ld": ld, "order": order, "layout": LAYOUTS.index(layout), "bits": bits}
+    weight = call.arguments["weight"]
+    weight = Struct("qwq_weight", weight.fields | {"code": None, "words": Struct("qwq_words", fields, needed=False)})
+    panels = -(-N // 32)
+    packed = out(call.arguments["packed"].data.size // panels * (2 * panels - 1), dtype=np.uint8, align=64)
+    return Call("qwq_pack", call.arguments | {"packed": packed, "weight": weight, "step": 2})
+
+
+def packing(rng):
+    """Packing of codes in words, and of ggml's blocks."""
+    for layout in LAYOUTS:
+        for codes, bits in (("u4", 4), *(() if layout == "eights" else (("u4", 3), ("u5", 5), ("u6", 6), ("u8", 8)))):
+            yield words_call(rng, (codes, 64, "offset" if layout == "rows" else "zero", 0), layout, bits)
+    for i, name in enumerate(core.BLOCK_TYPES):
+        format, columns, size = core.block_of(name)
+        N, blocks = int(rng.choice(TAILS)), int(rng.integers(1, 6))
+        data = rng.integers(0, 0x70, (N, blocks * size)).astype(np.uint8)  # all scales are finite
+        packed = out(core.packed_bytes(format, (N, blocks * columns)), dtype=np.uint8, align=64)
+        sizes = {"N": N, "K": blocks * columns, "step": 1, "threads": 2}
+        yield Call("qwq_pack_blocks", {"packed": packed, "data": Array(data), "type": i, **sizes})
 
 
 def matmul(rng, form, tail):
@@ -383,6 +420,7 @@ def every(seed, tails=TAILS, formats=FORMATS):
             yield from layer(rng, formats[first : first + 1], form, tail)
             yield from layer(rng, [formats[(first + 11 * i) % len(formats)] for i in range(3)], form, tail)
     yield from quantising(rng)
+    yield from packing(rng)
     yield from reading(rng)
     for i, form in enumerate(formats):
         yield from matmul(rng, form, tails[i % len(tails)])

@@ -28,6 +28,10 @@ WRONG = {
     "isa": ([-1, len(core.ISAS), *INTS], "EISA"),
     "threads": ([0, -1, 1025, 10**6, *INTS], "ESIZE"),
     "p_bits": ([4, 17, *INTS], "ESIZE"),
+    "step": ([0, 3, *HUGE], "ESIZE"),
+    "type": ([-1, core.lib.QWQ_BLOCK_TYPES, *INTS], "EFORMAT"),
+    "layout": ([-1, core.lib.QWQ_WORD_LAYOUTS, *INTS], "EFORMAT"),
+    "bits": ([-1, 0, 1, 9, *INTS], "EFORMAT"),
     "dtype": ([-1, 0, core.lib.QWQ_CODE_TYPES, *INTS], "EFORMAT"),
     "codes": ([-1, core.lib.QWQ_CODE_TYPES, *INTS], "EFORMAT"),
     "group": ([1, 17, 256, -64, *INTS], "EFORMAT"),
@@ -54,13 +58,20 @@ def changes(call):
     for value in call.arguments.values():
         if isinstance(value, Struct):
             numbers |= value.fields
+            numbers |= {
+                f"{key}.{name}": number
+                for key, inner in value.fields.items()
+                if isinstance(inner, Struct) and inner.kind == "qwq_words"
+                for name, number in inner.fields.items()
+            }
             if value.kind != "qwq_fusion":
                 yield Change("null", next(k for k, v in call.arguments.items() if v is value), None, "ENULL")
     for name, value in numbers.items():
-        if name in WRONG and isinstance(value, int):
-            values, error = WRONG[name]
+        leaf = name.rpartition(".")[2]
+        if leaf in WRONG and isinstance(value, int):
+            values, error = WRONG[leaf]
             yield from (Change("number", name, wrong, error) for wrong in values)
-        elif name in SIZES and isinstance(value, int):
+        elif leaf in SIZES and isinstance(value, int):
             yield from (Change("number", name, wrong, "ESIZE") for wrong in HUGE)
             yield from (Change("number", name, wrong) for wrong in (0, 1) if wrong <= value)
         elif isinstance(value, float):

@@ -2,14 +2,20 @@
 
 python -m tests.tools.load_time checkpoint FOLDER [--base TREE] [--weights bf16] [--turns 5]
 python -m tests.tools.load_time packed FOLDER [--layers 8]
+python -m tests.tools.load_time gguf [FILE]
+python -m tests.tools.load_time awq FOLDER          (also gptq, mlx)
 
 `checkpoint` writes a bfloat16 checkpoint of Qwen2.5-0.5B's shape with random weights (0.99 GB) and loads it with this
 package, with transformers, and with the package of another source tree. Each load runs in a process of its own, which
 imports everything first. It is timed until all pages of the weights have been touched, and until the logits of one
 token are there. The processes take turns.
 
-`packed` writes a file of QwQ-32B's shape in q4 (4.2 GiB with 8 layers) and compares reading it with `preadv` of the
-same bytes into fresh memory. FOLDER keeps the files. The system has every file in its cache before each measurement.
+`packed` writes a file of QwQ-32B's shape in q4 (4.2 GiB with 8 layers), or takes a folder that `qwq convert` made. It
+compares reading the packed weights with `preadv` of the same bytes into fresh memory. FOLDER keeps the files. Before
+each measurement, the system has the file in its cache.
+
+`gguf` packs a piece of each of ggml's types from memory to memory, with C and with the NumPy decoders, and the matrices
+of FILE. `awq`, `gptq` and `mlx` write small checkpoints of random words to FOLDER, and do the same.
 """
 
 import argparse
@@ -29,12 +35,14 @@ from qwq_ref import core
 from qwq_ref.bench.weights import random_tensors
 from qwq_ref.config import Config
 from qwq_ref.engine.plan import plan
+from qwq_ref.formats import open_source
 from qwq_ref.formats.names import CONFIG, SINGLE, packed_name
 from qwq_ref.formats.packed import writing
 from qwq_ref.formats.packed_folder import PackedFolder
 from qwq_ref.formats.write import SafetensorsStream, atomic_file, write_json
 from qwq_ref.host.limits import cpus
 from tests.support.paths import QWQ_CONFIG, ROOT
+from tests.tools.load_quantised import METHODS, measure_gguf, measure_words
 
 PIECE = 16 << 20
 SHAPE = {
@@ -147,19 +155,33 @@ def measure_checkpoint(folder, base, weights, turns):
         print(f"{row}  {each}")
 
 
-def measure_packed(folder, layers):
+def packed_of_qwq(folder, layers):
+    """Write packed weights of QwQ-32B's shape -> a source that reads them, the form, the file."""
     config = Config.from_file(QWQ_CONFIG)
     config = dataclasses.replace(config, num_hidden_layers=layers, layer_types=config.layer_types[:layers])
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / packed_name("q4")
-    planned = plan(config, "q4")
     if not path.exists():
-        with writing(path, planned) as append:
+        with writing(path, plan(config, "q4")) as append:
             for name, tensor in random_tensors(config, "q4"):
                 append(name, tensor)
+    return PackedFolder(path, config, {"q4": path}), "q4", path
+
+
+def packed_of_model(folder):
+    """A folder that `qwq convert` made -> the same."""
+    source = open_source(folder)
+    name = source.forms[0]
+    return source, source.kept.form if source.kept else name, folder / packed_name(name)
+
+
+def measure_packed(folder, layers):
+    made = packed_of_model(folder) if (folder / CONFIG).exists() else packed_of_qwq(folder, layers)
+    source, form, path = made
+    planned = plan(source.config, form)
     ways = {
         "pread": lambda: bare(path, cpus()),
-        "load": lambda: PackedFolder(path, config, {"q4": path}).read_packed("q4", planned, cpus()),
+        "load": lambda: source.read_packed(str(form), planned, cpus()),
     }
     times = {name: [] for name in ways}
     for turn in range(8):  # each is as often the first: memory that was just given back costs less
@@ -188,11 +210,19 @@ def main():
     packed = commands.add_parser("packed", help="a file of packed weights of QwQ-32B's shape")
     packed.add_argument("folder", type=Path)
     packed.add_argument("--layers", type=int, default=8)
+    gguf = commands.add_parser("gguf", help="the types of GGUF, and a whole file")
+    gguf.add_argument("file", type=Path, nargs="?")
+    for method in METHODS:
+        commands.add_parser(method, help="checkpoints of random words").add_argument("folder", type=Path)
     options = parser.parse_args()
     if options.command == "checkpoint":
         measure_checkpoint(options.folder, options.base, options.weights, options.turns)
-    else:
+    elif options.command == "packed":
         measure_packed(options.folder, options.layers)
+    elif options.command == "gguf":
+        measure_gguf(options.file)
+    else:
+        measure_words(options.command, options.folder)
 
 
 if __name__ == "__main__":

@@ -101,6 +101,18 @@ class Strings(_Array):
 
         Many strings are decoded at once: zeros in place of the lengths divide them, and end a character that is cut.
         """
+        for first, starts, piece in self._pieces(data):
+            try:
+                piece.tobytes().decode("utf-8")
+            except UnicodeDecodeError as problem:
+                bad = first + int(np.searchsorted(starts, problem.start, "right")) - 1
+                raise CheckpointError(self._path, self._key, f"element {bad:,} is not UTF-8") from None
+
+    def _pieces(self, data: Buffer) -> Iterator[tuple[int, NDArray[Any], NDArray[Any]]]:
+        """Yield many strings at a time: the index of the first, the places where they start, and their bytes.
+
+        Zeros are in place of the lengths.
+        """
         ends = np.frombuffer(self._ends, np.uint32) if len(self._ends) else np.zeros(0, np.uint32)
         first = 0
         while first < len(ends):
@@ -109,11 +121,7 @@ class Strings(_Array):
             piece = np.frombuffer(data, np.uint8, int(ends[last - 1]) - begin, begin).copy()
             starts = np.concatenate([[begin], ends[first : last - 1]]).astype(np.int64) - begin
             piece[(starts[:, None] + np.arange(8)).ravel()] = 0
-            try:
-                piece.tobytes().decode("utf-8")
-            except UnicodeDecodeError as problem:
-                bad = first + int(np.searchsorted(starts, problem.start, "right")) - 1
-                raise CheckpointError(self._path, self._key, f"element {bad:,} is not UTF-8") from None
+            yield first, starts, piece
             first = last
 
     def _text(self, index: int) -> str:
@@ -127,8 +135,13 @@ class Strings(_Array):
         return map(self._text, range(self._count))
 
     def tolist(self) -> list[str]:
-        data, begins = self.data, [self._begin, *self._ends[:-1]] if self._count else []
-        return [data[begin + 8 : end].decode("utf-8") for begin, end in zip(begins, self._ends, strict=True)]
+        found: list[str] = []
+        for first, starts, piece in self._pieces(self.data):
+            if len(piece) - np.count_nonzero(piece) == 8 * len(starts):  # no string has a zero: these divide them
+                found += piece.tobytes().decode("utf-8").split("\0" * 8)[1:]
+            else:
+                found += map(self._text, range(first, first + len(starts)))
+        return found
 
     def strings(self) -> list[str]:
         return self.tolist()

@@ -8,7 +8,7 @@ from typing import Protocol
 
 import numpy as np
 
-from ...core import FORMATS, Array, quantise_q8
+from ...core import BLOCK_TYPES, FORMATS, Array, Packed, pack_blocks, quantise_q8
 from ...core.formats import GROUP
 from ...core.magnitude import FLOAT32_MAX, first_beyond
 from ...errors import CheckpointError
@@ -65,6 +65,16 @@ class GGUFKept:
         if place.kind.name not in NATIVE:
             return self._quantised(name, floats(place.kind, place.raw(begin, end)), begin)
         return parts(place.kind, place.raw(begin, end))
+
+    def pack(self, name: str, begin: int, end: int, out: Packed, step: int = 1) -> bool:
+        """Pack rows [begin, end) of a matrix in its format -> whether all scales, or floats, are finite.
+
+        The core packs the file's own bytes, of types that have blocks.
+        """
+        place = self._places[name]
+        if place.kind.name in BLOCK_TYPES:
+            return pack_blocks(place.kind.name, place.raw(begin, end), out, step)
+        return self.parts(name, begin, end).pack(out, step)
 
     def loss(self) -> float:
         """Return the root mean square error of what is repacked, relative to the weights, on some rows of each."""

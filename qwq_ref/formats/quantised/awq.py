@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ...core import Array, Format
-from ..parts import Parts
+from ...core import Array, Format, Words
 from ..quantisation import Settings, core_group
 from . import codes
 from .tensors import Quantised, Recent, TensorFiles, of_core_groups
@@ -35,13 +34,24 @@ class AWQMatrix(Quantised):
         self._recent = recent
         self.format = Format("u4", core_group(settings.group), "zero")
 
-    def parts(self, begin: int, end: int) -> Parts:
-        words, zeros, scales = self._recent.get(self._module, self._read)
+    def words(self, begin: int, end: int) -> Words:
+        words, _, _ = self._recent.get(self._module, self._read)
+        return Words("eights", 4, words[:, begin // _IN_WORD : -(-end // _IN_WORD)], (end - begin, self.shape[1]))
+
+    def codes(self, begin: int, end: int) -> Array:
+        words, _, _ = self._recent.get(self._module, self._read)
+        return self._rows(words, begin, end)
+
+    def scales(self, begin: int, end: int) -> dict[str, Array]:
+        _, zeros, scales = self._recent.get(self._module, self._read)
+        zero, scale = self._rows(zeros, begin, end), scales[:, begin:end].T
+        return {"scale": self._of_core(scale), "zero_point": self._of_core(zero)}
+
+    @staticmethod
+    def _rows(words: Array, begin: int, end: int) -> Array:
+        """words int32 [m, N / 8] -> rows [begin, end) of the codes, uint8 [end - begin, m]"""
         first, last = begin // _IN_WORD, -(-end // _IN_WORD)
-        within = slice(begin - first * _IN_WORD, end - first * _IN_WORD)
-        code = codes.awq(words[:, first:last])[within]
-        zero, scale = codes.awq(zeros[:, first:last])[within], scales[:, begin:end].T
-        return Parts(code, scale=self._of_core(scale), zero_point=self._of_core(zero))
+        return codes.awq(words[:, first:last])[begin - first * _IN_WORD : end - first * _IN_WORD]
 
     def _read(self) -> tuple[Array, ...]:
         return tuple(self._files.read(name) for name in self._names)

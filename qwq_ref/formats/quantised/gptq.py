@@ -11,9 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from ...core import Array, Format
+from ...core import Array, Format, Words
 from ...errors import CheckpointError, FormError
-from ..parts import Parts
 from ..quantisation import Settings, core_group
 from . import codes
 from .tensors import Quantised, Recent, TensorFiles, code_type, whole_words
@@ -67,16 +66,21 @@ class GPTQMatrix(Quantised):
     def columns(self) -> Array | None:
         return self._order[0]
 
-    def parts(self, begin: int, end: int) -> Parts:
-        words, zeros, scales = self._recent.get(self._module, self._read)
-        order, groups = self._order
+    def words(self, begin: int, end: int) -> Words:
+        words, _, _ = self._recent.get(self._module, self._read)
+        shape = (end - begin, self.shape[1])
+        return Words("columns", self._settings.bits, words[:, begin:end], shape, self.columns)
+
+    def codes(self, begin: int, end: int) -> Array:
+        words, _, _ = self._recent.get(self._module, self._read)
         code = codes.stream(words[:, begin:end].T, self._settings.bits)
-        zero, scale = zeros[groups, begin:end].T, scales[groups, begin:end].T
-        return Parts(
-            code if order is None else code[:, order],
-            scale=np.ascontiguousarray(scale),
-            zero_point=np.ascontiguousarray(zero),
-        )
+        return code if self.columns is None else code[:, self.columns]
+
+    def scales(self, begin: int, end: int) -> dict[str, Array]:
+        _, zeros, scales = self._recent.get(self._module, self._read)
+        _, groups = self._order
+        zero, scale = (values[groups, begin:end].T for values in (zeros, scales))
+        return {"scale": np.ascontiguousarray(scale), "zero_point": np.ascontiguousarray(zero)}
 
     def _read(self) -> tuple[Array, Array, Array]:
         """Return words, zero points [groups, N] and scales. Raises FormError for a zero point that the core lacks."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping
 
-from ...core import FORMATS, Array
+from ...core import FORMATS, Array, Packed
 from ...forms import FileForm, same_columns
 from ..parts import Parts
 from .tensors import Matrix
@@ -40,6 +40,13 @@ class QuantisedKept:
         if self.form.formats[name] == place.format:
             return place.parts(begin, end)
         return Parts(place.floats(begin, end))
+
+    def pack(self, name: str, begin: int, end: int, out: Packed, step: int = 1) -> bool:
+        """Pack rows [begin, end) of a matrix in its format -> whether all scales, or floats, are finite."""
+        place = self._places[name]
+        if self.form.formats[name] == place.format:
+            return place.pack(begin, end, out, step)
+        return Parts(place.floats(begin, end)).pack(out, step)
 
     def loss(self) -> float:
         """Return 0: nothing is repacked."""

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ...core import Format
-from ..parts import Parts
+from ...core import Array, Format, Words
 from ..quantisation import Settings, core_group
 from . import codes
 from .tensors import Quantised, TensorFiles, code_type, of_core_groups, whole_words
@@ -33,14 +32,22 @@ class MLXMatrix(Quantised):
         files.expect(scales, list(_SCALES), (N, -(-K // self._group)))
         files.expect(f"{module}.biases", [files[scales].dtype], files[scales].shape)
         super().__init__(files, module, shape, f"MLX {self._bits}-bit", LEAVES)
+        scales, self._weight, offsets = self._names
+        self._numbers = (scales, offsets)
         self.format = Format(code_type(self._bits), core_group(group), _SCALES[files[scales].dtype])
 
-    def parts(self, begin: int, end: int) -> Parts:
-        scale, words, offset = (self._files.rows(name, begin, end) for name in self._names)
+    def words(self, begin: int, end: int) -> Words:
+        return Words("rows", self._bits, self._files.rows(self._weight, begin, end), (end - begin, self.shape[1]))
+
+    def codes(self, begin: int, end: int) -> Array:
+        return codes.stream(self._files.rows(self._weight, begin, end), self._bits)
+
+    def scales(self, begin: int, end: int) -> dict[str, Array]:
         scale, offset = (
-            of_core_groups(each, self.shape[1], self._group, self.format.group) for each in (scale, offset)
+            of_core_groups(self._files.rows(name, begin, end), self.shape[1], self._group, self.format.group)
+            for name in self._numbers
         )
-        return Parts(codes.stream(words, self._bits), np.ascontiguousarray(scale), np.ascontiguousarray(offset))
+        return {"scale": np.ascontiguousarray(scale), "offset": np.ascontiguousarray(offset)}
 
     def forget(self, begin: int, end: int) -> None:
         for name in self._names:

@@ -12,7 +12,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ...core import FORMATS, Array, Format
+from ...core import FORMATS, Array, Format, Packed, Words, pack
+from ...core.magnitude import FLOAT32_MAX, within
 from ...errors import CheckpointError
 from ..checkpoint import open_file, read_index
 from ..decoded import Place
@@ -131,6 +132,8 @@ class Matrix(Place, Protocol):
 
     def parts(self, begin: int, end: int) -> Parts: ...
 
+    def pack(self, begin: int, end: int, out: Packed, step: int) -> bool: ...
+
 
 class Floats:
     """A tensor that is not quantised."""
@@ -146,6 +149,9 @@ class Floats:
     def parts(self, begin: int, end: int) -> Parts:
         return Parts(self._files.rows(self._name, begin, end))
 
+    def pack(self, begin: int, end: int, out: Packed, step: int) -> bool:
+        return self.parts(begin, end).pack(out, step)
+
     def read(self, begin: int, out: Sequence[NDArray[Any]]) -> None:
         self._files.read_into(self._name, begin, out)
 
@@ -159,7 +165,7 @@ class Floats:
 class Quantised:
     """The base of quantised matrices: integers and scales in several tensors of one module.
 
-    The subclass sets `format` and `names`, and has `parts`.
+    The subclass sets `format` and `names`, and has `words`, `scales` and `codes`.
     """
 
     format: Format
@@ -177,9 +183,28 @@ class Quantised:
         self.nbytes = sum(files[name].nbytes for name in self._names)
         self.path = files.homes[self._names[0]].path
 
+    def words(self, begin: int, end: int) -> Words:
+        """Return the codes of rows [begin, end) as the file stores them. `begin` is a multiple of 8."""
+        raise NotImplementedError
+
+    def scales(self, begin: int, end: int) -> dict[str, Array]:
+        """Return what `Parts` has of rows [begin, end) beside their codes. NaN and infinity pass."""
+        raise NotImplementedError
+
+    def codes(self, begin: int, end: int) -> Array:
+        """Return the codes of rows [begin, end), uint8 [end - begin, K]."""
+        raise NotImplementedError
+
     def parts(self, begin: int, end: int) -> Parts:
         """Return rows [begin, end) in the format. NaN and infinity pass."""
-        raise NotImplementedError
+        return Parts(self.codes(begin, end), **self.scales(begin, end))
+
+    def pack(self, begin: int, end: int, out: Packed, step: int) -> bool:
+        """Pack rows [begin, end), as `parts` returns them -> whether all scales are finite."""
+        scales = self.scales(begin, end)
+        given: dict[str, Any] = {**scales}
+        pack(self.format, self.words(begin, end), out=out, step=step, **given)
+        return all(within(scales[name], FLOAT32_MAX) for name in ("scale", "offset") if name in scales)
 
     def read(self, begin: int, out: Sequence[NDArray[Any]]) -> None:
         raise AssertionError("these are no floats")
