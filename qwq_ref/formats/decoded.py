@@ -60,12 +60,14 @@ class Place(Protocol):
 class DecodedSource(Mapping[str, NDArray[np.float32]]):
     """A `Source` without packed weights, and its `Tensors`: name -> float32 array, decoded from disk at each access.
 
+    kind       "gguf", "awq", "gptq" or "mlx"
     path       the file or folder that was opened
     tokenizer  what `text` reads the tokenizer from, and `template` that of the chat template
     places     the tensors of the config, in its order
     floats     the source itself
     """
 
+    kind: str
     forms: tuple[str, ...] = ()
     _what = "a quantised checkpoint"
 
@@ -150,6 +152,12 @@ class DecodedSource(Mapping[str, NDArray[np.float32]]):
         for place in self._decoded.values():
             totals[place.type] = totals.get(place.type, 0) + place.nbytes
         return totals
+
+    @property
+    def types(self) -> dict[str, int]:
+        """Return the number of tensors of each type."""
+        kinds = [place.type for place in self._decoded.values()]
+        return {kind: kinds.count(kind) for kind in dict.fromkeys(kinds)}
 
     def check_finite(self, progress: Callable[[int], object] | None = None) -> None:
         """Decode everything once. Raises CheckpointError at the first NaN or infinity.

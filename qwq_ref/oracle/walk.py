@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from ..config import Config
-from ..formats import Checkpoint
+from ..formats import Tensors
 from ..spec.ops import Array
 from .graph import (
     BEFORE,
@@ -55,13 +55,11 @@ def check_weights(config: Config, weights: Mapping[str, Array]) -> str:
 
 
 def _shape(weights: Mapping[str, Array], name: str) -> tuple[int, ...]:
-    if isinstance(weights, Checkpoint):
-        return weights.tensors[name].shape
-    return tuple(np.shape(weights[name]))
+    return weights.shape(name) if isinstance(weights, Tensors) else tuple(np.shape(weights[name]))
 
 
 class Weights:
-    """Reads weights by name from a mapping or a checkpoint, a block of rows at a time.
+    """Reads weights by name from a mapping or a model's files, a block of rows at a time.
 
     digests   name -> SHA-256 of the float32 values, for every tensor that was read whole, if `digest` is set
     progress  called with the number of parameters read since its last call; a second reading does not count
@@ -76,6 +74,7 @@ class Weights:
     ) -> None:
         self.digests: dict[str, str] = {}
         self._source = source
+        self._files = source if isinstance(source, Tensors) else None
         self._block_bytes = block_bytes
         self._digest = digest
         self._progress = progress
@@ -113,8 +112,8 @@ class Weights:
             self.digests[name] = digest.hexdigest()
 
     def _rows(self, name: str, begin: int, end: int) -> Array:
-        if isinstance(self._source, Checkpoint):
-            return np.asarray(self._source.rows(name, begin, end), np.float32)
+        if self._files is not None:
+            return np.asarray(self._files.rows(name, begin, end), np.float32)
         return np.asarray(self._source[name][begin:end], np.float32)
 
 

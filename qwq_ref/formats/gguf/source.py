@@ -106,6 +106,7 @@ class GGUFSource(DecodedSource):
     header     of the first file
     """
 
+    kind = "gguf"
     _what = "a GGUF file"
 
     def __init__(self, shards: Sequence[Shard], config: Config, places: Mapping[str, Place], files: ExitStack) -> None:

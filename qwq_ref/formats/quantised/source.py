@@ -37,7 +37,7 @@ class QuantisedSource(DecodedSource):
         self, path: Path, config: Config, places: dict[str, Matrix], settings: Settings, files: ExitStack
     ) -> None:
         super().__init__(path, path if path.is_dir() else path.parent, config, places, files)
-        self.settings = settings
+        self.settings, self.kind = settings, settings.method
         self._what = f"a checkpoint of {settings.name}"
         self._places = places
 
