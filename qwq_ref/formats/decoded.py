@@ -13,9 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..config import Config
+from ..core import Array, Format
 from ..core.magnitude import FLOAT32_MAX, first_beyond
 from ..errors import CheckpointError, UsageError
 from ..files import StrPath
+from .parts import Parts
 from .safetensors import DROP_FROM
 
 _PIECE = 1 << 20  # weights that are decoded at a time
@@ -127,6 +129,14 @@ class DecodedSource(Mapping[str, NDArray[np.float32]]):
                 piece = part[start : start + step]
                 piece[:] = place.floats(begin + start, begin + start + len(piece))
             begin += len(part)
+
+    def stored(self, name: str) -> tuple[str, Format, Parts, Array | None] | None:
+        """Return a whole matrix as the file stores it; None for floats, and for types without a format of the core.
+
+        The parts are the type's name, the format, integers and scales, and the column that each packed column is.
+        Raises CheckpointError, FormError.
+        """
+        raise NotImplementedError
 
     def forget(self, name: str, begin: int, end: int) -> None:
         """Tell the system to drop its copy of these rows, if the model is large: see `DROP_FROM`."""

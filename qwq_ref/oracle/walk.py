@@ -32,6 +32,7 @@ from .graph import (
     absolute,
     after,
 )
+from .matrix import Matrix
 
 _BLOCK_BYTES = 4 << 20  # small enough for the processor's cache, in every type that it is cast to
 
@@ -83,9 +84,9 @@ class Weights:
     def vector(self, name: str) -> Array:
         return np.concatenate([block for _, block in self.blocks(name)])
 
-    def matrix(self, name: str) -> Array:
+    def matrix(self, name: str) -> Matrix:
         """Return a whole matrix, for a mistake that changes it as a whole."""
-        return np.asarray(self._source[name], np.float32)
+        return Matrix(self._source, name)
 
     def gather(self, name: str, ids: Sequence[int]) -> Array:
         """Return the rows [len(ids), n]. Reads only those, unless the digest of the tensor is wanted."""
@@ -226,6 +227,7 @@ class _Walk:
 
     def _compute(self, jobs: list[_Job], layer: int) -> None:
         by_matrix: dict[tuple[str, Any], Sharing] = {}
+        wholes: dict[str, Matrix] = {}  # read once for all mistakes
         for job in jobs:
             if job.op.matrix is None or job.op.tap == EMBED:
                 job.parts.append(self._run(job.op, job.stream, job.phase, layer, job.values, None, 0))
@@ -236,7 +238,8 @@ class _Walk:
             assert self.weights is not None
             blocks: Iterable[tuple[int, Array]] = self.weights.blocks(name)
             if change is not None:
-                blocks = [(0, change(self.config, self.weights.matrix(name)))]
+                whole = wholes.setdefault(name, self.weights.matrix(name))
+                blocks = [(0, change(self.config, whole))]
             # A token's result depends on its own row alone, so the rows of all phases are multiplied at once.
             rows = {key: np.concatenate([job.values[0] for job in several]) for key, several in sharing.items()}
             for first, block in blocks:
