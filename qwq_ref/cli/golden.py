@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import functools
 import json
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -179,6 +180,8 @@ def _record(options: argparse.Namespace) -> int:
         f"{footprint.human(stored)}",
         file=sys.stderr,
     )
+    model = "" if options.include_weights else f" -m {shlex.quote(options.model)}"
+    print(f"next: qwq golden compare {shlex.quote(options.out)} TAPS{model}", file=sys.stderr)
     return 0
 
 

@@ -13,9 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..config import Config
+from ..core import Array, Format
 from ..core.magnitude import FLOAT32_MAX, first_beyond
 from ..errors import CheckpointError, UsageError
 from ..files import StrPath
+from .parts import Parts
 from .safetensors import DROP_FROM
 
 _PIECE = 1 << 20  # weights that are decoded at a time
@@ -60,12 +62,14 @@ class Place(Protocol):
 class DecodedSource(Mapping[str, NDArray[np.float32]]):
     """A `Source` without packed weights, and its `Tensors`: name -> float32 array, decoded from disk at each access.
 
+    kind       "gguf", "awq", "gptq" or "mlx"
     path       the file or folder that was opened
     tokenizer  what `text` reads the tokenizer from, and `template` that of the chat template
     places     the tensors of the config, in its order
     floats     the source itself
     """
 
+    kind: str
     forms: tuple[str, ...] = ()
     _what = "a quantised checkpoint"
 
@@ -126,6 +130,14 @@ class DecodedSource(Mapping[str, NDArray[np.float32]]):
                 piece[:] = place.floats(begin + start, begin + start + len(piece))
             begin += len(part)
 
+    def stored(self, name: str) -> tuple[str, Format, Parts, Array | None] | None:
+        """Return a whole matrix as the file stores it; None for floats, and for types without a format of the core.
+
+        The parts are the type's name, the format, integers and scales, and the column that each packed column is.
+        Raises CheckpointError, FormError.
+        """
+        raise NotImplementedError
+
     def forget(self, name: str, begin: int, end: int) -> None:
         """Tell the system to drop its copy of these rows, if the model is large: see `DROP_FROM`."""
         if self._is_large:
@@ -150,6 +162,12 @@ class DecodedSource(Mapping[str, NDArray[np.float32]]):
         for place in self._decoded.values():
             totals[place.type] = totals.get(place.type, 0) + place.nbytes
         return totals
+
+    @property
+    def types(self) -> dict[str, int]:
+        """Return the number of tensors of each type."""
+        kinds = [place.type for place in self._decoded.values()]
+        return {kind: kinds.count(kind) for kind in dict.fromkeys(kinds)}
 
     def check_finite(self, progress: Callable[[int], object] | None = None) -> None:
         """Decode everything once. Raises CheckpointError at the first NaN or infinity.

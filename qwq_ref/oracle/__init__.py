@@ -10,7 +10,8 @@ returns the same as a `Report`. `record` makes a golden pack of any model.
 
 Its packages, each of which imports only those before it:
 
-    graph, walk, distance   the model as a table of operations, one pass over it, the distance of two tensors
+    matrix, distance        a matrix as floats and as a quantised file stores it, the distance of two tensors
+    graph, walk             the model as a table of operations, one pass over it
     packs                   golden packs and test vectors: written, read, and shipped
     adapters                the candidate's tensors, from files, from torch, from llama.cpp
     judge                   which taps are wrong

@@ -36,6 +36,7 @@ from ..spec.ops import (
     to_bf16,
     to_fp16,
 )
+from .matrix import Matrix
 
 PREVIOUS = "^"  # the input of a layer: the output of the layer before it, or the embedding
 
@@ -100,7 +101,7 @@ class Op:
     run      (at, inputs, weights) -> result; the weights are the matrix, then the vectors
     matrix   a weight [out, in]; `run` may get any block of its rows, with the same rows of the vectors
     vectors  weights [n]
-    change   a function that a mistake applies to the whole matrix first
+    change   (config, the whole matrix) -> the wrong one that a mistake makes of it first, float32 [out, in]
     """
 
     tap: str
@@ -109,7 +110,7 @@ class Op:
     run: Run
     matrix: str | None = None
     vectors: tuple[str, ...] = ()
-    change: Callable[[Config, Array], Array] | None = None
+    change: Callable[[Config, Matrix], Array] | None = None
 
 
 def project(at: At, values: list[Array], weights: list[Array]) -> Array:

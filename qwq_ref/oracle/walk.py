@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from ..config import Config
-from ..formats import Checkpoint
+from ..formats import Tensors
 from ..spec.ops import Array
 from .graph import (
     BEFORE,
@@ -32,6 +32,7 @@ from .graph import (
     absolute,
     after,
 )
+from .matrix import Matrix
 
 _BLOCK_BYTES = 4 << 20  # small enough for the processor's cache, in every type that it is cast to
 
@@ -55,13 +56,11 @@ def check_weights(config: Config, weights: Mapping[str, Array]) -> str:
 
 
 def _shape(weights: Mapping[str, Array], name: str) -> tuple[int, ...]:
-    if isinstance(weights, Checkpoint):
-        return weights.tensors[name].shape
-    return tuple(np.shape(weights[name]))
+    return weights.shape(name) if isinstance(weights, Tensors) else tuple(np.shape(weights[name]))
 
 
 class Weights:
-    """Reads weights by name from a mapping or a checkpoint, a block of rows at a time.
+    """Reads weights by name from a mapping or a model's files, a block of rows at a time.
 
     digests   name -> SHA-256 of the float32 values, for every tensor that was read whole, if `digest` is set
     progress  called with the number of parameters read since its last call; a second reading does not count
@@ -76,6 +75,7 @@ class Weights:
     ) -> None:
         self.digests: dict[str, str] = {}
         self._source = source
+        self._files = source if isinstance(source, Tensors) else None
         self._block_bytes = block_bytes
         self._digest = digest
         self._progress = progress
@@ -84,9 +84,9 @@ class Weights:
     def vector(self, name: str) -> Array:
         return np.concatenate([block for _, block in self.blocks(name)])
 
-    def matrix(self, name: str) -> Array:
+    def matrix(self, name: str) -> Matrix:
         """Return a whole matrix, for a mistake that changes it as a whole."""
-        return np.asarray(self._source[name], np.float32)
+        return Matrix(self._source, name)
 
     def gather(self, name: str, ids: Sequence[int]) -> Array:
         """Return the rows [len(ids), n]. Reads only those, unless the digest of the tensor is wanted."""
@@ -113,8 +113,8 @@ class Weights:
             self.digests[name] = digest.hexdigest()
 
     def _rows(self, name: str, begin: int, end: int) -> Array:
-        if isinstance(self._source, Checkpoint):
-            return np.asarray(self._source.rows(name, begin, end), np.float32)
+        if self._files is not None:
+            return np.asarray(self._files.rows(name, begin, end), np.float32)
         return np.asarray(self._source[name][begin:end], np.float32)
 
 
@@ -227,6 +227,7 @@ class _Walk:
 
     def _compute(self, jobs: list[_Job], layer: int) -> None:
         by_matrix: dict[tuple[str, Any], Sharing] = {}
+        wholes: dict[str, Matrix] = {}  # read once for all mistakes
         for job in jobs:
             if job.op.matrix is None or job.op.tap == EMBED:
                 job.parts.append(self._run(job.op, job.stream, job.phase, layer, job.values, None, 0))
@@ -237,7 +238,8 @@ class _Walk:
             assert self.weights is not None
             blocks: Iterable[tuple[int, Array]] = self.weights.blocks(name)
             if change is not None:
-                blocks = [(0, change(self.config, self.weights.matrix(name)))]
+                whole = wholes.setdefault(name, self.weights.matrix(name))
+                blocks = [(0, change(self.config, whole))]
             # A token's result depends on its own row alone, so the rows of all phases are multiplied at once.
             rows = {key: np.concatenate([job.values[0] for job in several]) for key, several in sharing.items()}
             for first, block in blocks:

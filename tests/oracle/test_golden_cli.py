@@ -52,7 +52,7 @@ def test_record_and_compare(qwq, recorded, tmp_path):
     status, stdout, stderr = qwq("record", "-m", recorded / "model", "--ids", ids, "--decode", DECODE, "-o", out)
     assert (status, stdout) == (0, "")
     assert stderr.startswith(f"{out}: 5 tokens and 2 steps of decoding, ")
-    assert len(stderr.splitlines()) == 1
+    assert stderr.splitlines()[1:] == [f"next: qwq golden compare {out} TAPS -m {recorded / 'model'}"]
     mine, wanted = contents(out), contents(recorded)
     assert all(mine[name] == wanted[name] for name in mine if name != "manifest.json")
     assert manifest_of(out).model == "model"

@@ -51,6 +51,7 @@ def test_packs_of_any_config_fit_the_schema(schema, tmp_path_factory, values):
 
 
 P0, R0 = ("phases", 0), ("rounding", "prompt", "lm_head")
+GGUF = {"kind": "gguf", "types": {"Q4_K": 1}}
 NAMES = ["../prompt.safetensors", "/prompt.safetensors", "a/b.safetensors", "a\\b.safetensors", "a\0.safetensors", ""]
 # Case: (where, value, who refuses it: reader, schema or both; the reader's field and words)
 MANIFESTS = {
@@ -109,6 +110,19 @@ MANIFESTS = {
         "token_ids",
         "below vocab_size 9",
     ),
+    "a source of text": (("model", "source"), "gguf", "both", "model.source", "must be an object, got gguf"),
+    "a source of no kind": (("model", "source"), {"types": {"Q4_K": 1}}, "both", "model.source.kind", "a string"),
+    "a kind of two words": (("model", "source"), GGUF | {"kind": "g g"}, "both", "model.source.kind", "must be lower-"),
+    "no types": (("model", "source"), {"kind": "gguf", "types": {}}, "both", "model.source.types", "is empty"),
+    "a type without a name": (("model", "source"), GGUF | {"types": {"": 1}}, "both", "model.source.types", "letters"),
+    "a true count": (
+        ("model", "source"),
+        GGUF | {"types": {"Q4": True}},
+        "both",
+        "model.source.types.Q4",
+        "an integer",
+    ),
+    "none of a type": (("model", "source"), GGUF | {"types": {"Q4": 0}}, "both", "model.source.types.Q4", "at least 1"),
     "no frequencies": (("rope", "inv_freq_bits"), GONE, "schema", None, None),
     "frequencies as numbers": (("rope", "inv_freq_bits"), [1.0, 0.1], "schema", None, None),
     "frequencies of seven digits": (("rope", "inv_freq_bits", 0), "3f80000", "schema", None, None),

@@ -38,7 +38,7 @@ ATTENTIONS = ("eager", "sdpa")
 
 @pytest.mark.parametrize("attention", ATTENTIONS)
 @pytest.mark.parametrize("precision", DTYPES)
-@pytest.mark.parametrize("name", oracle.conformance())
+@pytest.mark.parametrize("name", confusion.PACKS)
 def test_a_right_model_passes(name, precision, attention):
     case = pack(name)
     report = case.compare(case.run(precision, attention), precision)
@@ -326,8 +326,6 @@ def test_weights_are_needed_to_name_some_causes_and_not_others():
 
 
 def test_the_set_shows_every_mistake_that_a_short_prompt_can_show():
-    quiet = [
-        name for name in NAMES if not any(pack(p).visible("fp32", "all taps").get(name) for p in oracle.conformance())
-    ]
+    quiet = [name for name in NAMES if not any(pack(p).visible("fp32", "all taps").get(name) for p in confusion.PACKS)]
     assert quiet == ["rope-angles-by-ratio", "norm-weight-before-cast"]
-    assert {suited(name) for name in NAMES} == set(oracle.conformance())
+    assert {suited(name) for name in NAMES} == set(confusion.PACKS)

@@ -9,7 +9,8 @@ from tests.support.paths import PACKAGE
 ORACLE = PACKAGE / "oracle"
 # Imports go from a line to lines above it.
 ORDER = [
-    {"graph", "distance"},
+    {"matrix", "distance"},
+    {"graph"},
     {"walk"},
     {"packs"},
     {"adapters"},

@@ -1,21 +1,25 @@
 """The verdict of the oracle on each mistake of the catalogue, planted in a Hugging Face model of the conformance set.
 
+Mistakes of reading a quantised file are planted in a small quantised model: `gguf` is in Q4_K, `gptq` has `desc_act`.
+
 `python -m tests.tools.confusion` writes docs/confusion.md. tests/oracle/test_mistakes.py compares every cell of it.
 """
 
 import dataclasses
 import functools
 import sys
+import tempfile
+from pathlib import Path
 
 import torch
 
 from qwq_ref import oracle
-from qwq_ref.formats import Checkpoint
+from qwq_ref.formats import Checkpoint, open_floats
 from qwq_ref.oracle.explain.diagnose import visible
 from qwq_ref.oracle.explain.mistakes import BY_NAME, MISTAKES
 from tests.support import hf
 from tests.support.paths import DOCS
-from tests.support.planted import PLANTS, planted
+from tests.support.planted import PLANTS, files, planted
 
 PAGE = DOCS / "confusion.md"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -28,15 +32,33 @@ COLUMNS = [(precision, mode) for precision in ("fp32", "bf16") for mode in MODES
 HIDDEN = "-"
 
 
+PACKS = (*oracle.conformance(), *files.MADE)
+IDS, DECODE = tuple(range(3, 90, 7)), 3  # of the quantised models
+_FOLDER = tempfile.TemporaryDirectory()
+
+
 class Pack:
-    """A pack of the conformance set, and its model in Hugging Face."""
+    """A pack of the conformance set, and its model in Hugging Face.
+
+    weights     name -> array
+    read        the weights as the oracle is given them
+    model_path  where `compare` finds them; None: in the pack
+    """
+
+    model_path = None
 
     def __init__(self, name) -> None:
         self.golden = oracle.Golden.open(oracle.path(name))
-        self.config = self.golden.manifest.config
-        self.phases = self.golden.manifest.phases
         with Checkpoint.open(self.golden.model_path) as checkpoint:
-            self.weights = dict(checkpoint)
+            self.weights = self.read = dict(checkpoint)
+
+    @property
+    def config(self):
+        return self.golden.manifest.config
+
+    @property
+    def phases(self):
+        return self.golden.manifest.phases
 
     @functools.cache  # noqa: B019
     def model(self, precision, attention):
@@ -58,13 +80,24 @@ class Pack:
 
     def compare(self, seen, precision, mode="all taps", **options):
         chosen = {phase: {tap: x for tap, x in taps.items() if MODES[mode](tap)} for phase, taps in seen.items()}
+        options = {"model": self.model_path} | options
         return oracle.compare(self.golden, chosen, precision=precision, verify=False, **options)
 
     @functools.cache  # noqa: B019
     def visible(self, precision, mode):
         """Return the first place where the reference shows each mistake; None: nowhere."""
         taps = {(phase.name, tap) for phase in self.phases for tap in self.golden.manifest.sizes if MODES[mode](tap)}
-        return visible(self.config, self.phases, self.weights, precision, taps)
+        return visible(self.config, self.phases, self.read, precision, taps)
+
+
+class QuantisedPack(Pack):
+    """A pack of a quantised model, without its model."""
+
+    def __init__(self, name) -> None:
+        made = files.made(name)
+        self.model_path, self.weights, self.read = made.path, made.right, open_floats(made.path)
+        folder = oracle.record(made.config, self.read, Path(_FOLDER.name, name), IDS, DECODE)
+        self.golden = oracle.Golden.open(folder)
 
 
 def without_model(manifest):
@@ -74,14 +107,13 @@ def without_model(manifest):
 
 @functools.cache
 def pack(name):
-    return Pack(name)
+    return QuantisedPack(name) if name in files.MADE else Pack(name)
 
 
 @functools.cache
 def suited(mistake):
     """Return the first pack in which the mistake shows in float32, or else the first pack."""
-    names = oracle.conformance()
-    return next((name for name in names if pack(name).visible("fp32", "all taps").get(mistake)), names[0])
+    return next((name for name in PACKS if pack(name).visible("fp32", "all taps").get(mistake)), PACKS[0])
 
 
 @functools.cache

@@ -14,13 +14,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...config import Config
+from ...core import Format
 from ...errors import CheckpointError
 from ...files import StrPath, open_regular, pread_exactly
 from ..decoded import FLOAT_TYPES, DecodedSource
 from ..generation_config import GenerationConfig
+from ..parts import Parts
 from ..safetensors import forget_range
 from . import metadata
-from .blocks import floats
+from .blocks import NATIVE, floats, parts
 from .header import GGUFTensor, Header, read_header_of
 from .kept import GGUFKept
 from .names import EMBEDDING, HEAD, MOST_SHARDS, fused_name, gguf_name, shard_name, shard_of
@@ -106,6 +108,7 @@ class GGUFSource(DecodedSource):
     header     of the first file
     """
 
+    kind = "gguf"
     _what = "a GGUF file"
 
     def __init__(self, shards: Sequence[Shard], config: Config, places: Mapping[str, Place], files: ExitStack) -> None:
@@ -129,6 +132,13 @@ class GGUFSource(DecodedSource):
     @functools.cached_property
     def kept(self) -> GGUFKept:
         return GGUFKept(self)
+
+    def stored(self, name: str) -> tuple[str, Format, Parts, None] | None:
+        place = self.places[name]
+        kind = place.kind
+        if kind.name in FLOAT_TYPES or kind.name not in NATIVE:
+            return None
+        return kind.name, NATIVE[kind.name], parts(kind, place.raw(0, place.rows)), None
 
     def generation_config(self) -> GenerationConfig:
         """Return the sampling defaults and end tokens of the metadata. Raises ConfigError."""

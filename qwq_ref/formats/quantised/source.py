@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ...config import Config
+from ...core import Array, Format
 from ...errors import CheckpointError
 from ...files import StrPath
 from .. import recognise
@@ -16,6 +17,7 @@ from ..checkpoint import read_config
 from ..decoded import DecodedSource
 from ..generation_config import GenerationConfig
 from ..names import CONFIG
+from ..parts import Parts
 from ..quantisation import Settings, settings_of
 from ..safetensors import FLOATS, equal_values
 from . import awq, gptq, mlx
@@ -37,7 +39,7 @@ class QuantisedSource(DecodedSource):
         self, path: Path, config: Config, places: dict[str, Matrix], settings: Settings, files: ExitStack
     ) -> None:
         super().__init__(path, path if path.is_dir() else path.parent, config, places, files)
-        self.settings = settings
+        self.settings, self.kind = settings, settings.method
         self._what = f"a checkpoint of {settings.name}"
         self._places = places
 
@@ -58,6 +60,12 @@ class QuantisedSource(DecodedSource):
     @functools.cached_property
     def kept(self) -> QuantisedKept:
         return QuantisedKept(self._places)
+
+    def stored(self, name: str) -> tuple[str, Format, Parts, Array | None] | None:
+        place = self._places[name]
+        if place.type in FLOATS:
+            return None
+        return place.type, place.format, place.parts(0, place.shape[0]), place.columns
 
     def generation_config(self) -> GenerationConfig:
         """Return the sampling defaults and end tokens. Raises ConfigError."""

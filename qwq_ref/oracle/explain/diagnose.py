@@ -32,7 +32,7 @@ from ..judge.localise import localise
 from ..judge.metrics import MARGIN, seen, sentinel_for
 from ..judge.theirs import Theirs
 from ..walk import Stream, Weights, walk
-from .mistakes import MISTAKES, Mistake
+from .mistakes import Mistake, possible
 
 Place = tuple[str, str]  # phase, tap
 _LAYERS = 4  # at most so many layers are tried: each mistake costs a pass of the model over them
@@ -107,8 +107,7 @@ def diagnose(
     if first is None or comparison.passed or first.status not in ("introduced", "beyond", "propagated"):
         return Diagnosis()
     config, phases = theirs.config, theirs.phases
-    applicable = {m.name: (m, m.replaces(config)) for m in MISTAKES}
-    tried = {name: pair for name, pair in applicable.items() if pair[1]}
+    tried = possible(config, weights)
     trial = _Trial(theirs, tried, comparison)
     with np.errstate(all="ignore"):  # wrong models overflow
         walk(
@@ -304,9 +303,9 @@ def visible(
 
     taps  the places that a candidate has; None: all
 
-    Mistakes that make no difference in this config are left out.
+    Mistakes that make no difference with this config, or with weights from these files, are left out.
     """
-    tried = {m.name: replaces for m in MISTAKES if (replaces := m.replaces(config))}
+    tried = {name: replaces for name, (_, replaces) in possible(config, weights).items()}
     streams = [Stream(TRUTH), *(Stream(arithmetic) for arithmetic in CORRECT[precision])]
     ways = range(1, len(streams))
     first = {name: len(streams) + i for i, name in enumerate(tried)}

@@ -28,10 +28,25 @@ from ..graph import (
 from .sizes import SIZES, SKETCH
 
 FORMAT = "qwq-golden"
-VERSION = (1, 0)
+VERSION = (1, 1)
 MANIFEST = "manifest.json"
 PRECISIONS = tuple(CORRECT)
 _MANIFEST_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The quantised files that a pack was recorded from.
+
+    kind   "gguf", "awq", "gptq" or "mlx"
+    types  type -> the number of tensors that the files store in it
+    """
+
+    kind: str
+    types: Mapping[str, int]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"kind": self.kind, "types": dict(self.types)}
 
 
 @dataclass(frozen=True)
@@ -45,6 +60,7 @@ class Manifest:
     weights   name -> SHA-256 of the tensor's float32 values, little-endian
     files     phase -> (file, SHA-256 of the file)
     folder    the folder of the model in the pack; None if the pack holds no model
+    source    the quantised files whose dequantised weights these are; None for a checkpoint of floats
     """
 
     model: str
@@ -55,19 +71,21 @@ class Manifest:
     weights: Mapping[str, str]
     files: Mapping[str, tuple[str, str]]
     folder: str | None = None
+    source: Origin | None = None
 
     @property
     def token_ids(self) -> list[int]:
         return [token for phase in self.phases for token in phase.ids]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the values of manifest.json."""
+        """Return the values of manifest.json, in the oldest version that has these keys."""
+        source = {} if self.source is None else {"source": self.source.to_dict()}
         inv_freq = np.asarray(rope_frequencies(self.config.rope, self.config.E), np.float32)
         return {
             "format": FORMAT,
-            "version": ".".join(map(str, VERSION)),
+            "version": ".".join(map(str, VERSION if source else (1, 0))),
             "made_by": f"qwq_ref {__version__}",
-            "model": {"name": self.model, "folder": self.folder, "config": self.config.to_dict()},
+            "model": {"name": self.model, "folder": self.folder, "config": self.config.to_dict()} | source,
             "rope": {
                 "inv_freq_bits": [f"{bits:08x}" for bits in inv_freq.view(np.uint32).tolist()],
                 "attention_scaling": self.config.rope.attention_scaling,
@@ -195,7 +213,22 @@ def read_manifest(path: Path) -> Manifest:
     for name in config.tensors():
         digests.match(name, _SHA256, _SHA256_WORDS)
     name = str(model.values.get("name", ""))[:200]
-    return Manifest(name, config, phases, sizes, rounding, digests.values, files, folder)
+    return Manifest(name, config, phases, sizes, rounding, digests.values, files, folder, _read_source(model))
+
+
+def _read_source(model: Fields) -> Origin | None:
+    if model.values.get("source") is None:
+        return None
+    source = model.inner("source")
+    kind, types = source.match("kind", _KIND, "lower-case letters and digits"), source.inner("types")
+    if not types.values:
+        raise source.error("types", "is empty")
+    for name in types.values:
+        if not _TYPE.fullmatch(name):
+            raise source.error("types", f"has a type {name[:60]!r}: letters, digits, spaces, - and _ are known")
+        if types.take(name, int) < 1:
+            raise types.wrong(name, "at least 1")
+    return Origin(kind, types.values)
 
 
 def _read_phases(fields: Fields, config: Config) -> tuple[tuple[Phase, ...], dict[str, tuple[str, str]]]:
@@ -257,6 +290,7 @@ def read_version(fields: Fields, wanted: str, known: tuple[int, int]) -> tuple[i
 
 
 _SHA256, _SHA256_WORDS = re.compile(r"[0-9a-f]{64}"), "a SHA-256 in hexadecimal digits"
+_KIND, _TYPE = re.compile(r"[a-z0-9]{1,20}"), re.compile(r"[A-Za-z0-9][A-Za-z0-9 _-]{0,39}")
 _PHASE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _KINDS: dict[type, str] = {dict: "an object", list: "a list", str: "a string", int: "an integer"}
 

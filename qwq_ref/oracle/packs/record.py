@@ -17,6 +17,7 @@ from ...engine.ahead import check_room
 from ...errors import GoldenError, UsageError, did_you_mean
 from ...files import StrPath
 from ...formats import Download
+from ...formats.decoded import DecodedSource
 from ...formats.write import SafetensorsStream, write_json
 from ...host import memory
 from ...spec.ops import Array, to_bf16
@@ -41,7 +42,7 @@ from ..walk import (
     walk,
 )
 from .folder import new_folder
-from .manifest import Manifest, stored_shape, write_manifest
+from .manifest import Manifest, Origin, stored_shape, write_manifest
 from .sizes import SIZES, reduce
 
 _SMALLEST_BLOCK, _LARGEST_BLOCK = 1 << 19, 4 << 20  # larger blocks leave the processor's cache
@@ -72,7 +73,7 @@ def record(
 ) -> Path:
     """Record a golden pack of a model -> its folder
 
-    weights          name -> array, by the names of `Config.tensors()`; a Checkpoint is read a block at a time
+    weights          name -> array, by the names of `Config.tensors()`; the files of a model are read a block at a time
     token_ids        the prompt, then `decode` ids that are fed one at a time
     taps             shell patterns of the taps to keep
     layers           layers to keep; None: all. Taps outside the layers are kept in any case
@@ -144,6 +145,7 @@ def record(
             reader.digests,
             files_of,
             MODEL if include_weights else None,
+            _origin(weights),
         )
         write_manifest(unfinished, manifest.to_dict())
     return out
@@ -183,6 +185,10 @@ def check_record(
     weights = 2 * sum(math.prod(shape) for shape in config.tensors().values()) if include_weights else 0
     check_room(Path(out), 4 * numbers + weights, download)
     return phases, kept, block_bytes
+
+
+def _origin(weights: Mapping[str, Array]) -> Origin | None:
+    return Origin(weights.kind, weights.types) if isinstance(weights, DecodedSource) else None
 
 
 def _holds(right: Array, tap: str) -> bool:

@@ -89,6 +89,7 @@ class Report:
             "mismatch": c.mismatch or None,
             "golden": self.golden,
             "model": self.manifest.model,
+            "source": None if self.manifest.source is None else self.manifest.source.to_dict(),
             "theirs": self.theirs,
             "precision": c.precision,
             "margin": MARGIN,

@@ -6,9 +6,11 @@ import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from ...formats.decoded import FLOAT_TYPES
 from ..explain.mistakes import BY_NAME
 from ..graph import split_name
 from ..judge.compare import TapResult
+from ..packs.manifest import Origin
 from .words import count, in_phase
 
 if TYPE_CHECKING:
@@ -19,7 +21,8 @@ def lines(report: Report) -> Iterable[str]:
     """Yield the lines of a report."""
     c, phases = report.comparison, report.manifest.phases
     steps = f" + {len(phases) - 1} steps of decoding" if len(phases) > 1 else ""
-    yield f"golden: {report.golden} ({report.manifest.model or 'a model'}, {phases[0].T} tokens{steps})"
+    made = _origin(report.manifest.source)
+    yield f"golden: {report.golden} ({report.manifest.model or 'a model'}{made}, {phases[0].T} tokens{steps})"
     yield f"theirs: {report.theirs}" + (f", {len(c.results)} taps in {c.precision}" if c.results else "")
     if c.mismatch:
         yield f"FAIL: {c.mismatch}; nothing was compared"
@@ -37,6 +40,14 @@ def lines(report: Report) -> Iterable[str]:
         yield f"cannot be told from these tensors ({len(report.hidden)}):"
         for name in report.hidden:
             yield f"  {name:<28} would need {BY_NAME[name].needs}"
+
+
+def _origin(source: Origin | None) -> str:
+    """Return the quantised types that a pack was recorded from, in words."""
+    if source is None:
+        return ""
+    types = [kind for kind in source.types if kind not in FLOAT_TYPES]
+    return f", from {source.kind} with {_some(types or list(source.types))}"
 
 
 def _verdict(report: Report) -> Iterable[str]:

@@ -44,6 +44,7 @@ from tests.support.planted.blocks import (
     norm_weights_swapped,
     residual,
 )
+from tests.support.planted.files import read_wrongly
 from tests.support.planted.positions import (
     RAMP,
     YARN,
@@ -64,6 +65,7 @@ from tests.support.planted.positions import (
 from tests.support.planted.site import Plant, Site, forwards, function
 from tests.support.planted.weights import (
     awq_order,
+    columns,
     cut_to_tf32,
     gate_up_weights_swapped,
     halves,
@@ -96,6 +98,7 @@ def planted(name, hf, config, layers=None):
 
 BF16, FP16 = torch.bfloat16, torch.float16
 WINDOW = {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1}
+BLOCKS = {"hidden_size": 64, "intermediate_size": 96, "head_dim": 16}  # rows of whole blocks of GGUF
 EPS = {"rms_norm_eps": 1e-2}  # far enough from 1e-6 to be seen in bfloat16, too
 
 PLANTS: dict[str, Plant] = {
@@ -180,6 +183,12 @@ PLANTS: dict[str, Plant] = {
     "awq-nibble-order": Plant(weights(awq_order)),
     "gptq-zero-high": Plant(steps_off(-1), grid=True),
     "gptq-zero-low": Plant(steps_off(1), grid=True),
+    "gptq-g-idx-ignored": Plant(read_wrongly("gptq-g-idx-ignored", "gptq"), source="gptq"),
+    "gguf-nibbles-interleaved": Plant(columns(lambda i: i.reshape(2, 16).T.flatten(), 32), BLOCKS),
+    "gguf-halves-swapped": Plant(columns(lambda i: i.roll(16), 32), BLOCKS),
+    "gguf-super-scale-missing": Plant(read_wrongly("gguf-super-scale-missing", "gguf"), source="gguf"),
+    "gguf-min-missing": Plant(read_wrongly("gguf-min-missing", "gguf"), source="gguf"),
+    "mlx-bit-order": Plant(columns(lambda i: i.flip(0), 8), BLOCKS),
     "head-tied": Plant(lambda site: site.edit(site.hf.lm_head.weight, site.hf.model.embed_tokens.weight), whole=True),
     "embedding-scaled": Plant(
         forwards(

@@ -57,6 +57,7 @@ class Plant:
     values  changes for `config_values` that give a small model on which the mistake has an effect
     whole   it is one of the whole model, not of a layer
     grid    the weights have to lie on a 4-bit grid: see `on_grid`
+    source  the quantised model that it needs, of `files.MADE`
     silent  the types in which it changes no bit
     quiet    it takes a long prompt to show
     flips    it rounds what two correct implementations compute a bit differently, so that some of it falls elsewhere
@@ -66,6 +67,7 @@ class Plant:
     values: Mapping[str, Any] = field(default_factory=dict)
     whole: bool = False
     grid: bool = False
+    source: str = ""
     silent: frozenset[torch.dtype] = frozenset()
     quiet: bool = False
     flips: bool = False

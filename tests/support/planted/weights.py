@@ -28,6 +28,16 @@ def awq_order(w):
     return (moved(w) * steps / moved(steps)).to(w.dtype)
 
 
+def columns(order, run):
+    """The codes of each `run` columns taken in another order: `order(indices of a run)`"""
+    places = order(torch.arange(run))
+
+    def wrong(w):
+        return w if w.shape[1] % run else w.unflatten(1, (-1, run))[:, :, places].flatten(1)
+
+    return weights(wrong)
+
+
 def pairs(rows, E):
     """Row i of a head becomes row 2i, row i + E/2 becomes row 2i + 1."""
     first, second = rows.unflatten(0, (-1, E)).chunk(2, dim=1)

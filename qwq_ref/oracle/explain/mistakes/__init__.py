@@ -8,10 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from . import attention, ends, matmul, mlp, norm, residual, rope, weights
+from ....config import Config
+from ....spec.ops import Array
+from ...graph import Op
+from ...matrix import kind_of
+from . import attention, ends, matmul, mlp, norm, quantised, residual, rope, weights
 from .base import Mistake
 
-__all__ = ["BY_NAME", "MISTAKES", "Mistake"]
+__all__ = ["BY_NAME", "MISTAKES", "Mistake", "possible"]
 
 # The order decides between mistakes with equal results.
 MISTAKES: tuple[Mistake, ...] = (
@@ -21,8 +25,16 @@ MISTAKES: tuple[Mistake, ...] = (
     *mlp.MISTAKES,
     *residual.MISTAKES,
     *weights.MISTAKES,
+    *quantised.MISTAKES,
     *ends.MISTAKES,
     *matmul.MISTAKES,
 )
 
 BY_NAME: Mapping[str, Mistake] = {mistake.name: mistake for mistake in MISTAKES}
+
+
+def possible(config: Config, weights: Mapping[str, Array] | None) -> dict[str, tuple[Mistake, Mapping[str, Op]]]:
+    """Return the mistakes that change a model with this config and weights from these files, and their lines."""
+    kind = kind_of(weights)
+    tried = {m.name: (m, m.replaces(config)) for m in MISTAKES if not m.sources or kind in m.sources}
+    return {name: pair for name, pair in tried.items() if pair[1]}

@@ -27,6 +27,7 @@ class Mistake:
     needs     the properties of a pack in which the mistake shows
     replaces  (config) -> the changed lines of the table, by tap; {} if the config gives the same results with and
               without the mistake
+    sources   the kinds of weights that it can be made with, see `matrix.kind_of`; empty: all
     rounding  whether it only rounds in another order, which the bits of bfloat16 or float16 results show
     """
 
@@ -34,6 +35,7 @@ class Mistake:
     says: str
     needs: str
     replaces: Replaces = field(repr=False)
+    sources: tuple[str, ...] = ()
     rounding: bool = False
 
 
