@@ -225,6 +225,14 @@ static void advance(qwq_tile *tile, size_t tokens, size_t groups, const qwq_layo
     tile->sum += groups * tokens * l->subgroups;
 }
 
+/* Reads a line after another, as the processor's own fetching follows them: an unpacking jumps from codes to scales, and
+ * to planes of bits. */
+static void read_in_order(const uint8_t *from, size_t bytes)
+{
+    for (size_t b = 0; b < bytes; b += LINE)
+        (void)*(const volatile uint8_t *)(from + b);
+}
+
 /* Of few tokens: y [T][PANEL] = one panel times all. A group is multiplied as soon as it is unpacked: meanwhile the
  * next comes from memory, which is what takes the time. */
 static void few_times(float *y, qwq_wide *wide, const qwq_job *j, const uint8_t *panel)
@@ -243,6 +251,8 @@ static void few_times(float *y, qwq_wide *wide, const qwq_job *j, const uint8_t 
         return;
     }
     for (size_t g = 0; g < groups; g++) {
+        if (l->columns > 2 * GROUP && g * GROUP % l->columns == 0)
+            read_in_order(panel + g * GROUP / l->columns * l->bytes, l->bytes);
         unpack(wide, j, panel, g, 1);
         float *to = y;
         for (size_t i = 0; i < j->tiles.count; to += tokens[i++] * PANEL) {
