@@ -5,6 +5,7 @@
 #include "common/activations.h"
 #include "common/calls.h"
 #include "common/check.h"
+#include "common/fetch.h"
 #include "common/formats.h"
 #include "common/parallel.h"
 #include "common/table.h"
@@ -225,14 +226,6 @@ static void advance(qwq_tile *tile, size_t tokens, size_t groups, const qwq_layo
     tile->sum += groups * tokens * l->subgroups;
 }
 
-/* Reads a line after another, as the processor's own fetching follows them: an unpacking jumps from codes to scales, and
- * to planes of bits. */
-static void read_in_order(const uint8_t *from, size_t bytes)
-{
-    for (size_t b = 0; b < bytes; b += LINE)
-        (void)*(const volatile uint8_t *)(from + b);
-}
-
 /* Of few tokens: y [T][PANEL] = one panel times all. A group is multiplied as soon as it is unpacked: meanwhile the
  * next comes from memory, which is what takes the time. */
 static void few_times(float *y, qwq_wide *wide, const qwq_job *j, const uint8_t *panel)
@@ -260,13 +253,6 @@ static void few_times(float *y, qwq_wide *wide, const qwq_job *j, const uint8_t 
             advance(&tile[i], tokens[i], 1, l);
         }
     }
-}
-
-/* Some bytes into the second cache: what comes next is fetched while this is multiplied. */
-static void fetch(const void *from, size_t bytes)
-{
-    for (size_t b = 0; b < bytes; b += LINE)
-        __builtin_prefetch((const char *)from + b, 0, 2);
 }
 
 /* Of many tokens: results [panel][token][PANEL] of panels p0 to p1 and some tiles. A chunk's activations stay in the

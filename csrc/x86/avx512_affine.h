@@ -224,35 +224,42 @@ INLINE void read_scales(sixteen_scales *w, const uint8_t *scales, size_t i, size
         w->zero = sixteen_bytes(scales + 2 * n + at);
 }
 
-/* y += a block's sums, scaled: rows r to r + 15. */
-INLINE void scale_rows(float *y, const __m512i *sum, const uint8_t *scales, const qwq_tile *tile,
-                       const qwq_layout *layout, const size_t r, const int kind, const int T)
+/* y += a block's sums, scaled. */
+INLINE void scale_block_of(float *y, const __m512i *sum, const uint8_t *scales, const qwq_tile *tile,
+                           const qwq_layout *layout, const int kind, const int T)
 {
-    const size_t count = layout->columns / GROUP * layout->subgroups;
+    const size_t count = layout->columns / GROUP * layout->subgroups, half = PANEL / 2;
     const int bits = layout->group_bits, wider = bits > GROUP_BITS ? bits - GROUP_BITS : 0;
     const int narrower = bits < GROUP_BITS ? GROUP_BITS - bits : 0;
     const unsigned zeros = layout->row_zeros ? 0 : 4; /* sums would begin with -1 or -16 times the sum of x */
     const int32_t *begin = tile->begin;
     const float *total = tile->sum;
-    __m512 to[MOST_TILE];
-    sixteen_scales w;
-    UNROLL for (int t = 0; t < T; t++)
-        to[t] = _mm512_loadu_ps(y + t * PANEL);
-    read_block_scales(&w, scales, r, kind);
+    __m512 to[2][MOST_TILE];
+    sixteen_scales w[2];
+    UNROLL for (int h = 0; h < 2; h++) {
+        read_block_scales(&w[h], scales, half * (size_t)h, kind);
+        UNROLL for (int t = 0; t < T; t++)
+            to[h][t] = _mm512_loadu_ps(y + t * PANEL + half * (size_t)h);
+    }
     for (size_t i = 0; i < count; i++, sum += 2 * T, begin += T, total += T) {
         const float *ratio = tile->ratio + (i >> narrower) * (size_t)T;
-        read_scales(&w, scales, i >> wider, layout->in_block, r, kind);
-        UNROLL for (int t = 0; t < T; t++) {
-            __m512i exact = _mm512_load_si512(sum + t);
-            if (kind == QWQ_ZERO)
-                exact = _mm512_add_epi32(exact, _mm512_mullo_epi32(w.zero, _mm512_set1_epi32(begin[t] >> zeros)));
-            add_product(&to[t], exact, _mm512_mul_ps(_mm512_set1_ps(ratio[t]), w.scale));
-            if (kind == QWQ_SUPER_MIN || kind == QWQ_OFFSET || kind == QWQ_OFFSET_BF16)
-                to[t] = _mm512_add_ps(to[t], _mm512_mul_ps(w.offset, _mm512_set1_ps(total[t])));
+        UNROLL for (int h = 0; h < 2; h++) {
+            read_scales(&w[h], scales, i >> wider, layout->in_block, half * (size_t)h, kind);
+            UNROLL for (int t = 0; t < T; t++) {
+                __m512i exact = _mm512_load_si512(sum + h * T + t);
+                if (kind == QWQ_ZERO) {
+                    const __m512i of_x = _mm512_set1_epi32(begin[t] >> zeros);
+                    exact = _mm512_add_epi32(exact, _mm512_mullo_epi32(w[h].zero, of_x));
+                }
+                add_product(&to[h][t], exact, _mm512_mul_ps(_mm512_set1_ps(ratio[t]), w[h].scale));
+                if (kind == QWQ_SUPER_MIN || kind == QWQ_OFFSET || kind == QWQ_OFFSET_BF16)
+                    to[h][t] = _mm512_add_ps(to[h][t], _mm512_mul_ps(w[h].offset, _mm512_set1_ps(total[t])));
+            }
         }
     }
-    UNROLL for (int t = 0; t < T; t++)
-        _mm512_storeu_ps(y + t * PANEL, to[t]);
+    UNROLL for (int h = 0; h < 2; h++)
+        UNROLL for (int t = 0; t < T; t++)
+            _mm512_storeu_ps(y + t * PANEL + half * (size_t)h, to[h][t]);
 }
 
 /* A function for each kind of scales and number of tokens, for all types of codes. */
@@ -262,8 +269,7 @@ typedef void scale_block_fn(float *y, const __m512i *sum, const uint8_t *scales,
     static void scale_##KIND##_##T(float *y, const __m512i *sum, const uint8_t *scales, const qwq_tile *tile,          \
                                    const qwq_layout *layout)                                                           \
     {                                                                                                                  \
-        scale_rows(y, sum, scales, tile, layout, 0, QWQ_##KIND, T);                                                    \
-        scale_rows(y + PANEL / 2, sum + T, scales, tile, layout, PANEL / 2, QWQ_##KIND, T);                            \
+        scale_block_of(y, sum, scales, tile, layout, QWQ_##KIND, T);                                                   \
     }
 #define SCALE(KIND)                                                                                                    \
     SCALE_OF(KIND, 1) SCALE_OF(KIND, 2) SCALE_OF(KIND, 3) SCALE_OF(KIND, 4) SCALE_OF(KIND, 5) SCALE_OF(KIND, 6)
