@@ -5,6 +5,7 @@
 #include "common/activations.h"
 #include "common/calls.h"
 #include "common/check.h"
+#include "common/fetch.h"
 #include "common/formats.h"
 #include "common/parallel.h"
 #include "common/table.h"
@@ -243,6 +244,8 @@ static void few_times(float *y, qwq_wide *wide, const qwq_job *j, const uint8_t 
         return;
     }
     for (size_t g = 0; g < groups; g++) {
+        if (l->columns > 2 * GROUP && g * GROUP % l->columns == 0)
+            read_in_order(panel + g * GROUP / l->columns * l->bytes, l->bytes);
         unpack(wide, j, panel, g, 1);
         float *to = y;
         for (size_t i = 0; i < j->tiles.count; to += tokens[i++] * PANEL) {
@@ -250,13 +253,6 @@ static void few_times(float *y, qwq_wide *wide, const qwq_job *j, const uint8_t 
             advance(&tile[i], tokens[i], 1, l);
         }
     }
-}
-
-/* Some bytes into the second cache: what comes next is fetched while this is multiplied. */
-static void fetch(const void *from, size_t bytes)
-{
-    for (size_t b = 0; b < bytes; b += LINE)
-        __builtin_prefetch((const char *)from + b, 0, 2);
 }
 
 /* Of many tokens: results [panel][token][PANEL] of panels p0 to p1 and some tiles. A chunk's activations stay in the

@@ -50,7 +50,7 @@ static inline void bytes_to_bytes(uint8_t (*code)[2][LINE], const uint8_t *from)
  * same. Or each row's zero point, where the layout has row_zeros. */
 typedef union {
     uint32_t rows[PANEL];
-    line_of_bytes lines[2];
+    uint8_t bytes[2][LINE];
 } qwq_zeros;
 
 /* 32 upper halves of floats. */
@@ -75,6 +75,8 @@ static inline void unpack_scales(float *scale, float *offset, qwq_zeros *zeros, 
 {
     const uint8_t *scales = block + layout->scales_at;
     size_t at = (part * GROUP + s * GROUP / layout->subgroups) >> layout->group_bits, n = layout->in_block;
+    const uint32_t ones = 0x01010101u, times = layout->row_zeros ? 1 : 0u - ones;
+    const uint32_t first = layout->row_zeros ? 0 : ZERO_EXCESS * ones;
     float d[PANEL], dmin[PANEL];
     switch (format->scales) {
     case QWQ_SUPER:
@@ -93,11 +95,9 @@ static inline void unpack_scales(float *scale, float *offset, qwq_zeros *zeros, 
         sixteen_bits(scale, scales + at * 2 * PANEL, format->scales);
         if (layout->offset)
             sixteen_bits(offset, scales + (n + at) * 2 * PANEL, format->scales);
-        if (format->scales == QWQ_ZERO)
-            for (int r = 0; r < PANEL; r++) {
-                uint8_t zero = scales[(2 * n + at) * PANEL + (size_t)r];
-                zeros->rows[r] = layout->row_zeros ? zero : (uint32_t)(ZERO_EXCESS - zero) * 0x01010101u;
-            }
+        if (format->scales == QWQ_ZERO) /* without row_zeros: ZERO_EXCESS - zero in each byte */
+            for (int r = 0; r < PANEL; r++)
+                zeros->rows[r] = first + times * scales[(2 * n + at) * PANEL + (size_t)r];
     }
 }
 
@@ -106,14 +106,16 @@ static inline void unpack_rest(qwq_wide *wide, const uint8_t *block, size_t part
                                const qwq_layout *layout)
 {
     size_t lines = 2 * LINES / layout->subgroups;
-    line_of_bytes *code = (line_of_bytes *)(void *)wide->code;
-    for (size_t s = 0; s < layout->subgroups; s++, code += lines) {
+    uint8_t *code = wide->code[0][0];
+    for (size_t s = 0; s < layout->subgroups; s++, code += lines * LINE) {
         qwq_zeros zeros;
         unpack_scales(wide->scale[s], wide->offset[s], &zeros, block, part, s, format, layout);
         if (layout->row_zeros)
             __builtin_memcpy(wide->zero[s], zeros.rows, sizeof zeros.rows);
-        for (size_t l = 0; format->scales == QWQ_ZERO && !layout->row_zeros && l < lines; l++)
-            code[l] += zeros.lines[l % 2];
+        if (format->scales == QWQ_ZERO && !layout->row_zeros)
+            for (size_t l = 0; l < lines; l++) /* as bytes: GCC 12 takes longer vectors than it has through memory */
+                for (size_t b = 0; b < LINE; b++)
+                    code[l * LINE + b] = (uint8_t)(code[l * LINE + b] + zeros.bytes[l % 2][b]);
     }
 }
 

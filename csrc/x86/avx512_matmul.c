@@ -273,75 +273,7 @@ INLINE void plain_bytes_tile(float *y, const uint8_t *w, const qwq_tile *tile, s
     write_results(y, &to, T);
 }
 
-/* Bits `from` to `from` + n - 1 of every byte, at bit 4. */
-INLINE __m512i at_four(__m512i bytes, const int from, const int n)
-{
-    __m512i bits = _mm512_and_si512(bytes, _mm512_set1_epi8((char)(((1 << n) - 1) << from)));
-    const uint8_t up = (uint8_t)(from < 4 ? 4 - from : 0), down = (uint8_t)(from < 4 ? 0 : from - 4);
-    return from < 4 ? _mm512_slli_epi16(bits, up) : _mm512_srli_epi16(bits, down);
-}
-
-/* Line i of four, from nibbles and `upper` more bits in a plane, or, where these are 4, from two lines of bytes. */
-INLINE void affine_line(sums *sum, const uint8_t *lines, const uint8_t *plane, const int8_t *q, __m512i zeros0,
-                        __m512i zeros1, const int upper, const int i, const int T)
-{
-    if (upper == 4) {
-        const uint8_t *two = lines + 2 * i * LINE;
-        dots(sum, _mm512_loadu_si512(two), _mm512_loadu_si512(two + LINE), q + i * T * 4, T);
-        return;
-    }
-    const __m512i low = _mm512_set1_epi8(15), codes = _mm512_loadu_si512(lines + i * LINE);
-    __m512i first = _mm512_and_si512(codes, low), second = _mm512_and_si512(_mm512_srli_epi16(codes, 4), low);
-    if (upper) {
-        const int from = i * 2 * upper % 8;
-        const __m512i bits = _mm512_loadu_si512(plane + i * 2 * upper / 8 * LINE);
-        first = _mm512_or_si512(first, at_four(bits, from, upper));
-        second = _mm512_or_si512(second, at_four(bits, from + upper, upper));
-    }
-    first = _mm512_add_epi8(first, zeros0);
-    second = _mm512_add_epi8(second, zeros1);
-    dots(sum, first, second, q + i * T * 4, T);
-}
-
-/* Straight from blocks of nibbles with `upper` more bits in a plane, or of bytes, where these are 4, and scales as
- * unpack.h finds them: four lines at a time. What a format's bytes have too little is added, 0 where there are no zero points. */
-INLINE void affine_tile(float *y, const uint8_t *w, const qwq_tile *tile, size_t groups, const qwq_format *format,
-                        const qwq_layout *layout, const int upper, const int T)
-{
-    const int8_t *q = tile->q;
-    const float *ratio = tile->ratio, *total = tile->sum;
-    const int32_t *begin = tile->begin;
-    size_t per_block = layout->columns / GROUP, part = 0, each = LINES / layout->subgroups / 4;
-    qwq_zeros zeros = {{0}};
-    results to;
-    read_results(&to, y, T);
-    for (size_t g = 0; g < groups; g++, ratio += T) {
-        const uint8_t *lines = w + part * layout->code_bytes, *plane = lines + NIBBLES;
-        for (size_t s = 0; s < layout->subgroups; s++, begin += T, total += T) {
-            float scale[PANEL], offset[PANEL] = {0};
-            unpack_scales(scale, offset, &zeros, w, part, s, format, layout);
-            const __m512i zeros0 = _mm512_loadu_si512(zeros.rows), zeros1 = _mm512_loadu_si512(zeros.rows + 16);
-            sums sum;
-            begin_sums(&sum, begin, T);
-            if (upper == 4 && layout->row_zeros)
-                times_zeros(&sum, (const int32_t *)(const void *)zeros.rows, T);
-            for (size_t l = 0; l < each; l++, lines += (upper == 4 ? 8 : 4) * LINE, plane += upper * LINE, q += 16 * T) {
-                affine_line(&sum, lines, plane, q, zeros0, zeros1, upper, 0, T);
-                affine_line(&sum, lines, plane, q, zeros0, zeros1, upper, 1, T);
-                affine_line(&sum, lines, plane, q, zeros0, zeros1, upper, 2, T);
-                affine_line(&sum, lines, plane, q, zeros0, zeros1, upper, 3, T);
-            }
-            add_scaled(&to, &sum, ratio, _mm512_loadu_ps(scale), _mm512_loadu_ps(scale + 16), T);
-            if (layout->offset)
-                add_offset(&to, offset, total, T);
-        }
-        if (++part == per_block) {
-            part = 0;
-            w += layout->bytes;
-        }
-    }
-    write_results(y, &to, T);
-}
+#include "x86/avx512_affine.h"
 
 /* w * x. A broadcast of its own takes an arithmetic unit, and a third of the speed: here, too, it stays an operand. */
 INLINE __m512 times(__m512 w, const float *x)
@@ -356,12 +288,6 @@ typedef __m512 sixteen_fn(const uint8_t *w);
 INLINE __m512 sixteen_fp32(const uint8_t *w)
 {
     return _mm512_loadu_ps(w);
-}
-
-INLINE __m512 sixteen_bf16(const uint8_t *w)
-{
-    __m256i bits = _mm256_loadu_si256((const __m256i *)(const void *)w);
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
 }
 
 /* Floats: a column of a panel is two registers. A group's products are summed first, then added to y. */
@@ -413,11 +339,11 @@ INLINE void floats_tile(float *y, const uint8_t *w, const qwq_tile *tile, size_t
     }
 
 BLOCKS(q4, q4_tile)
-BLOCKS(u4, affine_tile, format, layout, 0)
-BLOCKS(u5, affine_tile, format, layout, 1)
-BLOCKS(u6, affine_tile, format, layout, 2)
+BLOCKS(u4, affine_tile, format, layout, NO_PLANE)
+BLOCKS(u5, affine_tile, format, layout, ONE_BIT)
+BLOCKS(u6, affine_tile, format, layout, TWO_BITS)
 BLOCKS(plain_bytes, plain_bytes_tile)
-BLOCKS(affine_bytes, affine_tile, format, layout, 4)
+BLOCKS(affine_bytes, affine_tile, format, layout, BYTES)
 BLOCKS(bf16, floats_tile, sixteen_bf16, 2)
 BLOCKS(fp16, floats_tile, sixteen_halves, 2)
 BLOCKS(fp32, floats_tile, sixteen_fp32, 4)

@@ -20,10 +20,13 @@ import numpy as np
 from ..config import Config
 from ..core import attention as kv_cache
 from ..engine.backends import LAST, Backend
+from ..engine.backends.core import CoreBackend
 from ..engine.faults import run_finite
 from ..engine.plan import EMBEDDING, HEAD, plan
-from ..forms import FORMS
+from ..forms import AnyForm
 from .measure import Ceilings, in_turns
+from .ops import peak_of
+from .speed import most_of
 
 SHORTEST = 0.2  # seconds over which a ceiling is measured
 
@@ -54,15 +57,16 @@ class Work:
     bytes: int
 
 
-def work(config: Config, weights: str, kv: str, test: Trial) -> Work:
+def work(config: Config, weights: AnyForm, kv: str, test: Trial) -> Work:
     """Return the work of a test: each packed weight is read once a step, the cache once for the step's tokens."""
     planned = plan(config, weights)
-    head, embedding = planned.pop(HEAD), planned.get(EMBEDDING)
+    head, embedding = planned.pop(HEAD), planned.pop(EMBEDDING, None)
     row = 0 if embedding is None else embedding.nbytes // config.V  # 0: the head is read whole
     matrices = {name: math.prod(stored.shape) for name, stored in planned.items() if stored.format is not None}
     # In the last layer of a prompt only one row continues after keys and values, and through the head.
-    last = sum(size for name, size in matrices.items() if name.startswith(f"model.layers.{config.L - 1}."))
-    last -= matrices[f"model.layers.{config.L - 1}.self_attn.qkv_proj.weight"]
+    layer = f"model.layers.{config.L - 1}."
+    asked = (f"{layer}self_attn.o_proj.", f"{layer}mlp.")
+    last = sum(size for name, size in matrices.items() if name.startswith(asked))
     steps, unasked = (1, test.tokens - 1) if test.kind == "pp" else (test.tokens, 0)
     seen, end = sum(range(test.depth + 1, test.depth + test.tokens + 1)), test.depth + test.tokens
     at_a_time = 1024  # positions that a cache is laid out in
@@ -161,7 +165,7 @@ class Row:
 
 def rows(
     model: str,
-    backend: Backend,
+    backend: CoreBackend,
     tests: list[Trial],
     repeats: int,
     best: Ceilings,
@@ -175,7 +179,7 @@ def rows(
 
 def _row(
     model: str,
-    backend: Backend,
+    backend: CoreBackend,
     engine: Engine,
     test: Trial,
     repeats: int,
@@ -188,7 +192,7 @@ def _row(
     for runner in runners:
         _seconds(runner, dataclasses.replace(test, tokens=min(test.tokens, backend.chunk if test.kind == "pp" else 2)))
     # The instructions for the codes of weights, and for keys and values of 8 bits with probabilities of up to 16.
-    linear = "floats" if FORMS[backend.form].floats else "dots-127"
+    linear = peak_of(most_of(backend.config, backend.weights.form))
     attention = "dots-words" if backend.kv == "int8" else "floats"
     turns = in_turns(
         [functools.partial(_seconds, runner, test) for runner in runners],
@@ -200,7 +204,7 @@ def _row(
         SHORTEST,
         name=name,
     )
-    todo, read = work(backend.config, backend.form, backend.kv, test), median(turns.reads)
+    todo, read = work(backend.config, backend.weights.form, backend.kv, test), median(turns.reads)
     peak, attention_peak = (median(turns.peaks[name]) if turns.peaks[name] else None for name in (linear, attention))
     bound = ceiling = None
     if peak is not None and attention_peak is not None:

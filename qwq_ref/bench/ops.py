@@ -116,6 +116,8 @@ _FORMATS = [
     ("u4-128-zero", "AWQ, GPTQ", Format("u4", 128, "zero"), "dots-31"),
     ("u4-32-plain", "GGUF's Q4_0", Format("u4", 32, "plain", 8), "dots-31"),
     ("u4-32-super_min", "GGUF's Q4_K", Format("u4", 32, "super_min"), "dots-31"),
+    ("u4-16-super", "GGUF's Q3_K", Format("u4", 16, "super", 4), "dots-31"),
+    ("u5-32-plain", "GGUF's Q5_0", Format("u5", 32, "plain", 16), "dots-31"),
     ("u5-32-super_min", "GGUF's Q5_K", Format("u5", 32, "super_min"), "dots-31"),
     ("u6-16-super", "GGUF's Q6_K", Format("u6", 16, "super", 32), "dots-63"),
     ("u8-128-zero", "GPTQ with 8 bits", Format("u8", 128, "zero"), "dots-words"),

@@ -75,7 +75,7 @@ class Limits:
     prompt: float | None
 
 
-def _format(config: Config, form: AnyForm) -> core.Format:
+def most_of(config: Config, form: AnyForm) -> core.Format:
     """Return the format of the layers' matrices; of a file, the format of most of their bytes."""
     if not isinstance(form, FileForm):
         return core.FORMATS[FORMS[form].matrix]
@@ -94,7 +94,7 @@ def limits(config: Config, form: AnyForm, speed: Speed | None, caches: int) -> L
     cached = read < 2 * caches  # a part of what is read again may still be in them
     if speed is None:
         return Limits(read, step_macs, prompt_macs, cached, None, None)
-    kind = peak_of(_format(config, form))
+    kind = peak_of(most_of(config, form))
     instructions = ceilings.instructions(kind, speed.isa) if speed.peaks else ""
     peak = speed.peaks.get(instructions)
     seconds = [] if cached else [read / speed.reads[speed.threads]]

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..config import Config
 from ..errors import QwqError, UsageError, did_you_mean
-from ..forms import FORMS, KV_FORMS
+from ..forms import FILE, FORMS, KV_FORMS
 from ..host.limits import cpus
 from ..host.memory import require
 from ..tables import definitions
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from ..bench.model import Trial
     from ..bench.ops import Op, Shape
     from ..bench.peers import Peers
-    from ..engine.backends import Backend
+    from ..engine.backends.core import CoreBackend
     from ..formats import Download
 
 _OUTPUTS = ("table", "md", "json", "csv")
@@ -82,13 +82,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     ):
         models.add_argument(short, name, type=numbers, default=default, metavar="N,...", help=what)
     models.add_argument(
-        "--weights", **some_of(FORMS), default="q4", help=f"weight forms: {', '.join(FORMS)} (default q4)"
+        "--weights",
+        **some_of((*FORMS, FILE)),
+        default="q4",
+        help=f"weight forms: {', '.join(FORMS)}, or file, the types of a quantised file (default q4)",
     )
     models.add_argument(
         "--kv", **some_of(KV_FORMS), help=f"cache forms: {', '.join(KV_FORMS)}; default: int8 with q8 and q4, else fp32"
     )
     models.add_argument(
-        "--peer", **one_of(["llama.cpp"]), help="measure llama.cpp in turns, with --shape; needs qwq_ref[bench]"
+        "--peer",
+        **one_of(["llama.cpp"]),
+        help="measure llama.cpp in turns, with --shape or a GGUF file; needs qwq_ref[bench]",
     )
     add_rope_arguments(parser)
     operations = parser.add_argument_group("operations")
@@ -155,9 +160,11 @@ def _models(options: argparse.Namespace, numbers: list[int]) -> int:
     forms = _forms(options)
     if options.model and options.shape:
         raise UsageError(None, "shape", "is for random weights: give --model or --shape")
-    if options.peer and not options.shape:
-        raise UsageError(None, "peer", "needs --shape: it runs random weights of the same shape")
+    if options.shape and any(weights == FILE for weights, _ in forms):
+        raise UsageError(None, "weights", "file is for the types of a --model, and --shape has random weights")
     name, config = _config(options)
+    if options.peer and not options.shape and options.model.suffix != ".gguf":
+        raise UsageError(None, "peer", "needs --shape, for random weights of the same shape, or a GGUF file as --model")
     with contextlib.ExitStack() as stack:
         peers = stack.enter_context(_peers(options, config, tests))
         starts: list[Callable[[int], Any]] = [lambda number: contextlib.nullcontext()]
@@ -191,7 +198,12 @@ def _tests(options: argparse.Namespace) -> list[Trial]:
 
 def _forms(options: argparse.Namespace) -> list[tuple[str, str]]:
     """Return the pairs of weight form and cache form."""
-    return [(weights, kv) for weights in options.weights for kv in options.kv or [FORMS[weights].kv]]
+    return [(weights, kv) for weights in options.weights for kv in options.kv or [_cache(weights)]]
+
+
+def _cache(weights: str) -> str:
+    """Return the cache form that goes with a weight form."""
+    return "int8" if weights == FILE else FORMS[weights].kv
 
 
 def _config(options: argparse.Namespace) -> tuple[str, Config]:
@@ -247,7 +259,7 @@ def _context(config: Config, tests: list[Trial]) -> int:
     return context
 
 
-def _backend(options: argparse.Namespace, config: Config, weights: str, kv: str, tests: list[Trial]) -> Backend:
+def _backend(options: argparse.Namespace, config: Config, weights: str, kv: str, tests: list[Trial]) -> CoreBackend:
     from ..bench.weights import random_weights
     from ..engine.backends.core import CoreBackend
     from ..engine.cache import cache_bytes
@@ -260,6 +272,7 @@ def _backend(options: argparse.Namespace, config: Config, weights: str, kv: str,
         with progress_bar("loading", parameters(config), "weights") as progress:
             model = load(options.model, weights=weights, kv=kv, context=context, rope=config.rope,
                          progress=progress)  # fmt: skip
+        assert isinstance(model.backend, CoreBackend)
         return model.backend
     size = model_bytes(config, weights)
     require({"weights": size, "KV cache": cache_bytes(config, kv, context)}, options.shape)
@@ -273,7 +286,9 @@ def _peers(options: argparse.Namespace, config: Config, tests: list[Trial]) -> P
     from ..bench.peers import Peers
 
     context = max(test.depth + test.tokens for test in tests)
-    return Peers(config, context, any(test.depth for test in tests), options.shape, progress_bar)
+    file = None if options.shape else options.model
+    deep = any(test.depth for test in tests)
+    return Peers(config, context, deep, options.shape or options.model, progress_bar, file)
 
 
 # --- Operations ----------------------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ class ModelWeights:
     embedding  float32, bfloat16 as uint16, or packed; the head itself where `plan.head_is_embedding`
     """
 
-    form: str
+    form: AnyForm
     embedding: Array | Packed
     layers: list[LayerWeights]
     norm: Array
@@ -38,7 +38,7 @@ class ModelWeights:
             norm, qkv, *rest = layer_names(i)
             projections = tensors[qkv] if qkv in tensors else QKV(*(tensors[name] for name in qkv_names(i)))
             layers.append(LayerWeights(tensors[norm], projections, *(tensors[name] for name in rest)))
-        return cls(str(form), tensors.get(EMBEDDING, tensors[HEAD]), layers, tensors[NORM], tensors[HEAD])
+        return cls(form, tensors.get(EMBEDDING, tensors[HEAD]), layers, tensors[NORM], tensors[HEAD])
 
 
 def embed(ids: Any, embedding: Array | Packed) -> Array:

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import tempfile
 
 import pytest
@@ -12,8 +13,8 @@ from qwq_ref.bench import model as bench_model
 from qwq_ref.bench.peers import Peers
 from qwq_ref.errors import ConfigError, MemoryLimitError
 from qwq_ref.host import memory
-from tests.support.gguf_models import peer_config
-from tests.support.models import config_values
+from tests.support.gguf_models import peer_config, write_gguf
+from tests.support.models import config_values, random_weights
 
 pytest.importorskip("llama_cpp", reason="runs the real llama.cpp: pip install 'qwq_ref[bench]'")
 pytest.importorskip("gguf", reason="writes models for the real llama.cpp: pip install 'qwq_ref[bench]'")
@@ -98,3 +99,22 @@ def vars_of(config):
         "head_dim": config.E,
         "vocab_size": config.V,
     }
+
+
+@pytest.mark.skipif(not core.available(), reason="the C core is not built: there was no compiler")
+def test_a_gguf_file_runs_in_turns_in_its_own_types(tmp_path, capsys, monkeypatch):
+    gguf = pytest.importorskip("gguf")
+    monkeypatch.setattr(measure, "rotation", lambda: 1 << 20)
+    monkeypatch.setattr(bench_model, "SHORTEST", 1e-4)
+    path, config = tmp_path / "small.gguf", peer_config()
+    write_gguf(gguf, path, config, random_weights(config, 0), "Q8_0")
+    options = ("-m", str(path), "--weights", "file", "-p", "4", "-n", "2", "-r", "2", "-t", "1", "--peer", "llama.cpp")
+    assert cli.main(["bench", *options, "-o", "json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    names = ("llama.cpp", "llama.cpp, no repacking")
+    assert [(row["peer"], row["test"]) for row in rows] == [(name, test) for name in names for test in ("pp4", "tg2")]
+    assert {(row["weights"], row["kv"]) for row in rows} == {("file", "int8")}
+    matrices = [math.prod(shape) for name, shape in config.tensors().items() if "_proj.weight" in name]
+    products = 2 * (sum(matrices) + config.V * config.D)
+    assert rows[1]["products"] == products
+    assert products * 8.5 / 8 < rows[1]["bytes"] < products * 8.5 / 8 * 1.2

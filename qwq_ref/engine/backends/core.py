@@ -72,7 +72,7 @@ class CoreBackend:
         threads  of each long call. Results are identical with any number
         """
         self.config, self.weights, self.context, self.kv = config, weights, context, kv
-        self.form = weights.form
+        self.form = str(weights.form)
         self.isa, self.threads = core.chosen_isa(isa), threads
         self._inv_freq = rope_frequencies(config.rope, config.E)
         matrices = [packed for layer in weights.layers for packed in layer] + [weights.head]

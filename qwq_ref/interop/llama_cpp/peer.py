@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -39,7 +39,7 @@ BATCH = 512  # tokens that llama.cpp and llama-bench compute at once by default
 class Configuration:
     """One way to run a model.
 
-    quant            the formats of the file; see `gguf.write_gguf`
+    quant            the formats of the file; see `gguf.write_gguf`. "" for any file
     threads          the number of threads
     context          the number of positions in the cache
     repack           whether llama.cpp may repack weights for the processor when it loads them; its default
@@ -57,17 +57,24 @@ class Configuration:
     kv: str = "f16"
 
     def start(self, path: StrPath) -> Peer:
-        """Load a file that `write_gguf` wrote for `quant`. Raises the errors of `Peer`."""
+        """Load a file, which `write_gguf` wrote for `quant` if there is one. Raises the errors of `Peer`."""
         return Peer(path, self.name, self.threads, self.context, self.repack, self.flash_attention, self.kv)
 
 
 def configurations(
-    threads: int, context: int, flash_attention: bool | None = None, kv: str = "f16"
+    threads: int,
+    context: int,
+    flash_attention: bool | None = None,
+    kv: str = "f16",
+    quants: Iterable[str] = QUANTS,
 ) -> list[Configuration]:
-    """Return the configurations of a benchmark: Q4_0 and Q4_K, each with and without repacking."""
+    """Return the configurations of a benchmark: Q4_0 and Q4_K, each with and without repacking.
+
+    quants  other formats of the file; "" for a file that has its own
+    """
     return [
         Configuration(
-            f"llama.cpp {quant}"
+            f"llama.cpp {quant}".rstrip()
             + ("" if repack else ", no repacking")
             + (", no flash attention" if flash_attention is False else ""),
             quant,
@@ -77,7 +84,7 @@ def configurations(
             flash_attention,
             kv,
         )
-        for quant in QUANTS
+        for quant in quants
         for repack in (True, False)
     ]
 
