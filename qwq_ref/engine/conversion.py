@@ -6,6 +6,7 @@ command resumes, or it is complete. Each step that changes a name is one call of
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
@@ -107,9 +108,10 @@ def carry_out(conversion: Conversion, source: Source, threads: int, report: Repo
         folder.mkdir(parents=True, exist_ok=True)
         with locked(folder), _all_or_nothing(folder, names), Unfinished(folder, work) as unfinished:
             if not conversion.replaces and not unfinished.matches():
-                _check_new(folder, names)
+                _check_new(folder, names, unfinished)
             check_contents(folder, names, conversion.replaces)
             read_manifest(folder)
+            _remove_temporary(folder, [*small, *conversion.last, MANIFEST])
             check_room(folder, max(0, conversion.nbytes - held_bytes(folder, conversion.name)))
             try:
                 unfinished.open(threads, report.of("comparing what is there"))
@@ -149,8 +151,19 @@ def _write(path: Path, data: bytes) -> None:
     write_atomically(path, lambda file: file.write(data))
 
 
-def _check_new(folder: Path, names: Collection[str]) -> None:
+def _remove_temporary(folder: Path, names: Collection[str]) -> None:
+    """Remove the hidden files that a killed run left while it wrote small files."""
+    for name in names:
+        path = folder / name
+        for left in path.parent.glob(f".{glob.escape(path.name[:40])}.*.tmp"):
+            left.unlink()
+
+
+def _check_new(folder: Path, names: Collection[str], unfinished: Unfinished) -> None:
+    """Raise UsageError if one of the files is there."""
     if any(os.path.lexists(folder / name) for name in names):
+        if not unfinished.is_begun():  # a run was killed at its very end
+            unfinished.discard()
         raise UsageError(folder, None, "holds a model already: take a new folder")
 
 

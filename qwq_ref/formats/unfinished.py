@@ -92,6 +92,10 @@ class Unfinished:
                 os.close(descriptor)
         self._files, self._journal = {}, -1
 
+    def is_begun(self) -> bool:
+        """Return whether work of this name was begun in the folder."""
+        return bool(read_journal(self._hidden / _JOURNAL)[0])
+
     def matches(self) -> bool:
         """Return whether this work was begun in the folder, and can be resumed."""
         entries, _ = read_journal(self._hidden / _JOURNAL)
@@ -299,7 +303,8 @@ def _reserve(descriptor: int, size: int) -> None:
     except OSError as problem:
         if problem.errno not in _NO_ROOM:
             raise
-    os.ftruncate(descriptor, size)
+    if os.fstat(descriptor).st_size != size:
+        os.ftruncate(descriptor, size)
 
 
 def _pwrite(descriptor: int, data: bytes | memoryview, at: int) -> None:

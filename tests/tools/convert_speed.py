@@ -3,8 +3,9 @@
     python -m tests.tools.convert_speed FOLDER [-t THREADS] [-- OPTIONS OF CONVERT]
 
 FOLDER gets the model (7 GB in bfloat16), if it is not there yet, and the result in FOLDER/made. The tool prints the
-parameters per second of `qwq convert` from its start to its end, its seconds of processors, and its memory. RssAnon is the memory that the process
-asked for: the tool looks 50 times a second, and prints the most. VmHWM counts files that are mapped, such as libraries.
+parameters per second of `qwq convert` from its start to its end, its seconds of processors, and its memory. RssAnon is
+the memory that the process asked for: the tool looks 50 times a second, and prints the most. VmHWM counts files that
+are mapped, such as libraries.
 """
 
 import argparse
