@@ -56,7 +56,7 @@ class Report:
 
 @dataclass(frozen=True)
 class Conversion:
-    """What is to be written to a folder.
+    """A plan of files in a folder.
 
     name        of the kind of conversion: a weight form, or "hf"
     options     of the command, and `parameters` for the manifest

@@ -55,8 +55,8 @@ def convert(
 
     Raises a QwqError before anything is written. The reasons are a model that cannot be read or is packed already, a
     folder that holds something else, and a disk that is too small. Raises CheckpointError for a weight that is not
-    finite, or too large for the form, with its tensor and its place; FileError where the system refuses to write, and
-    where another conversion writes to the folder.
+    finite, or too large for the form, with its tensor and its place. Raises FileError where the system refuses to
+    write, and where another conversion writes to the folder.
     """
     if weights not in (*FORMS, FILE):
         raise UsageError(None, "weights", f"must be one of {', '.join((*FORMS, FILE))}, got {weights[:40]}")

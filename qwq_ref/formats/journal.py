@@ -1,7 +1,7 @@
 """A journal of work that can be interrupted at any moment: lines of JSON, each behind its checksum.
 
-A line that was cut off, or changed, ends the journal. What it says of other files must be checked against them: after a
-loss of power, a line can be there and the bytes that it tells of be not.
+A line that was cut off, or changed, ends the journal. Readers check the other files that it tells of: after a loss of
+power, a line can be there without the bytes.
 """
 
 from __future__ import annotations
