@@ -36,7 +36,7 @@ Stage = Callable[[str, int], Callable[[int], object]]  # (words, bytes) -> a fun
 
 
 @dataclass(frozen=True)
-class Report:
+class Observer:
     """Functions that are told of the work.
 
     progress  called with the number of weights read since its last call, of `footprint.parameters`
@@ -93,7 +93,7 @@ class Conversion:
         return Work(self.name, key, shlex.join(words), self.layouts, self.planned)
 
 
-def carry_out(conversion: Conversion, source: Source, threads: int, report: Report) -> dict[str, dict[str, int]]:
+def carry_out(conversion: Conversion, source: Source, threads: int, observer: Observer) -> dict[str, dict[str, int]]:
     """Write the files. Return what was noted of each tensor.
 
     An error removes what this run and earlier ones left of the work; files that were there before stay. Ctrl-C leaves
@@ -114,11 +114,11 @@ def carry_out(conversion: Conversion, source: Source, threads: int, report: Repo
             _remove_temporary(folder, [*small, *conversion.last, MANIFEST])
             check_room(folder, max(0, conversion.nbytes - held_bytes(folder, conversion.name)))
             try:
-                unfinished.open(threads, report.of("comparing what is there"))
+                unfinished.open(threads, observer.of("comparing what is there"))
                 with conversion.pool(unfinished) as pool:
-                    for _ in pool.run(report.progress, report.resumed):
+                    for _ in pool.run(observer.progress, observer.resumed):
                         pass
-                _appear(conversion, unfinished, facts, small, unfinished.complete(threads, report.of("checking")))
+                _appear(conversion, unfinished, facts, small, unfinished.complete(threads, observer.of("checking")))
             except Exception:
                 with suppress(OSError):
                     unfinished.discard()

@@ -20,7 +20,7 @@ from ..forms import FILE, FORMS, AnyForm
 from ..host.limits import cpus
 from ..text import FILES
 from .ahead import check_forms, check_room, file_bytes
-from .conversion import Conversion, Report, Small, Stage, carry_out, check_contents, check_small_files
+from .conversion import Conversion, Observer, Small, Stage, carry_out, check_contents, check_small_files
 from .pieces import Progress
 from .plan import plan
 from .reading import packer
@@ -48,7 +48,7 @@ def convert(
     weights   one of `FORMS`, or "file", the types of a quantised file without loss
     progress  called with the number of weights read since its last call, of `footprint.parameters`
     resumed   called with the number of weights that an earlier run, which was killed, has packed already
-    stage     see `conversion.Report`
+    stage     see `conversion.Observer`
 
     Each thread holds a few MB of a matrix. The file appears when it is complete. A run that was killed, or ended by
     Ctrl-C, leaves a hidden folder: the same call goes on there. An error leaves nothing behind.
@@ -90,7 +90,7 @@ def convert(
             small=small,
             pool=lambda target: packer(source, form, count, target),
         )
-        carry_out(conversion, source, count, Report(progress, resumed, stage))
+        carry_out(conversion, source, count, Observer(progress, resumed, stage))
     return folder / packed_name(weights)
 
 

@@ -24,7 +24,7 @@ from ..formats.source import Tensors
 from ..host.limits import cpus
 from ..text.export import tokenizer_files
 from .ahead import check_room
-from .conversion import Conversion, Report, Small, Stage, carry_out, check_contents
+from .conversion import Conversion, Observer, Small, Stage, carry_out, check_contents
 from .convert import SMALL, copies, is_packed, json_file
 from .packing import BF16_LIMIT
 from .pieces import BF16, Job, Notes, Pieces, Progress, Target, copy_floats
@@ -84,7 +84,7 @@ def export(
             last=_index(shards, planned),
             replaces=False,
         )
-        notes = carry_out(conversion, source, count, Report(progress, resumed, stage))
+        notes = carry_out(conversion, source, count, Observer(progress, resumed, stage))
     return sum(note.get(_ROUNDED, 0) for note in notes.values())
 
 
