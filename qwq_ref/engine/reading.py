@@ -30,7 +30,7 @@ def read_model(source: Source, form: AnyForm, threads: int, progress: Progress |
         told = progress and (lambda count: progress(count * share))
         return ModelWeights.of(config, form, source.read_packed(str(form), plan(config, form), threads, told))
     if isinstance(form, FileForm):
-        return in_one_piece(config, form, lambda allocate: _in_memory(source, form, threads, progress, allocate))
+        return in_one_piece(config, form, lambda allocate: in_memory(source, form, threads, progress, allocate))
     if source.floats is None:
         raise CheckpointError(source.path, None, f"holds no weights in {form}, and no floats to pack")
     return pack_weights(config, source.floats, form, threads, progress)
@@ -46,9 +46,10 @@ def packer(source: Source, form: AnyForm, threads: int, target: Target) -> Piece
     return PartsPacker(source.config, floats, kept, form, threads, target)
 
 
-def _in_memory(
+def in_memory(
     source: Source, form: AnyForm, threads: int, progress: Progress | None, allocate: Callable[[int], Array]
 ) -> Iterator[tuple[str, Packed | Array]]:
+    """Yield the tensors of `plan`, packed as `packer` does, in memory that `allocate` returns for each matrix."""
     target = InMemory(plan(source.config, form), allocate)
     with packer(source, form, threads, target) as pool:
         for name in pool.run(progress):
