@@ -16,7 +16,7 @@ from ..host import memory
 from .backends.core import CHUNK
 from .backends.numpy import CHUNK as NUMPY_CHUNK
 from .cache import cache_bytes
-from .packing import SLICE
+from .pieces import SLICE
 from .plan import model_bytes
 
 # The memory that a model needs with a number of positions: purpose -> bytes.

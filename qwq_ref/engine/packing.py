@@ -1,43 +1,34 @@
 """Read a model's weights, and pack them if the source holds them as floats.
 
-Threads read and pack some rows of a matrix at a time, so that little more than the result is held. A bfloat16
-checkpoint that is packed as bf16 is never widened: its bits are read into the processor's cache and copied into panels.
+Threads read and pack some rows of a matrix at a time, so that little more than the result is held, and of a result in a
+file even less. A bfloat16 checkpoint that is packed as bf16 is never widened: its bits are read into the processor's
+cache and copied into panels.
 """
 
 from __future__ import annotations
 
-import math
 import threading
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
 
-import ml_dtypes
 import numpy as np
 
 from .. import core
 from ..config import Config
 from ..core import PANEL, Packed
 from ..core.formats import ALIGN, LARGEST_SCALE
-from ..core.magnitude import FLOAT32_MAX, first_beyond, within
+from ..core.magnitude import FLOAT32_MAX
 from ..core.weights import MOST_LOST, energy, lost_energy, quantise_groups
-from ..errors import CheckpointError, FormError
+from ..errors import FormError
 from ..formats.packed import Stored
 from ..formats.source import Tensors
 from ..forms import AnyForm
 from ..spec.ops import Array
-from .plan import EMBEDDING, HEAD, NORM, columns_of, gate_up_names, layer_names, plan, qkv_names
+from .pieces import BF16, Arrays, InMemory, Job, Notes, Pieces, Progress, Rows, Target, copy_floats
+from .plan import EMBEDDING, HEAD, NORM, gate_up_names, layer_names, plan, qkv_names
 from .weights import ModelWeights
 
-SLICE = 1 << 22  # weights that all threads together read and pack at a time
-_PIECE = 1 << 20  # weights that one thread takes at most: they stay in the processor's cache until they are packed
-_BF16 = np.dtype(ml_dtypes.bfloat16)
-_BF16_LIMIT = float(np.array(0x7F7F7FFF, np.uint32).view(np.float32))  # beyond it, float32 is rounded to infinity
-_ROWS = 1 << 10  # of a tensor that are read at a time to find a bad weight
-
-Progress = Callable[[float], object]
+BF16_LIMIT = float(np.array(0x7F7F7FFF, np.uint32).view(np.float32))  # beyond it, float32 is rounded to infinity
+_ROWS = 1 << 10  # of a tensor that are read at a time to measure its energy
 
 
 def pack_weights(
@@ -88,50 +79,11 @@ def packed_tensors(
     Raises CheckpointError for a weight that is not finite, with its tensor and its place. Raises FormError for one that
     is too large for its format, and for a tensor with weights that are too small for it.
     """
-    tensors = weights if isinstance(weights, Tensors) else _Arrays(weights)
-    with Packer(config, tensors, form, threads, allocate) as packer:
-        yield from packer.tensors(progress)
-
-
-@dataclass
-class Job:
-    """Tensors that threads are filling, and the pieces of that work. Each piece returns the weights that it read."""
-
-    tensors: dict[str, Packed | Array]
-    pieces: list[Future[int]]
-    check: Callable[[], None] | None = None
-
-    def finish(self, progress: Progress | None) -> Iterator[tuple[str, Packed | Array]]:
-        """Wait for the pieces, report them, check the whole, and yield the tensors."""
-        for piece in self.pieces:
-            count = piece.result()
-            if progress is not None:
-                progress(count)
-        if self.check is not None:
-            self.check()
-        yield from self.tensors.items()
-
-
-@dataclass(frozen=True)
-class _Rows:
-    """The rows of a matrix, or of several that are joined.
-
-    names  the tensors that the rows are of
-    dtype  the stored dtype; float32 if the joined tensors differ
-    fill   (begin, end, out): write these rows to `out`, and return the number of weights that were read
-    owner  row numbers [n] -> for each, the index of its tensor in `names`
-    """
-
-    names: Sequence[str]
-    dtype: np.dtype[Any]
-    fill: Callable[[int, int, Array], int]
-    owner: Callable[[Array], Array]
-
-    def by_name(self, begin: int, values: Array) -> Array:
-        """Return the sums of values [n] of the rows from `begin` on, for each of `names`."""
-        owners = self.owner(np.arange(begin, begin + len(values)))
-        sums: Array = np.bincount(owners, values, len(self.names))
-        return sums
+    tensors = weights if isinstance(weights, Tensors) else Arrays(weights)
+    target = InMemory(plan(config, form), allocate)
+    with Packer(config, tensors, form, threads, target) as packer:
+        for name in packer.run(progress):
+            yield name, target.pop(name)
 
 
 class _Losses:
@@ -141,9 +93,10 @@ class _Losses:
     least  less than the energy of each tensor
     """
 
-    def __init__(self, rows: _Rows, codes: str) -> None:
+    def __init__(self, rows: Rows, stored: Stored) -> None:
         self.lost, self.least = np.zeros(len(rows.names)), np.zeros(len(rows.names))
         self._rows, self._lock = rows, threading.Lock()
+        codes = "" if stored.format is None else stored.format.codes
         self._half = core.LARGEST.get(codes, 0) / LARGEST_SCALE / 2  # of the largest level
 
     def add(self, begin: int, packed: tuple[Array, Array | None] | None) -> None:
@@ -160,33 +113,13 @@ class _Losses:
                 self.lost += self._rows.by_name(begin, lost)
 
 
-class Packer:
-    """A pool of threads that read and pack the matrices of a model."""
+class Packer(Pieces):
+    """A pool of threads that read floats and pack the matrices of a model."""
 
-    def __init__(
-        self, config: Config, tensors: Tensors, form: AnyForm, threads: int, allocate: Callable[[int], Array]
-    ) -> None:
-        self._config, self._tensors, self._threads, self._allocate = config, tensors, threads, allocate
-        self._form, self._plan = form, plan(config, form)
-        self._pool = ThreadPoolExecutor(threads)
-        self._thread = threading.local()
-
-    def __enter__(self) -> Packer:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._pool.shutdown(cancel_futures=True)  # an error or Ctrl-C waits only for the pieces that have begun
-
-    def tensors(self, progress: Progress | None) -> Iterator[tuple[str, Packed | Array]]:
-        """Yield all tensors, one after another. Few are held at a time: the caller may drop those that it has."""
-        waiting: deque[Job] = deque()
-        for job in self.jobs():
-            waiting.append(job)
-            # Enough pieces wait behind the first job to keep all threads busy until it is finished.
-            while sum(len(later.pieces) for later in waiting) - len(waiting[0].pieces) >= 2 * self._threads:
-                yield from waiting.popleft().finish(progress)
-        for job in waiting:
-            yield from job.finish(progress)
+    def __init__(self, config: Config, tensors: Tensors, form: str, threads: int, target: Target) -> None:
+        super().__init__(plan(config, form), tensors, threads, target)
+        self._config = config
+        self._overflow = f"overflow when the swiglu_beta of {config.swiglu_beta:g} is folded into them"
 
     def jobs(self) -> Iterator[Job]:
         """Start the jobs of all tensors. Each begins when the caller asks for it."""
@@ -207,103 +140,60 @@ class Packer:
             yield self._matrix(down, self._joined([down]))
         yield self._vector(NORM, [NORM])
 
-    def _vector(self, result: str, names: Sequence[str]) -> Job:
-        vector, rows = np.empty(self._plan[result].shape, np.float32), self._joined(names)
-        piece = Future[int]()
-        piece.set_result(rows.fill(0, len(vector), vector))
-        self._check(vector, rows, FLOAT32_MAX)
-        return Job({result: vector}, [piece])
-
-    def _matrix(self, name: str, rows: _Rows) -> Job:
-        whole, limit = self._empty(name), _limit(self._plan[name])
-        losses = _Losses(rows, whole.format.codes)
+    def _matrix(self, name: str, rows: Rows) -> Job:
+        stored = self._plan[name]
+        losses, limit = _Losses(rows, stored), _limit(stored)
 
         def piece(begin: int, end: int) -> int:
-            out = self._scratch((end - begin, whole.shape[1]), rows.dtype)
+            out = self._scratch((end - begin, stored.shape[1]), rows.dtype)
             count = rows.fill(begin, end, out)
-            self._check(out, rows, limit)
-            losses.add(begin, _pack(out, whole.rows(begin, end)))
+            self._check(out, rows.names, limit)
+            self._put(name, begin, out, losses)
             return count
 
-        return Job({name: whole}, self._start(whole.shape, piece), lambda: self._check_losses(losses, rows, whole))
+        return self._job([name], rows.names, piece, lambda: self._check_losses(losses, rows, stored))
+
+    def _put(self, name: str, begin: int, rows: Array, losses: _Losses) -> None:
+        """Pack rows of floats, and give them to the target."""
+        form, end = self._plan[name].format, begin + len(rows)
+        assert form is not None
+        data = self._target.room(name, begin, end)
+        losses.add(begin, _pack(rows, Packed(form, data, (len(rows), rows.shape[1]))))
+        self._target.put(name, begin, end, data)
 
     def _embedding(self) -> Job:
         """Read the embedding. If the head is tied to it, pack the head from the same rows, in another format."""
         stored, rows = self._plan[EMBEDDING], self._joined([EMBEDDING])
-        dtype = np.dtype(np.float32) if stored.dtype == "F32" else _BF16
-        array = self._allocate(stored.nbytes).view(dtype).reshape(stored.shape)
-        head = self._empty(HEAD) if self._config.tie_word_embeddings else None
-        limit = min(_limit(stored), _limit(self._plan[HEAD]) if head is not None else FLOAT32_MAX)
-        losses = None if head is None else _Losses(rows, head.format.codes)
+        dtype = np.dtype(np.float32) if stored.dtype == "F32" else BF16
+        head = self._plan[HEAD] if self._config.tie_word_embeddings else None
+        limit = min(_limit(stored), _limit(head) if head is not None else FLOAT32_MAX)
+        losses = None if head is None else _Losses(rows, head)
 
         def piece(begin: int, end: int) -> int:
-            of_array = array[begin:end]
+            data = self._target.room(EMBEDDING, begin, end)
+            of_array = data.view(dtype).reshape(end - begin, stored.shape[1])
             out = of_array if rows.dtype == dtype else self._scratch(of_array.shape, rows.dtype)
             count = rows.fill(begin, end, out)
-            self._check(out, rows, limit)
+            self._check(out, rows.names, limit)
             if out is not of_array:
-                _copy(of_array, out)
-            if head is not None and losses is not None:
-                losses.add(begin, _pack(out, head.rows(begin, end)))
+                copy_floats(of_array, out)
+            self._target.put(EMBEDDING, begin, end, data)
+            if losses is not None:
+                self._put(HEAD, begin, out, losses)
             return count
 
-        tensors: dict[str, Packed | Array] = {EMBEDDING: array if stored.dtype == "F32" else array.view(np.uint16)}
         if head is None or losses is None:
-            return Job(tensors, self._start(stored.shape, piece))
-        pieces = self._start(stored.shape, piece)
-        return Job(tensors | {HEAD: head}, pieces, lambda: self._check_losses(losses, rows, head))
+            return self._job([EMBEDDING], rows.names, piece)
+        return self._job([EMBEDDING, HEAD], rows.names, piece, lambda: self._check_losses(losses, rows, head))
 
-    def _empty(self, name: str) -> Packed:
-        """Return a packed weight whose rows are still to be written."""
-        stored = self._plan[name]
-        assert stored.format is not None
-        shape, columns = (stored.shape[0], stored.shape[1]), columns_of(self._config, self._form, name)
-        return Packed(stored.format, self._allocate(stored.nbytes), shape, columns)
-
-    def _start(self, shape: tuple[int, ...], piece: Callable[[int, int], int]) -> list[Future[int]]:
-        """Let threads call piece(begin, end) for all rows of a matrix, a multiple of 64 rows at a time.
-
-        A thread takes several pieces at once, because each hand-over between threads costs time.
-        """
-        N, K = shape
-
-        def rows_of(weights: int) -> int:
-            return max(2 * PANEL, weights // K // (2 * PANEL) * 2 * PANEL)
-
-        share = rows_of(SLICE // self._threads)
-        step = min(share, rows_of(_PIECE))
-
-        def pieces(begin: int, end: int) -> int:
-            return sum(piece(first, min(first + step, end)) for first in range(begin, end, step))
-
-        return [self._pool.submit(pieces, begin, min(begin + share, N)) for begin in range(0, N, share)]
-
-    def _check(self, weights: Array, rows: _Rows, limit: float) -> None:
-        """Raise CheckpointError if a weight is beyond +-limit. Its place is looked for only then."""
-        if within(weights, limit):
-            return
-        for name in rows.names:
-            N = self._tensors.shape(name)[0]
-            for begin in range(0, N, _ROWS):
-                found = first_beyond(self._tensors.rows(name, begin, min(begin + _ROWS, N)), limit)
-                if found is not None:
-                    (row, *column), what = found
-                    problem = f"holds {what} at {[begin + row, *column]}"
-                    if what in ("NaN", "infinity"):
-                        raise CheckpointError(self._tensors.file(name), name, problem)
-                    problem += ", beyond the range of this weight form"
-                    raise FormError(self._tensors.file(name), name, problem)
-        problem = f"overflow when the swiglu_beta of {self._config.swiglu_beta:g} is folded into them"
-        raise CheckpointError(None, ", ".join(rows.names), problem)
-
-    def _check_losses(self, losses: _Losses, rows: _Rows, packed: Packed) -> None:
+    def _check_losses(self, losses: _Losses, rows: Rows, stored: Stored) -> Notes | None:
         """Raise FormError if a tensor loses too much of its energy in weights too small for the scales of its format.
 
         The energy of the whole tensor is computed only where it may be too little: it costs a second reading.
         """
-        codes, (N, K) = packed.format.codes, packed.shape
+        (N, K), codes = stored.shape, "" if stored.format is None else stored.format.codes
         if codes not in MOST_LOST or not np.any(losses.lost > MOST_LOST[codes] * losses.least):
-            return
+            return None
         whole = np.zeros(len(rows.names))
         for begin in range(0, N, _ROWS):
             out = np.empty((min(_ROWS, N - begin), K), rows.dtype)
@@ -313,32 +203,9 @@ class Packer:
             if lost > MOST_LOST[codes] * of_all:
                 problem = f"has weights too small for the scales of {codes}, which would lose them: take bf16 or fp32"
                 raise FormError(self._tensors.file(name), name, problem)
+        return None
 
-    def _scratch(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
-        """Return memory of this thread: its next call overwrites it. Fresh pages would cost more than reading."""
-        size = math.prod(shape) * dtype.itemsize
-        if len(getattr(self._thread, "memory", ())) < size:
-            self._thread.memory = core.aligned(size)
-        scratch: Array = self._thread.memory[:size].view(dtype).reshape(shape)
-        return scratch
-
-    def _joined(self, names: Sequence[str]) -> _Rows:
-        """Return the rows of tensors, one tensor after another."""
-        sizes = [self._tensors.shape(name)[0] for name in names]
-        starts = [sum(sizes[:i]) for i in range(len(sizes))]
-
-        def fill(begin: int, end: int, out: Array) -> int:
-            count = 0
-            for name, start, size in zip(names, starts, sizes, strict=True):
-                first, last = max(begin, start), min(end, start + size)
-                if first < last:
-                    count += self._read(name, first - start, [out[first - begin : last - begin]])
-            return count
-
-        ends = np.cumsum(sizes)
-        return _Rows(names, self._dtype(names), fill, lambda rows: np.searchsorted(ends, rows, "right"))
-
-    def _gate_up(self, gate: str, up: str) -> _Rows:
+    def _gate_up(self, gate: str, up: str) -> Rows:
         """Return the rows of gate_proj and up_proj as `core.interleave` orders them; `begin` is a multiple of 64.
 
         A beta means silu(beta g) u / beta. It is folded into the weights.
@@ -364,97 +231,29 @@ class Packer:
             return count
 
         dtype = np.dtype(np.float32) if beta != 1 else self._dtype([gate, up])
-        return _Rows([gate, up], dtype, fill, lambda rows: rows // PANEL % 2)
-
-    def _dtype(self, names: Sequence[str]) -> np.dtype[Any]:
-        dtypes = {self._tensors.dtype(name) for name in names}
-        return dtypes.pop() if len(dtypes) == 1 else np.dtype(np.float32)
-
-    def _read(self, name: str, begin: int, out: Sequence[Array]) -> int:
-        """Fill arrays with the rows of a tensor from `begin` on, with zeros in columns that it has not.
-
-        out  arrays of one dtype and width, with any number of rows
-        """
-        columns, end = self._tensors.shape(name)[1:], begin + sum(map(len, out))
-        if out[0].dtype == self._tensors.dtype(name) and out[0].shape[1:] == columns:
-            self._tensors.read_into(name, begin, out)
-        else:
-            rows = self._tensors.rows(name, begin, end)
-            start = 0
-            for part in out:
-                of_part = part if not columns else part[:, : columns[0]]
-                _copy(of_part, rows[start : start + len(part)])
-                if columns:
-                    part[:, columns[0] :] = 0
-                start += len(part)
-        self._tensors.forget(name, begin, end)
-        return (end - begin) * math.prod(columns)
+        return Rows([gate, up], dtype, fill, lambda rows: rows // PANEL % 2)
 
 
 def _limit(stored: Stored) -> float:
     """Return the largest magnitude that a format holds; a larger one would be cut, or become infinity."""
     if stored.format is None:
-        return FLOAT32_MAX if stored.dtype == "F32" else _BF16_LIMIT
+        return FLOAT32_MAX if stored.dtype == "F32" else BF16_LIMIT
     return core.LARGEST.get(stored.format.codes, FLOAT32_MAX)
-
-
-def _copy(out: Array, rows: Array) -> None:
-    """Copy floats to another dtype. NaN and infinity pass silently: they were looked for, or will be."""
-    with np.errstate(all="ignore"):
-        out[:] = rows
 
 
 def _pack(rows: Array, out: Packed) -> tuple[Array, Array | None] | None:
     """Pack rows of floats (float32, float16 or bfloat16) into `out` -> scales, and `lost_energy`, of q4 and q8."""
     codes = out.format.codes
     if codes in core.LARGEST:
-        given = rows.view(np.uint16) if rows.dtype == _BF16 else rows
+        given = rows.view(np.uint16) if rows.dtype == BF16 else rows
         _, code, scale = quantise_groups(given, codes, out=out)
         return scale, lost_energy(codes, rows, code, scale)
-    if codes == "bf16" and rows.dtype != _BF16:
+    if codes == "bf16" and rows.dtype != BF16:
         whole = np.ascontiguousarray(rows, np.float32)
         if np.any(whole.view(np.uint32) & 0xFFFF):
             raise core.CoreError(None, "weights", "are not bfloat16 in this checkpoint: take fp32, q8 or q4")
         rows = (whole.view(np.uint32) >> 16).astype(np.uint16)
-    elif rows.dtype == _BF16:
+    elif rows.dtype == BF16:
         rows = rows.astype(np.float32) if codes == "fp32" else rows.view(np.uint16)
     core.quantise(rows, codes, out=out, checked=True)
     return None
-
-
-class _Arrays:
-    """A dictionary of arrays as `Tensors`."""
-
-    def __init__(self, arrays: Mapping[str, Array]) -> None:
-        self._arrays = arrays
-
-    def __getitem__(self, name: str) -> Array:
-        return np.asarray(self._arrays[name], np.float32)
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return tuple(self._arrays[name].shape)
-
-    def dtype(self, name: str) -> np.dtype[Any]:
-        """Return the dtype; float32 for wider floats, which are rounded. Raises CheckpointError for integers."""
-        dtype = np.dtype(self._arrays[name].dtype)
-        if dtype.kind != "f" and dtype != _BF16:
-            raise CheckpointError(None, name, f"must be floats, got {dtype.name}")
-        return dtype if dtype in (np.float32, np.float16, _BF16) else np.dtype(np.float32)
-
-    def rows(self, name: str, begin: int, end: int) -> Array:
-        rows: Array = self._arrays[name][begin:end]
-        return rows
-
-    def read_into(self, name: str, begin: int, out: Sequence[Array]) -> None:
-        for part in out:
-            _copy(part, self._arrays[name][begin : begin + len(part)])
-            begin += len(part)
-
-    def file(self, name: str) -> None:
-        """Return None: the arrays are in no file."""
-
-    def check_finite(self, progress: Callable[[int], object] | None = None) -> None:
-        """Do nothing: the arrays are looked at while they are packed."""
-
-    def forget(self, name: str, begin: int, end: int) -> None:
-        """Do nothing: the arrays are the caller's."""

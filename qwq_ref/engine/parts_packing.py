@@ -7,68 +7,85 @@ from dataclasses import replace
 
 import numpy as np
 
-from .. import core
 from ..config import Config
-from ..core import PANEL, Array, Packed
+from ..core import PANEL, Packed
 from ..core.magnitude import FLOAT32_MAX, first_beyond
 from ..errors import CheckpointError
+from ..formats.packed import columns_name
 from ..formats.parts import Parts, widened
 from ..formats.source import Kept, Tensors
 from ..forms import FileForm
-from .packing import Job, Packer
-from .plan import EMBEDDING, HEAD, NORM, gate_up_names, layer_names, qkv_names
+from .pieces import Job, Pieces, Target
+from .plan import EMBEDDING, HEAD, NORM, columns_of, gate_up_names, layer_names, plan, qkv_names
 
-# (whole, begin, end): pack these rows of a matrix into it -> the number of weights that were read.
+# (out, begin, end): pack these rows of a matrix into `out`, which holds them alone -> the number of weights read.
 _Pack = Callable[[Packed, int, int], int]
 
 
-class PartsPacker(Packer):
+class PartsPacker(Pieces):
     """A pool of threads that read and pack the matrices of a quantised file."""
 
     def __init__(
-        self,
-        config: Config,
-        tensors: Tensors,
-        kept: Kept,
-        form: FileForm,
-        threads: int,
-        allocate: Callable[[int], Array] = core.aligned,
+        self, config: Config, tensors: Tensors, kept: Kept, form: FileForm, threads: int, target: Target
     ) -> None:
-        super().__init__(config, tensors, form, threads, allocate)
-        self._kept, self._formats = kept, form.formats
+        super().__init__(plan(config, form), tensors, threads, target)
+        self._config, self._form, self._kept, self._formats = config, form, kept, form.formats
 
     def jobs(self) -> Iterator[Job]:
         """Start the jobs of all tensors. Each begins when the caller asks for it."""
         config = self._config
         if EMBEDDING in self._plan:
-            yield self._packed(EMBEDDING, self._stacked([EMBEDDING]))
-        yield self._packed(HEAD, self._stacked([config.head_name]))
+            yield self._stacked(EMBEDDING, [EMBEDDING])
+        yield self._stacked(HEAD, [config.head_name])
         for i in range(config.L):
             norm, qkv, bias, o, post_norm, gate_up, down = layer_names(i)
             yield self._vector(norm, [norm])
             if qkv in self._plan:
-                yield self._packed(qkv, self._stacked(qkv_names(i)))
+                yield self._stacked(qkv, qkv_names(i))
             else:
                 for name in qkv_names(i):
-                    yield self._packed(name, self._stacked([name]))
+                    yield self._stacked(name, [name])
             yield self._vector(bias, [name.replace("weight", "bias") for name in qkv_names(i)])
-            yield self._packed(o, self._stacked([o]))
+            yield self._stacked(o, [o])
             yield self._vector(post_norm, [post_norm])
-            yield self._packed(gate_up, self._interleaved(gate_up_names(i)))
-            yield self._packed(down, self._stacked([down]))
+            yield self._interleaved(gate_up, gate_up_names(i))
+            yield self._stacked(down, [down])
         yield self._vector(NORM, [NORM])
+        for name in [name for name in self._plan if columns_name(name) in self._plan]:
+            yield self._columns(name)
 
-    def _packed(self, name: str, rows: _Pack) -> Job:
-        whole = self._empty(name)
-        return Job({name: whole}, self._start(whole.shape, lambda begin, end: rows(whole, begin, end)))
+    def _packed(self, name: str, sources: Sequence[str], pack: _Pack) -> Job:
+        format, K = self._plan[name].format, self._plan[name].shape[1]
+        assert format is not None
 
-    def _stacked(self, names: Sequence[str]) -> _Pack:
+        def piece(begin: int, end: int) -> int:
+            data = self._target.room(name, begin, end)
+            count = pack(Packed(format, data, (end - begin, K)), begin, end)
+            self._target.put(name, begin, end, data)
+            return count
+
+        return self._job([name], sources, piece)
+
+    def _columns(self, name: str) -> Job:
+        """Store the order of the columns of a matrix."""
+
+        def piece(begin: int, end: int) -> int:
+            data = self._target.room(columns_name(name), begin, end)
+            order = columns_of(self._config, self._form, name)
+            assert order is not None
+            data.view(np.int32)[:] = order[begin:end]
+            self._target.put(columns_name(name), begin, end, data)
+            return 0
+
+        return self._job([columns_name(name)], [], piece)
+
+    def _stacked(self, result: str, names: Sequence[str]) -> Job:
         """Pack matrices of one format, one after another."""
         sizes = [self._tensors.shape(name)[0] for name in names]
         starts = [sum(sizes[:i]) for i in range(len(sizes))]
         whole_panels = not any(start % PANEL for start in starts)
 
-        def pack(whole: Packed, begin: int, end: int) -> int:
+        def pack(out: Packed, begin: int, end: int) -> int:
             found = [
                 (name, start, max(begin, start), min(end, start + size))
                 for name, start, size in zip(names, starts, sizes, strict=True)
@@ -76,33 +93,33 @@ class PartsPacker(Packer):
             ]
             if whole_panels:
                 return sum(
-                    self._pack(name, first - start, last - start, whole.rows(first, last))
+                    self._pack(name, first - start, last - start, out.rows(first - begin, last - begin))
                     for name, start, first, last in found
                 )
             arrays = [self._parts(name, first - start, last - start).arrays() for name, start, first, last in found]
             joined = Parts(**{key: np.concatenate([each[key] for each in arrays]) for key in arrays[0]})
-            joined.pack(_narrow(whole.rows(begin, end), joined.code.shape[1]))
+            joined.pack(_narrow(out, joined.code.shape[1]))
             return int(joined.code.size)
 
-        return pack
+        return self._packed(result, names, pack)
 
-    def _interleaved(self, names: Sequence[str]) -> _Pack:
+    def _interleaved(self, result: str, names: Sequence[str]) -> Job:
         """Pack gate and up in the order of `core.interleave`; `begin` is a multiple of 64."""
         F = self._tensors.shape(names[0])[0]
 
-        def pack(whole: Packed, begin: int, end: int) -> int:
+        def pack(out: Packed, begin: int, end: int) -> int:
             first, last, count = begin // 2, min(end // 2, F), 0
             for i, name in enumerate(names):
-                out = whole.every_second(begin + i * PANEL, last - first)
-                if self._formats[name] == whole.format:
-                    count += self._pack(name, first, last, out, step=2)
+                of_name = out.every_second(i * PANEL, last - first)
+                if self._formats[name] == out.format:
+                    count += self._pack(name, first, last, of_name, step=2)
                 else:
-                    rows = widened(self._parts(name, first, last), self._formats[name], whole.format)
-                    rows.pack(out, step=2)
+                    rows = widened(self._parts(name, first, last), self._formats[name], out.format)
+                    rows.pack(of_name, step=2)
                     count += rows.code.size
             return count
 
-        return pack
+        return self._packed(result, names, pack)
 
     def _pack(self, name: str, begin: int, end: int, out: Packed, step: int = 1) -> int:
         """Pack rows of a matrix -> the number of weights. Raises CheckpointError for what is not finite."""

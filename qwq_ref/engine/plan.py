@@ -10,7 +10,7 @@ import numpy as np
 
 from ..config import Config
 from ..core import FORMATS, Array
-from ..formats.packed import Stored
+from ..formats.packed import Stored, columns_name
 from ..formats.parts import common
 from ..forms import FORMS, AnyForm, FileForm, same_columns
 
@@ -33,7 +33,8 @@ def plan(config: Config, form: AnyForm) -> dict[str, Stored]:
     The MLP is padded to a multiple of 32. A tied head in floats is the embedding, too: there is no other one. In q8 it
     is a tensor of its own, because its format differs from the embedding's.
 
-    In the form of a file, q, k and v are one matrix only if their formats agree. The embedding is packed.
+    In the form of a file, q, k and v are one matrix only if their formats agree. The embedding is packed. Beside a
+    matrix whose columns have an order of their own stands a tensor of that order.
     """
     if isinstance(form, FileForm):
         return _plan_of_file(config, form)
@@ -80,7 +81,9 @@ def _plan_of_file(config: Config, form: FileForm) -> dict[str, Stored]:
         stored[post_norm] = Stored((config.D,))
         stored[gate_up] = Stored((2 * F, config.D), common(gate, up))
         stored[down] = Stored((config.D, F), form.formats[down])
-    return stored | {NORM: Stored((config.D,)), HEAD: Stored((config.V, config.D), form.formats[config.head_name])}
+    stored |= {NORM: Stored((config.D,)), HEAD: Stored((config.V, config.D), form.formats[config.head_name])}
+    ordered = {columns_name(name): columns_of(config, form, name) for name in stored}
+    return stored | {name: Stored(order.shape, dtype="I32") for name, order in ordered.items() if order is not None}
 
 
 def columns_of(config: Config, form: AnyForm, name: str) -> Array | None:
@@ -88,7 +91,7 @@ def columns_of(config: Config, form: AnyForm, name: str) -> Array | None:
 
     Columns of down that the padding of the MLP adds keep their place.
     """
-    if not isinstance(form, FileForm):
+    if not isinstance(form, FileForm) or not form.columns:
         return None
     first = name.replace("qkv_proj", "q_proj").replace("gate_up_proj", "gate_proj")
     order = form.columns.get(config.head_name if name == HEAD else first)

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from .. import core
 from ..core import Packed
 from ..errors import CheckpointError
 from ..footprint import parameters
 from ..formats.source import Source
 from ..forms import AnyForm, FileForm
 from ..spec.ops import Array
-from .packing import Progress, in_one_piece, pack_weights, packed_tensors
+from .packing import Packer, in_one_piece, pack_weights
 from .parts_packing import PartsPacker
+from .pieces import InMemory, Pieces, Progress, Target
 from .plan import model_bytes, plan
 from .weights import ModelWeights
 
@@ -30,25 +30,27 @@ def read_model(source: Source, form: AnyForm, threads: int, progress: Progress |
         told = progress and (lambda count: progress(count * share))
         return ModelWeights.of(config, form, source.read_packed(str(form), plan(config, form), threads, told))
     if isinstance(form, FileForm):
-        return in_one_piece(config, form, lambda allocate: packed_source(source, form, threads, progress, allocate))
+        return in_one_piece(config, form, lambda allocate: in_memory(source, form, threads, progress, allocate))
     if source.floats is None:
         raise CheckpointError(source.path, None, f"holds no weights in {form}, and no floats to pack")
     return pack_weights(config, source.floats, form, threads, progress)
 
 
-def packed_source(
-    source: Source,
-    form: AnyForm,
-    threads: int,
-    progress: Progress | None = None,
-    allocate: Callable[[int], Array] = core.aligned,
-) -> Iterator[tuple[str, Packed | Array]]:
-    """Yield the tensors of `plan`, packed from a source's floats or from what it stores: see `packed_tensors`."""
+def packer(source: Source, form: AnyForm, threads: int, target: Target) -> Pieces:
+    """Return the pool of threads that packs a source's floats, or what it stores, into a target."""
     floats, kept = source.floats, source.kept
     assert floats is not None
     if not isinstance(form, FileForm):
-        yield from packed_tensors(source.config, floats, form, threads, progress, allocate)
-        return
+        return Packer(source.config, floats, form, threads, target)
     assert kept is not None
-    with PartsPacker(source.config, floats, kept, form, threads, allocate) as packer:
-        yield from packer.tensors(progress)
+    return PartsPacker(source.config, floats, kept, form, threads, target)
+
+
+def in_memory(
+    source: Source, form: AnyForm, threads: int, progress: Progress | None, allocate: Callable[[int], Array]
+) -> Iterator[tuple[str, Packed | Array]]:
+    """Yield the tensors of `plan`, packed as `packer` does, in memory that `allocate` returns for each matrix."""
+    target = InMemory(plan(source.config, form), allocate)
+    with packer(source, form, threads, target) as pool:
+        for name in pool.run(progress):
+            yield name, target.pop(name)

@@ -12,6 +12,7 @@ import numpy as np
 from ..config import Config
 from ..core import Packed, unpack_rows
 from ..core.layer import QKV, LayerWeights
+from ..formats.packed import with_columns
 from ..forms import AnyForm
 from ..spec.ops import Array
 from .plan import EMBEDDING, HEAD, NORM, layer_names, qkv_names
@@ -33,7 +34,7 @@ class ModelWeights:
     @classmethod
     def of(cls, config: Config, form: AnyForm, tensors: Mapping[str, Any]) -> ModelWeights:
         """Build the weights from tensors by the names of `plan`."""
-        layers = []
+        tensors, layers = with_columns(tensors), []
         for i in range(config.L):
             norm, qkv, *rest = layer_names(i)
             projections = tensors[qkv] if qkv in tensors else QKV(*(tensors[name] for name in qkv_names(i)))

@@ -14,6 +14,10 @@ SHARD = re.compile(r"model-\d+-of-(\d+)\.safetensors")
 SHIPPED = Path(__file__).parents[1] / "models"
 ONLY_CONFIGS = {"qwq-32b": "Qwen/QwQ-32B"}  # shipped without weights -> the hub id of the weights
 
+UNFINISHED = ".unfinished-"  # and a name: the hidden folder of files that are being written
+MANIFEST = "qwq-manifest.json"  # sizes and checksums of the files that `qwq convert` wrote
+HF = "hf"  # the name of a conversion to a checkpoint of floats
+
 TOKENIZER_GGUF = "tokenizer.gguf"  # metadata of the GGUF file that packed weights were made from
 _PACKED = re.compile(r"packed-([a-z0-9]+)\.safetensors")
 

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from ..core.dtypes import BFLOAT16
 from ..core.magnitude import check_finite
 from ..errors import CheckpointError, MemoryLimitError
 from ..files import StrPath, parse_json, pread_exactly
+from .layout import Layout
 from .safetensors import (
     DROP_FROM,
     HEADER_BYTES,
@@ -31,7 +32,7 @@ from .safetensors import (
 from .write import atomic_file
 
 FORMAT, VERSION = "qwq-packed", "1"
-_DTYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "BF16": np.dtype("<u2")}
+_DTYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "BF16": np.dtype("<u2"), "I32": np.dtype("<i4")}
 _ALIGNMENT = 64
 _FIELDS = ("codes", "group", "scales", "zero", "shape")  # of an entry in the metadata
 _PIECE_BYTES = 16 << 20  # of one read: many times a huge page, which two threads should not share
@@ -43,7 +44,7 @@ class Stored:
 
     shape   (N, K) of a packed weight, or that of an array
     format  of a packed weight; None for an array
-    dtype   of an array: "F32", or "BF16", which is uint16 in NumPy
+    dtype   of an array: "F32"; "BF16", which is uint16 in NumPy; or "I32" for an order of columns
     """
 
     shape: tuple[int, ...]
@@ -54,7 +55,8 @@ class Stored:
     def of(cls, weight: Packed | Array) -> Stored:
         if isinstance(weight, Packed):
             return cls(weight.shape, weight.format)
-        return cls(weight.shape, dtype="BF16" if weight.dtype.newbyteorder("=") == np.uint16 else "F32")
+        kinds = {np.dtype(np.uint16): "BF16", np.dtype(np.int32): "I32"}
+        return cls(weight.shape, dtype=kinds.get(weight.dtype.newbyteorder("="), "F32"))
 
     @property
     def nbytes(self) -> int:
@@ -63,12 +65,28 @@ class Stored:
             return _DTYPES[self.dtype].itemsize * math.prod(self.shape)
         return core.packed_bytes(self.format, (self.shape[0], self.shape[1]))
 
+    def span(self, begin: int, end: int) -> tuple[int, int]:
+        """Return the places of the first and the last byte of rows [begin, end), the last excluded.
+
+        begin  for a packed weight, a multiple of 32; `end` is one, too, or the last row
+        """
+        rows = self.shape[0] if self.format is None else -(-self.shape[0] // core.PANEL)
+        size, panel = self.nbytes // max(1, rows), 1 if self.format is None else core.PANEL
+        return begin // panel * size, -(-end // panel) * size
+
+    def view(self, data: Array) -> Packed | Array:
+        """Return uint8 [nbytes] as the weight or the array that it is."""
+        if self.format is not None:
+            return Packed(self.format, data, (self.shape[0], self.shape[1]))
+        return data.view(_DTYPES[self.dtype]).reshape(self.shape)
+
 
 def write_packed(path: StrPath, weights: Mapping[str, Packed | Array]) -> None:
     """Write packed weights, float32 arrays and bfloat16 as uint16 to one file, which appears when it is complete.
 
     Raises CheckpointError for something else, and for an array that holds NaN or infinity.
     """
+    orders = {columns_name(name): w.columns for name, w in weights.items() if isinstance(w, Packed)}
     for name, weight in weights.items():
         if isinstance(weight, Packed):
             continue
@@ -77,8 +95,9 @@ def write_packed(path: StrPath, weights: Mapping[str, Packed | Array]) -> None:
             raise CheckpointError(path, name, f"must be packed, float32 or uint16, got {kind}")
         native = weight.astype(weight.dtype.newbyteorder("="), copy=False)
         check_finite(native if native.dtype == np.float32 else native.view(BFLOAT16), path, name)
-    with writing(path, {name: Stored.of(weight) for name, weight in weights.items()}) as append:
-        for name, weight in weights.items():
+    every = {**weights, **{name: order for name, order in orders.items() if order is not None}}
+    with writing(path, {name: Stored.of(weight) for name, weight in every.items()}) as append:
+        for name, weight in every.items():
             append(name, weight)
 
 
@@ -88,16 +107,19 @@ def writing(path: StrPath, plan: Mapping[str, Stored]) -> Iterator[Callable[[str
 
     The file replaces `path` at the end, if all weights came. Raises ValueError for a weight that is not in the plan.
     """
-    header, places = _lay_out(plan)
+    layout = packed_layout(plan)
+    places = dict(layout.places)
     with atomic_file(path) as file:
-        file.write(header)
+        file.write(layout.header)
 
         def append(name: str, weight: Packed | Array) -> None:
             data = weight.packed if isinstance(weight, Packed) else weight
-            stored = Stored.of(weight)
+            stored, kind = Stored.of(weight), data.dtype.newbyteorder("<")
+            if name in places and not plan[name].format and kind == np.int32 and plan[name].dtype != "I32":
+                raise ValueError(f"{name}: must be packed, float32 or uint16, got {data.dtype}")
             if name not in places or stored != plan[name] or data.nbytes != stored.nbytes:
                 raise ValueError(f"{name}: {stored} was not planned, or was given before")
-            if data.dtype.newbyteorder("<") != (np.dtype(np.uint8) if stored.format else _DTYPES[stored.dtype]):
+            if kind != (np.dtype(np.uint8) if stored.format else _DTYPES[stored.dtype]):
                 raise ValueError(f"{name}: must be packed, float32 or uint16, got {data.dtype}")
             file.seek(places.pop(name))
             file.write(np.ascontiguousarray(data, data.dtype.newbyteorder("<")).data)
@@ -114,9 +136,23 @@ def read_packed(
     progress: Callable[[int], object] | None = None,
     drop_cache: bool | None = None,
 ) -> dict[str, Packed | Array]:
-    """Return all weights of a file: see `PackedFile.read`. Raises CheckpointError."""
+    """Return all weights of a file, with their orders of columns: see `PackedFile.read`. Raises CheckpointError."""
     with PackedFile(path) as file:
-        return file.read(threads, progress=progress, drop_cache=drop_cache)
+        return with_columns(file.read(threads, progress=progress, drop_cache=drop_cache))
+
+
+def columns_name(name: str) -> str:
+    """Return the name of the tensor that holds the order of the columns of a packed weight."""
+    return f"{name.removesuffix('.weight')}.columns"
+
+
+def with_columns(tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """Return tensors of a file, with each order of columns in the weight that it belongs to."""
+    owners = {columns_name(name): name for name, weight in tensors.items() if isinstance(weight, Packed)}
+    joined = {name: weight for name, weight in tensors.items() if name not in owners}
+    for name in tensors.keys() & owners.keys():
+        joined[owners[name]] = replace(joined[owners[name]], columns=tensors[name])
+    return joined
 
 
 class PackedFile:
@@ -187,18 +223,36 @@ class PackedFile:
                         progress(count)
             finally:  # an error, or Ctrl-C, waits for the pieces that are being read, and not for all others
                 pool.shutdown(cancel_futures=True)
-        return {name: self._view(memory, name, stored) for name, stored in self.weights.items()}
+        weights = {name: self._view(memory, name, stored) for name, stored in self.weights.items()}
+        self._check_orders({name: weights[name] for name, stored in self.weights.items() if stored.dtype == "I32"})
+        return weights
+
+    def orders(self) -> dict[str, Array]:
+        """Return the orders of columns alone: name of the weight -> int32 [K]. Raises CheckpointError."""
+        found = {}
+        for name, stored in self.weights.items():
+            order = columns_name(name)
+            if stored.format is not None and order in self.weights:
+                data = np.empty(self.weights[order].nbytes, np.uint8)
+                begin = self._file.tensors[order].begin
+                pread_exactly(self._file.fileno(), [data.data], begin, self.path, CheckpointError)
+                found[name] = data.view(_DTYPES["I32"])
+        self._check_orders({columns_name(name): order for name, order in found.items()})
+        return found
+
+    def _check_orders(self, orders: Mapping[str, Any]) -> None:
+        """Check that each order has each column once. The kernels would read memory elsewhere."""
+        for name, order in orders.items():
+            if not np.array_equal(np.sort(order), np.arange(len(order))):
+                raise CheckpointError(self.path, name, "must hold each column once")
 
     def _view(self, memory: Array, name: str, stored: Stored) -> Packed | Array:
         tensor = self._file.tensors[name]
-        data = memory[tensor.begin - self._origin : tensor.end - self._origin]
-        if stored.format is None:
-            return data.view(_DTYPES[stored.dtype]).reshape(stored.shape)
-        return Packed(stored.format, data, (stored.shape[0], stored.shape[1]))
+        return stored.view(memory[tensor.begin - self._origin : tensor.end - self._origin])
 
 
-def _lay_out(plan: Mapping[str, Stored]) -> tuple[bytes, dict[str, int]]:
-    """Return the beginning of a file, up to its data, and the place of each tensor in the file.
+def packed_layout(plan: Mapping[str, Stored]) -> Layout:
+    """Return the plan of a file.
 
     Packed weights come first. Their sizes are multiples of 64, so that all of them begin at such a multiple. BF16 comes
     last: an odd number of elements would give the next F32 tensor an odd place.
@@ -219,7 +273,10 @@ def _lay_out(plan: Mapping[str, Stored]) -> tuple[bytes, dict[str, int]]:
     text += b" " * (-(8 + len(text)) % _ALIGNMENT)
     if len(text) > HEADER_BYTES:
         raise ValueError(f"the header would have {len(text):,} bytes, more than the {HEADER_BYTES:,} that are read")
-    return len(text).to_bytes(8, "little") + text, {name: 8 + len(text) + begin for name, begin in places.items()}
+    data = 8 + len(text)
+    return Layout(
+        len(text).to_bytes(8, "little") + text, {name: data + begin for name, begin in places.items()}, data + end
+    )
 
 
 def _check(file: SafetensorsFile) -> dict[str, Stored]:
@@ -256,6 +313,10 @@ def _check(file: SafetensorsFile) -> dict[str, Stored]:
         if tensor.begin % _ALIGNMENT:
             fault = f"begins at byte {tensor.begin:,}, no multiple of {_ALIGNMENT}: was the file rewritten?"
             raise CheckpointError(file.path, name, fault)
+    owners = {columns_name(name): stored for name, stored in weights.items() if stored.format is not None}
+    for name, stored in weights.items():
+        if stored.dtype == "I32" and (name not in owners or stored.shape != owners[name].shape[1:]):
+            raise CheckpointError(file.path, name, "is I32, but no order of the columns of a packed weight")
     return weights
 
 

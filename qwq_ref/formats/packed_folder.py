@@ -59,11 +59,11 @@ class PackedKept:
         return 0.0
 
 
-def _formats(packed: Mapping[str, Format], config: Config, path: Path) -> dict[str, Format]:
-    """Return the format of each matrix of a config. Raises CheckpointError for a matrix that is missing."""
+def _names(packed: Mapping[str, Format], config: Config, path: Path) -> dict[str, str]:
+    """Return the packed weight that holds each matrix of a config. Raises CheckpointError for one that is missing."""
     joined = {"q_proj": "qkv_proj", "k_proj": "qkv_proj", "v_proj": "qkv_proj", "gate_proj": "gate_up_proj"}
     joined |= {"up_proj": "gate_up_proj"}
-    formats = {}
+    homes = {}
     for name, shape in config.tensors().items():
         if len(shape) != 2:
             continue
@@ -71,11 +71,11 @@ def _formats(packed: Mapping[str, Format], config: Config, path: Path) -> dict[s
         names = [name, name.replace(module, joined.get(module, module))]
         if name == config.head_name:
             names.append("lm_head.weight")
-        found = next((packed[each] for each in names if each in packed), None)
+        found = next((each for each in names if each in packed), None)
         if found is None:
             raise CheckpointError(path, name, f"missing, or not packed, but {CONFIG} implies it")
-        formats[name] = found
-    return formats
+        homes[name] = found
+    return homes
 
 
 def _cache(formats: Iterable[Format]) -> str:
@@ -128,8 +128,13 @@ class PackedFolder:
             return None
         path = self._files[FILE]
         with PackedFile(path) as file:
-            formats = {name: stored.format for name, stored in file.weights.items() if stored.format is not None}
-        return PackedKept(FileForm(_formats(formats, self.config, path), _cache(formats.values())))
+            packed = {name: stored.format for name, stored in file.weights.items() if stored.format is not None}
+            orders = file.orders()
+        homes, shapes = _names(packed, self.config, path), self.config.tensors()
+        formats = {name: packed[home] for name, home in homes.items()}
+        # Of down, without the columns that the padding of the MLP adds.
+        columns = {name: orders[home][: shapes[name][1]] for name, home in homes.items() if home in orders}
+        return PackedKept(FileForm(formats, _cache(packed.values()), columns))
 
     def read_packed(
         self,

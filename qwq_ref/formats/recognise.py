@@ -15,8 +15,9 @@ from ..errors import CheckpointError
 from ..files import GGUF, START, StrPath, foreign, foreign_text, open_regular, read_json
 from ..footprint import human
 from .gguf.names import models_in
-from .names import CONFIG, INDEX, ONLY_CONFIGS, SHARD, SHIPPED, SINGLE, packed_form
+from .names import CONFIG, INDEX, ONLY_CONFIGS, SHARD, SHIPPED, SINGLE, UNFINISHED, packed_form
 from .quantisation import AWQ_CONFIG, GPTQ_CONFIG, quantised_method, unread
+from .unfinished import command_of
 
 Values = Callable[[str], Mapping[str, Any]]  # the name of a JSON file -> its object; empty if it cannot be read
 
@@ -136,6 +137,9 @@ def folder_problem(folder: Path) -> str | None:
     def values(name: str) -> Mapping[str, Any]:
         return _values(folder / name)
 
+    command = _unfinished_conversion(folder)
+    if command is not None:
+        return f"holds a conversion that is not finished: finish it with `{command}`"
     if folder.parent == SHIPPED and folder.name in ONLY_CONFIGS:
         return f"is a config without {SINGLE}; the weights are in the Hugging Face hub: {ONLY_CONFIGS[folder.name]}"
     try:
@@ -148,6 +152,17 @@ def folder_problem(folder: Path) -> str | None:
     except OSError as problem:
         return f"cannot be read ({problem.strerror})"
     return problem_of(names, values) or _unfinished(names)
+
+
+def _unfinished_conversion(folder: Path) -> str | None:
+    """Return the command that finishes the conversion in a folder, if no weights have appeared there yet."""
+    try:
+        names = os.listdir(folder)
+    except OSError:
+        return None
+    if any(name in (SINGLE, INDEX) or packed_form(name) for name in names):
+        return None
+    return command_of(folder) if any(name.startswith(UNFINISHED) for name in names) else None
 
 
 def problem_of(names: Collection[str], values: Values) -> str | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
-import math
 import os
 import stat
 from collections.abc import Callable, Iterator, Mapping
@@ -18,10 +17,10 @@ from safetensors.numpy import save
 
 from ..core import Array
 from ..files import StrPath, writes
+from .layout import METADATA, floats_layout
 from .safetensors import DTYPES
 
 _WRITTEN = ("F32", "BF16")
-_METADATA = {"format": "pt"}  # transformers refuses files without it
 
 
 def write_atomically(path: StrPath, write: Callable[[BinaryIO], object]) -> None:
@@ -54,12 +53,17 @@ def atomic_file(path: StrPath) -> Iterator[BinaryIO]:
         finally:
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)
-    with suppress(OSError):  # the file is complete, and not every file system can flush a folder
-        folder = os.open(path.parent, os.O_RDONLY)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: StrPath) -> None:
+    """Flush the names in a folder to the disk, if the file system can: the files themselves are complete."""
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
         try:
-            os.fsync(folder)
+            os.fsync(descriptor)
         finally:
-            os.close(folder)
+            os.close(descriptor)
 
 
 def check_folder(folder: StrPath) -> None:
@@ -123,31 +127,23 @@ def write_safetensors(path: StrPath, tensors: Mapping[str, Array], dtype: str) -
 
     dtype  "BF16", which rounds to nearest, ties to even; or "F32", which is exact
     """
-    data = save({name: _rounded(array, dtype) for name, array in tensors.items()}, _METADATA)
+    data = save({name: _rounded(array, dtype) for name, array in tensors.items()}, METADATA)
     write_atomically(path, lambda file: file.write(data))
 
 
 class SafetensorsStream:
     """A safetensors file that is written tensor by tensor, when only the shapes are known before.
 
-    The `safetensors` package needs all tensors at once. The format: a length (8 bytes, little-endian), a JSON header
-    padded to 8 bytes, and the tensors back to back.
+    The `safetensors` package needs all tensors at once.
     """
 
     def __init__(self, file: BinaryIO, shapes: Mapping[str, tuple[int, ...]], dtype: str) -> None:
-        size = _dtype(dtype).itemsize
-        header: dict[str, Any] = {"__metadata__": _METADATA}
-        end = 0
-        for name, shape in shapes.items():
-            begin, end = end, end + math.prod(shape) * size
-            header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, end]}
-        text = json.dumps(header, separators=(",", ":")).encode("utf-8")
-        text += b" " * (-len(text) % 8)
+        _dtype(dtype)
         self.digest = hashlib.sha256()
         self._file = file
         self._dtype = dtype
         self._waiting = list(shapes.items())[::-1]
-        self._write(len(text).to_bytes(8, "little") + text)
+        self._write(floats_layout(shapes, dtype).header)
 
     def append(self, name: str, array: Array) -> None:
         """Write the next tensor, in the order of the shapes."""

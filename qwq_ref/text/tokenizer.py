@@ -79,6 +79,11 @@ class Tokenizer:
         self.spellings = self._exact.ids | self._normalized.ids  # the library, too, decodes the normalised spelling
         self._bytes = {identity: _token_bytes(spelling) for spelling, identity in self.spellings.items()}
 
+    def library_json(self) -> str:
+        """Return the vocabulary, the merges and the steps before them as the library writes them to tokenizer.json."""
+        text: str = self._bpe.to_str()
+        return text
+
     def encode(self, text: str, *, special: bool = False) -> list[int]:
         """Return the ids of a text. Nothing is put before or after it.
 

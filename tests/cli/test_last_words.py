@@ -110,11 +110,14 @@ def test_eval_prints_the_categories_that_it_measured(as_json, capsys, monkeypatc
 
 
 @pytest.mark.skipif(not core.available(), reason="the C core is not built")
-def test_convert_and_record_write_nothing(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(packing, "quantise_groups", after(2, packing.quantise_groups))
-    assert main(["convert", "-m", "qwq-nano", "-o", str(tmp_path / "packed")]) == 130
-    assert last_line(capsys)[1] == "qwq: interrupted: nothing was written"
-    assert list(tmp_path.rglob("*.safetensors")) == []
+def test_convert_goes_on_and_record_writes_nothing(tmp_path, capsys, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(packing, "quantise_groups", after(2, packing.quantise_groups))
+        assert main(["convert", "-m", "qwq-nano", "-o", str(tmp_path / "packed")]) == 130
+    assert last_line(capsys)[1] == "qwq: interrupted: the same command goes on from here"
+    assert list((tmp_path / "packed").glob("*.safetensors")) == []
+    assert main(["convert", "-m", "qwq-nano", "-o", str(tmp_path / "packed")]) == 0
+    capsys.readouterr()
     monkeypatch.setattr("qwq_ref.oracle.packs.record.Weights", after(1))
     assert main(["golden", "record", "-m", "qwq-nano", "-p", "1+1?", "-o", str(tmp_path / "pack")]) == 130
     assert last_line(capsys)[1] == "qwq: interrupted: no pack was written"

@@ -10,7 +10,7 @@ import pytest
 
 import qwq_ref
 from qwq_ref import cli, core
-from qwq_ref.engine import packing
+from qwq_ref.engine import pieces
 from qwq_ref.engine.convert import convert
 from qwq_ref.engine.plan import plan
 from qwq_ref.errors import CheckpointError, FileError, MemoryLimitError, UsageError
@@ -37,7 +37,7 @@ def test_a_converted_model_has_the_bits_of_a_loaded_one(folder, form, monkeypatc
     ids = np.random.default_rng(0).integers(0, 200, 40)
     wanted = qwq_ref.load("qwq-nano", weights=form).logits(ids)
     seen = []
-    monkeypatch.setattr(packing, "packed_tensors", lambda *a: pytest.fail("it was packed again"))
+    monkeypatch.setattr(pieces.Pieces, "run", lambda *a: pytest.fail("it was packed again"))
     model = qwq_ref.load(folder, weights=form, progress=seen.append)
     assert np.array_equal(model.logits(ids), wanted)
     assert np.array_equal(qwq_ref.load(folder / packed_name(form)).logits(ids), wanted)
@@ -49,7 +49,7 @@ def test_slices_change_no_bit(monkeypatch):
     """Rows are packed some at a time: as few as there can be, and all at once."""
     ids = np.arange(30)
     wanted = {form: qwq_ref.load("qwq-nano", weights=form).logits(ids) for form in FORMS}
-    monkeypatch.setattr(packing, "SLICE", 1)
+    monkeypatch.setattr(pieces, "SLICE", 1)
     for form in FORMS:
         assert np.array_equal(qwq_ref.load("qwq-nano", weights=form).logits(ids), wanted[form])
 
@@ -138,16 +138,6 @@ def test_all_files_of_the_text_come_along(tmp_path):
     assert model.prompt_ids("What is 123+456?") == original.prompt_ids("What is 123+456?")
     asked = model.template.encode(model.tokenizer, [{"role": "user", "content": "x"}], [])
     assert asked == model.tokenizer.encode("with tools<think>", special=True)
-
-
-def test_what_is_interrupted_leaves_nothing(tmp_path):
-    def interrupt(count):
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        convert("qwq-nano", tmp_path / "new", "q4", progress=interrupt)
-    assert not list(tmp_path.iterdir())
-    convert("qwq-nano", tmp_path / "again", "q4")
 
 
 def test_the_command(tmp_path, capsys):

@@ -243,7 +243,7 @@ def test_a_converted_file_is_the_same_model(tmp_path, tied, capsys):
     write_types(path, config, mixture([*NATIVE_SUPER, *NATIVE]), metadata=some_metadata)
     assert main(["convert", "-m", str(path), "-o", str(folder), "--weights", "file"]) == 0
     assert main(["convert", "-m", str(path), "-o", str(folder), "--weights", "q4"]) == 0
-    names = {"config.json", "generation_config.json", "tokenizer.gguf"}
+    names = {"config.json", "generation_config.json", "tokenizer.gguf", "qwq-manifest.json"}
     names |= {f"packed-{form}.safetensors" for form in ("file", "q4")}
     assert {each.name for each in folder.iterdir()} == names
     tokens = read_header(folder / "tokenizer.gguf").fields["tokenizer.ggml.tokens"].strings()

@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 
 from qwq_ref import core
 from qwq_ref.config import Config
-from qwq_ref.engine import packing
+from qwq_ref.engine import pieces
 from qwq_ref.engine.packing import pack_weights, packed_tensors
 from qwq_ref.engine.plan import EMBEDDING, HEAD, plan
 from qwq_ref.errors import CheckpointError
@@ -77,7 +77,7 @@ def test_every_stored_dtype_gives_the_same_bits(tmp_path, monkeypatch, form, dty
     with open_source(folder) as source:
         wanted = expected(source.config, dict(source), form)
         for threads, size in ((1, 1), (3, 10_000), (2, 1 << 23)):
-            monkeypatch.setattr(packing, "_PIECE", size)
+            monkeypatch.setattr(pieces, "_PIECE", size)
             seen = []
             got = dict(packed_tensors(source.config, source.floats, form, threads, seen.append))
             assert {name: bits(tensor) for name, tensor in got.items()} == {n: bits(w) for n, w in wanted.items()}
@@ -123,8 +123,8 @@ def test_bf16_loses_no_bits_silently(tmp_path, threads, tied):
 
 def test_an_error_stops_the_threads(tmp_path, monkeypatch):
     """A file that shrinks while it is packed."""
-    monkeypatch.setattr(packing, "_PIECE", 1)
-    monkeypatch.setattr(packing, "SLICE", 1)
+    monkeypatch.setattr(pieces, "_PIECE", 1)
+    monkeypatch.setattr(pieces, "SLICE", 1)
     before = threading.active_count()
     folder = checkpoint(tmp_path / "x", ["BF16"])
     with open_source(folder) as source:

@@ -5,9 +5,9 @@ import pytest
 
 from qwq_ref import core
 from qwq_ref.config import Config
-from qwq_ref.engine import packing
-from qwq_ref.engine.parts_packing import PartsPacker
+from qwq_ref.engine import pieces
 from qwq_ref.engine.plan import EMBEDDING, HEAD, gate_up_names, layer_names, plan, qkv_names
+from qwq_ref.engine.reading import in_memory
 from qwq_ref.formats import open_source
 from qwq_ref.formats.parts import Parts, widened
 from tests.engine import test_quantised
@@ -21,8 +21,8 @@ if not core.available():
 @pytest.fixture(autouse=True, params=[1 << 20, 1], ids=["large pieces", "small pieces"])
 def piece(request, monkeypatch):
     """Pieces of many rows, or of 64."""
-    monkeypatch.setattr(packing, "_PIECE", request.param)
-    monkeypatch.setattr(packing, "SLICE", 3 * request.param)
+    monkeypatch.setattr(pieces, "_PIECE", request.param)
+    monkeypatch.setattr(pieces, "SLICE", 3 * request.param)
 
 
 def whole(kept, name, to):
@@ -58,8 +58,8 @@ def expected(source):
 def assert_same(path):
     with open_source(path) as source:
         wanted = expected(source)
-        with PartsPacker(source.config, source.floats, source.kept, source.kept.form, 2, garbage) as packer:
-            found = {name: each for name, each in packer.tensors(None) if isinstance(each, core.Packed)}
+        tensors = in_memory(source, source.kept.form, 2, None, garbage)
+        found = {name: each for name, each in tensors if isinstance(each, core.Packed)}
     assert found.keys() == wanted.keys()
     for name, packed in found.items():
         assert packed.packed.tobytes() == wanted[name], name

@@ -165,9 +165,12 @@ def test_tensors(tmp_path, good):
     path.write_bytes(joined(header, data))
     refused(path, "w", "shape must be [1216] for codes u4, group 32")
     header, _, data = parts(good)
+    header["n"]["dtype"] = "U32"
+    path.write_bytes(joined(header, data))
+    refused(path, "n", "dtype must be one of U8, F32, BF16, I32, got U32")
     header["n"]["dtype"] = "I32"
     path.write_bytes(joined(header, data))
-    refused(path, "n", "dtype must be one of U8, F32, BF16, got I32")
+    refused(path, "n", "is I32, but no order of the columns of a packed weight")
 
 
 def test_rewritten_by_the_library(tmp_path, good):

@@ -10,7 +10,7 @@ from safetensors.numpy import save_file
 from qwq_ref import core
 from qwq_ref.config import Config
 from qwq_ref.engine.packing import in_one_piece
-from qwq_ref.engine.parts_packing import PartsPacker
+from qwq_ref.engine.reading import in_memory
 from qwq_ref.formats import open_source
 from qwq_ref.formats.gguf import blocks
 from qwq_ref.formats.gguf.types import TYPES
@@ -50,8 +50,7 @@ def packed(source, threads):
     form = source.kept.form
 
     def tensors(allocate):
-        with PartsPacker(source.config, source.floats, source.kept, form, threads, allocate) as packer:
-            yield from packer.tensors(None)
+        return in_memory(source, form, threads, None, allocate)
 
     return in_one_piece(source.config, form, tensors)
 
