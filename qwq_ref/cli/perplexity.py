@@ -160,17 +160,17 @@ class _Run:
 
     def compute(self, measurement: Measurement, bar: Bar) -> None:
         """Compute all chunks. Raises FileError for a text without any, or a disk without room for a base."""
-        from ..eval.chunks import too_short
+        from ..eval.chunks import groups, too_short
 
         started = time.monotonic()
         try:
-            for ids in self._wanted():
-                total = max(measurement.chunks + 1, self.expected())
+            for group in groups(self._wanted(), self.model.parallel):
+                total = max(measurement.chunks + len(group), self.expected())
                 if measurement.chunks == 0:
                     self._check_room(total)
                 bar.total = total
                 bar.says(bar.what, measurement.chunks)
-                measurement.add(ids, lambda tokens: bar(tokens / self.ctx))
+                measurement.add(group, lambda tokens: bar(tokens / self.ctx))
                 bar.what = f"PPL {measurement.ppl:.4f}"
         finally:
             self.seconds = time.monotonic() - started
@@ -203,7 +203,8 @@ def _measure(options: argparse.Namespace, run: _Run) -> int:
         save: BaseWriter | None = None
         if options.kl_base is not None:
             save = writer(files.enter_context(atomic_file(options.kl_base)), run.model, run.ctx)
-        measurement = Measurement(run.model, run.ctx, run.bos, save=save, base=run.base)
+        parallel = run.model.parallel
+        measurement = Measurement(run.model, run.ctx, run.bos, save=save, base=run.base, parallel=parallel)
         try:
             with progress_bar("perplexity", 1, "chunks") as bar:
                 run.compute(measurement, bar)
