@@ -14,6 +14,7 @@ from ..errors import FileError, QwqError, UsageError
 from .options import (
     add_download_arguments,
     add_engine_arguments,
+    add_memory_arguments,
     add_model_argument,
     add_rope_arguments,
     check_rope_options,
@@ -66,6 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="as JSON")
     add_engine_arguments(parser)
     add_rope_arguments(parser)
+    add_memory_arguments(parser, "chunks")
     parser.epilog = "The figures are those of llama-perplexity: see docs/perplexity.md."
 
 
@@ -96,7 +98,8 @@ def run(options: argparse.Namespace) -> int:
         from .loading import load_model
 
         ctx = options.ctx_size or (CTX if base is None else base.ctx)
-        model = load_model(options, choices, ctx)
+        shared = options.max_memory is not None or options.parallel is not None
+        model = load_model(options, choices, ctx, rows=ctx - ctx // 2 if shared else 1)
         check_ctx(model, ctx)
         bos = bos_of(model) if base is None else base.bos
         return _measure(options, _Run(options, model, ctx, bos, base, text))

@@ -26,7 +26,7 @@ from .generation import Budget, Generation, Transcript
 from .sampler import Sampler, own_sampling
 from .session import Asking, Session
 from .tokens import no_tokenizer
-from .values import whole_number
+from .values import at_least_one, whole_number
 
 
 class Model:
@@ -162,9 +162,7 @@ class Model:
         Raises as `generate`, before any computation, for a prompt that does not fit, with its number.
         """
         most = self.parallel if parallel is None else parallel
-        whole_number("parallel", most)
-        if most < 1:
-            raise UsageError(None, "parallel", f"must be at least 1, got {most}")
+        at_least_one("parallel", most)
         ready = []
         for number, prompt in enumerate(prompts):
             try:

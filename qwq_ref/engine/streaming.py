@@ -141,7 +141,7 @@ class StreamedWeights:
         """
         progress  called with the number of bytes read since its last call, while the kept parts are read
         """
-        self.form, self.layout, self._reader = str(form), layout, reader
+        self.form, self.layout, self._reader = form, layout, reader
         self._order = [i for i, kept in enumerate(layout.kept) if not kept]  # the parts that are read in each pass
         self._pieces = self._places(config, form)
         self.norm = reader.vector(NORM)

@@ -24,7 +24,7 @@ Ready = Callable[[int], None]
 class Weights(Protocol):
     """What the core backend needs of a model's weights, wherever they are.
 
-    form         the name of the weight form
+    form         the weight form
     layers       each layer's weights. Their memory holds numbers while `reading` says so
     norm         the last norm
     head_pieces  the head [V, D], divided by rows: one piece or more
@@ -32,7 +32,7 @@ class Weights(Protocol):
     """
 
     @property
-    def form(self) -> str: ...
+    def form(self) -> AnyForm: ...
 
     @property
     def layers(self) -> Sequence[LayerWeights]: ...

@@ -1,6 +1,7 @@
 """Weights that are read in each pass give the bits of weights in memory, in the memory that their layout counts."""
 
 import gc
+import itertools
 import threading
 import time
 import weakref
@@ -11,7 +12,7 @@ import pytest
 from qwq_ref import core
 from qwq_ref.config import Config
 from qwq_ref.core.formats import ALIGN
-from qwq_ref.engine import streaming
+from qwq_ref.engine import streaming, thread
 from qwq_ref.engine.backends import ALL, LAST, Step
 from qwq_ref.engine.backends.core import CoreBackend
 from qwq_ref.engine.packing import pack_weights
@@ -112,7 +113,7 @@ def test_a_layout_keeps_what_fits(whole, share):
     rows = [(piece.begin, piece.begin + piece.stored.shape[0]) for (piece, *_) in layout.parts[CONFIG.L :]]
     assert rows[0][0] == 0
     assert rows[-1][1] == CONFIG.V
-    assert all(end == begin and end % 64 == 0 for (_, end), (begin, _) in zip(rows, rows[1:], strict=False))
+    assert all(end == begin and end % 64 == 0 for (_, end), (begin, _) in itertools.pairwise(rows))
 
 
 def test_memory_is_what_the_layout_counts(whole, monkeypatch):
@@ -137,10 +138,15 @@ def test_a_failed_reading_is_told_and_tried_again(whole):
     wanted = backend.run(IDS, backend.sequence(), LAST)
     sequence = backend.sequence()
     reader.problem = CheckpointError("w.safetensors", "x", "is shorter than it was")
-    with pytest.raises(CheckpointError, match="is shorter than it was"):
-        for _ in range(2):  # the first one may have been read ahead
+
+    def twice():
+        """The first part of a pass may have been read ahead."""
+        for _ in range(2):
             backend.run(IDS, sequence, LAST)
             sequence.rollback(0)
+
+    with pytest.raises(CheckpointError, match="is shorter than it was"):
+        twice()
     assert sequence.length == 0
     assert np.array_equal(backend.run(IDS, sequence, LAST), wanted)
 
@@ -157,16 +163,18 @@ def test_an_interruption_while_reading_is_heard(whole, monkeypatch):
 
     monkeypatch.setattr(reader, "fill", slow)
     sequence = backend.sequence()
-    from qwq_ref.engine import thread
-
     stop = core.Stop()
     monkeypatch.setattr(thread, "call", lambda work: work(stop))
     threading.Timer(0.2, stop.set).start()
     started = time.monotonic()
-    with pytest.raises(core.Stopped):
+
+    def twice():
         for _ in range(2):
             backend.run(IDS, sequence, LAST)
             sequence.rollback(0)
+
+    with pytest.raises(core.Stopped):
+        twice()
     assert time.monotonic() - started < 5
     release.set()
     stop.clear()
