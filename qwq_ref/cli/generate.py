@@ -7,7 +7,7 @@ import re
 import sys
 from typing import TYPE_CHECKING, Any
 
-from ..errors import QwqError
+from ..errors import QwqError, UsageError
 from .hints import print_hint
 from .many import PARALLEL, answer_all, read_prompts
 from .options import (
@@ -148,7 +148,9 @@ def run(options: argparse.Namespace) -> int:
         refuse(options, ["parallel"], "needs --prompts")
         prompts = [read_prompt(options)]
     else:
-        refuse(options, ["positional", "prompt", "file", "think"], "has no effect with --prompts")
+        refuse(options, ["prompt", "file", "think"], "has no effect with --prompts")
+        if options.positional is not None:
+            raise UsageError(None, "prompt", "has no effect with --prompts")
         prompts = read_prompts(options.prompts)
         options.parallel = min(len(prompts), options.parallel or PARALLEL)
 
