@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -29,7 +28,7 @@ Needs = Callable[[int], dict[str, int]]
 class Budget:
     """The memory that a model may take.
 
-    maximum   a wish of the user, in bytes; None: all that is available
+    maximum   a wish of the user, in bytes, for the whole process; None: all that is available
     parallel  sequences to make room for
     rows      rows of logits that each sequence's step may ask for
     """
@@ -40,7 +39,8 @@ class Budget:
 
     @property
     def available(self) -> int:
-        return min(memory.available_bytes(), self.maximum or sys.maxsize)
+        free = memory.available_bytes()
+        return free if self.maximum is None else max(0, min(free, self.maximum - memory.process_bytes()))
 
 
 ALL_OF_IT = Budget()

@@ -80,8 +80,8 @@ def load(
     confirm        called with a `formats.Download` before weights are downloaded, if they will fit in memory; a false
                    result refuses. None: download them
     text           refuse a folder without a tokenizer; such a model only computes logits of token ids
-    max_memory     bytes that the model may take. If it needs more, its layers are read again in each pass over them,
-                   which gives the same results. None: what is available, without such reading
+    max_memory     bytes that the process may take. If the model needs more, its layers are read again in each pass over
+                   them, which gives the same results. None: what is available, without such reading
     parallel       sequences to make room for, such as prompts of `Model.generate_all`
     rows           rows of logits that a step of each sequence may ask for
     progress       called with the number of weights read since its last call, of `footprint.parameters`
