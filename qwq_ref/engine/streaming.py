@@ -124,7 +124,7 @@ def _spread(layout: Layout, memory: int) -> list[bool]:
 
 
 class StreamedWeights:
-    """See `engine.weights.Weights`: a `Layout` of a model's weights, which a `WeightReader` fills.
+    """See `engine.weights.WeightStore`: a `Layout` of a model's weights, which a `WeightReader` fills.
 
     The memory of a slot belongs to every second part that is not kept. A thread fills it once the part before is no
     longer needed, also for the pass that comes next.

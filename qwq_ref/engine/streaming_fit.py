@@ -1,4 +1,4 @@
-"""Which form of a model to stream, with which context, and which of its layers to keep in memory."""
+"""Choose the form and the context of a model that is streamed, and the layers that stay in memory."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -21,8 +21,8 @@ from .plan import EMBEDDING, HEAD, NORM, layer_names, qkv_names
 Ready = Callable[[int], None]
 
 
-class Weights(Protocol):
-    """What the core backend needs of a model's weights, wherever they are.
+class WeightStore(Protocol):
+    """A model's weights for the core backend, wherever they are.
 
     form         the weight form
     layers       each layer's weights. Their memory holds numbers while `reading` says so
@@ -35,13 +35,13 @@ class Weights(Protocol):
     def form(self) -> AnyForm: ...
 
     @property
-    def layers(self) -> Sequence[LayerWeights]: ...
+    def layers(self) -> list[LayerWeights]: ...
 
     @property
     def norm(self) -> Array: ...
 
     @property
-    def head_pieces(self) -> Sequence[Packed]: ...
+    def head_pieces(self) -> list[Packed]: ...
 
     @property
     def streamed(self) -> int: ...

@@ -23,7 +23,7 @@ from ...numerics.engine import key_biases
 from ...spec.ops import Array, Tap
 from .. import thread
 from ..cache import empty_caches
-from ..weights import Weights
+from ..weights import WeightStore
 from . import Ids, Progress, Step, checked_length, checked_steps
 
 CHUNK = 512  # tokens of a prompt at a time: enough to multiply each weight at full speed once it has been read
@@ -62,7 +62,7 @@ class CoreBackend:
     def __init__(
         self,
         config: Config,
-        weights: Weights,
+        weights: WeightStore,
         context: int,
         kv: str = "fp32",
         isa: str | None = None,
