@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
 from math import isfinite
 from typing import TYPE_CHECKING, Any
 
@@ -53,7 +52,7 @@ def run_finite(
 
 
 def run_finite_together(
-    backend: Backend, requests: Sequence[Request], model: str | os.PathLike[str] | None = None
+    backend: Backend, requests: list[Request], model: str | os.PathLike[str] | None = None
 ) -> list[Array]:
     """Run the steps of requests with one pass over the weights -> the logits of each, all finite.
 
