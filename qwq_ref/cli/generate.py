@@ -7,11 +7,13 @@ import re
 import sys
 from typing import TYPE_CHECKING, Any
 
-from ..errors import QwqError
+from ..errors import QwqError, UsageError
 from .hints import print_hint
+from .many import PARALLEL, answer_all, read_prompts
 from .options import (
     add_download_arguments,
     add_engine_arguments,
+    add_memory_arguments,
     add_model_argument,
     add_prompt_arguments,
     add_rope_arguments,
@@ -22,6 +24,7 @@ from .options import (
 )
 from .progress import Bar, shown
 from .prompt import read_prompt
+from .report import rate, report
 from .sampling import tell_sampling
 from .screen import DIM, PLAIN, styles, tell
 from .spellings import NEUTRAL
@@ -37,6 +40,12 @@ _SAMPLING = ("temperature", "top_k", "top_p", "min_p", "presence_penalty", "repe
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_prompt_arguments(parser)
+    parser.add_argument(
+        "--prompts",
+        metavar="FILE",
+        help="answer the prompts in FILE, one a line, side by side, and print a line of JSON for each, in their order. "
+        "In a .jsonl file, a line is a JSON string, or an object with a prompt",
+    )
     add_model_argument(parser)
     parser.add_argument("--system", metavar="TEXT", help="a system prompt")
     parser.add_argument(
@@ -118,6 +127,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_engine_arguments(parser)
     add_rope_arguments(parser)
+    add_memory_arguments(parser, "prompts of --prompts")
     parser.epilog = (
         "Names of llama.cpp, mlx-lm and transformers work too, such as --temperature and --n-predict: see "
         "docs/command-line.md."
@@ -134,7 +144,15 @@ def run(options: argparse.Namespace) -> int:
         refuse(options, ["chat_template_file"], "has no effect with --raw")
     if options.system is not None:
         options.system = argument_text(options.system, "system")
-    prompt = read_prompt(options)
+    if options.prompts is None:
+        refuse(options, ["parallel"], "needs --prompts")
+        prompts = [read_prompt(options)]
+    else:
+        refuse(options, ["prompt", "file", "think"], "has no effect with --prompts")
+        if options.positional is not None:
+            raise UsageError(None, "prompt", "has no effect with --prompts")
+        prompts = read_prompts(options.prompts)
+        options.parallel = min(len(prompts), options.parallel or PARALLEL)
 
     from ..text import start_templates
 
@@ -152,7 +170,9 @@ def run(options: argparse.Namespace) -> int:
         ends = [f"{names.get(identity, '')} {identity} ({of})".lstrip() for identity, of in model.end_tokens.items()]
         tell(f"end tokens: {', '.join(ends) or 'none'}")
     tell_sampling(options, model, **_sampling(options))
-    return _answer(options, model, prompt)
+    if options.prompts is not None:
+        return answer_all(options, model, prompts, _settings(options))
+    return _answer(options, model, prompts[0])
 
 
 def _sampling(options: argparse.Namespace) -> dict[str, Any]:
@@ -160,24 +180,20 @@ def _sampling(options: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(options, name) for name in _SAMPLING}
 
 
+def _settings(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the settings of `Model.generate` that were asked for."""
+    names = ("system", "raw", "max_tokens", "seed", "think_budget")
+    return {name: getattr(options, name) for name in names} | _sampling(options)
+
+
 def _answer(options: argparse.Namespace, model: Model, prompt: str) -> int:
-    generation = model.generate(
-        prompt,
-        system=options.system,
-        raw=options.raw,
-        max_tokens=options.max_tokens,
-        seed=options.seed,
-        think_budget=options.think_budget,
-        progress=lambda count: bar(count),
-        **_sampling(options),
-    )
-    run, texts, writer = generation.run, {"thinking": "", "answer": ""}, _Writer(options)
+    generation = model.generate(prompt, progress=lambda count: bar(count), **_settings(options))
+    run, texts, writer = generation.run, generation.texts, _Writer(options)
     bar = Bar("prompt", len(run.prompt), "tokens")
     stopped: KeyboardInterrupt | QwqError | None = None
     try:
         with shown(bar, at_least=512):
             for piece in generation:
-                texts[piece.kind] += piece.text
                 writer.write(piece.text, piece.kind)
     except KeyboardInterrupt as stop:
         done = f"{len(run.output)} output tokens were generated"
@@ -189,7 +205,7 @@ def _answer(options: argparse.Namespace, model: Model, prompt: str) -> int:
     if options.json:
         ended = {KeyboardInterrupt: "interrupt", QwqError: "error"}
         reason = next((name for kind, name in ended.items() if isinstance(stopped, kind)), run.finish_reason)
-        print_json({"model": options.model} | _report(model, generation, texts, reason))
+        print_json({"model": options.model} | report(model, generation, reason))
     _summarise(options, generation, stopped is not None)
     if stopped is not None:
         raise stopped
@@ -231,26 +247,6 @@ class _Writer:
         self.last = ""
 
 
-def _report(model: Model, generation: Generation, texts: dict[str, str], reason: str | None) -> dict[str, object]:
-    from ..host.memory import peak_bytes
-
-    run = generation.run
-    return {
-        "path": str(model.path),
-        "answer": texts["answer"],
-        "thinking": texts["thinking"],
-        "finish_reason": reason,
-        "ending": reason if reason in ("error", "interrupt") else generation.ending,
-        "seed": run.seed,
-        "prompt_tokens": len(run.prompt),
-        "output_tokens": len(run.output),
-        "thinking_tokens": generation.thinking_tokens,
-        "prompt_tok_s": _rate(len(run.prompt), run.prompt_seconds),
-        "output_tok_s": _rate(len(run.output), run.output_seconds),
-        "peak_memory_bytes": peak_bytes(),
-    }
-
-
 def _summarise(options: argparse.Namespace, generation: Generation, stopped: bool) -> None:
     """Print on stderr why there is no answer or no whole one, and then the speed."""
     from ..host.memory import peak_bytes
@@ -261,13 +257,9 @@ def _summarise(options: argparse.Namespace, generation: Generation, stopped: boo
     if not options.json:
         parts = {"prompt": (len(run.prompt), run.prompt_seconds), "output": (len(run.output), run.output_seconds)}
         speeds = [
-            f"{name}: {count} tokens, {_rate(count, seconds):.1f} tokens/s"
+            f"{name}: {count} tokens, {rate(count, seconds):.1f} tokens/s"
             for name, (count, seconds) in parts.items()
             if count and seconds > 0
         ]
         rest = [f"peak memory: {peak_bytes() / 2**20:.0f} MiB", f"seed: {run.seed}"]
         tell("; ".join([*speeds, *rest]))
-
-
-def _rate(count: int, seconds: float) -> float:
-    return round(count / seconds, 3) if seconds > 0 else 0.0

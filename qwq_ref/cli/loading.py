@@ -8,6 +8,7 @@ from typing import Any
 
 from .. import core
 from ..engine.ahead import check_choices, check_small, expected_memory
+from ..engine.fit import Budget
 from ..engine.loader import load_source
 from ..engine.model import Model
 from ..footprint import parameters
@@ -27,21 +28,24 @@ def load_model(
     context: int | None,
     chat_template: str | None = None,
     chat: bool = False,
+    rows: int = 1,
 ) -> Model:
     """Load the model that the options name. Before its weights are downloaded, everything else is checked.
 
     choices  of `options.engine_choices`
     context  positions to make room for; None: as many as fit
     chat     whether the command asks with a chat template, which the model then needs
+    rows     rows of logits that each step of a sequence may ask for
 
     Call `options.check_rope_options` first. Raises a QwqError.
     """
     rope = functools.cache(functools.partial(chosen_rope, options))  # says what it assumes, once
     needed = {"context": context, **{name: choices[name] for name in ("backend", "weights", "kv")}}
     check_choices(**choices, chat_template=chat_template)
+    budget = Budget(options.max_memory, options.parallel or 1, rows)
     path = locate(
         options,
-        lambda model: expected_memory(model, rope=rope(model.config), **needed),
+        lambda model: expected_memory(model, rope=rope(model.config), budget=budget, **needed),
         lambda folder: check_small(folder, chat_template, text=True, chat=chat),
     )
     recognise.require(path)
@@ -61,6 +65,7 @@ def load_model(
                 rope=rope(source.config),
                 chat_template=chat_template,
                 text=True,
+                budget=budget,
                 progress=progress,
                 announce=announce,
             )

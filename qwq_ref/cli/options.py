@@ -13,7 +13,7 @@ from ..errors import UsageError
 from ..forms import FILE, FORMS, KV_FORMS
 from ..host.limits import cpu_quota, cpus
 from .screen import tell
-from .values import number, one_of, only, threads, tokens
+from .values import count, number, one_of, only, size, threads, tokens
 
 DEFAULT_MODEL = "qwq-nano"
 MODELS = (
@@ -110,6 +110,24 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     add_threads_argument(group)
     gpu = only(("0", "auto"), "everything runs on the CPU")
     parser.add_argument("-ngl", "--gpu-layers", "--n-gpu-layers", type=gpu, help=argparse.SUPPRESS)
+
+
+def add_memory_arguments(parser: argparse.ArgumentParser, what: str) -> None:
+    """Add the options that `loading.load_model` reads where work may share passes over the weights.
+
+    what  what shares a pass
+    """
+    group = parser.add_argument_group("memory")
+    group.add_argument(
+        "--max-memory",
+        type=size,
+        metavar="SIZE",
+        help="take at most so much memory, such as 8G. If the model needs more, its layers are read from the disk in "
+        "each pass over them, with the same results",
+    )
+    group.add_argument(
+        "-np", "--parallel", type=count, metavar="N", help=f"{what} that share each pass over the layers"
+    )
 
 
 def engine_choices(options: argparse.Namespace) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from ..errors import FileError, QwqError, UsageError
 from .options import (
     add_download_arguments,
     add_engine_arguments,
+    add_memory_arguments,
     add_model_argument,
     add_rope_arguments,
     check_rope_options,
@@ -66,6 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="as JSON")
     add_engine_arguments(parser)
     add_rope_arguments(parser)
+    add_memory_arguments(parser, "chunks")
     parser.epilog = "The figures are those of llama-perplexity: see docs/perplexity.md."
 
 
@@ -96,7 +98,8 @@ def run(options: argparse.Namespace) -> int:
         from .loading import load_model
 
         ctx = options.ctx_size or (CTX if base is None else base.ctx)
-        model = load_model(options, choices, ctx)
+        shared = options.max_memory is not None or options.parallel is not None
+        model = load_model(options, choices, ctx, rows=ctx - ctx // 2 if shared else 1)
         check_ctx(model, ctx)
         bos = bos_of(model) if base is None else base.bos
         return _measure(options, _Run(options, model, ctx, bos, base, text))
@@ -160,17 +163,17 @@ class _Run:
 
     def compute(self, measurement: Measurement, bar: Bar) -> None:
         """Compute all chunks. Raises FileError for a text without any, or a disk without room for a base."""
-        from ..eval.chunks import too_short
+        from ..eval.chunks import groups, too_short
 
         started = time.monotonic()
         try:
-            for ids in self._wanted():
-                total = max(measurement.chunks + 1, self.expected())
+            for group in groups(self._wanted(), self.model.parallel):
+                total = max(measurement.chunks + len(group), self.expected())
                 if measurement.chunks == 0:
                     self._check_room(total)
                 bar.total = total
                 bar.says(bar.what, measurement.chunks)
-                measurement.add(ids, lambda tokens: bar(tokens / self.ctx))
+                measurement.add(group, lambda tokens: bar(tokens / self.ctx))
                 bar.what = f"PPL {measurement.ppl:.4f}"
         finally:
             self.seconds = time.monotonic() - started
@@ -203,7 +206,8 @@ def _measure(options: argparse.Namespace, run: _Run) -> int:
         save: BaseWriter | None = None
         if options.kl_base is not None:
             save = writer(files.enter_context(atomic_file(options.kl_base)), run.model, run.ctx)
-        measurement = Measurement(run.model, run.ctx, run.bos, save=save, base=run.base)
+        parallel = run.model.parallel
+        measurement = Measurement(run.model, run.ctx, run.bos, save=save, base=run.base, parallel=parallel)
         try:
             with progress_bar("perplexity", 1, "chunks") as bar:
                 run.compute(measurement, bar)

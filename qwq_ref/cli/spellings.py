@@ -55,7 +55,7 @@ FOREIGN = {
     "the environment variable HF_TOKEN holds the token": "--hf-token -hft",
     "`qwq info --check` looks at every weight": "--check-tensors",
     "there is one way to compute attention": "--flash-attn -fa --attn-implementation",
-    "batches have one size": "--batch-size -b --ubatch-size -ub --parallel -np --ctx-checkpoints -ctxcp",
+    "batches have one size": "--batch-size -b --ubatch-size -ub --ctx-checkpoints -ctxcp",
     "RoPE is changed by --rope-scaling yarn, --rope-scale and --yarn-orig-ctx": (
         "--rope-freq-base --rope-freq-scale --yarn-ext-factor --yarn-attn-factor --yarn-beta-slow --yarn-beta-fast"
     ),

@@ -46,6 +46,10 @@ class Stop:
     def set(self) -> None:
         self.flag[0] = 1
 
+    @property
+    def is_set(self) -> bool:
+        return bool(self.flag[0])
+
     def clear(self) -> None:
         self.flag[0] = 0
 

@@ -25,7 +25,8 @@ from ..host import disk, memory
 from ..text import Tokenizer
 from ..text.template import ChatTemplate, load_chat_template, read_template
 from .fit import (
-    Needs,
+    ALL_OF_IT,
+    Budget,
     available_forms,
     candidates,
     core_needs,
@@ -34,8 +35,10 @@ from .fit import (
     numpy_needs,
     packed_needs,
 )
+from .streaming import SLOTS
+from .streaming_fit import fitting_layout, streamed_form
 from .tokens import find_tokenizer, metadata_of, no_tokenizer
-from .values import whole_number
+from .values import at_least_one
 
 NUMPY = "numpy, weights fp32, KV cache fp32"
 
@@ -58,9 +61,7 @@ def check_choices(
         if value is not None and value not in known:
             raise UsageError(None, name, f"must be one of {', '.join(known)}, got {value!s:.40}")
     if threads is not None:
-        whole_number("threads", threads)
-    if threads is not None and threads < 1:
-        raise UsageError(None, "threads", f"must be at least 1, got {threads}")
+        at_least_one("threads", threads)
     if backend == "numpy" and (weights, kv) not in {(w, c) for w in (None, "fp32") for c in (None, "fp32")}:
         raise UsageError(None, "backend", "numpy has fp32 weights and an fp32 cache only")
     if backend == "core":
@@ -104,32 +105,53 @@ def expected_memory(
     backend: str | None = None,
     context: int | None = None,
     rope: Rope | None = None,
+    budget: Budget = ALL_OF_IT,
 ) -> tuple[str, int]:
     """Return the line and the sum that `load` will announce for a model that is not downloaded yet.
 
-    The arguments are those of `load`. Raises MemoryLimitError if the model will not fit, and UsageError.
+    The arguments are those of `load`, of which `budget` holds three. Raises MemoryLimitError if the model will not fit,
+    and UsageError.
     """
     config = download.config if rope is None else dataclasses.replace(download.config, rope=rope)
     backend = backend or default_backend()
     check_forms(config, download.forms, weights, backend, download.name, download.quantised)
     if backend == "numpy":
         needs = numpy_needs(config)
-        return memory_line(NUMPY, fitting_context(config, context, download.name, needs), needs)
+        room = fitting_context(config, context, download.name, needs, budget)
+        return memory_line(NUMPY, room, needs(room), budget)
     packed = tuple(form for form in download.forms if form != FILE)
-    if (FILE in download.forms or download.quantised) and weights in (None, FILE):
-        cache = kv or "int8"
-        needs = packed_needs(config, file_bytes(download), cache)
-        try:
-            room = fitting_context(config, context, download.name, needs)
-            return memory_line(f"weights {FILE}, KV cache {cache}", room, needs)
-        except MemoryLimitError:
-            if weights == FILE or not (packed or download.quantised):
-                raise
+    keeps_types = (FILE in download.forms or download.quantised) and weights in (None, FILE)
     smaller: list[AnyForm] = [name for name, form in FORMS.items() if not form.floats]
     forms = smaller if download.quantised else candidates(download.stored, packed, config.swiglu_beta)
     tried: Sequence[AnyForm] = [weights] if weights else forms
-    form, kv, context = fitting_forms(config, tried, kv, context, download.name, forms)
-    return memory_line(f"weights {form}, KV cache {kv}", context, core_needs(config, form, kv))
+    try:
+        if keeps_types:
+            try:
+                return _memory_of_file(download, config, file_bytes(download), kv, context, budget)
+            except MemoryLimitError:
+                if weights == FILE or not (packed or download.quantised):
+                    raise
+        form, cache, room = fitting_forms(config, tried, kv, context, download.name, forms, budget)
+        line = f"weights {form}, KV cache {cache}"
+        return memory_line(line, room, core_needs(config, form, cache, budget)(room), budget)
+    except MemoryLimitError:
+        if budget.maximum is None:
+            raise
+    if keeps_types:  # the formats of its matrices are not known yet: layers are taken to be alike
+        return _memory_of_file(download, config, file_bytes(download) // config.L * SLOTS, kv, context, budget)
+    form = streamed_form(weights, forms, packed, download.name)
+    cache, room, layout, parts = fitting_layout(config, form, kv, context, download.name, budget)
+    line = f"weights {form}, {human(layout.streamed)} read in each pass, KV cache {cache}"
+    return memory_line(line, room, parts, budget)
+
+
+def _memory_of_file(
+    download: Download, config: Config, weights: int, kv: str | None, context: int | None, budget: Budget
+) -> tuple[str, int]:
+    cache = kv or "int8"
+    needs = packed_needs(config, weights, cache, budget)
+    room = fitting_context(config, context, download.name, needs, budget)
+    return memory_line(f"weights {FILE}, KV cache {cache}", room, needs(room), budget)
 
 
 def file_bytes(download: Download) -> int:
@@ -138,11 +160,11 @@ def file_bytes(download: Download) -> int:
     return sum(download.files[name] or 0 for name in (heavy if download.quantised else [packed_name(FILE)]))
 
 
-def memory_line(what: str, context: int, needs: Needs) -> tuple[str, int]:
-    """Return a line that lists the memory needed, and its sum in bytes."""
-    parts, available = needs(context), memory.available_bytes()
-    line = f"{what}, {context} tokens of context: {memory.terms(parts)} = {human(sum(parts.values()))}"
-    return f"{line}, of {human(available)} available", sum(parts.values())
+def memory_line(what: str, context: int, parts: dict[str, int], budget: Budget) -> tuple[str, int]:
+    """Return a line that lists the memory needed, purpose -> bytes, and its sum in bytes."""
+    room = f"{context} tokens of context" + (f" for each of {budget.parallel}" if budget.parallel > 1 else "")
+    line = f"{what}, {room}: {memory.terms(parts)} = {human(sum(parts.values()))}"
+    return f"{line}, of {human(budget.available)} available", sum(parts.values())
 
 
 class Described(Protocol):

@@ -179,7 +179,7 @@ class _Floats(Pieces):
         def check() -> Notes:
             return {_ROUNDED: int(rounded.is_set())}
 
-        return self._job([name], [name], piece, check)
+        return Job([name], [name], piece, check)
 
 
 def _equal(out: Any, rows: Any) -> bool:

@@ -17,6 +17,7 @@ from ..spec.ops import Array
 
 if TYPE_CHECKING:
     from .backends import Backend, Ids, Progress
+    from .session import Request
 
 _LAYER = re.compile(r"model\.layers\.(\d+)\.resid_(mid|post)")
 TOO_LARGE = "float32 cannot hold its mean square"
@@ -48,6 +49,38 @@ def run_finite(
     sequence.rollback(start)
     step = step or f"positions {start} to {start + len(ids) - 1}"
     raise NonFiniteError(model, step, _find_fault(backend, sequence, ids, rows))
+
+
+def run_finite_together(
+    backend: Backend, requests: list[Request], model: str | os.PathLike[str] | None = None
+) -> list[Array]:
+    """Run the steps of requests with one pass over the weights -> the logits of each, all finite.
+
+    Raises NonFiniteError as `run_finite`, for the first of them at fault. All sequences then are as they were before.
+    """
+    steps = [request.step for request in requests]
+    starts = [step.sequence.length for step in steps]
+
+    def tell(count: float) -> None:
+        for request, share in zip(requests, shares, strict=True):
+            if request.progress is not None:
+                request.progress(count * share)
+
+    total = sum(len(step.ids) for step in steps)
+    shares = [len(step.ids) / total for step in steps]
+    try:
+        found = backend.run_together(steps, tell)
+        if all(not logits.size or (isfinite(logits.max()) and isfinite(logits.min())) for logits in found):
+            return found
+    except NonFiniteError:
+        pass
+    for step, start in zip(steps, starts, strict=True):
+        step.sequence.rollback(start)
+    for request in requests:
+        step, start = request.step, request.step.sequence.length
+        run_finite(backend, step.ids, step.sequence, step.rows, model, request.name)
+        step.sequence.rollback(start)
+    raise NonFiniteError(model, "steps together", "hold NaN or infinity, and each alone does not: check the memory")
 
 
 def divisible(x: Array) -> Array:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -23,6 +24,28 @@ from .plan import model_bytes
 Needs = Callable[[int], dict[str, int]]
 
 
+@dataclass(frozen=True)
+class Budget:
+    """The memory that a model may take.
+
+    maximum   a wish of the user, in bytes, for the whole process; None: all that is available
+    parallel  sequences to make room for
+    rows      rows of logits that each sequence's step may ask for
+    """
+
+    maximum: int | None = None
+    parallel: int = 1
+    rows: int = 1
+
+    @property
+    def available(self) -> int:
+        free = memory.available_bytes()
+        return free if self.maximum is None else max(0, min(free, self.maximum - memory.process_bytes()))
+
+
+ALL_OF_IT = Budget()
+
+
 def numpy_needs(config: Config) -> Needs:
     """Return the needs of the NumPy backend."""
     # The spec's cache is a value: while it grows, one layer's old and new keys and values exist side by side.
@@ -38,21 +61,29 @@ def numpy_needs(config: Config) -> Needs:
     return needs
 
 
-def core_needs(config: Config, form: AnyForm, kv: str) -> Needs:
+def core_needs(config: Config, form: AnyForm, kv: str, budget: Budget = ALL_OF_IT) -> Needs:
     """Return the needs of the C core with one weight form and one cache form of `forms`."""
-    return packed_needs(config, model_bytes(config, form), kv)
+    return packed_needs(config, model_bytes(config, form), kv, budget)
 
 
-def packed_needs(config: Config, weights: int, kv: str) -> Needs:
+def packed_needs(config: Config, weights: int, kv: str, budget: Budget = ALL_OF_IT) -> Needs:
     """Return the needs of the C core with so many bytes of packed weights."""
+    streams = 4 * CHUNK * config.D * (budget.parallel - 1)  # residual streams beside the first
+    logits = 4 * config.V * (budget.rows * budget.parallel - 1)
 
     def needs(context: int) -> dict[str, int]:
-        """Return the bytes. Scratch is rows as floats and as codes while packing, and later a chunk of the prompt."""
-        packing = 20 * min(SLICE, config.D * max(2 * config.F, config.V))
+        """Return the bytes. Scratch is that of packing, and later a chunk of the prompt."""
+        packing = packing_bytes(config)
         chunk = 4 * CHUNK * (8 * config.D + 3 * config.F + 2 * (config.H + 2 * config.K) * config.E)
-        return {"weights": weights, "KV cache": cache_bytes(config, kv, context), "scratch": max(packing, chunk)}
+        cache = cache_bytes(config, kv, context) * budget.parallel
+        return {"weights": weights, "KV cache": cache, "scratch": max(packing, chunk) + streams + logits}
 
     return needs
+
+
+def packing_bytes(config: Config) -> int:
+    """Return the scratch while weights are packed: rows as floats and as codes."""
+    return 20 * min(SLICE, config.D * max(2 * config.F, config.V))
 
 
 def available_forms(stored: Mapping[str, int], packed: Sequence[str] = (), swiglu_beta: float = 1.0) -> list[str]:
@@ -92,6 +123,7 @@ def fitting_forms(
     context: int | None,
     model: str | os.PathLike[str],
     others: Sequence[AnyForm] = (),
+    budget: Budget = ALL_OF_IT,
 ) -> tuple[AnyForm, str, int]:
     """Return the first weight form that fits, its cache form, and the context.
 
@@ -105,22 +137,22 @@ def fitting_forms(
     for form in forms:
         cache = kv or cache_form(form)
         try:
-            return form, cache, fitting_context(config, context, model, core_needs(config, form, cache))
+            return form, cache, fitting_context(config, context, model, core_needs(config, form, cache, budget), budget)
         except MemoryLimitError as error:
             if form == forms[-1]:
-                advice = _advice(config, [*forms, *others], context)
+                advice = _advice(config, [*forms, *others], context, budget)
                 raise MemoryLimitError(error.file, error.field, f"{error.problem}{advice}") from None
     raise AssertionError("there is always a candidate")
 
 
-def _advice(config: Config, forms: Sequence[AnyForm], context: int | None) -> str:
+def _advice(config: Config, forms: Sequence[AnyForm], context: int | None, budget: Budget) -> str:
     """Return the end of an error: the choice that fits, with the wanted context if possible; "" if none fits."""
-    available = memory.available_bytes()
+    available = budget.available
     best: tuple[int, str, str] | None = None
     of_file: list[AnyForm] = [form for form in dict.fromkeys(forms) if isinstance(form, FileForm)]
     for form in of_file + [form for form in FORMS if form in forms]:
         for kv in (cache_form(form), KV_FORMS[-1]):
-            largest = largest_context(config, core_needs(config, form, kv), available)
+            largest = largest_context(config, core_needs(config, form, kv, budget), available)
             if largest >= (context or least_context(config)):
                 return f"; weights {form} with KV cache {kv} fit"
             found = (largest, str(form), kv)
@@ -130,15 +162,15 @@ def _advice(config: Config, forms: Sequence[AnyForm], context: int | None) -> st
     return f"; weights {best[1]} with KV cache {best[2]} and a context of {best[0]} tokens fit"
 
 
-def fitting_context(config: Config, context: int | None, model: str | os.PathLike[str], needs: Needs) -> int:
+def fitting_context(
+    config: Config, context: int | None, model: str | os.PathLike[str], needs: Needs, budget: Budget = ALL_OF_IT
+) -> int:
     """Return the context to make room for: the given one, or the model's whole, half, quarter ... that fits.
 
     Raises MemoryLimitError if the given one, or else `least_context`, does not fit; UsageError for an impossible one.
     """
-    limit = config.positions
-    if context is not None and not 1 <= context <= limit:
-        raise UsageError(None, "ctx-size", f"must be 1 to {limit}, which the model was made for, got {context}")
-    available = memory.available_bytes()
+    limit = check_context(config, context)
+    available = budget.available
     wanted = context or least_context(config)
     memory.require(needs(wanted), model, available)
     if context is not None:
@@ -147,6 +179,14 @@ def fitting_context(config: Config, context: int | None, model: str | os.PathLik
     while largest > wanted and sum(needs(largest).values()) > available:
         largest //= 2
     return max(largest, wanted)
+
+
+def check_context(config: Config, context: int | None) -> int:
+    """Return the most positions that a model was made for. Raises UsageError for a context with more."""
+    limit = config.positions
+    if context is not None and not 1 <= context <= limit:
+        raise UsageError(None, "ctx-size", f"must be 1 to {limit}, which the model was made for, got {context}")
+    return limit
 
 
 def least_context(config: Config) -> int:

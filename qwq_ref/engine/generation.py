@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -70,11 +70,13 @@ class Transcript:
 class Generation(Iterator[Piece]):
     """An iterator of pieces of text, each as soon as it is decoded.
 
-    run  counts, times, and at the end the reason for it
+    run    counts, times, and at the end the reason for it
+    texts  kind -> the text so far
     """
 
-    def __init__(self, run: Run, tokens: Iterator[int], transcript: Transcript) -> None:
+    def __init__(self, run: Run, tokens: Iterable[int], transcript: Transcript) -> None:
         self.run = run
+        self.texts: dict[Kind, str] = {"thinking": "", "answer": ""}
         self._transcript = transcript
         self._pieces = self._decode(tokens)
 
@@ -115,14 +117,28 @@ class Generation(Iterator[Piece]):
             what = "the model ended after its reasoning, without an answer" if opened else "the model gave no answer"
         return f"{what} ({len(self.run.output)} tokens)"
 
-    def _decode(self, tokens: Iterator[int]) -> Iterator[Piece]:
-        for token in tokens:
-            if piece := self._transcript.feed(token):
-                yield piece
-        if piece := self._transcript.finish():
-            yield piece
+    def take(self, identity: int) -> Piece | None:
+        """Add an id of the output -> the text that it completes, if it completes any."""
+        return self._said(self._transcript.feed(identity))
+
+    def end(self) -> Piece | None:
+        """End the output -> the text of an incomplete character, if there is one."""
+        piece = self._said(self._transcript.finish())
         if self.run.finish_reason == "stop" and not self._transcript.answered:
             self.run.finish_reason = "no_answer"
+        return piece
+
+    def _said(self, piece: Piece | None) -> Piece | None:
+        if piece is not None:
+            self.texts[piece.kind] += piece.text
+        return piece
+
+    def _decode(self, tokens: Iterable[int]) -> Iterator[Piece]:
+        for token in tokens:
+            if piece := self.take(token):
+                yield piece
+        if piece := self.end():
+            yield piece
 
 
 class Budget:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import dataclasses
 import os
 import threading
+import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass
 from pathlib import Path
 
 from .. import core
 from ..config import Config, Rope
 from ..core.magnitude import check_finite
-from ..errors import FormError, UsageError
+from ..errors import FormError, MemoryLimitError, UsageError
+from ..footprint import human, parameters
 from ..formats import Confirm, Download, Source, Tensors, open_source, recognise, resolve
 from ..forms import FILE, AnyForm, FileForm
 from ..host.limits import cpus
@@ -31,10 +34,13 @@ from .ahead import (
 from .backends import Backend, Progress
 from .backends.core import CoreBackend
 from .backends.numpy import NumpyBackend
-from .fit import candidates, core_needs, fitting_context, fitting_forms, numpy_needs
+from .fit import ALL_OF_IT, Budget, candidates, core_needs, fitting_context, fitting_forms, numpy_needs
 from .model import Model
+from .readers import open_reader
 from .reading import read_model
-from .values import whole_number
+from .streaming import StreamedWeights
+from .streaming_fit import fitting_layout, streamed_form
+from .values import at_least_one, whole_number
 
 Announce = Callable[[str, int], object]
 
@@ -53,6 +59,9 @@ def load(
     offline: bool = False,
     confirm: Confirm | None = None,
     text: bool = False,
+    max_memory: int | None = None,
+    parallel: int = 1,
+    rows: int = 1,
     progress: Progress | None = None,
     announce: Announce | None = None,
 ) -> Model:
@@ -71,6 +80,10 @@ def load(
     confirm        called with a `formats.Download` before weights are downloaded, if they will fit in memory; a false
                    result refuses. None: download them
     text           refuse a folder without a tokenizer; such a model only computes logits of token ids
+    max_memory     bytes that the process may take. If the model needs more, its layers are read again in each pass over
+                   them, which gives the same results. None: what is available, without such reading
+    parallel       sequences to make room for, such as prompts of `Model.generate_all`
+    rows           rows of logits that a step of each sequence may ask for
     progress       called with the number of weights read since its last call, of `footprint.parameters`
     announce       called before any weight is read with a line that lists the memory needed, and its sum in bytes
 
@@ -81,11 +94,15 @@ def load(
     check_choices(backend, weights, kv, threads, isa, chat_template)
     if context is not None:
         whole_number("context", context)
+    for name, number in (("max_memory", max_memory), ("parallel", parallel), ("rows", rows)):
+        if number is not None:
+            at_least_one(name, number)
+    budget = Budget(max_memory, parallel, rows)
     if rope is not None and not isinstance(rope, Rope):
         raise UsageError(None, "rope", f"must be a qwq_ref.config.Rope, got {rope!r:.40}")
 
     def agreed(download: Download) -> bool:
-        expected_memory(download, weights=weights, kv=kv, backend=backend, context=context, rope=rope)
+        expected_memory(download, weights=weights, kv=kv, backend=backend, context=context, rope=rope, budget=budget)
         return confirm is None or confirm(download)
 
     def inspect(folder: Path) -> None:
@@ -106,6 +123,7 @@ def load(
             rope=rope,
             chat_template=chat_template,
             text=text,
+            budget=budget,
             progress=progress,
             announce=announce,
         )
@@ -124,6 +142,7 @@ def load_source(
     rope: Rope | None = None,
     chat_template: str | os.PathLike[str] | None = None,
     text: bool = False,
+    budget: Budget = ALL_OF_IT,
     progress: Progress | None = None,
     announce: Announce | None = None,
 ) -> Model:
@@ -137,15 +156,16 @@ def load_source(
     made: Backend
     if backend == "numpy":
         assert source.floats is not None, "it is not packed"
-        made = _numpy_backend(config, source.floats, model, context, progress, announce)
+        made = _numpy_backend(config, source.floats, model, context, budget, progress, announce)
     else:
         forms = candidates(source.dtypes, source.forms, config.swiglu_beta, kept)
         isa = core.chosen_isa(isa)
         threads = threads or cpus()
         chosen = kept if weights == FILE else weights
-        made = _core_backend(source, config, model, chosen, forms, kv, context, isa, threads, progress, announce)
+        how = _How(config, model, kv, context, budget, isa, threads, progress, announce)
+        made = _core_backend(source, how, chosen, forms)
     compiled.result()
-    return Model(path, made, small.tokenizer, small.template, small.defaults)
+    return Model(path, made, small.tokenizer, small.template, small.defaults, budget.parallel)
 
 
 def _types(source: Source, form: AnyForm) -> str:
@@ -186,40 +206,71 @@ def _until_compiled(template: ChatTemplate | None, progress: Progress | None) ->
     return told, compiled
 
 
-def _core_backend(
-    source: Source,
-    config: Config,
-    model: str | os.PathLike[str],
-    weights: AnyForm | None,
-    forms: Sequence[AnyForm],
-    kv: str | None,
-    context: int | None,
-    isa: str,
-    threads: int,
-    progress: Progress,
-    announce: Announce | None,
-) -> CoreBackend:
+@dataclass(frozen=True)
+class _How:
+    """The choices of `load` for the core."""
+
+    config: Config
+    model: str | os.PathLike[str]
+    kv: str | None
+    context: int | None
+    budget: Budget
+    isa: str
+    threads: int
+    progress: Progress
+    announce: Announce | None
+
+    def tell(self, line: tuple[str, int]) -> None:
+        if self.announce is not None:
+            self.announce(*line)
+
+
+def _core_backend(source: Source, how: _How, weights: AnyForm | None, forms: Sequence[AnyForm]) -> CoreBackend:
     """Read a model in the wanted weight form, or in the first of `forms` that fits in memory and holds its weights."""
     read, tried = 0.0, [weights] if weights else [*forms]
 
     def told(count: float) -> None:
         nonlocal read
         read += count
-        progress(count)
+        how.progress(count)
 
     while True:
-        form, cache, room = fitting_forms(config, tried, kv, context, model, forms)
-        if announce is not None:
-            what = f"weights {form}{_types(source, form)}, KV cache {cache}"
-            announce(*memory_line(what, room, core_needs(config, form, cache)))
         try:
-            return CoreBackend(config, read_model(source, form, threads, told), room, cache, isa, threads)
+            form, cache, room = fitting_forms(how.config, tried, how.kv, how.context, how.model, forms, how.budget)
+        except MemoryLimitError:
+            if how.budget.maximum is None:
+                raise
+            return _streaming_backend(source, how, weights, forms)
+        what = f"weights {form}{_types(source, form)}, KV cache {cache}"
+        needs = core_needs(how.config, form, cache, how.budget)(room)
+        how.tell(memory_line(what, room, needs, how.budget))
+        try:
+            weights_read = read_model(source, form, how.threads, told)
+            return CoreBackend(how.config, weights_read, room, cache, how.isa, how.threads)
         except FormError:
             tried = tried[tried.index(form) + 1 :]
             if not tried:
                 raise
-        progress(-read)
+        how.progress(-read)
         read = 0.0
+
+
+def _streaming_backend(source: Source, how: _How, weights: AnyForm | None, forms: Sequence[AnyForm]) -> CoreBackend:
+    """Read the layers of a model that fit in memory; each pass reads the others."""
+    form = streamed_form(weights, forms, source.forms, how.model)
+    cache, room, layout, parts = fitting_layout(how.config, form, how.kv, how.context, how.model, how.budget)
+    where = f", {human(layout.streamed)} read in each pass" if layout.streamed else ""
+    how.tell(memory_line(f"weights {form}{_types(source, form)}{where}, KV cache {cache}", room, parts, how.budget))
+    share = parameters(how.config) / max(1, sum(layout.sizes) - layout.streamed)
+    again = open_source(source.path)  # the files stay open as long as the weights are used
+    try:
+        reader = open_reader(again, form, how.threads)
+        read = StreamedWeights(how.config, form, layout, reader, lambda count: how.progress(count * share))
+    except BaseException:
+        again.close()
+        raise
+    weakref.finalize(read, again.close)
+    return CoreBackend(how.config, read, room, cache, how.isa, how.threads)
 
 
 def _numpy_backend(
@@ -227,13 +278,14 @@ def _numpy_backend(
     floats: Tensors,
     model: str | os.PathLike[str],
     context: int | None,
+    budget: Budget,
     progress: Progress | None,
     announce: Announce | None,
 ) -> NumpyBackend:
     needs = numpy_needs(config)
-    context = fitting_context(config, context, model, needs)
+    context = fitting_context(config, context, model, needs, budget)
     if announce is not None:
-        announce(*memory_line(NUMPY, context, needs))
+        announce(*memory_line(NUMPY, context, needs(context), budget))
     tensors: dict[str, Array] = {}
     for name in config.tensors():
         tensors[name] = floats[name]

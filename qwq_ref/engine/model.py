@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import secrets
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,14 @@ from ..text.template import ChatTemplate
 from . import backends
 from .ahead import no_template
 from .backends import Backend, Progress
-from .decode.plain import Run, generate
+from .decode.plain import Run, decoding, generate
+from .decode.together import together
 from .ends import end_tokens
 from .generation import Budget, Generation, Transcript
 from .sampler import Sampler, own_sampling
-from .session import Session
+from .session import Asking, Session
 from .tokens import no_tokenizer
-from .values import whole_number
+from .values import at_least_one, whole_number
 
 
 class Model:
@@ -35,6 +37,7 @@ class Model:
     backend               computes logits: see `engine.backends`
     tokenizer, template   text <-> ids; for a model without them, `tokenizer` raises TokenizerError, `template` is None
     context               positions that fit, prompt and output together
+    parallel              sequences that memory was counted for
     """
 
     def __init__(
@@ -44,11 +47,13 @@ class Model:
         tokenizer: Tokenizer | None,
         template: ChatTemplate | None,
         defaults: GenerationConfig,
+        parallel: int = 1,
     ) -> None:
         self.path = path
         self.backend = backend
         self.config = backend.config
         self.context = backend.context
+        self.parallel = parallel
         self._tokenizer = tokenizer
         self.template = template
         self.defaults = defaults
@@ -128,6 +133,74 @@ class Model:
         Raises UsageError, before any computation, for a prompt that does not fit together with max_tokens. The iterator
         raises NonFiniteError for a step whose logits hold NaN or infinity.
         """
+        ready = self._prepare(
+            prompt,
+            system=system,
+            raw=raw,
+            max_tokens=max_tokens,
+            seed=seed,
+            think_budget=think_budget,
+            progress=progress,
+            **sampling,
+        )
+        tokens = generate(self.session(), ready.run, ready.sampler, **ready.limits)
+        return Generation(ready.run, tokens, ready.transcript)
+
+    def generate_all(
+        self,
+        prompts: Iterable[str | list[dict[str, Any]]],
+        *,
+        parallel: int | None = None,
+        **settings: Any,
+    ) -> Iterator[tuple[int, Generation]]:
+        """Answer prompts side by side -> pairs of a prompt's number, from 0, and its whole answer, as each ends.
+
+        parallel  prompts that share each pass over the weights, each with a KV cache of its own; None: as many as the
+                  model was loaded for
+        settings  those of `generate`, for each prompt. A prompt gets the answer that it gets alone
+
+        Raises as `generate`, before any computation, for a prompt that does not fit, with its number.
+        """
+        most = self.parallel if parallel is None else parallel
+        at_least_one("parallel", most)
+        ready = []
+        for number, prompt in enumerate(prompts):
+            try:
+                ready.append(self._prepare(prompt, **settings))
+            except UsageError as problem:
+                if problem.field != "prompt":
+                    raise
+                raise UsageError(problem.file, f"prompt {number}", problem.problem) from None
+        return self._answers(ready, most)
+
+    def _answers(self, ready: Sequence[_Prepared], most: int) -> Iterator[tuple[int, Generation]]:
+        answers: dict[int, Generation] = {}
+
+        def works() -> Iterator[Asking[int]]:
+            for number, each in enumerate(ready):
+                answers[number] = Generation(each.run, (), each.transcript)
+                yield decoding(self.session(), each.run, each.sampler, **each.limits)
+
+        for number, identity in together(works(), self.backend, most, self.path):
+            if identity is not None:
+                answers[number].take(identity)
+                continue
+            answers[number].end()
+            yield number, answers.pop(number)
+
+    def _prepare(
+        self,
+        prompt: str | list[dict[str, Any]],
+        *,
+        system: str | None = None,
+        raw: bool = False,
+        max_tokens: int | None = None,
+        seed: int | None = None,
+        think_budget: int | None = None,
+        progress: Progress | None = None,
+        **sampling: Any,
+    ) -> _Prepared:
+        """Check a prompt and its settings. Raises UsageError."""
         for name, number in (("max_tokens", max_tokens), ("seed", seed), ("think_budget", think_budget)):
             if number is not None:
                 whole_number(name, number)
@@ -150,16 +223,23 @@ class Model:
                 None, "prompt", f"of {len(ids)} tokens and {output} not fit in the context of {self.context}"
             )
         run = Run(ids, secrets.randbits(32) if seed is None else seed)
-        tokens = generate(
-            self.session(),
-            run,
-            Sampler(how, run.seed),
-            end_ids=[*self.end_tokens],
-            vocabulary=min(self.tokenizer.size, self.config.V),
-            context=self.context,
-            max_tokens=max_tokens,
-            never=self.tokenizer.holes,
-            intervene=lambda output: budget.due(state),
-            progress=progress,
-        )
-        return Generation(run, tokens, Transcript(self.tokenizer, state))
+        limits = {
+            "end_ids": [*self.end_tokens],
+            "vocabulary": min(self.tokenizer.size, self.config.V),
+            "context": self.context,
+            "max_tokens": max_tokens,
+            "never": self.tokenizer.holes,
+            "intervene": lambda output: budget.due(state),
+            "progress": progress,
+        }
+        return _Prepared(run, Sampler(how, run.seed), Transcript(self.tokenizer, state), limits)
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """A prompt that was checked: what `decode.plain.decoding` takes beside a session."""
+
+    run: Run
+    sampler: Sampler
+    transcript: Transcript
+    limits: Mapping[str, Any]

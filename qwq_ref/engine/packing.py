@@ -122,7 +122,7 @@ class Packer(Pieces):
         self._overflow = f"overflow when the swiglu_beta of {config.swiglu_beta:g} is folded into them"
 
     def jobs(self) -> Iterator[Job]:
-        """Start the jobs of all tensors. Each begins when the caller asks for it."""
+        """Return the jobs that fill all tensors, in the order of the computation."""
         config = self._config
         if EMBEDDING in self._plan:
             yield self._embedding()
@@ -151,7 +151,7 @@ class Packer(Pieces):
             self._put(name, begin, out, losses)
             return count
 
-        return self._job([name], rows.names, piece, lambda: self._check_losses(losses, rows, stored))
+        return Job([name], rows.names, piece, lambda: self._check_losses(losses, rows, stored))
 
     def _put(self, name: str, begin: int, rows: Array, losses: _Losses) -> None:
         """Pack rows of floats, and give them to the target."""
@@ -183,8 +183,8 @@ class Packer(Pieces):
             return count
 
         if head is None or losses is None:
-            return self._job([EMBEDDING], rows.names, piece)
-        return self._job([EMBEDDING, HEAD], rows.names, piece, lambda: self._check_losses(losses, rows, head))
+            return Job([EMBEDDING], rows.names, piece)
+        return Job([EMBEDDING, HEAD], rows.names, piece, lambda: self._check_losses(losses, rows, head))
 
     def _check_losses(self, losses: _Losses, rows: Rows, stored: Stored) -> Notes | None:
         """Raise FormError if a tensor loses too much of its energy in weights too small for the scales of its format.

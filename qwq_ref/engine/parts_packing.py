@@ -32,7 +32,7 @@ class PartsPacker(Pieces):
         self._config, self._form, self._kept, self._formats = config, form, kept, form.formats
 
     def jobs(self) -> Iterator[Job]:
-        """Start the jobs of all tensors. Each begins when the caller asks for it."""
+        """Return the jobs that fill all tensors, in the order of the computation."""
         config = self._config
         if EMBEDDING in self._plan:
             yield self._stacked(EMBEDDING, [EMBEDDING])
@@ -64,7 +64,7 @@ class PartsPacker(Pieces):
             self._target.put(name, begin, end, data)
             return count
 
-        return self._job([name], sources, piece)
+        return Job([name], sources, piece)
 
     def _columns(self, name: str) -> Job:
         """Store the order of the columns of a matrix."""
@@ -77,7 +77,7 @@ class PartsPacker(Pieces):
             self._target.put(columns_name(name), begin, end, data)
             return 0
 
-        return self._job([columns_name(name)], [], piece)
+        return Job([columns_name(name)], [], piece)
 
     def _stacked(self, result: str, names: Sequence[str]) -> Job:
         """Pack matrices of one format, one after another."""

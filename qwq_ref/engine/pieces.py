@@ -105,18 +105,20 @@ class Rows:
         return sums
 
 
-@dataclass
+@dataclass(frozen=True)
 class Job:
-    """Tensors that threads are filling, and the pieces of that work. Each piece returns the weights that it read.
+    """Tensors to be filled row by row.
 
-    check    called when all pieces are done; returns the notes of each tensor
-    skipped  the number of weights that need not be read, because the tensors are finished
+    names    the tensors of the plan, which have the same rows
+    sources  the tensors of the model that they are made of
+    piece    called with (begin, end): fills these rows, and returns the number of weights that were read
+    check    called when all rows are done; returns the notes of each tensor
     """
 
     names: Sequence[str]
-    pieces: list[Future[int]]
+    sources: Sequence[str]
+    piece: Callable[[int, int], int]
     check: Callable[[], Notes | None] | None = None
-    skipped: int = 0
 
 
 class Pieces:
@@ -128,6 +130,7 @@ class Pieces:
         self._plan, self._tensors, self._threads, self._target = planned, tensors, threads, target
         self._pool = ThreadPoolExecutor(threads)
         self._thread = threading.local()
+        self._jobs: dict[str, Job] = {}
 
     def __enter__(self) -> Any:
         return self
@@ -136,7 +139,7 @@ class Pieces:
         self._pool.shutdown(cancel_futures=True)  # an error or Ctrl-C waits only for the pieces that have begun
 
     def jobs(self) -> Iterator[Job]:
-        """Start the jobs of all tensors. Each begins when the caller asks for it."""
+        """Return the jobs that fill all tensors, in the order of the computation."""
         raise NotImplementedError
 
     def run(self, progress: Progress | None = None, skipped: Progress | None = None) -> Iterator[str]:
@@ -145,22 +148,31 @@ class Pieces:
         progress  called with the number of weights read since its last call
         skipped   called with the number of weights of tensors that were finished before
         """
-        waiting: deque[Job] = deque()
+        waiting: deque[tuple[Job, list[Future[int]]]] = deque()
         for job in self.jobs():
-            if job.skipped:
+            if all(map(self._target.has, job.names)):
                 if skipped is not None:
-                    skipped(job.skipped)
+                    skipped(sum(math.prod(self._tensors.shape(name)) for name in job.sources))
                 continue
-            waiting.append(job)
+            for name in job.names:
+                self._target.begin(name)
+            waiting.append((job, self._start(job, 0, self._plan[job.names[0]].shape[0])))
             # Enough pieces wait behind the first job to keep all threads busy until it is finished.
-            while sum(len(later.pieces) for later in waiting) - len(waiting[0].pieces) >= 2 * self._threads:
-                yield from self._finished(waiting.popleft(), progress)
-        for job in waiting:
-            yield from self._finished(job, progress)
+            while sum(len(pieces) for _, pieces in waiting) - len(waiting[0][1]) >= 2 * self._threads:
+                yield from self._finished(*waiting.popleft(), progress)
+        for job, pieces in waiting:
+            yield from self._finished(job, pieces, progress)
 
-    def _finished(self, job: Job, progress: Progress | None) -> Iterator[str]:
+    def fill(self, name: str, begin: int, end: int) -> None:
+        """Fill rows [begin, end) of one tensor, a whole multiple of 64 rows or up to the last. Nothing is finished."""
+        if not self._jobs:
+            self._jobs = {each: job for job in self.jobs() for each in job.names}
+        for piece in self._start(self._jobs[name], begin, end):
+            piece.result()
+
+    def _finished(self, job: Job, pieces: Sequence[Future[int]], progress: Progress | None) -> Iterator[str]:
         """Wait for the pieces of a job, report them, check the whole, and yield the names of the tensors."""
-        for piece in job.pieces:
+        for piece in pieces:
             count = piece.result()
             if progress is not None:
                 progress(count)
@@ -168,20 +180,6 @@ class Pieces:
         for name in job.names:
             self._target.finish(name, notes or {})
             yield name
-
-    def _job(
-        self,
-        names: Sequence[str],
-        sources: Sequence[str],
-        piece: Callable[[int, int], int],
-        check: Callable[[], Notes | None] | None = None,
-    ) -> Job:
-        """Let threads call piece(begin, end) for all rows of the tensors `names`, which are made of `sources`."""
-        if all(map(self._target.has, names)):
-            return Job(names, [], skipped=sum(math.prod(self._tensors.shape(name)) for name in sources))
-        for name in names:
-            self._target.begin(name)
-        return Job(names, self._start(self._plan[names[0]].shape, piece), check)
 
     def _vector(self, result: str, names: Sequence[str]) -> Job:
         rows = self._joined(names)
@@ -194,7 +192,7 @@ class Pieces:
             self._target.put(result, begin, end, data)
             return count
 
-        return self._job([result], names, piece)
+        return Job([result], names, piece)
 
     def _joined(self, names: Sequence[str]) -> Rows:
         """Return the rows of tensors, one tensor after another."""
@@ -212,12 +210,12 @@ class Pieces:
         ends = np.cumsum(sizes)
         return Rows(names, self._dtype(names), fill, lambda rows: np.searchsorted(ends, rows, "right"))
 
-    def _start(self, shape: tuple[int, ...], piece: Callable[[int, int], int]) -> list[Future[int]]:
-        """Let threads call piece(begin, end) for all rows of a tensor, a multiple of 64 rows at a time.
+    def _start(self, job: Job, begin: int, end: int) -> list[Future[int]]:
+        """Let threads fill the rows [begin, end) of a job, a multiple of 64 rows at a time.
 
         A thread takes several pieces at once, because each hand-over between threads costs time.
         """
-        N, K = shape[0], math.prod(shape[1:])
+        K = math.prod(self._plan[job.names[0]].shape[1:])
 
         def rows_of(weights: int) -> int:
             return max(2 * PANEL, weights // K // (2 * PANEL) * 2 * PANEL)
@@ -225,10 +223,10 @@ class Pieces:
         share = rows_of(SLICE // self._threads)
         step = min(share, rows_of(_PIECE))
 
-        def pieces(begin: int, end: int) -> int:
-            return sum(piece(first, min(first + step, end)) for first in range(begin, end, step))
+        def pieces(first: int, last: int) -> int:
+            return sum(job.piece(i, min(i + step, last)) for i in range(first, last, step))
 
-        return [self._pool.submit(pieces, begin, min(begin + share, N)) for begin in range(0, N, share)]
+        return [self._pool.submit(pieces, first, min(first + share, end)) for first in range(begin, end, share)]
 
     def _check(self, weights: Array, names: Sequence[str], limit: float) -> None:
         """Raise CheckpointError if a weight is beyond +-limit. Its place is looked for only then."""

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+import numpy as np
+
 from ..core import Packed
+from ..core.magnitude import check_finite
 from ..errors import CheckpointError
 from ..footprint import parameters
-from ..formats.source import Source
+from ..formats.source import Source, Tensors
 from ..forms import AnyForm, FileForm
 from ..spec.ops import Array
 from .packing import Packer, in_one_piece, pack_weights
@@ -28,7 +31,12 @@ def read_model(source: Source, form: AnyForm, threads: int, progress: Progress |
     if str(form) in source.forms:
         share = parameters(config) / model_bytes(config, form)
         told = progress and (lambda count: progress(count * share))
-        return ModelWeights.of(config, form, source.read_packed(str(form), plan(config, form), threads, told))
+        with source.open_packed(str(form), plan(config, form)) as file:
+            tensors = file.read(threads, progress=told)
+        for name, tensor in tensors.items():  # `convert` has checked the others, which are many
+            if not isinstance(tensor, Packed) and tensor.ndim == 1 and tensor.dtype == np.float32:
+                check_finite(tensor, file.path, name)
+        return ModelWeights.of(config, form, tensors)
     if isinstance(form, FileForm):
         return in_one_piece(config, form, lambda allocate: in_memory(source, form, threads, progress, allocate))
     if source.floats is None:
@@ -36,9 +44,12 @@ def read_model(source: Source, form: AnyForm, threads: int, progress: Progress |
     return pack_weights(config, source.floats, form, threads, progress)
 
 
-def packer(source: Source, form: AnyForm, threads: int, target: Target) -> Pieces:
-    """Return the pool of threads that packs a source's floats, or what it stores, into a target."""
-    floats, kept = source.floats, source.kept
+def packer(source: Source, form: AnyForm, threads: int, target: Target, floats: Tensors | None = None) -> Pieces:
+    """Return the pool of threads that packs a source's floats, or what it stores, into a target.
+
+    floats  to read in place of the source's own
+    """
+    floats, kept = floats or source.floats, source.kept
     assert floats is not None
     if not isinstance(form, FileForm):
         return Packer(source.config, floats, form, threads, target)

@@ -3,24 +3,46 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Generator, Iterator
 from collections.abc import Sequence as Ids
+from dataclasses import dataclass
+from typing import Never, TypeVar
 
 from ..spec.ops import Array
-from .backends import LAST, Backend, Progress, integer_ids
+from .backends import LAST, Backend, Progress, Step, integer_ids
 from .faults import run_finite
+
+
+@dataclass(frozen=True)
+class Request:
+    """A step that someone else runs: alone, or together with the steps of other sessions.
+
+    step      of the session's sequence
+    name      the step's name in errors; None: its positions
+    progress  called with the number of tokens computed since its last call
+    """
+
+    step: Step
+    name: str | None = None
+    progress: Progress | None = None
+
+
+T = TypeVar("T")
+# Work that needs steps: it yields items, and between them requests, to each of which it takes the logits.
+Asking = Generator[T | Request, Array | None, None]
 
 
 class Session:
     """Token ids that a backend has computed, in order.
 
     backend  what computes
+    model    where its weights came from, for errors
     ids      the tokens held; change them with `extend` and `rollback` alone
     """
 
     def __init__(self, backend: Backend, model: str | os.PathLike[str] | None = None) -> None:
-        """`model`: where the backend's weights came from, for errors."""
         self.backend = backend
-        self._model = model
+        self.model = model
         self.ids: list[int] = []
         self._sequence = backend.sequence()
         self._logits: Array | None = None  # of the token after the last one; None where they are not known
@@ -34,10 +56,17 @@ class Session:
         After an interruption or an error the session holds the chunks that were computed whole. Raises ValueError as
         `Backend.run`, and NonFiniteError for a step that gives NaN or infinity.
         """
+        for _ in alone(self.asking(ids, progress, step), self.backend, self.model):
+            raise AssertionError("only requests come")
+
+    def asking(self, ids: Ids[int], progress: Progress | None = None, step: str | None = None) -> Asking[Never]:
+        """Do what `extend` does, but leave each step to the caller: yield it, and take its logits [1, V]."""
         ids = integer_ids(ids).tolist()
         for start in range(0, len(ids), self.backend.chunk):
             chunk = ids[start : start + self.backend.chunk]
-            self._logits = run_finite(self.backend, chunk, self._sequence, LAST, self._model, step, progress)[0]
+            logits = yield Request(Step(chunk, self._sequence, LAST), step, progress)
+            assert logits is not None
+            self._logits = logits[0]
             self.ids += chunk
 
     def rollback(self, length: int) -> None:
@@ -60,3 +89,19 @@ class Session:
             self.extend([last])
         assert self._logits is not None
         return self._logits
+
+
+def alone(work: Asking[T], backend: Backend, model: str | os.PathLike[str] | None = None) -> Iterator[T]:
+    """Run each request of some work by itself, and yield its other items. Raises as `faults.run_finite`."""
+    logits: Array | None = None
+    while True:
+        try:
+            item = work.send(logits)
+        except StopIteration:
+            return
+        if isinstance(item, Request):
+            step = item.step
+            logits = run_finite(backend, step.ids, step.sequence, step.rows, model, item.name, item.progress)
+        else:
+            logits = None
+            yield item

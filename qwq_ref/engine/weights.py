@@ -2,20 +2,59 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import ml_dtypes
 import numpy as np
 
 from ..config import Config
-from ..core import Packed, unpack_rows
+from ..core import Packed, Stop, unpack_rows
 from ..core.layer import QKV, LayerWeights
 from ..formats.packed import with_columns
 from ..forms import AnyForm
 from ..spec.ops import Array
 from .plan import EMBEDDING, HEAD, NORM, layer_names, qkv_names
+
+Ready = Callable[[int], None]
+
+
+class WeightStore(Protocol):
+    """A model's weights for the core backend, wherever they are.
+
+    form         the weight form
+    layers       each layer's weights. Their memory holds numbers while `reading` says so
+    norm         the last norm
+    head_pieces  the head [V, D], divided by rows: one piece or more
+    streamed     bytes that each pass reads from the disk; 0 where all weights are in memory
+    """
+
+    @property
+    def form(self) -> AnyForm: ...
+
+    @property
+    def layers(self) -> list[LayerWeights]: ...
+
+    @property
+    def norm(self) -> Array: ...
+
+    @property
+    def head_pieces(self) -> list[Packed]: ...
+
+    @property
+    def streamed(self) -> int: ...
+
+    def embed(self, ids: Any) -> Array:
+        """ids [T] -> float32 [T, D]"""
+
+    def reading(self, stop: Stop | None) -> AbstractContextManager[Ready]:
+        """Begin a pass over all weights -> ready(i), to be called with 0, 1, ... before the i-th part is used.
+
+        The parts are the layers, and then the pieces of the head. Earlier parts may then be gone. Only one pass can go
+        on at a time. Raises Stopped where `stop` was set, CheckpointError for a file that shrank.
+        """
 
 
 @dataclass(frozen=True)
@@ -40,6 +79,19 @@ class ModelWeights:
             projections = tensors[qkv] if qkv in tensors else QKV(*(tensors[name] for name in qkv_names(i)))
             layers.append(LayerWeights(tensors[norm], projections, *(tensors[name] for name in rest)))
         return cls(form, tensors.get(EMBEDDING, tensors[HEAD]), layers, tensors[NORM], tensors[HEAD])
+
+    streamed = 0
+
+    @property
+    def head_pieces(self) -> list[Packed]:
+        return [self.head]
+
+    def embed(self, ids: Any) -> Array:
+        """ids [T] -> float32 [T, D]"""
+        return embed(ids, self.embedding)
+
+    def reading(self, stop: Stop | None) -> AbstractContextManager[Ready]:
+        return nullcontext(lambda part: None)
 
 
 def embed(ids: Any, embedding: Array | Packed) -> Array:

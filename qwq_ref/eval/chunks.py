@@ -8,6 +8,7 @@ and then replaces the first token of each chunk. Tokens behind the last whole ch
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -15,9 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from ..engine.backends import ALL, LAST, Backend, Progress
-from ..engine.faults import run_finite
+from ..engine.backends import LAST, Backend, Progress, Step
+from ..engine.faults import run_finite_together
 from ..engine.model import Model
+from ..engine.session import Request
 from ..errors import KlBaseError, UsageError
 from ..files import StrPath
 from ..formats.write import atomic_file
@@ -82,10 +84,18 @@ class Measurement:
 
     save   takes the log-probabilities of the model
     base   to compare with: its chunks must be those that are added
+    parallel  chunks that one call of `add` takes at most: they share each pass over the weights
     """
 
     def __init__(
-        self, model: Model, ctx: int, bos: int | None, *, save: BaseWriter | None = None, base: Base | None = None
+        self,
+        model: Model,
+        ctx: int,
+        bos: int | None,
+        *,
+        save: BaseWriter | None = None,
+        base: Base | None = None,
+        parallel: int = 1,
     ) -> None:
         """Raises KlBaseError for a base of another vocabulary or another length of chunks."""
         if base is not None and base.n_vocab != model.config.V:
@@ -94,28 +104,30 @@ class Measurement:
             base.check_ctx(ctx)
         self._model, self._ctx, self._bos = model, ctx, bos
         self._save, self._base = save, base
-        self._sequence = model.backend.sequence()
+        self._sequences = [model.backend.sequence() for _ in range(parallel)]
         self._surprise = Mean()
         self._comparison = None if base is None else Comparison()
         self.chunks = 0
 
-    def add(self, ids: Sequence[int], progress: Progress | None = None) -> None:
-        """Compute a chunk. Raises NonFiniteError, and KlBaseError for a chunk that the base does not have.
+    def add(self, chunks: Sequence[Sequence[int]], progress: Progress | None = None) -> None:
+        """Compute chunks. Raises NonFiniteError, and KlBaseError for a chunk that the base does not have.
 
         progress  called with the number of tokens computed since its last call, fractions included
         """
         if self._base is not None:
-            self._same(self._base, ids)
-        if self._save is not None:
-            self._save.begin(ids)
-        parts = [self._part(at, *part) for at, part in self._rows(ids, progress)]
-        surprises, *others = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-        self._surprise.add(surprises)
-        if self._base is not None and self._comparison is not None:
-            klds, tops = others
-            base_tops, base_surprises = self._base.ends(self.chunks)
-            self._comparison.add(surprises, base_surprises, klds, tops == base_tops)
-        self.chunks += 1
+            for number, ids in enumerate(chunks, self.chunks):
+                self._same(self._base, ids, number)
+        for ids, blocks in zip(chunks, self._blocks(chunks, progress), strict=True):
+            if self._save is not None:
+                self._save.begin(ids)
+            parts = [self._part(*part) for part in self._scored(ids, blocks)]
+            surprises, *others = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+            self._surprise.add(surprises)
+            if self._base is not None and self._comparison is not None:
+                klds, tops = others
+                base_tops, base_surprises = self._base.ends(self.chunks)
+                self._comparison.add(surprises, base_surprises, klds, tops == base_tops)
+            self.chunks += 1
 
     def end(self) -> None:
         """Check that the text does not end before the base. Raises KlBaseError."""
@@ -134,32 +146,48 @@ class Measurement:
         """The perplexity of the chunks so far. Raises ValueError if there are none."""
         return exponential(self._surprise.estimate).value
 
-    def _same(self, base: Base, ids: Sequence[int]) -> None:
-        if self.chunks == base.chunks:
+    def _same(self, base: Base, ids: Sequence[int], number: int) -> None:
+        if number == base.chunks:
             raise KlBaseError(base.path, "tokens", f"end after chunk {base.chunks}, where the text goes on")
-        tokens = base.tokens(self.chunks)
+        tokens = base.tokens(number)
         for at, (theirs, ours) in enumerate(zip(tokens, ids, strict=True)):
             if theirs != ours:
-                problem = f"differ from the text in chunk {self.chunks + 1}: token {at} is {theirs}, not {ours}"
+                problem = f"differ from the text in chunk {number + 1}: token {at} is {theirs}, not {ours}"
                 raise KlBaseError(base.path, "tokens", problem)
 
-    def _rows(self, ids: Sequence[int], progress: Progress | None) -> Iterator[tuple[int, tuple[Array, Array]]]:
-        """Yield blocks of scored positions: the first one's number, their logits [n, V], and their next tokens [n]."""
+    def _blocks(self, chunks: Sequence[Sequence[int]], progress: Progress | None) -> list[Iterable[tuple[int, Array]]]:
+        """Return, for each chunk, blocks of its scored positions: the first position, and logits [n, V] from there on.
+
+        The blocks of one chunk are computed when they are asked for. Those of several are held.
+        """
         backend, first, last = self._model.backend, self._ctx // 2, self._ctx - 1
-        fed = list(ids) if self._bos is None else [self._bos, *ids[1:]]
-        self._sequence.rollback(0)
+        fed = [list(ids) if self._bos is None else [self._bos, *ids[1:]] for ids in chunks]
+        sequences = self._sequences[: len(chunks)]
+        for sequence in sequences:
+            sequence.rollback(0)
 
-        def run(start: int, stop: int, rows: slice) -> Array:
-            step = f"chunk {self.chunks + 1}, positions {start} to {stop - 1}"
-            return run_finite(backend, fed[start:stop], self._sequence, rows, self._model.path, step, progress)
+        def run(cuts: Iterable[tuple[int, int]]) -> Iterator[list[tuple[int, Array]]]:
+            for start, stop in cuts:
+                rows = LAST if stop <= first else slice(max(0, first - start), None)
+                steps = [Step(ids[start:stop], sequence, rows) for ids, sequence in zip(fed, sequences, strict=True)]
+                names = [f"chunk {self.chunks + i + 1}, positions {start} to {stop - 1}" for i in range(len(chunks))]
+                requests = [Request(step, name, progress) for step, name in zip(steps, names, strict=True)]
+                found = run_finite_together(backend, requests, self._model.path)
+                if stop > first:
+                    yield [(max(first, start), logits) for logits in found]
 
-        for start, stop in _cut(0, first, backend.chunk):
-            run(start, stop, LAST)
-        V = self._model.config.V
-        for start, stop in _cut(first, last, min(backend.chunk, max(16, _LOGITS // V))):
-            logits = run(start, stop, ALL)
-            for i, j in _cut(0, len(logits), max(1, _FLOATS // V)):
-                yield start + i - first, (logits[i:j], np.asarray(ids[start + i + 1 : start + j + 1]))
+        if len(chunks) == 1 and not backend.streams:
+            size = min(backend.chunk, max(16, _LOGITS // self._model.config.V))
+            one = run([*_cut(0, first, backend.chunk), *_cut(first, last, size)])
+            return [(block for (block,) in one)]
+        return [list(blocks) for blocks in zip(*run(_cut(0, last, backend.chunk)), strict=True)]
+
+    def _scored(self, ids: Sequence[int], blocks: Iterable[tuple[int, Array]]) -> Iterator[tuple[int, Array, Array]]:
+        """Yield scored positions in smaller blocks: the first one's number, their logits [n, V], their next ids [n]."""
+        for start, logits in blocks:
+            for i, j in _cut(0, len(logits), max(1, _FLOATS // self._model.config.V)):
+                following = np.asarray(ids[start + i + 1 : start + j + 1])
+                yield start + i - self._ctx // 2, logits[i:j], following
 
     def _part(self, at: int, logits: Array, following: Array) -> tuple[Array, ...]:
         """Return the surprises of a block, and with a base its KL divergences and its likeliest tokens."""
@@ -176,6 +204,13 @@ class Measurement:
 
 def _cut(start: int, stop: int, length: int) -> Iterator[tuple[int, int]]:
     return ((i, min(stop, i + length)) for i in range(start, stop, length))
+
+
+def groups(chunks: Iterable[list[int]], size: int) -> Iterator[list[list[int]]]:
+    """Yield chunks in lists of so many, of which the last may be shorter."""
+    coming = iter(chunks)
+    while group := list(itertools.islice(coming, size)):
+        yield group
 
 
 def bos_of(model: Model) -> int | None:
@@ -215,13 +250,11 @@ def measure(
         bos = bos_of(model) if base is None else base.bos
         check_ctx(model, ctx)
         save = None if kl_base is None else writer(files.enter_context(atomic_file(kl_base)), model, ctx)
-        measurement = Measurement(model, ctx, bos, save=save, base=base)
+        measurement = Measurement(model, ctx, bos, save=save, base=base, parallel=model.parallel)
         source = Chunks(model.tokenizer, [text] if isinstance(text, str) else text, ctx, bos)
-        for number, ids in enumerate(source):
-            if number == chunks:
-                break
-            measurement.add(ids)
-        else:
+        for group in groups(itertools.islice(source, chunks), model.parallel):
+            measurement.add(group)
+        if chunks is None:
             measurement.end()
         if not measurement.chunks:
             raise UsageError(None, "text", too_short(source.read, ctx))

@@ -109,7 +109,7 @@ class Checkpoint(Mapping[str, NDArray[np.float32]]):
         """Return the sampling defaults and end tokens. Raises ConfigError."""
         return GenerationConfig.from_folder(self.tokenizer, self.config)
 
-    def read_packed(self, form: str, *_: object) -> NoReturn:
+    def open_packed(self, form: str, *_: object) -> NoReturn:
         """Raise UsageError: the tensors are floats."""
         raise UsageError(self.path, "weights", f"{form} are not here packed: the tensors are floats")
 

@@ -93,7 +93,7 @@ class DecodedSource(Mapping[str, NDArray[np.float32]]):
     def floats(self) -> Self:
         return self
 
-    def read_packed(self, form: str, *_: object) -> NoReturn:
+    def open_packed(self, form: str, *_: object) -> NoReturn:
         """Raise UsageError: the tensors are in the layout of their file."""
         raise UsageError(self.path, "weights", f"{form} are not here packed: this is {self._what}")
 

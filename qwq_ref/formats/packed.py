@@ -227,6 +227,17 @@ class PackedFile:
         self._check_orders({name: weights[name] for name, stored in self.weights.items() if stored.dtype == "I32"})
         return weights
 
+    def fill(self, name: str, begin: int, end: int, data: Array) -> None:
+        """Read rows [begin, end) of a weight or an array into uint8 `data`. Raises CheckpointError if the file shrank.
+
+        begin  of a packed weight, a multiple of 32; `end` is one, too, or the last row
+        """
+        start, stop = self.weights[name].span(begin, end)
+        at, buffer = self._file.tensors[name].begin, data.data
+        for i in range(start, stop, _PIECE_BYTES):
+            last = min(i + _PIECE_BYTES, stop)
+            pread_exactly(self._file.fileno(), [buffer[i - start : last - start]], at + i, self.path, CheckpointError)
+
     def orders(self) -> dict[str, Array]:
         """Return the orders of columns alone: name of the weight -> int32 [K]. Raises CheckpointError."""
         found = {}

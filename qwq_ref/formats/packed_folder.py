@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
 
 from ..config import Config
-from ..core import Array, Format, Packed
-from ..core.magnitude import check_finite
+from ..core import Format, Packed
 from ..errors import CheckpointError, UsageError
 from ..files import StrPath
 from ..forms import FILE, FileForm
@@ -136,19 +135,11 @@ class PackedFolder:
         columns = {name: orders[home][: shapes[name][1]] for name, home in homes.items() if home in orders}
         return PackedKept(FileForm(formats, _cache(packed.values()), columns))
 
-    def read_packed(
-        self,
-        form: str,
-        planned: Mapping[str, Stored],
-        threads: int,
-        progress: Callable[[float], object] | None = None,
-    ) -> dict[str, Packed | Array]:
-        """Return the weights of a form. Raises CheckpointError for a file that is not what is planned.
-
-        Norms and biases are checked for numbers that are not finite. `convert` has checked the others, which are many.
-        """
+    def open_packed(self, form: str, planned: Mapping[str, Stored]) -> PackedFile:
+        """Return the open file of a form. Raises CheckpointError for a file that is not what is planned."""
         path = self._files[form]
-        with PackedFile(path) as file:
+        file = PackedFile(path)
+        try:
             for name, stored in {**planned, **file.weights}.items():
                 if name not in planned:
                     problem = f"must be absent from {form} by {CONFIG}: convert the checkpoint again"
@@ -156,8 +147,7 @@ class PackedFolder:
                 if stored != planned[name] or name not in file.weights:
                     found = file.weights.get(name, "missing")
                     raise CheckpointError(path, name, f"must be {planned[name]} by {CONFIG}, but is {found}")
-            tensors = file.read(threads, progress=progress)
-        for name, tensor in tensors.items():
-            if not isinstance(tensor, Packed) and tensor.ndim == 1:
-                check_finite(tensor, path, name)
-        return tensors
+        except BaseException:
+            file.close()
+            raise
+        return file

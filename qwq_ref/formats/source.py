@@ -22,7 +22,7 @@ from .checkpoint import Checkpoint
 from .decoded import DecodedSource
 from .generation_config import GenerationConfig
 from .gguf import GGUFSource
-from .packed import Stored
+from .packed import PackedFile, Stored
 from .packed_folder import PackedFolder, packed_files
 from .parts import Parts
 from .quantised import QuantisedSource
@@ -99,7 +99,7 @@ class Source(Protocol):
     template   the folder or the GGUF file that `text.load_chat_template` reads
     floats     the tensors as floats; None if the source holds packed weights only
     dtypes     bytes of each dtype in which `floats` are stored
-    forms      the weight forms that the source holds packed, ready for the core: those that `read_packed` takes
+    forms      the weight forms that the source holds packed, ready for the core: those that `open_packed` takes
     kept       the matrices of a quantised file, to be packed as they are stored; None for another source
     """
 
@@ -123,15 +123,12 @@ class Source(Protocol):
     def generation_config(self) -> GenerationConfig:
         """Return the sampling defaults and end tokens. Raises ConfigError."""
 
-    def read_packed(
-        self, form: str, planned: Mapping[str, Stored], threads: int, progress: Progress | None = None
-    ) -> dict[str, Packed | Array]:
-        """Return all weights of one of `forms`: name -> packed weight or array.
+    def open_packed(self, form: str, planned: Mapping[str, Stored]) -> PackedFile:
+        """Return the open file of one of `forms`.
 
-        planned   the names, shapes and formats that the model consists of
-        progress  called with the number of bytes read since its last call
+        planned  the names, shapes and formats that the model consists of
 
-        Raises CheckpointError for a file that holds something else, or that shrank.
+        Raises CheckpointError for a file that holds something else, UsageError for another form.
         """
 
     def close(self) -> None:

@@ -148,6 +148,11 @@ def peak_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, Linux KiB
 
 
+def process_bytes() -> int:
+    """Return the memory that this process holds now: its resident set. 0 where the system does not tell."""
+    return _fields(read(ROOT / "proc" / "self" / "status")).get("VmRSS", 0)
+
+
 def require(parts: dict[str, int], model: str | os.PathLike[str], available: int | None = None) -> None:
     """Raise MemoryLimitError, with the sum, if a model does not fit in memory.
 

@@ -67,15 +67,15 @@ def test_it_is_that_of_the_second_halves(model, text):
 def test_logits_are_held_in_parts(model, text, monkeypatch):
     """The logits of some positions at a time, and the same figures."""
     whole = measure(model, text, ctx=128, chunks=2)
-    seen, run = [], chunks.run_finite
+    seen, run = [], chunks.run_finite_together
 
     def watched(*given):
-        seen.append(run(*given))
-        return seen[-1]
+        seen.extend(found := run(*given))
+        return found
 
     monkeypatch.setattr(chunks, "_LOGITS", 1)
     monkeypatch.setattr(chunks, "_FLOATS", 1)
-    monkeypatch.setattr(chunks, "run_finite", watched)
+    monkeypatch.setattr(chunks, "run_finite_together", watched)
     assert dataclasses.astuple(measure(model, text, ctx=128, chunks=2))[:2] == dataclasses.astuple(whole)[:2]
     assert measure(model, text, ctx=128, chunks=2).ppl.value == pytest.approx(whole.ppl.value, rel=1e-12)
     assert max(len(logits) for logits in seen) == 16
@@ -176,10 +176,10 @@ def test_what_cannot_be_measured(model, text, changes, problem, tmp_path):
 
 
 def test_logits_that_are_not_finite_have_no_perplexity(model, text, monkeypatch):
-    def broken(*given):
-        raise NonFiniteError(model.path, given[5], "is not finite")
+    def broken(backend, requests, path):
+        raise NonFiniteError(path, requests[0].name, "is not finite")
 
-    monkeypatch.setattr(chunks, "run_finite", broken)
+    monkeypatch.setattr(chunks, "run_finite_together", broken)
     with pytest.raises(NonFiniteError, match="chunk 1, positions 0 to 15"):
         measure(model, text, ctx=CTX)
 

@@ -33,7 +33,7 @@ def folders(tmp_path):
 
 
 def test_each_source_has_what_the_protocol_says(folders):
-    assert {"config", "tokenizer", "floats", "forms", "read_packed", "generation_config"} <= public(Source)
+    assert {"config", "tokenizer", "floats", "forms", "open_packed", "generation_config"} <= public(Source)
     for folder, kind in zip(folders, (Checkpoint, PackedFolder), strict=True):
         with open_source(folder) as source:
             assert type(source) is kind
@@ -54,7 +54,7 @@ def test_a_checkpoint_gives_floats(folders):
             source.floats.read_into(name, 1, parts)
             assert np.array_equal(np.concatenate(parts), value[1:])
         with pytest.raises(UsageError, match="q4 are not here packed"):
-            source.read_packed("q4", {}, 1)
+            source.open_packed("q4", {})
 
 
 def test_what_does_not_fit_a_tensor_is_not_read(folders):
@@ -71,9 +71,10 @@ def test_a_folder_of_packed_weights_gives_no_floats(folders):
     with open_source(folders[1]) as source:
         assert source.floats is None
         assert (set(source.forms), source.dtypes) == ({"q8", "q4"}, {})
-        assert np.array_equal(source.read_packed("q4", PLAN, 2)["n"], np.arange(3))
+        with source.open_packed("q4", PLAN) as file:
+            assert np.array_equal(file.read()["n"], np.arange(3))
         with pytest.raises(CheckpointError, match=r"n: must be .* by config\.json"):
-            source.read_packed("q4", {"n": packed_file.Stored((4,))}, 2)
+            source.open_packed("q4", {"n": packed_file.Stored((4,))})
     with open_source(folders[1] / packed_name("q8")) as source:
         assert source.forms == ("q8",)
         assert source.tokenizer == folders[1]

@@ -175,13 +175,18 @@ def packed_of_model(folder):
     return source, source.kept.form if source.kept else name, folder / packed_name(name)
 
 
+def read(source, form, planned):
+    with source.open_packed(form, planned) as file:
+        return file.read(cpus())
+
+
 def measure_packed(folder, layers):
     made = packed_of_model(folder) if (folder / CONFIG).exists() else packed_of_qwq(folder, layers)
     source, form, path = made
     planned = plan(source.config, form)
     ways = {
         "pread": lambda: bare(path, cpus()),
-        "load": lambda: source.read_packed(str(form), planned, cpus()),
+        "load": lambda: read(source, str(form), planned),
     }
     times = {name: [] for name in ways}
     for turn in range(8):  # each is as often the first: memory that was just given back costs less

@@ -8,6 +8,8 @@ from __future__ import annotations
 import operator
 import os
 from collections.abc import Callable, Mapping
+from collections.abc import Sequence as Listed
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -38,6 +40,20 @@ class Sequence(Protocol):
         """Hold `length` positions without computing them, of random keys and values: to time steps behind them."""
 
 
+@dataclass(frozen=True)
+class Step:
+    """Tokens to add to one sequence.
+
+    ids       [T]
+    sequence  of the backend that runs the step
+    rows      `ALL`, `LAST` or another slice: the tokens whose logits are wanted
+    """
+
+    ids: Ids
+    sequence: Any
+    rows: slice
+
+
 class Backend(Protocol):
     """Computes logits for one model.
 
@@ -48,6 +64,7 @@ class Backend(Protocol):
     isa          instruction set of the kernels; "numpy" where NumPy chooses
     threads      threads that one call may use
     tensors      the checkpoint's tensors by name, in float32; None where the weights are packed
+    streams      whether each call reads weights from the disk, so that few calls with many tokens are best
     description  all of this for people, in one line
     """
 
@@ -59,6 +76,9 @@ class Backend(Protocol):
     isa: str
     threads: int
     tensors: Mapping[str, Array] | None
+
+    @property
+    def streams(self) -> bool: ...
 
     @property
     def description(self) -> str: ...
@@ -80,6 +100,12 @@ class Backend(Protocol):
         A call that is interrupted or raises leaves the sequence as it was. Raises ValueError for ids that the model
         does not have, or more of them than fit in the context. Raises NonFiniteError for NaN and infinity in places
         from which they would not reach the logits, and for a residual stream that a norm would turn into zeros.
+        """
+
+    def run_together(self, steps: Listed[Step], progress: Progress | None = None) -> list[Array]:
+        """Run steps of different sequences, as `run`, with one pass over the weights -> the logits of each.
+
+        Each step gets the bits that it gets alone. `progress` counts the tokens of all steps.
         """
 
 
@@ -127,3 +153,10 @@ def checked_length(length: int, held: int) -> int:
     if not 0 <= length <= held:
         raise ValueError(f"length must be 0 to {held}, got {length}")
     return length
+
+
+def checked_steps(steps: Listed[Step], config: Config, context: int) -> list[Array]:
+    """Return the ids of steps as arrays, if their sequences can take them. Raises ValueError otherwise."""
+    if len({id(step.sequence) for step in steps}) < len(steps):
+        raise ValueError("steps that run together must be of different sequences")
+    return [checked_ids(step.ids, config, step.sequence.length, context) for step in steps]

@@ -7,6 +7,8 @@ import threading
 import weakref
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Listed
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -16,12 +18,13 @@ from ...core import attention
 from ...core.layer import Layer
 from ...core.ops import rope_frequencies, rope_tables
 from ...errors import NonFiniteError
+from ...footprint import human
 from ...numerics.engine import key_biases
 from ...spec.ops import Array, Tap
 from .. import thread
 from ..cache import empty_caches
-from ..weights import ModelWeights, embed
-from . import Ids, Progress, checked_ids, checked_length
+from ..weights import WeightStore
+from . import Ids, Progress, Step, checked_length, checked_steps
 
 CHUNK = 512  # tokens of a prompt at a time: enough to multiply each weight at full speed once it has been read
 SHORT = 1 << 26  # products, about a millisecond: the calling thread computes what needs fewer
@@ -59,7 +62,7 @@ class CoreBackend:
     def __init__(
         self,
         config: Config,
-        weights: ModelWeights,
+        weights: WeightStore,
         context: int,
         kv: str = "fp32",
         isa: str | None = None,
@@ -75,14 +78,19 @@ class CoreBackend:
         self.form = str(weights.form)
         self.isa, self.threads = core.chosen_isa(isa), threads
         self._inv_freq = rope_frequencies(config.rope, config.E)
-        matrices = [packed for layer in weights.layers for packed in layer] + [weights.head]
+        matrices = [packed for layer in weights.layers for packed in layer] + [*weights.head_pieces]
         self._products = sum(N * K for N, K in (packed.shape for packed in matrices))  # for a token
         self._unused: list[list[Layer]] = []  # caches of sequences that are gone
         self._lock = threading.Lock()
 
     @property
+    def streams(self) -> bool:
+        return self.weights.streamed > 0
+
+    @property
     def description(self) -> str:
-        return f"core, weights {self.form}, KV cache {self.kv}, {self.isa}, {self.threads} threads"
+        where = f" ({human(self.weights.streamed)} of them read in each pass)" if self.streams else ""
+        return f"core, weights {self.form}{where}, KV cache {self.kv}, {self.isa}, {self.threads} threads"
 
     def sequence(self) -> Sequence:
         with self._lock:
@@ -109,37 +117,87 @@ class CoreBackend:
     def run(
         self, ids: Ids, sequence: Sequence, rows: slice, tap: Tap | None = None, progress: Progress | None = None
     ) -> Array:
-        position = sequence.length
-        ids = checked_ids(ids, self.config, position, self.context)
-        last = len(sequence.layers) - 1
+        return self._run([Step(ids, sequence, rows)], tap, progress)[0]
 
-        def compute(stop: core.Stop | None, threads: int) -> Array:
-            x = np.ascontiguousarray(embed(ids, self.weights.embedding))
+    def run_together(self, steps: Listed[Step], progress: Progress | None = None) -> list[Array]:
+        return self._run(steps, None, progress)
+
+    def _run(self, steps: Listed[Step], tap: Tap | None, progress: Progress | None) -> list[Array]:
+        """Run steps layer by layer. `tap` sees the first step alone."""
+        ids, L = checked_steps(steps, self.config, self.context), self.config.L
+        tokens = sum(map(len, ids))
+
+        def compute(stop: core.Stop | None, threads: int) -> list[Array]:
+            works = [self._work(each, step) for each, step in zip(ids, steps, strict=True)]
             if tap is not None:
-                tap("model.embed_tokens", x)
-            positions = np.arange(position, position + len(ids))
-            cos, sin = rope_tables(self._inv_freq, self.config.rope.attention_scaling, positions)
-            for i, layer in enumerate(sequence.layers):
-                first = rows.indices(len(ids))[0] if i == last else 0  # the last layer leaves out the rows before it
-                try:
-                    layer.step(x, cos, sin, position, self.isa, threads, stop, first)
-                except core.OutOfRange as problem:
-                    raise NonFiniteError(None, f"layer {i}", problem.problem) from None
-                if tap is not None:
-                    tap(f"model.layers.{i}.resid_post", x[rows] if i == last else x)
-                if progress is not None:
-                    progress(len(ids) / len(sequence.layers))
-            norm, eps = self.weights.norm, self.config.rms_norm_eps
-            logits = core.matmul(
-                x[rows], self.weights.head, norm=norm, eps=eps, isa=self.isa, threads=threads, stop=stop
-            )
+                tap("model.embed_tokens", works[0].x)
+            with self.weights.reading(stop) as ready:
+                for i in range(L):
+                    ready(i)
+                    for work in works:
+                        work.layer(i, self.isa, threads, stop)
+                    if tap is not None:
+                        tap(f"model.layers.{i}.resid_post", works[0].wanted if i == L - 1 else works[0].x)
+                    if progress is not None:
+                        progress(tokens / L)
+                logits = self._logits([work.wanted for work in works], ready, threads, stop)
             if tap is not None:
-                tap("lm_head", logits)
+                tap("lm_head", logits[0])
             return logits
 
-        if self._products * len(ids) < SHORT:
+        if self._products * tokens < SHORT and not self.streams:
             logits = compute(None, 1)
         else:
             logits = thread.call(lambda stop: compute(stop, self.threads))
-        sequence.length = position + len(ids)
+        for step, each in zip(steps, ids, strict=True):
+            step.sequence.length += len(each)
         return logits
+
+    def _work(self, ids: Array, step: Step) -> _Work:
+        position = step.sequence.length
+        positions = np.arange(position, position + len(ids))
+        cos, sin = rope_tables(self._inv_freq, self.config.rope.attention_scaling, positions)
+        return _Work(np.ascontiguousarray(self.weights.embed(ids)), cos, sin, position, step)
+
+    def _logits(
+        self, wanted: Listed[Array], ready: Callable[[int], None], threads: int, stop: core.Stop | None
+    ) -> list[Array]:
+        """Arrays [n, D] -> logits [n, V] of each: one product of all rows with each piece of the head."""
+        x = wanted[0] if len(wanted) == 1 else np.concatenate(wanted)
+        pieces, begin = self.weights.head_pieces, 0
+        how: dict[str, Any] = {"norm": self.weights.norm, "eps": self.config.rms_norm_eps}
+        how |= {"isa": self.isa, "threads": threads, "stop": stop}
+        if len(pieces) == 1:
+            ready(self.config.L)
+            whole = core.matmul(x, pieces[0], **how)
+        else:
+            whole = np.empty((len(x), self.config.V), np.float32)
+            for i, piece in enumerate(pieces):
+                ready(self.config.L + i)
+                whole[:, begin : begin + piece.shape[0]] = core.matmul(x, piece, **how)
+                begin += piece.shape[0]
+        return [whole] if len(wanted) == 1 else np.split(whole, np.cumsum([len(rows) for rows in wanted])[:-1])
+
+
+@dataclass(frozen=True)
+class _Work:
+    """A step while it is computed: its residual stream x [T, D], and RoPE's tables of its positions."""
+
+    x: Array
+    cos: Array
+    sin: Array
+    position: int
+    step: Step
+
+    @property
+    def wanted(self) -> Array:
+        return self.x[self.step.rows]
+
+    def layer(self, i: int, isa: str, threads: int, stop: core.Stop | None) -> None:
+        """Compute a layer. The last one leaves out the rows before the first that is wanted."""
+        layers = self.step.sequence.layers
+        first = self.step.rows.indices(len(self.x))[0] if i == len(layers) - 1 else 0
+        try:
+            layers[i].step(self.x, self.cos, self.sin, self.position, isa, threads, stop, first)
+        except core.OutOfRange as problem:
+            raise NonFiniteError(None, f"layer {i}", problem.problem) from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from collections.abc import Sequence as Listed
 
 import numpy as np
 
@@ -12,7 +13,7 @@ from ...spec import crop, forward
 from ...spec.model import empty_cache
 from ...spec.ops import Array, Tap
 from ..faults import TOO_LARGE, divisible
-from . import Ids, Progress, checked_ids, checked_length
+from . import Ids, Progress, Step, checked_ids, checked_length, checked_steps
 
 CHUNK = 256  # tokens of a prompt at a time: the spec holds the scores of so many rows
 
@@ -42,6 +43,7 @@ class NumpyBackend:
 
     chunk = CHUNK
     form = kv = "fp32"
+    streams = False
     isa, threads = "numpy", 1
     description = "numpy, weights fp32, KV cache fp32"
 
@@ -73,3 +75,13 @@ class NumpyBackend:
         if progress is not None:
             progress(len(ids))
         return logits[rows]
+
+    def run_together(self, steps: Listed[Step], progress: Progress | None = None) -> list[Array]:
+        checked_steps(steps, self.config, self.context)
+        lengths = [step.sequence.length for step in steps]
+        try:
+            return [self.run(step.ids, step.sequence, step.rows, progress=progress) for step in steps]
+        except BaseException:
+            for step, length in zip(steps, lengths, strict=True):
+                step.sequence.rollback(length)
+            raise

@@ -1,15 +1,20 @@
-"""Plain decoding: one step for each token. The loop knows ids and logits, and no text."""
+"""Plain decoding: one step for each token. The loop knows ids and logits, and no text.
+
+The loop itself runs no step: it asks for each. So the same loop serves one sequence alone (`generate`) and many that
+share each pass over the weights (`decode.together`).
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from ...spec.ops import Array
-from ..session import Session
+from ..session import Asking, Session, alone
 
 Choose = Callable[[Array, list[int], list[int]], int]
 
@@ -33,7 +38,12 @@ class Run:
     output_seconds: float = 0.0
 
 
-def generate(
+def generate(session: Session, run: Run, choose: Choose, **how: Any) -> Iterator[int]:
+    """Yield the ids that follow `run.prompt`: those of `decoding`, each of whose steps runs alone."""
+    yield from alone(decoding(session, run, choose, **how), session.backend, session.model)
+
+
+def decoding(
     session: Session,
     run: Run,
     choose: Choose,
@@ -45,8 +55,8 @@ def generate(
     never: Sequence[range] = (),
     intervene: Callable[[list[int]], Sequence[int]] | None = None,
     progress: Callable[[float], object] | None = None,
-) -> Iterator[int]:
-    """Yield the ids that follow `run.prompt`, until an end token (not yielded) or a limit.
+) -> Asking[int]:
+    """Yield the ids that follow `run.prompt`, until an end token (not yielded) or a limit, and the steps they need.
 
     session     empty; afterwards it holds the prompt and the output
     choose      called with logits [vocabulary], prompt and output; returns the next id, see `sampler.Sampler`
@@ -61,7 +71,7 @@ def generate(
     limits = {"context": context - len(run.prompt)} | ({} if max_tokens is None else {"length": max_tokens})
     room = min(limits.values())
     started = time.perf_counter()
-    session.extend(run.prompt, progress, "prompt")
+    yield from session.asking(run.prompt, progress, "prompt")
     run.prompt_seconds = time.perf_counter() - started
 
     while True:
@@ -88,5 +98,5 @@ def generate(
             run.finish_reason = min(limits, key=lambda name: limits[name])
             return
         started = time.perf_counter()
-        session.extend(new, step=f"decode step {len(run.output)}")
+        yield from session.asking(new, step=f"decode step {len(run.output)}")
         run.output_seconds += time.perf_counter() - started

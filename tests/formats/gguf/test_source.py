@@ -56,7 +56,7 @@ def test_it_has_what_the_protocol_says(tmp_path):
         assert (source.path, source.tokenizer, source.template) == (path, path, path)
         assert source.config == CONFIG
         with pytest.raises(UsageError, match="q4 are not here packed"):
-            source.read_packed("q4", {}, 1)
+            source.open_packed("q4", {})
 
 
 @pytest.mark.parametrize("kinds", [NATIVE, NATIVE_SUPER, OTHERS])

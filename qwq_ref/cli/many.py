@@ -1,0 +1,76 @@
+"""Many prompts of `qwq generate`: they share each pass over the weights, and each gets a line of JSON."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+from ..errors import FileError, QwqError, UsageError
+from .progress import progress_bar
+from .report import report
+from .screen import tell
+from .streams import print_json, read_input, read_stream
+from .text_input import HYPHEN, open_input, whole
+
+if TYPE_CHECKING:
+    from ..engine.generation import Generation
+    from ..engine.model import Model
+
+PARALLEL = 4  # prompts that share a pass where nobody asks for a number: each takes memory for its KV cache
+
+
+def read_prompts(path: str) -> list[str]:
+    """Return the prompts in a file, one a line. Raises FileError, and UsageError for a file without any."""
+    if path == HYPHEN:
+        data = read_input()
+    else:
+        with open_input(path) as stream:
+            data = read_stream(stream, path)
+    lines = enumerate(whole(data, path).split("\n"), 1)
+    prompts = [_prompt(line, number, path) for number, line in lines if line.strip()]
+    if not prompts:
+        raise UsageError(path, "prompts", "holds none: write one a line")
+    return prompts
+
+
+def _prompt(line: str, number: int, path: str) -> str:
+    if not path.endswith(".jsonl"):
+        return line
+    try:
+        value = json.loads(line)
+    except ValueError:
+        raise FileError(path, f"line {number}", "is not JSON") from None
+    prompt = value.get("prompt") if isinstance(value, dict) else value
+    if not isinstance(prompt, str) or not prompt.strip():
+        raise FileError(path, f"line {number}", "must be a string, or an object with a prompt that is one")
+    return prompt
+
+
+def answer_all(options: argparse.Namespace, model: Model, prompts: list[str], settings: dict[str, Any]) -> int:
+    """Print an object for each prompt, in their order, as soon as it and those before it are complete."""
+    done: dict[int, Generation] = {}
+    printed, tokens = 0, 0
+    with progress_bar("answering", len(prompts), "prompts") as bar:
+        try:
+            for number, generation in model.generate_all(prompts, parallel=options.parallel, **settings):
+                done[number] = generation
+                tokens += len(generation.run.output)
+                bar(1)
+                while printed in done:
+                    _print(model, printed, prompts[printed], done.pop(printed))
+                    printed += 1
+        except (KeyboardInterrupt, QwqError) as problem:
+            for number, generation in sorted(done.items()):  # complete ones behind one that is not
+                _print(model, number, prompts[number], generation)
+            if isinstance(problem, KeyboardInterrupt):
+                problem.add_note(f"{printed + len(done)} of {len(prompts)} prompts were answered")
+            raise
+    tell(f"{len(prompts)} prompts, {tokens} output tokens")
+    return 0
+
+
+def _print(model: Model, number: int, prompt: str, generation: Generation) -> None:
+    print_json({"number": number, "prompt": prompt} | report(model, generation, generation.run.finish_reason))
+    sys.stdout.flush()

@@ -1,0 +1,33 @@
+"""The facts of one answer, for programs that read JSON."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ..engine.generation import Generation
+    from ..engine.model import Model
+
+
+def report(model: Model, generation: Generation, reason: str | None) -> dict[str, object]:
+    from ..host.memory import peak_bytes
+
+    run = generation.run
+    return {
+        "path": str(model.path),
+        "answer": generation.texts["answer"],
+        "thinking": generation.texts["thinking"],
+        "finish_reason": reason,
+        "ending": reason if reason in ("error", "interrupt") else generation.ending,
+        "seed": run.seed,
+        "prompt_tokens": len(run.prompt),
+        "output_tokens": len(run.output),
+        "thinking_tokens": generation.thinking_tokens,
+        "prompt_tok_s": rate(len(run.prompt), run.prompt_seconds),
+        "output_tok_s": rate(len(run.output), run.output_seconds),
+        "peak_memory_bytes": peak_bytes(),
+    }
+
+
+def rate(count: int, seconds: float) -> float:
+    return round(count / seconds, 3) if seconds > 0 else 0.0
