@@ -10,7 +10,7 @@ import itertools
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from ..config import Config
 from ..errors import QwqError, UsageError, did_you_mean
@@ -270,10 +270,9 @@ def _backend(options: argparse.Namespace, config: Config, weights: str, kv: str,
     context = _context(config, tests)
     if not options.shape:
         with progress_bar("loading", parameters(config), "weights") as progress:
-            model = load(options.model, weights=weights, kv=kv, context=context, rope=config.rope,
-                         progress=progress)  # fmt: skip
-        assert isinstance(model.backend, CoreBackend)
-        return model.backend
+            how: dict[str, Any] = {"backend": "core", "weights": weights, "kv": kv, "context": context}
+            model = load(options.model, **how, rope=config.rope, progress=progress)
+        return cast(CoreBackend, model.backend)
     size = model_bytes(config, weights)
     require({"weights": size, "KV cache": cache_bytes(config, kv, context)}, options.shape)
     with progress_bar("packing", size, "B") as progress:
