@@ -50,7 +50,7 @@ static void gather_rows(qwq_lines lines, const qwq_weight *w, size_t n, size_t r
     for (size_t r = 0; r < rows; r++) {
         const uint8_t *from = (const uint8_t *)(words->words + (n + r) * words->ld) + k * bits / 8;
         uint8_t code[GROUP], rest[GROUP + UNIT];
-        if (k + GROUP >= K) { /* the last group of a row: nothing is read beyond it */
+        if ((K - k) * bits / 8 < (GROUP - UNIT) * bits / 8 + UNIT) { /* a row's end: nothing is read beyond it */
             memset(rest, 0, sizeof rest);
             from = memcpy(rest, from, columns * bits / 8);
         }

@@ -250,7 +250,8 @@ def pack_call(rng, form, N, K):
 
 def words_call(rng, form, layout, bits):
     """Packing of codes that are in words, in every second panel."""
-    N, K, order = int(rng.choice(TAILS)), 32 * int(rng.integers(1, 5)), None
+    unit = {2: 16, 4: 8, 8: 4}.get(bits, 32)  # columns that fill whole words
+    N, K, order = int(rng.choice(TAILS)), unit * int(rng.integers(1, 160 // unit)), None
     call = pack_call(rng, form, N, K)
     columns = K * bits // 32
     rows, size = {"rows": (N, columns), "columns": (columns, N), "eights": (K, -(-N // 8))}[layout]
@@ -269,7 +270,10 @@ def words_call(rng, form, layout, bits):
 def packing(rng):
     """Packing of codes in words, and of ggml's blocks."""
     for layout in LAYOUTS:
-        for codes, bits in (("u4", 4), *(() if layout == "eights" else (("u4", 3), ("u5", 5), ("u6", 6), ("u8", 8)))):
+        for codes, bits in (
+            ("u4", 4),
+            *(() if layout == "eights" else (("u4", 2), ("u4", 3), ("u5", 5), ("u6", 6), ("u8", 8))),
+        ):
             yield words_call(rng, (codes, 64, "offset" if layout == "rows" else "zero", 0), layout, bits)
     for i, name in enumerate(core.BLOCK_TYPES):
         format, columns, size = core.block_of(name)
