@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 import sys
 
 from ..engine.fit import packed_needs
 from ..errors import ChoiceError
-from ..footprint import human
+from ..footprint import human, parameters
+from ..formats.gguf.blocks import NATIVE
+from ..formats.gguf.kept import REPACKED
+from ..formats.gguf.types import TYPES
 from ..formats.hub.choice import Offer, suggested
+from ..formats.packed import Stored
 from ..host import memory
 from ..tables import Table
 
 _CONTEXT = 4096
 _MOST = 50  # rows
+_OTHERS = 5.5  # bits of a weight whose type is not that of the file's name
+_SHAPE = (32, 1024)  # of a matrix, to measure a format
 _PAGE = "docs/models.md"
 
 
@@ -45,7 +52,7 @@ def page(choice: ChoiceError, line: str, available: int) -> str:
     given, name = shlex.quote(choice.file or ""), shlex.quote(best.spelled)
     return "\n".join(
         [
-            f"{choice.file}: GGUF models, and the memory that each needs with {_CONTEXT:,} tokens of context, of "
+            f"{choice.file}: GGUF models, and about the memory that each needs with {_CONTEXT:,} tokens of context, of "
             f"{human(available)} available",
             Table(["model", "files", "size", "memory", "fits"], "<>>>>").text(rows),
             *([f"... and {more} more"] if more > 0 else []),
@@ -56,8 +63,29 @@ def page(choice: ChoiceError, line: str, available: int) -> str:
 
 
 def _needs(choice: ChoiceError, offer: Offer) -> int | None:
-    """Return the memory that a model needs, by the size of its files; None if that is unknown."""
+    """Return about the memory that a model needs, by its type and the size of its files; None if that is unknown."""
     if choice.config is None or offer.nbytes is None:
         return offer.nbytes
+    weights = offer.nbytes + _growth(offer, offer.nbytes, parameters(choice.config))
     context = min(_CONTEXT, choice.config.positions)
-    return sum(packed_needs(choice.config, offer.nbytes, "int8")(context).values())
+    return sum(packed_needs(choice.config, weights, "int8")(context).values())
+
+
+def _growth(offer: Offer, nbytes: int, count: int) -> int:
+    """Return the bytes by which packed weights are larger than a file: the core has no codes of 2 and 3 bits.
+
+    nbytes  of the file
+    count   of its weights
+
+    The header alone would tell which matrices have the type of the name. All others are taken to have 5.5 bits.
+    """
+    label = offer.type.removeprefix("UD-")
+    kinds = [kind for kind in TYPES.values() if label.startswith(kind.name)]
+    kinds = kinds or [kind for kind in TYPES.values() if kind.name[:3] == label[:3]]  # IQ3_M is of IQ3_S and others
+    if not kinds:
+        return 0
+    kind = max(kinds, key=lambda kind: len(kind.name))
+    own = 8 * kind.nbytes / kind.block
+    packed = 8 * Stored(_SHAPE, NATIVE.get(kind.name, REPACKED)).nbytes / math.prod(_SHAPE)
+    share = (_OTHERS - 8 * nbytes / count) / (_OTHERS - own) if own < _OTHERS else 1.0
+    return int(count * min(1.0, max(0.0, share)) * (packed - own) / 8)

@@ -38,7 +38,9 @@ def test_the_list_to_choose_from(hub, tmp_path):
     done = qwq(hub, tmp_path, "generate", "-m", NAME, *ASK)
     assert (done.returncode, done.stdout) == (1, "")
     head, columns, *rows, page, command, error = done.stderr.splitlines()
-    assert head.startswith(f"{NAME}: GGUF models, and the memory that each needs with 4,096 tokens of context, of ")
+    assert head.startswith(
+        f"{NAME}: GGUF models, and about the memory that each needs with 4,096 tokens of context, of "
+    )
     assert columns.split() == ["model", "files", "size", "memory", "fits"]
     cells = [row.split() for row in rows]
     assert [row[0] for row in cells] == [f"{NAME}:{kind}" for kind in ("Q2_K", "Q4_K_M", "Q8_0", "BF16")]
@@ -55,22 +57,30 @@ def test_the_list_to_choose_from(hub, tmp_path):
     assert (again.returncode, again.stdout) == (0, done.stdout)
 
 
-def test_those_that_fit():
-    """QwQ-32B's official files on a laptop: the sizes are those of the types, in bytes."""
+def test_those_that_fit(tmp_path):
+    """QwQ-32B's official files: the memory of the list is that of the planner, which knows each matrix."""
+    pytest.importorskip("llama_cpp")
+    from tests.tools import model_sizes
+
     config = Config.from_file(SHIPPED / "qwq-32b/config.json")
-    sizes = {"Q2_K": 12.3e9, "Q3_K_M": 15.9e9, "Q4_K_M": 19.9e9, "Q8_0": 34.8e9}
-    offers = [Offer(f"Qwen/QwQ-32B-GGUF:{t}", f"x-{t}.gguf", (f"x-{t}.gguf",), t, int(n)) for t, n in sizes.items()]
+    model_sizes.sparse(config, tmp_path / "bf16.gguf")
+    offers, needs = [], {}
+    for kind in model_sizes.NAMES:
+        size, form = model_sizes.of_gguf(config, tmp_path / "bf16.gguf", kind)
+        offers.append(Offer(f"Qwen/QwQ-32B-GGUF:{kind}", f"x-{kind}.gguf", (f"x-{kind}.gguf",), kind, int(size)))
+        needs[kind] = sum(fit.core_needs(config, form, "int8")(4096).values())
     found = ChoiceError("Qwen/QwQ-32B-GGUF", "several", offers, suit=True)
-    for available, fitting, named in ((16e9, 1, "Q2_K"), (18e9, 2, "Q3_K_M"), (30e9, 3, "Q4_K_M"), (4e9, 0, "Q4_K_M")):
-        found.config = config
+    found.config = config
+    for kind, offer in zip(needs, offers, strict=True):
+        assert choice._needs(found, offer) == pytest.approx(needs[kind], rel=0.04), kind
+    for available, named in ((19.6e9, "Q4_0"), (23e9, "Q4_K_M"), (200e9, "Q4_K_M"), (4e9, "Q4_K_M")):
         page = choice.page(found, "qwq eval -m Qwen/QwQ-32B-GGUF", int(available))
-        rows = page.splitlines()[2:6]
-        assert [row.split()[-1] for row in rows] == ["yes"] * fitting + ["no"] * (4 - fitting)
+        rows = {row.split()[0].rpartition(":")[2]: row.split()[-1] for row in page.splitlines()[2:-2]}
+        assert rows == {kind: "yes" if need <= available else "no" for kind, need in needs.items()}
         assert page.endswith(f"\n  qwq eval -m Qwen/QwQ-32B-GGUF:{named}")
-    need = fit.packed_needs(config, int(12.3e9), "int8")(4096)
-    assert f"{sum(need.values()) / 2**30:.2f} GiB" in choice.page(found, "", 1).splitlines()[2]
     found.config = None  # only the size is known
-    assert choice.page(found, "", int(16e9)).splitlines()[3].split()[-4:] == ["GiB", "14.81", "GiB", "yes"]
+    row = choice.page(found, "", int(16e9)).splitlines()[2]
+    assert row.split()[2:] == ["11.46", "GiB", "11.46", "GiB", "yes"]
 
 
 def test_a_list_without_end():
@@ -100,7 +110,9 @@ def test_memory_before_is_memory_after(local_hub, tmp_path, capsys):
     assert main(["generate", "-m", f"{NAME}:q4_k_m", *ASK, "-y", "-v"]) == 0
     before = next(line for line in capsys.readouterr().err.splitlines() if line.startswith("memory: "))
     qwq_ref.load(f"{NAME}:q4_k_m", context=64, announce=lambda line, size: lines.append(line))
-    plain = [line.partition(" = ")[0].replace(" (Q4_K, F32)", "") for line in (before.removeprefix("memory: "), lines[0])]
+    plain = [
+        line.partition(" = ")[0].replace(" (Q4_K, F32)", "") for line in (before.removeprefix("memory: "), lines[0])
+    ]
     assert plain[0] == plain[1]
 
 

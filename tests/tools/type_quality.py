@@ -2,10 +2,11 @@
 
     python -m tests.tools.type_quality MODEL.gguf [FOLDER] [--chunks N] [--types Q4_K_M,...]
 
-A quantised file lies on a grid, which would favour the types that have the same grid. So the original here is the file's
-weights plus noise: uniform within half a step of each weight's own grid, as rounding leaves it. llama.cpp quantises the
-original to each type, and `qwq perplexity` compares the engine on that file with the engine on the original in bf16. The
-text is Python and English of this repository. FOLDER keeps the original, and one more file at a time.
+A quantised file lies on a grid, which would favour the types that have the same grid. So the original here is the
+file's weights plus noise: uniform within half a step of each weight's own grid, as rounding leaves it. llama.cpp
+quantises the original to each type, and `qwq perplexity` compares the engine on that file with the engine on the
+original in bf16. The text is Python and English of this repository. FOLDER keeps the original, and one more file at a
+time.
 """
 
 import argparse
