@@ -19,7 +19,7 @@ _ADDRESSES = (  # of web pages, of the hub's library, and with a slash behind th
 
 @dataclass(frozen=True)
 class Address:
-    """What a name of the hub means.
+    """The meaning of a name of the hub.
 
     name      as the user gave it
     repo      owner/name
