@@ -44,10 +44,10 @@ def page(choice: ChoiceError, line: str, available: int) -> str:
     for offer in choice.offers[:_MOST]:
         need = needs[offer]
         size = "unknown" if offer.nbytes is None else human(offer.nbytes)
-        fits = "?" if need is None else "yes" if need <= available else "no"
+        fits = "no" if (need or offer.nbytes or 0) > available else "?" if need is None else "yes"
         rows.append((offer.spelled, str(len(offer.files)), size, "?" if need is None else human(need), fits))
     more = len(choice.offers) - _MOST
-    fitting = [offer for offer in choice.offers if (needs[offer] or 0) <= available]
+    fitting = [offer for offer in choice.offers if (needs[offer] or offer.nbytes or 0) <= available]
     best = suggested(fitting[::-1] or choice.offers)  # without the usual type, the largest that fits
     given, name = shlex.quote(choice.file or ""), shlex.quote(best.spelled)
     return "\n".join(
@@ -65,7 +65,7 @@ def page(choice: ChoiceError, line: str, available: int) -> str:
 def _needs(choice: ChoiceError, offer: Offer) -> int | None:
     """Return about the memory that a model needs, by its type and the size of its files; None if that is unknown."""
     if choice.config is None or offer.nbytes is None:
-        return offer.nbytes
+        return None
     weights = offer.nbytes + _growth(offer, offer.nbytes, parameters(choice.config))
     context = min(_CONTEXT, choice.config.positions)
     return sum(packed_needs(choice.config, weights, "int8")(context).values())

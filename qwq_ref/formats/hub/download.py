@@ -28,7 +28,7 @@ from ..quantisation import AWQ_CONFIG, GPTQ_CONFIG, quantised_method
 from ..safetensors import DTYPES
 from . import cache, heads
 from .address import Address
-from .choice import File, Offer, choose, size_of
+from .choice import File, Offer, choose, size_of, suggested
 from .reasons import UNKNOWN, reason
 
 _LISTING_SECONDS = 15
@@ -177,9 +177,9 @@ class Fetcher:
         try:
             offer = choose(self.address, files)
         except ChoiceError as choice:
-            with contextlib.suppress(QwqError, _FaultError):  # the list says less then
-                for smallest in choice.offers[:1]:
-                    choice.config = read_gguf_config(self._stand_in(smallest, files, commit))
+            for each in (suggested(choice.offers),) if choice.offers else ():
+                with contextlib.suppress(QwqError, _FaultError):  # the list says less then
+                    choice.config = read_gguf_config(self._stand_in(each, files, commit))
             raise
         if offer is None:
             return None
