@@ -6,7 +6,8 @@ The classes are few on purpose: one per kind of input, so that a caller can catc
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 
 class QwqError(Exception):
@@ -30,6 +31,20 @@ class ConfigError(QwqError):
 
 class CheckpointError(QwqError):
     """A weight file is malformed, incomplete, or not the one that the config describes."""
+
+
+class ChoiceError(CheckpointError):
+    """A name stands for several models, or for none of those that are there.
+
+    offers  the models to choose from: `formats.hub.choice.Offer`
+    suit    whether the name stands for all of these
+    config  the Config of one of them; None where it is not known
+    """
+
+    def __init__(self, file: str, problem: str, offers: Sequence[Any], suit: bool) -> None:
+        super().__init__(file, None, problem)
+        self.offers, self.suit = offers, suit
+        self.config: Any = None
 
 
 class FormError(CheckpointError):

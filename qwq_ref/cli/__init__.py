@@ -11,7 +11,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 
-from ..errors import UsageError
+from ..errors import ChoiceError, UsageError
 from . import ending, streams
 from .parser import COMMANDS, build, named, parse
 
@@ -32,6 +32,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             status: int = importlib.import_module(f"{__name__}.{options.command}").run(options)
         except UsageError as error:
             raise named(error, options.flags) from error
+        except ChoiceError as choice:
+            from .choice import show
+
+            show(choice, options.line)
+            raise
         return status
 
     with ending.signals(own=arguments is None), streams.standard():

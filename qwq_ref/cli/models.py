@@ -15,7 +15,8 @@ from ..config import Config
 from ..engine.fit import available_forms
 from ..errors import CheckpointError, UsageError
 from ..footprint import human
-from ..formats import Download, Inspect, open_source, recognise, resolve
+from ..formats import Download, GGUFSource, Inspect, open_source, recognise, resolve
+from ..formats.gguf.names import shard_of
 from ..formats.names import CONFIG, INDEX, SHARD
 from ..formats.packed import PackedFile
 from ..formats.packed_folder import packed_files
@@ -53,7 +54,8 @@ def find(model: str, offline: bool) -> Found:
     """Find a model by a config.json, or by a name that `formats.resolve` takes, and read headers only.
 
     A config.json stands for itself, or for the folder of packed weights that it is in: this model has no other forms.
-    Of a model of the hub that is not in the cache, the config alone is fetched. Raises CheckpointError, ConfigError.
+    Of a model of the hub that is not in the cache, the config alone is fetched, or the header of a GGUF file. Raises
+    CheckpointError, ConfigError.
     """
     if model.endswith(".json"):
         file = Path(model)
@@ -64,7 +66,10 @@ def find(model: str, offline: bool) -> Found:
     try:
         path = resolve(model, offline=True)
     except CheckpointError:  # of the hub, and only a part of it is in the cache
-        return Found(path / CONFIG, Config.from_file(path / CONFIG), partial=True)
+        if path.is_dir():
+            return Found(path / CONFIG, Config.from_file(path / CONFIG), partial=True)
+        with GGUFSource.open(path) as header:
+            return Found(path, header.config, header.dtypes, kept=header.kept.form, partial=True)
     if path.is_dir() and not os.path.lexists(path / CONFIG):
         recognise.require(path, model)
     if path.is_dir() and not (path / INDEX).exists() and not any(path.glob("*.safetensors")):
@@ -122,11 +127,12 @@ def locate(options: argparse.Namespace, judge: Judge | None = None, inspect: Ins
 
 
 def _table(download: Download) -> str:
-    """Return the files that will be read, and their sizes. The shards of a checkpoint are one row."""
+    """Return the files that will be read, and their sizes. The shards of a model are one row."""
     groups: dict[str, list[str]] = {}
     for name in download.files:
-        match = SHARD.fullmatch(name)
-        groups.setdefault(f"model-*-of-{match[1]}.safetensors" if match else name, []).append(name)
+        match, shard = SHARD.fullmatch(name), shard_of(name)
+        row = f"{shard[0]}-*-of-{shard[2]:05d}.gguf" if shard else name
+        groups.setdefault(f"model-*-of-{match[1]}.safetensors" if match else row, []).append(name)
     groups["total"] = list(download.files)
     rows = []
     for group, names in groups.items():

@@ -17,7 +17,7 @@ from .values import count, number, one_of, only, size, threads, tokens
 
 DEFAULT_MODEL = "qwq-nano"
 MODELS = (
-    "a folder, a .safetensors or .gguf file, an id of the Hugging Face hub, or a model in the package: "
+    "a folder, a .safetensors or .gguf file, an ID or ID:TYPE of the Hugging Face hub, or a shipped model: "
     "qwq-nano (the default), qwq-nano-base"
 )
 

@@ -49,9 +49,9 @@ FOREIGN = {
         "--mmap --no-mmap --mlock --load-mode -lm --direct-io -dio --no-direct-io -ndio --repack --no-repack -nr "
         "--no-host --override-kv --swa-full --trust-remote-code"
     ),
-    "GGUF files are not downloaded; --model takes a local one, a folder, or a hub id": (
-        "--model-url -mu --hf-file -hff --docker-repo -dr --mmproj -mm --mmproj-url -mmu"
-    ),
+    "the file or the type follows the id: --model ID/FILE.gguf or --model ID:TYPE": "--hf-file -hff",
+    "--model takes a local file or folder, or an id of the Hugging Face hub": "--model-url -mu --docker-repo -dr",
+    "models of text alone are read": "--mmproj -mm --mmproj-url -mmu",
     "the environment variable HF_TOKEN holds the token": "--hf-token -hft",
     "`qwq info --check` looks at every weight": "--check-tensors",
     "there is one way to compute attention": "--flash-attn -fa --attn-implementation",

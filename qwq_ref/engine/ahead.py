@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from typing import Protocol
 from .. import core
 from ..config import Config, Rope
 from ..errors import FileError, MemoryLimitError, UsageError
+from ..files import is_gguf
 from ..footprint import human
 from ..formats import Download, GGUFSource
 from ..formats.checkpoint import read_config
@@ -120,10 +122,12 @@ def expected_memory(
         room = fitting_context(config, context, download.name, needs, budget)
         return memory_line(NUMPY, room, needs(room), budget)
     packed = tuple(form for form in download.forms if form != FILE)
-    keeps_types = (FILE in download.forms or download.quantised) and weights in (None, FILE)
+    keeps_types = download.kept is None and (FILE in download.forms or download.quantised) and weights in (None, FILE)
     smaller: list[AnyForm] = [name for name, form in FORMS.items() if not form.floats]
-    forms = smaller if download.quantised else candidates(download.stored, packed, config.swiglu_beta)
-    tried: Sequence[AnyForm] = [weights] if weights else forms
+    known = download.kept is not None or not download.quantised
+    forms = candidates(download.stored, packed, config.swiglu_beta, download.kept) if known else smaller
+    wanted = download.kept if weights == FILE and download.kept is not None else weights
+    tried: Sequence[AnyForm] = [wanted] if wanted else forms
     try:
         if keeps_types:
             try:
@@ -139,7 +143,7 @@ def expected_memory(
             raise
     if keeps_types:  # the formats of its matrices are not known yet: layers are taken to be alike
         return _memory_of_file(download, config, file_bytes(download) // config.L * SLOTS, kv, context, budget)
-    form = streamed_form(weights, forms, packed, download.name)
+    form = streamed_form(wanted, forms, packed, download.name)
     cache, room, layout, parts = fitting_layout(config, form, kv, context, download.name, budget)
     line = f"weights {form}, {human(layout.streamed)} read in each pass, KV cache {cache}"
     return memory_line(line, room, parts, budget)
@@ -156,7 +160,7 @@ def _memory_of_file(
 
 def file_bytes(download: Download) -> int:
     """Return the bytes of the weights of a download in the form of its file."""
-    heavy = [name for name in download.files if name.endswith(".safetensors")]
+    heavy = [name for name in download.files if name.endswith((".safetensors", ".gguf"))]
     return sum(download.files[name] or 0 for name in (heavy if download.quantised else [packed_name(FILE)]))
 
 
@@ -220,23 +224,24 @@ def read_small(
 
 
 def check_small(
-    folder: Path,
+    path: Path,
     chat_template: str | os.PathLike[str] | None = None,
     text: bool = False,
     chat: bool = False,
 ) -> None:
-    """Check the small files of a download, whose weights are not there yet: see `read_small`.
+    """Check the small files of a download, whose weights are not there yet, or the header of a GGUF file: `read_small`.
 
+    path  as `resolve` gives it to `inspect`
     chat  whether the command asks with a chat template, which the model then needs
 
     Raises a QwqError.
     """
-    described = _Folder(folder)
-    small = read_small(described, described.config, chat_template, text)
+    with GGUFSource.open(path) if is_gguf(path) else contextlib.nullcontext(_Folder(path)) as described:
+        small = read_small(described, described.config, chat_template, text)
     if small.template is not None:
         small.template.check()
     elif chat:
-        raise no_template(folder)
+        raise no_template(path)
 
 
 def no_template(path: Path) -> UsageError:

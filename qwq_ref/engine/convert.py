@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError, UsageError
-from ..files import read_file
-from ..formats import Download, GGUFSource, Source, open_source, recognise, resolve, write
-from ..formats.checkpoint import read_config
+from ..files import is_gguf, read_file
+from ..formats import Download, GGUFSource, Source, open_source, read_config, recognise, resolve, write
 from ..formats.gguf import metadata_only
 from ..formats.names import CONFIG, GENERATION_CONFIG, TOKENIZER_GGUF, packed_name
 from ..formats.packed import packed_layout
@@ -140,10 +139,13 @@ def check_download(download: Download, folder: Path, weights: str) -> None:
 def check_small(source: Path, folder: Path) -> None:
     """Check the small files of a download, whose weights are not there yet, and those in the folder for its conversion.
 
+    source  as `resolve` gives it to `inspect`
+
     Raises a QwqError.
     """
     find_tokenizer(source, read_config(source).vocab_size)
-    check_small_files(copies(source), folder)
+    of_gguf = {TOKENIZER_GGUF: functools.partial(metadata_only, source)}
+    check_small_files(of_gguf if is_gguf(source) else copies(source), folder)
 
 
 def is_packed(model: str | Path) -> UsageError:

@@ -15,8 +15,7 @@ from ..config import Config
 from ..core.magnitude import FLOAT32_MAX
 from ..errors import ConfigError, UsageError
 from ..files import read_json
-from ..formats import Download, GGUFSource, Source, open_source, recognise, resolve, write
-from ..formats.checkpoint import read_config
+from ..formats import Download, GGUFSource, Source, open_source, read_config, recognise, resolve, write
 from ..formats.layout import floats_layout
 from ..formats.names import CONFIG, GENERATION_CONFIG, HF, INDEX, SHARD, SINGLE
 from ..formats.packed import Stored
@@ -103,7 +102,7 @@ def check_download(download: Download, folder: Path, dtype: str) -> None:
 
 
 def check_small(source: Path) -> None:
-    """Check the small files of a download, whose weights are not there yet. Raises a QwqError."""
+    """Check the small files of a download, as `resolve` gives them to `inspect`. Raises a QwqError."""
     find_tokenizer(source, read_config(source).vocab_size)
 
 

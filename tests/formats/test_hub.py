@@ -171,7 +171,7 @@ def test_templates_of_several_names(local_hub):
 @pytest.mark.parametrize(
     ("files", "words"),
     [
-        ({"x.gguf": b""}, "GGUF files of llama.cpp (x.gguf)"),
+        ({"mmproj.gguf": b""}, "GGUF files of llama.cpp (mmproj.gguf)"),
         (
             {"adapter_config.json": b'{"base_model_name_or_path": "Qwen/Qwen2.5-0.5B"}'},
             "a LoRA adapter of Qwen/Qwen2.5",

@@ -284,7 +284,7 @@ def test_an_index_that_is_missing_is_fetched(local_hub):
         ("hf.co/Qwen/QwQ-32B/tree/main", "Qwen/QwQ-32B"),
         ("hf://Qwen/QwQ-32B", "Qwen/QwQ-32B"),
         ("Qwen/QwQ-32B/", "Qwen/QwQ-32B"),
-        ("Qwen/QwQ-32B-GGUF:Q4_K_M", "Qwen/QwQ-32B-GGUF"),
+        ("hf.co/Qwen/QwQ-32B-GGUF:Q4_K_M", "Qwen/QwQ-32B-GGUF:Q4_K_M"),
     ],
 )
 def test_did_you_mean(cache, monkeypatch, name, meant):

@@ -213,11 +213,12 @@ class Hub:
         send(request, 404, b"")
 
     def send_file(self, request, data, headers):
-        status, asked = 200, re.fullmatch(r"bytes=(\d+)-", request.headers.get("Range") or "")
+        status, asked = 200, re.fullmatch(r"bytes=(\d+)-(\d*)", request.headers.get("Range") or "")
         if self.ranges and asked and int(asked[1]) < len(data):
             status, first = 206, int(asked[1])
-            headers = headers | {"Content-Range": f"bytes {first}-{len(data) - 1}/{len(data)}"}
-            data = data[first:]
+            end = min(len(data), int(asked[2] or len(data)) + 1)
+            headers = headers | {"Content-Range": f"bytes {first}-{end - 1}/{len(data)}"}
+            data = data[first:end]
         send(request, status, data, headers | {"Accept-Ranges": "bytes"})
 
 
@@ -268,6 +269,9 @@ def local_hub(hub, tmp_path, monkeypatch):
     """The hub, where this process looks for it, with an empty cache -> the hub."""
     from huggingface_hub import constants, file_download
 
+    from qwq_ref.formats.hub import heads
+
+    heads.forget()
     monkeypatch.setattr(constants, "ENDPOINT", hub.address)
     template = hub.address + "/{repo_id}/resolve/{revision}/{filename}"
     for module in (constants, file_download):  # older versions copy the template

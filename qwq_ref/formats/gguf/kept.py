@@ -18,7 +18,7 @@ from ..parts import Parts, dequantised
 from .blocks import NATIVE, floats, parts
 from .types import GGMLType
 
-_REPACKED = FORMATS["q8"]  # of types that the core has no format for: an error of 0.5 % where they have 10 % or more
+REPACKED = FORMATS["q8"]  # of types that the core has no format for: an error of 0.5 % where they have 10 % or more
 _SAMPLE = 64  # rows of each repacked matrix that the error is measured on
 
 
@@ -48,7 +48,7 @@ class GGUFKept:
 
     @functools.cached_property
     def form(self) -> FileForm:
-        formats = {name: NATIVE.get(place.kind.name, _REPACKED) for name, place in self._places.items()}
+        formats = {name: NATIVE.get(place.kind.name, REPACKED) for name, place in self._places.items()}
         return FileForm(formats, "int8" if any(format.group for format in formats.values()) else "fp32")
 
     @property
@@ -82,7 +82,7 @@ class GGUFKept:
         for name, place in self._places.items():
             if place.kind.name not in NATIVE:
                 exact = floats(place.kind, place.raw(0, min(_SAMPLE, place.shape[0])))
-                made = dequantised(_REPACKED, _whole(self._quantised(name, exact, 0)))[:, : exact.shape[1]]
+                made = dequantised(REPACKED, _whole(self._quantised(name, exact, 0)))[:, : exact.shape[1]]
                 error += float(np.square(made - exact, dtype=np.float64).sum())
                 size += float(np.square(exact, dtype=np.float64).sum())
         return (error / size) ** 0.5 if size else 0.0

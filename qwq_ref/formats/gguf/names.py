@@ -54,11 +54,15 @@ def shard_name(stem: str, number: int, count: int) -> str:
 def models_in(names: Iterable[str]) -> Mapping[str, list[str]]:
     """Return the models among the names of files: the file to open -> the files that are there of it.
 
-    Of a model in shards, the first shard is opened. Projectors of images are no models of text.
+    Of a model in shards, the first shard is opened. Projectors of images are no models of text, and neither are the
+    measurements of activations by which some types are made.
+
+    names  of one folder, or relative ones that end in the files' own
     """
     models: dict[str, list[str]] = {}
     for name in sorted(names):
-        if name.endswith(".gguf") and not name.startswith(("mmproj", ".")) and name != TOKENIZER_GGUF:
+        own = name.rpartition("/")[2]
+        if own.endswith(".gguf") and not own.startswith(("mmproj", "imatrix", ".")) and own != TOKENIZER_GGUF:
             shard = shard_of(name)
             models.setdefault(shard_name(shard[0], 1, shard[2]) if shard else name, []).append(name)
     return models

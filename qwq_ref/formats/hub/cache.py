@@ -18,12 +18,15 @@ from ...errors import UsageError
 from ...files import StrPath
 from ...text_files import FILES
 from ..checkpoint import read_index
+from ..gguf.names import models_in
 from ..names import CONFIG, GENERATION_CONFIG, INDEX, SHARD, SINGLE, packed_form
+from .choice import File
 
 SMALL = (GENERATION_CONFIG, *FILES)  # files beside the weights and the config; a model can lack any
 
 _COMMIT = re.compile(r"\w[\w.-]{0,99}", re.ASCII)
 _MOST_IDS = 1000
+_MOST_FILES, _MOST_DEPTH = 10_000, 4
 
 
 def root(cache_dir: StrPath | None) -> Path:
@@ -88,6 +91,21 @@ def snapshot(repository: Path, revision: str | None) -> Path | None:
     return None
 
 
+def is_commit(name: object) -> bool:
+    """Return whether a name can be that of a snapshot."""
+    return isinstance(name, str) and _COMMIT.fullmatch(name) is not None
+
+
+def remember_commit(repository: Path, revision: str, commit: str) -> None:
+    """Remember the commit of a branch or a tag, as the hub's library does. Failure has no effect."""
+    if revision == commit:
+        return
+    file = repository / "refs" / revision
+    with contextlib.suppress(OSError):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(commit, "utf-8")
+
+
 def commits(repository: Path) -> list[str]:
     """Return the commits whose snapshots are there, for a repository of which no branch is known."""
     if os.path.lexists(repository / "refs" / "main"):
@@ -102,6 +120,8 @@ def absent(folder: Path, weights: bool) -> str | None:
 
     A program that loads only a tokenizer leaves such a snapshot, and so does an interrupted download.
     """
+    if is_of_gguf(folder):
+        return None  # `recognise` says what is wrong with them
     names = [CONFIG]
     if weights:
         if (folder / SINGLE).exists():
@@ -113,6 +133,35 @@ def absent(folder: Path, weights: bool) -> str | None:
         elif not any(packed_form(file.name) and file.exists() for file in folder.iterdir()):
             names.append(SINGLE)
     return next((name for name in names if not (folder / name).exists()), None)
+
+
+def has_checkpoint(names: Iterable[str]) -> bool:
+    """Return whether there are weights in safetensors, which come before GGUF files, among the names of a folder."""
+    return any(name in (SINGLE, INDEX) or packed_form(name) for name in names)
+
+
+def is_of_gguf(folder: Path) -> bool:
+    """Return whether a snapshot holds GGUF files of models, and no checkpoint."""
+    return bool(models_in(_gguf_names(folder))) and not has_checkpoint(file.name for file in folder.iterdir())
+
+
+def gguf_files(folder: Path) -> dict[str, File]:
+    """Return the GGUF files of a snapshot, by their relative names."""
+    return {name: File((folder / name).stat().st_size) for name in _gguf_names(folder)}
+
+
+def _gguf_names(folder: Path) -> list[str]:
+    """Return the names of the GGUF files of a snapshot that are there, and not only links to lost ones."""
+    names = []
+    for at, folders, files in os.walk(folder):
+        place = Path(at).relative_to(folder)
+        if len(place.parts) >= _MOST_DEPTH:
+            folders.clear()
+        found = [place / name for name in files if name.endswith(".gguf")]
+        names += [path.as_posix() for path in found if (folder / path).exists()]
+        if len(names) > _MOST_FILES:
+            break
+    return names
 
 
 def unasked(folder: Path) -> list[str]:

@@ -6,24 +6,29 @@ transfer at once, and loses at most the file that was being transferred.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ...config import Config
-from ...errors import CheckpointError, ConfigError, did_you_mean
+from ...errors import CheckpointError, ChoiceError, ConfigError, QwqError, did_you_mean
 from ...files import StrPath, read_json
 from ...footprint import human, weight_bytes
+from ...forms import FileForm
 from ...host import disk
 from .. import recognise
 from ..checkpoint import read_index
 from ..generation_config import not_fetched
+from ..gguf import GGUFSource
 from ..names import CONFIG, GENERATION_CONFIG, INDEX, SINGLE, TOKENIZER_GGUF, packed_form
 from ..quantisation import AWQ_CONFIG, GPTQ_CONFIG, quantised_method
 from ..safetensors import DTYPES
-from . import cache
+from . import cache, heads
+from .address import Address
+from .choice import File, Offer, choose, size_of, suggested
 from .reasons import UNKNOWN, reason
 
 _LISTING_SECONDS = 15
@@ -40,8 +45,9 @@ class Download:
     files      name -> bytes of each file that is read; None where the hub does not tell
     absent     the names of those that are not in the cache
     config     the model's Config
-    dtypes     dtype -> bytes of the weights, as the hub tells them; empty where it does not: see `stored`
-    quantised  whether the checkpoint is quantised
+    dtypes     dtype -> bytes of the weights, as the hub or a GGUF header tells them; empty where it does not: `stored`
+    quantised  whether the model is a quantised checkpoint, or a GGUF file
+    kept       the form of a GGUF file; None for anything else
     """
 
     name: str
@@ -51,6 +57,7 @@ class Download:
     config: Config
     dtypes: Mapping[str, int] = field(default_factory=dict)
     quantised: bool = False
+    kept: FileForm | None = None
 
     @property
     def nbytes(self) -> int:
@@ -94,17 +101,11 @@ class _FaultError(Exception):
 class Fetcher:
     """The download of one model. `lacks` says what a snapshot in the cache lacks; empty where there is none."""
 
-    def __init__(
-        self,
-        name: str,
-        repo: str,
-        revision: str | None,
-        cache_dir: StrPath | None,
-        progress: Callable[[float], object] | None,
-    ) -> None:
-        self.name, self.repo, self.revision, self.lacks = name, repo, revision, ""
+    def __init__(self, address: Address, cache_dir: StrPath | None, progress: Callable[[float], object] | None) -> None:
+        self.address, self.lacks = address, ""
+        self.name, self.repo, self.revision = address.name, address.repo, address.revision
         self.root = cache.root(cache_dir)
-        self.repository = cache.repository(self.root, repo)
+        self.repository = cache.repository(self.root, self.repo)
         self._progress = progress
         self._options: dict[str, Any] = {} if progress is None else _bar(progress)
 
@@ -122,6 +123,10 @@ class Fetcher:
     def _fetch(self, weights: bool, confirm: Confirm | None, inspect: Inspect | None) -> Path:
         listed = self._listing(self.revision, _LISTING_SECONDS)
         names = {each.rfilename: each for each in listed.siblings or []}
+        if self.address.is_gguf or not cache.has_checkpoint(names):
+            path = self._fetch_gguf(listed.sha, names, weights, confirm, inspect)
+            if path is not None:
+                return path
         folder = self._first(CONFIG, self.revision) if CONFIG in names else None
         if folder is not None and folder.name != listed.sha:  # the branch moved between two requests
             listed = self._listing(folder.name, _LISTING_SECONDS)
@@ -151,6 +156,75 @@ class Fetcher:
             inspect(folder)
         self._fetch_all(plan, heavy, folder)
         return folder
+
+    def _fetch_gguf(
+        self,
+        commit: str,
+        names: Mapping[str, Any],
+        weights: bool,
+        confirm: Confirm | None,
+        inspect: Inspect | None,
+    ) -> Path | None:
+        """Return a GGUF model of the repository, downloaded, or its stand-in; None if the repository holds none.
+
+        commit  that of the list
+        names   name -> entry of the list
+        """
+        if not cache.is_commit(commit):
+            raise _FaultError(f"{cache.constants().ENDPOINT} does not answer as a hub does: check HF_ENDPOINT")
+        folder = self.repository / "snapshots" / commit
+        files = {name: File(size_of(each.size), _digest(each)) for name, each in names.items()}
+        try:
+            offer = choose(self.address, files)
+        except ChoiceError as choice:
+            for each in (suggested(choice.offers),) if choice.offers else ():
+                with contextlib.suppress(QwqError, _FaultError):  # the list says less then
+                    choice.config = read_gguf_config(self._stand_in(each, files, commit))
+            raise
+        if offer is None:
+            return None
+        path = self._stand_in(offer, files, commit)
+        with self._of_stand_ins(), GGUFSource.open(path) as source:
+            config, dtypes, kept = source.config, source.dtypes, source.kept.form
+        if not weights:
+            return path
+        sizes = {name: files[name].nbytes or path.with_name(Path(name).name).stat().st_size for name in offer.files}
+        absent = tuple(name for name in offer.files if not self._is_here(folder, names[name]))
+        plan = Download(self.name, self.root, sizes, absent, config, dtypes, quantised=True, kept=kept)
+        self._check_disk(plan)
+        if absent and confirm is not None and not confirm(plan):
+            raise CheckpointError(self.name, None, f"was not downloaded ({plan.amount})")
+        if inspect is not None:
+            with self._of_stand_ins():
+                inspect(path)
+        cache.remember_commit(self.repository, self.revision or "main", commit)
+        self._fetch_all(plan, list(offer.files), folder)
+        return folder / offer.name
+
+    def _stand_in(self, offer: Offer, files: Mapping[str, File], commit: str) -> Path:
+        """Return the stand-in of a model's first file, beside those of its other shards."""
+
+        def first(name: str, count: int) -> bytes:
+            try:
+                return heads.first_bytes(self.repo, commit, name, count)
+            except Exception as failure:
+                raise self._fault(failure) from failure
+
+        place = self.repository.name + f"@{commit}"
+        with self._of_stand_ins():
+            paths = [heads.stand_in(place, name, files[name].nbytes, first) for name in offer.files]
+        return paths[0]
+
+    @contextlib.contextmanager
+    def _of_stand_ins(self) -> Iterator[None]:
+        """Name the file of the hub in an error about its stand-in."""
+        try:
+            yield
+        except QwqError as error:
+            name = heads.name_in(error.file or "")
+            if name is None:
+                raise
+            raise type(error)(f"{self.repo}/{name}", error.field, error.problem) from None
 
     def add_small(self, folder: Path) -> None:
         """Fetch the small files that a complete snapshot lacks, if the hub has them and answers at once."""
@@ -194,7 +268,7 @@ class Fetcher:
 
     def _is_here(self, folder: Path, listed: Any) -> bool:
         """Return whether a listed file is in the cache: in the snapshot, or as the blob of another one."""
-        blob = (listed.lfs or {}).get("sha256") or listed.blob_id or ""
+        blob = _digest(listed)
         return (folder / listed.rfilename).exists() or (bool(blob) and (self.repository / "blobs" / blob).exists())
 
     def _size(self, listed: Any, folder: Path) -> int | None:
@@ -259,6 +333,16 @@ def _kept(plan: Download, folder: Path) -> str:
         f"{len(here)} of {len(plan.absent)} files ({human(size)}{whole}) are in the cache, "
         "and the next run fetches the rest"
     )
+
+
+def _digest(listed: Any) -> str:
+    return (listed.lfs or {}).get("sha256") or listed.blob_id or ""
+
+
+def read_gguf_config(path: Path) -> Config:
+    """Return the config of a GGUF file. Raises ConfigError, CheckpointError."""
+    with GGUFSource.open(path) as source:
+        return source.config
 
 
 def _dtypes(listed: Any) -> dict[str, int]:
