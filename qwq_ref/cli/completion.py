@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterable
 
-from ..forms import FORMS, KV_FORMS
+from ..forms import FILE, FORMS, KV_FORMS
 from . import parser as grammar
 from .values import one_of
 
@@ -40,7 +40,7 @@ def _describe(action: argparse.Action) -> None:
     metavar = str(action.metavar)
     if metavar.startswith("{"):
         action.choices = metavar[1:-1].split(",")
-    elif words := {"weights": FORMS, "kv": KV_FORMS}.get(action.dest):
+    elif words := {"weights": (*FORMS, FILE), "kv": KV_FORMS}.get(action.dest):
         action.choices = list(words)
     elif action.dest == "model" or metavar == "MODEL":
         action.complete = _words_or_files("models", _MODELS)  # type: ignore[attr-defined]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from ..config import Config
 from ..errors import NonFiniteError, QwqError, UsageError, did_you_mean
-from ..forms import FORMS, KV_FORMS
+from ..forms import FILE, FORMS, KV_FORMS
 from ..tables import Table
 from .ending import kept
 from .options import (
@@ -102,7 +102,7 @@ def run(options: argparse.Namespace) -> int:
 def _mode(text: str) -> tuple[str, str | None]:
     """Return the weight form and the cache form of WEIGHTS[+KV]."""
     weights, plus, kv = text.partition("+")
-    return one_of(FORMS)["type"](weights), one_of(KV_FORMS)["type"](kv) if plus else None
+    return one_of((*FORMS, FILE))["type"](weights), one_of(KV_FORMS)["type"](kv) if plus else None
 
 
 def _scores(options: argparse.Namespace, model: Model, chosen: Sequence[str]) -> int:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..config import Config
 from ..errors import UsageError
-from ..forms import FORMS, KV_FORMS
+from ..forms import FILE, FORMS, KV_FORMS
 from ..host.limits import cpus
 from ..tables import definitions
 from .ending import kept
@@ -76,7 +76,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "theirs",
         help="a folder of .npy files, a .safetensors or .npz file, a pack, or a llama.cpp capture. "
         "Or a mode of this engine, qwq:WEIGHTS[+KV], with the weight forms "
-        f"{', '.join(FORMS)} and the cache forms {', '.join(KV_FORMS)}",
+        f"{', '.join((*FORMS, FILE))} and the cache forms {', '.join(KV_FORMS)}",
     )
     compare.add_argument(
         "-m", "--model", help="the model, if it is not in the pack; with weights, more causes can be named"

@@ -12,7 +12,7 @@ from .. import footprint
 from ..config import Config
 from ..errors import UsageError
 from ..footprint import human
-from ..forms import FORMS, KV_FORMS
+from ..forms import FILE, FORMS, KV_FORMS, AnyForm, FileForm
 from ..tables import Table
 from .ending import kept
 from .options import (
@@ -60,7 +60,7 @@ def run(options: argparse.Namespace) -> int:
         _check(options.model, found)
     rope = chosen_rope(options, found.config)
     config = found.config if rope is None else dataclasses.replace(found.config, rope=rope)
-    facts = describe(config, contexts)
+    facts = describe(config, contexts, found.kept)
     if found.dtypes:
         facts |= {"stored_bytes": dict(found.dtypes), "checked": bool(options.check)}
     if found.packed:
@@ -69,19 +69,26 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def describe(config: Config, contexts: tuple[int, ...]) -> dict[str, Any]:
+def describe(config: Config, contexts: tuple[int, ...], of_file: FileForm | None = None) -> dict[str, Any]:
     """Return the costs that follow from a config, in exact numbers.
+
+    of_file  the form of a quantised file, which is one more form
 
     positions             that the model is made for, with its RoPE, whose fields are in rope
     checkpoint_bytes      all parameters in one dtype
     weight_bytes          of each weight form, as `qwq convert` writes it and the engine holds it
+    bits_per_weight       of those, for each parameter
     read_bytes_per_token  of those, for one decoded token
     contexts              kv_bytes and memory_bytes are the engine's; bf16 is a cache of other implementations
     """
     from ..engine.cache import cache_bytes
     from ..engine.plan import model_bytes, step_bytes
 
-    weights = {form: model_bytes(config, form) for form in FORMS}
+    forms: dict[str, AnyForm] = {form: form for form in FORMS} | ({} if of_file is None else {FILE: of_file})
+    weights, parameters = (
+        {name: model_bytes(config, form) for name, form in forms.items()},
+        footprint.parameters(config),
+    )
     per_token = {name: footprint.kv_bytes_per_token(config, name) for name in footprint.KV_PRECISIONS}
     rows = []
     for context in contexts:
@@ -93,19 +100,20 @@ def describe(config: Config, contexts: tuple[int, ...]) -> dict[str, Any]:
                 "context": context,
                 "flops_per_token": footprint.flops_per_token(config, context),
                 "kv_bytes": kv,
-                "memory_bytes": {f"{form}+{k}": weights[form] + kv[k] for form in FORMS for k in KV_FORMS},
+                "memory_bytes": {f"{form}+{k}": weights[form] + kv[k] for form in forms for k in KV_FORMS},
                 "gqa_saves_kv": saved[0],
                 "gqa_saves_step": saved[1],
             }
         )
     return {
         "tensors": len(config.tensors()),
-        "parameters": footprint.parameters(config),
+        "parameters": parameters,
         "positions": config.positions,
         "rope": {name: value for name, value in dataclasses.asdict(config.rope).items() if value is not None},
         "checkpoint_bytes": {dtype: footprint.weight_bytes(config, dtype) for dtype in footprint.DTYPE_BYTES},
         "weight_bytes": weights,
-        "read_bytes_per_token": {form: step_bytes(config, form) for form in FORMS},
+        "bits_per_weight": {name: 8 * size / parameters for name, size in weights.items()},
+        "read_bytes_per_token": {name: step_bytes(config, form) for name, form in forms.items()},
         "kv_bytes_per_token": per_token,
         "contexts": rows,
     }
@@ -139,6 +147,8 @@ def _table(name: str, config: Config, facts: dict[str, Any]) -> str:
         rope += f", YaRN x {config.rope.factor:g} from {config.rope.original_max_position_embeddings:,}"
     window = "full attention" if config.sliding_window is None else f"window {config.sliding_window:,}"
     modes = [f"{name}+{form.kv}" for name, form in FORMS.items()]
+    if FILE in facts["weight_bytes"]:  # other forms make sense only if they are smaller, and lines stay short
+        modes = [f"{FILE}+int8", *(f"{name}+{form.kv}" for name, form in FORMS.items() if not form.floats)]
     lines = [
         f"{name}: {facts['parameters']:,} parameters in {facts['tensors']} tensors",
         f"layers {config.L}, hidden {config.D}, MLP {config.F}, heads {config.H} query / {config.K} key-value "
@@ -149,6 +159,7 @@ def _table(name: str, config: Config, facts: dict[str, Any]) -> str:
             [
                 ["  all", *map(human, facts["weight_bytes"].values())],
                 ["  read per token", *map(human, facts["read_bytes_per_token"].values())],
+                ["  bits a weight", *(f"{bits:.2f}" for bits in facts["bits_per_weight"].values())],
             ]
         ),
         "",

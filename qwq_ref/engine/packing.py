@@ -19,9 +19,10 @@ from ..core.formats import ALIGN, LARGEST_SCALE
 from ..core.magnitude import FLOAT32_MAX
 from ..core.weights import MOST_LOST, energy, lost_energy, quantise_groups
 from ..errors import FormError
+from ..formats.decoded import DecodedSource
 from ..formats.packed import Stored
 from ..formats.source import Tensors
-from ..forms import AnyForm
+from ..forms import FILE, FORMS, AnyForm
 from ..spec.ops import Array
 from .pieces import BF16, Arrays, InMemory, Job, Notes, Pieces, Progress, Rows, Target, copy_floats
 from .plan import EMBEDDING, HEAD, NORM, gate_up_names, layer_names, plan, qkv_names
@@ -75,7 +76,7 @@ def packed_tensors(
     allocate  returns so many bytes of memory for a matrix
 
     Two matrices are held at a time, besides small ones, to keep the threads busy. The form bf16 keeps the upper half of
-    each float32. Raises CoreError if the lower half of a matrix's weight is not zero: no precision is lost silently.
+    each float32. Raises FormError if the lower half of a matrix's weight is not zero: no precision is lost silently.
     Raises CheckpointError for a weight that is not finite, with its tensor and its place. Raises FormError for one that
     is too large for its format, and for a tensor with weights that are too small for it.
     """
@@ -95,7 +96,7 @@ class _Losses:
 
     def __init__(self, rows: Rows, stored: Stored) -> None:
         self.lost, self.least = np.zeros(len(rows.names)), np.zeros(len(rows.names))
-        self._rows, self._lock = rows, threading.Lock()
+        self.rows, self._lock = rows, threading.Lock()
         codes = "" if stored.format is None else stored.format.codes
         self._half = core.LARGEST.get(codes, 0) / LARGEST_SCALE / 2  # of the largest level
 
@@ -106,11 +107,11 @@ class _Losses:
         scale, lost = packed
         wide = scale.astype(np.float32)
         # A group's largest weight is near the largest level times its scale.
-        least = self._rows.by_name(begin, np.einsum("nm,nm->n", wide, wide) * self._half**2)
+        least = self.rows.by_name(begin, np.einsum("nm,nm->n", wide, wide) * self._half**2)
         with self._lock:
             self.least += least
             if lost is not None:
-                self.lost += self._rows.by_name(begin, lost)
+                self.lost += self.rows.by_name(begin, lost)
 
 
 class Packer(Pieces):
@@ -118,7 +119,7 @@ class Packer(Pieces):
 
     def __init__(self, config: Config, tensors: Tensors, form: str, threads: int, target: Target) -> None:
         super().__init__(plan(config, form), tensors, threads, target)
-        self._config = config
+        self._config, self._only_from = config, FORMS[form].only_from
         self._overflow = f"overflow when the swiglu_beta of {config.swiglu_beta:g} is folded into them"
 
     def jobs(self) -> Iterator[Job]:
@@ -157,9 +158,22 @@ class Packer(Pieces):
         """Pack rows of floats, and give them to the target."""
         form, end = self._plan[name].format, begin + len(rows)
         assert form is not None
+        if form.codes == "bf16" and rows.dtype != BF16:
+            rows = self._narrowed(rows, begin, losses.rows)
         data = self._target.room(name, begin, end)
         losses.add(begin, _pack(rows, Packed(form, data, (len(rows), rows.shape[1]))))
         self._target.put(name, begin, end, data)
+
+    def _narrowed(self, rows: Array, begin: int, of: Rows) -> Array:
+        """Return float rows [n, K] from `begin` on as bfloat16. Raises FormError if that would change a number."""
+        bits = np.ascontiguousarray(rows, np.float32).view(np.uint32)
+        wrong = np.flatnonzero(np.any(bits & 0xFFFF, axis=1))
+        if len(wrong):
+            name = of.names[int(of.owner(begin + wrong[:1])[0])]
+            own = f"{FILE}, " if isinstance(self._tensors, DecodedSource) else ""
+            problem = f"is not bfloat16: take weights {own}fp32, q8 or q4"
+            raise FormError(self._tensors.file(name), name, problem)
+        return (bits >> 16).astype(np.uint16).view(BF16)
 
     def _embedding(self) -> Job:
         """Read the embedding. If the head is tied to it, pack the head from the same rows, in another format."""
@@ -176,6 +190,8 @@ class Packer(Pieces):
             count = rows.fill(begin, end, out)
             self._check(out, rows.names, limit)
             if out is not of_array:
+                if self._only_from:
+                    self._narrowed(out, begin, rows)
                 copy_floats(of_array, out)
             self._target.put(EMBEDDING, begin, end, data)
             if losses is not None:
@@ -248,12 +264,7 @@ def _pack(rows: Array, out: Packed) -> tuple[Array, Array | None] | None:
         given = rows.view(np.uint16) if rows.dtype == BF16 else rows
         _, code, scale = quantise_groups(given, codes, out=out)
         return scale, lost_energy(codes, rows, code, scale)
-    if codes == "bf16" and rows.dtype != BF16:
-        whole = np.ascontiguousarray(rows, np.float32)
-        if np.any(whole.view(np.uint32) & 0xFFFF):
-            raise core.CoreError(None, "weights", "are not bfloat16 in this checkpoint: take fp32, q8 or q4")
-        rows = (whole.view(np.uint32) >> 16).astype(np.uint16)
-    elif rows.dtype == BF16:
+    if rows.dtype == BF16:
         rows = rows.astype(np.float32) if codes == "fp32" else rows.view(np.uint16)
     core.quantise(rows, codes, out=out, checked=True)
     return None

@@ -29,7 +29,7 @@ class Settings:
     bits       of a code
     group      columns that share a scale; 0: all of a row
     symmetric  whether every zero point is the middle of the codes
-    zero_less  what is added to a stored zero point: 1 for the first version of GPTQ
+    one_less   whether the file holds each zero point minus 1: the first version of GPTQ
     modules    module -> its own bits and group, or None if it is not quantised; MLX only
     """
 
@@ -38,7 +38,7 @@ class Settings:
     bits: int
     group: int
     symmetric: bool = False
-    zero_less: int = 0
+    one_less: bool = False
     modules: Mapping[str, tuple[int, int] | None] = field(default_factory=dict)
 
     @property
@@ -126,7 +126,7 @@ def _gptq(read: FieldReader, bits: int, group: int) -> Settings:
     if read.values.get("is_marlin_format"):
         raise read.error("is_marlin_format", "is not read: take a file in gptq or gptq_v2, or GGUF")
     symmetric = read.boolean("sym", default=False)
-    return Settings("gptq", read.source, bits, group, symmetric, zero_less=int(version == "gptq"))
+    return Settings("gptq", read.source, bits, group, symmetric, one_less=version == "gptq")
 
 
 def _bits(method: str, read: FieldReader) -> int:

@@ -39,6 +39,8 @@ from ..files import (
 # of a quantised model of 80 layers need 0.4 MB.
 HEADER_BYTES = 1 << 20
 _BLOCK_BYTES = 8 << 20
+_WIDE_BYTES = 16 << 10  # of a part of a row that is read by itself
+_CHUNK_BYTES = 1 << 18  # of whole rows, which stay in the processor's cache until some columns are taken from them
 # The limits keep the product of all dimensions a cheap integer.
 _MAX_RANK = 8
 _MAX_DIMENSION = 1 << 40
@@ -122,6 +124,29 @@ class SafetensorsFile:
         assert begin + sum(map(len, out)) <= tensor.shape[0]
         self._fill(out, tensor.begin + begin * (tensor.nbytes // max(1, tensor.shape[0])))
 
+    def columns(self, name: str, begin: int, end: int) -> NDArray[Any]:
+        """Return columns [begin, end) of a matrix, contiguous. Raises CheckpointError if the file shrank.
+
+        Wide parts of rows are read one by one. Narrow ones are taken from whole rows: a call of the system for each
+        would cost more than the bytes beside it.
+        """
+        tensor = self.tensors[name]
+        (rows, width), dtype = tensor.shape, DTYPES[tensor.dtype]
+        result, size = np.empty((rows, end - begin), dtype), width * dtype.itemsize
+        if end - begin == width:
+            self._fill([result], tensor.begin)
+        elif result[:1].nbytes >= _WIDE_BYTES:
+            ahead(self._file.fileno(), tensor.begin, tensor.nbytes)
+            for row in range(rows):
+                self._fill([result[row]], tensor.begin + row * size + begin * dtype.itemsize)
+        else:
+            chunk = np.empty((max(1, _CHUNK_BYTES // size), width), dtype)
+            for row in range(0, rows, len(chunk)):
+                part = chunk[: rows - row]
+                self._fill([part], tensor.begin + row * size)
+                result[row : row + len(part)] = part[:, begin:end]
+        return result
+
     def read(self, name: str) -> NDArray[np.float32]:
         """Return a tensor of floats, widened to float32 exactly. Holds the result and one block."""
         tensor = self.tensors[name]
@@ -189,6 +214,12 @@ def forget_range(descriptor: int, begin: int, count: int) -> None:
     """Tell the system that it need not keep these bytes of a file in memory. Systems without the call ignore it."""
     if hasattr(os, "posix_fadvise"):
         os.posix_fadvise(descriptor, begin, count, os.POSIX_FADV_DONTNEED)
+
+
+def ahead(descriptor: int, begin: int, count: int) -> None:
+    """Tell the system that these bytes of a file are about to be read, in parts. Systems without the call ignore it."""
+    if hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(descriptor, begin, count, os.POSIX_FADV_WILLNEED)
 
 
 def first_non_finite(block: NDArray[np.unsignedinteger], dtype: str) -> tuple[int, str] | None:

@@ -68,9 +68,17 @@ def prepare(config: Config, weights: Mapping[str, Array], form: str) -> Prepared
         elif name != config.head_name:
             linears[name] = matrix(w, kept.matrix)
     linears[config.head_name] = matrix(np.asarray(weights[config.head_name], np.float32), kept.head)
+    return Prepared(linears, vectors, key_biases_of(config, vectors))
+
+
+def key_biases_of(config: Config, vectors: Mapping[str, Array]) -> tuple[KeyBias, ...]:
+    """vectors -> found
+
+    `key_biases` of a model's vectors.
+    """
     names = [f"model.layers.{layer}.self_attn" for layer in range(config.L)]
     biases = [np.concatenate([vectors[f"{name}.{x}_proj.bias"] for x in "qk"]) for name in names]
-    return Prepared(linears, vectors, key_biases(config, biases, rope_tables))
+    return key_biases(config, biases, rope_tables)
 
 
 def key_biases(config: Config, biases: Sequence[Array], tables: Tables) -> tuple[KeyBias, ...]:

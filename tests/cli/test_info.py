@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from qwq_ref.cli import main
+from qwq_ref.config import Config
+from tests.support import gguf_models, quantised_models
 from tests.support.checkpoints import write_checkpoint
 
 
@@ -26,6 +28,39 @@ def test_info_of_a_checkpoint(random_folder, capsys):
     assert "of F32; every weight is finite" in capsys.readouterr().out
     assert main(["info", str(random_folder / "config.json")]) == 0
     assert "stored" not in capsys.readouterr().out
+
+
+def _gguf(folder):
+    gguf_models.write_types(folder / "m.gguf", gguf_models.peer_config(), gguf_models.mixture(("Q4_K", "Q6_K", "F16")))
+    return folder / "m.gguf"
+
+
+def _awq(folder):
+    config = Config.from_dict(quantised_models.values_of())
+    tensors, _ = quantised_models.model(config, quantised_models.awq_matrix)
+    return quantised_models.write(folder, config, tensors, quantised_models.CONFIG)
+
+
+@pytest.mark.parametrize("write", [_gguf, _awq])
+def test_info_of_a_quantised_file(write, tmp_path, capsys):
+    """Its own form is the last column of weights, and the first of memory, beside the smaller ones."""
+    path = write(tmp_path)
+    assert main(["info", "-m", str(path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines[3:])) <= 80
+    weights, _, _, bits = (line.split() for line in lines[4:8])
+    assert weights == ["weights", "fp32", "bf16", "q8", "q4", "file"]
+    (modes,) = (line.split() for line in lines if line.startswith("context "))
+    assert modes[1:4] == ["file+int8", "q8+int8", "q4+int8"]
+    assert main(["info", "-m", str(path), "--json", "-c", "128"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    size = facts["weight_bytes"]["file"]
+    assert bits[-1] == f"{facts['bits_per_weight']['file']:.2f}"
+    assert facts["bits_per_weight"] == {
+        form: 8 * nbytes / facts["parameters"] for form, nbytes in facts["weight_bytes"].items()
+    }
+    assert facts["read_bytes_per_token"]["file"] < size
+    assert facts["contexts"][0]["memory_bytes"]["file+int8"] == size + facts["contexts"][0]["kv_bytes"]["int8"]
 
 
 def test_info_finds_a_nan(random_folder, tmp_path, capsys):

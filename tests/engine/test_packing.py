@@ -14,10 +14,13 @@ from qwq_ref.config import Config
 from qwq_ref.engine import pieces
 from qwq_ref.engine.packing import pack_weights, packed_tensors
 from qwq_ref.engine.plan import EMBEDDING, HEAD, plan
-from qwq_ref.errors import CheckpointError
+from qwq_ref.errors import CheckpointError, FormError
 from qwq_ref.footprint import parameters
 from qwq_ref.formats import Checkpoint, open_source
 from qwq_ref.forms import FORMS
+from qwq_ref.spec import ops
+from tests.support import gguf_models
+from tests.support.checkpoints import write_checkpoint
 from tests.support.models import config_values, random_weights
 
 if not core.available():
@@ -117,8 +120,38 @@ def test_all_matrices_share_one_aligned_piece_of_memory(tmp_path):
 def test_bf16_loses_no_bits_silently(tmp_path, threads, tied):
     values = config_values(**SHAPE, tie_word_embeddings=tied)
     weights = random_weights(Config.from_dict(values), 1)
-    with pytest.raises(core.CoreError, match="are not bfloat16 in this checkpoint"):
+    first = "model.embed_tokens.weight"
+    with pytest.raises(FormError) as caught:
         pack_weights(Config.from_dict(values), weights, "bf16", threads)
+    assert (caught.value.file, caught.value.field) == (None, first)
+    assert caught.value.problem == "is not bfloat16: take weights fp32, q8 or q4"
+    with open_source(write_checkpoint(tmp_path, values, weights)) as source, pytest.raises(FormError) as caught:
+        pack_weights(source.config, source.floats, "bf16", threads)
+    assert (caught.value.file, caught.value.field) == (str(tmp_path / "model.safetensors"), first)
+
+
+def test_the_matrix_that_is_not_bfloat16_is_named():
+    """Also of several that are packed as one, and where only one row is not."""
+    config = Config.from_dict(config_values(**SHAPE))
+    weights = {name: ops.to_bf16(w) for name, w in random_weights(config, 1).items()}
+    with pytest.raises(FormError, match=r"^model\.embed_tokens\.weight: is not bfloat16"):
+        pack_weights(config, weights | {EMBEDDING: weights[EMBEDDING] * np.float32(1.001)}, "bf16", 2)
+    for name, row in [("self_attn.k_proj", 1), ("self_attn.v_proj", 0), ("mlp.up_proj", 1), ("mlp.down_proj", -1)]:
+        name = f"model.layers.0.{name}.weight"
+        wrong = weights[name].copy()
+        wrong[row, -1] *= np.float32(1.001)
+        with pytest.raises(FormError) as caught:
+            pack_weights(config, weights | {name: wrong}, "bf16", 2)
+        assert caught.value.field == name
+
+
+def test_a_quantised_file_that_is_not_bfloat16_has_its_own_form(tmp_path):
+    config = gguf_models.peer_config()
+    gguf_models.write_types(tmp_path / "m.gguf", config, gguf_models.mixture(("Q4_K", "Q6_K")))
+    with open_source(tmp_path / "m.gguf") as source, pytest.raises(FormError) as caught:
+        pack_weights(source.config, source.floats, "bf16", 1)
+    assert (caught.value.file, caught.value.field) == (str(tmp_path / "m.gguf"), "model.embed_tokens.weight")
+    assert caught.value.problem == "is not bfloat16: take weights file, fp32, q8 or q4"
 
 
 def test_an_error_stops_the_threads(tmp_path, monkeypatch):

@@ -190,7 +190,7 @@ def test_the_command_says_what_is_lost(capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--against", "q5"], "--against: must be one of fp32, bf16, q8, q4, got q5"),
+        (["--against", "q5"], "--against: must be one of fp32, bf16, q8, q4, file, got q5"),
         (["--against", "q8+int4"], "--against: must be one of fp32, int8, got int4 (did you mean int8?)"),
         (["--backend", "numpy", "--against", "q8"], "numpy has fp32 weights and an fp32 cache only"),
         (["--max-tokens", "1020"], "max-tokens: 1020 and a prompt of 29 do not fit in 1024"),

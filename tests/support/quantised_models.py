@@ -74,10 +74,19 @@ def shuffled(rng, K):
     return rng.permutation(K)
 
 
-def gptq_matrix(rng, N, K, group=32, bits=4, version=1, order=None, symmetric=False, groups=True):
+def one_less(z, bits):
+    """z [n, m] -> uint32 [n, m bits / 32]: zero points minus 1, subtracted from whole words where codes fill words"""
+    if 32 % bits:
+        return words_of(z - 1 & (1 << bits) - 1, bits)
+    ones = sum(1 << place for place in range(0, 32, bits))
+    return words_of(z, bits) - np.uint32(ones)
+
+
+def gptq_matrix(rng, N, K, group=32, bits=4, version=1, order=None, symmetric=False, groups=True, least=0):
     """-> ({leaf: array}, float32 [N, K])
 
     order  from (rng, K) to a permutation of columns: the one at place i is of group i // group
+    least  the smallest zero point
     """
     group = K if group == -1 else group
     of = np.arange(K) // group
@@ -87,10 +96,10 @@ def gptq_matrix(rng, N, K, group=32, bits=4, version=1, order=None, symmetric=Fa
     q = rng.integers(0, most + 1, (K, N))
     z = np.full(shape, (most + 1) // 2)
     if not symmetric:
-        z = zeros_of(rng, shape, 2 - version, most + 2 - version - (bits == 8))
+        z = zeros_of(rng, shape, least, most)
     s = scales_of(rng, shape, bits=bits)
-    stored = z - 1 if version == 1 else z
-    tensors = {"qweight": words_of(q.T, bits).T.copy().view(np.int32), "qzeros": words_of(stored, bits).view(np.int32)}
+    stored = one_less(z, bits) if version == 1 else words_of(z, bits)
+    tensors = {"qweight": words_of(q.T, bits).T.copy().view(np.int32), "qzeros": stored.view(np.int32)}
     tensors |= {"scales": s} | ({"g_idx": of.astype(np.int32)} if groups else {})
     weights = (q - z[of]).astype(np.float32) * s[of].astype(np.float32)
     return tensors, np.ascontiguousarray(weights.T)

@@ -195,17 +195,20 @@ def _alignment(fields: Mapping[str, Any], types: Mapping[str, str], read: _Reade
 
 def _check_places(tensors: Mapping[str, GGUFTensor], data: int, alignment: int, read: _Reader, whole: bool) -> None:
     """Check that the tensors cover the file from `data` on, with padding to the alignment and nothing else."""
-    end = data
+    end, cut = data, None
     for name, tensor in sorted(tensors.items(), key=lambda item: (item[1].begin, item[1].end)):
         wanted = -(-end // alignment) * alignment
         if tensor.begin != wanted:
             fault = "overlaps what stands before it" if tensor.begin < wanted else "leaves a hole before it"
             raise read.error(name, f"offset: {fault}")
         end = tensor.end
-        if whole and end > read.size:
-            missing = end - read.size
-            problem = f"ends {missing:,} bytes past the end of the file, which is cut off: download it again"
-            raise read.error(name, problem)
+        if whole and end > read.size and cut is None:
+            cut = name, end - read.size
+    if cut is not None:
+        name, missing = cut
+        in_all = "" if end - read.size == missing else f" and lacks {end - read.size:,} bytes in all"
+        problem = f"ends {missing:,} bytes past the end of the file, which is cut off{in_all}: download it again"
+        raise read.error(name, problem)
     rest = read.size - -(-end // alignment) * alignment
     if rest > 0:
         raise read.error(None, f"has {rest:,} bytes behind its last tensor that the header does not account for")

@@ -15,7 +15,7 @@ from ...errors import CheckpointError
 from ...files import StrPath
 from ...forms import FileForm
 from ..parts import Parts, dequantised
-from .blocks import NATIVE, floats, parts
+from .blocks import NATIVE, parts
 from .types import GGMLType
 
 REPACKED = FORMATS["q8"]  # of types that the core has no format for: an error of 0.5 % where they have 10 % or more
@@ -30,6 +30,8 @@ class _Place(Protocol):
     def shape(self) -> tuple[int, ...]: ...
 
     def raw(self, begin: int, end: int) -> Array: ...
+
+    def floats(self, begin: int, end: int) -> Array: ...
 
 
 class _Source(Protocol):
@@ -63,7 +65,7 @@ class GGUFKept:
         """
         place = self._places[name]
         if place.kind.name not in NATIVE:
-            return self._quantised(name, floats(place.kind, place.raw(begin, end)), begin)
+            return self._quantised(name, place.floats(begin, end), begin)
         return parts(place.kind, place.raw(begin, end))
 
     def pack(self, name: str, begin: int, end: int, out: Packed, step: int = 1) -> bool:
@@ -81,7 +83,7 @@ class GGUFKept:
         error = size = 0.0
         for name, place in self._places.items():
             if place.kind.name not in NATIVE:
-                exact = floats(place.kind, place.raw(0, min(_SAMPLE, place.shape[0])))
+                exact = place.floats(0, min(_SAMPLE, place.shape[0]))
                 made = dequantised(REPACKED, _whole(self._quantised(name, exact, 0)))[:, : exact.shape[1]]
                 error += float(np.square(made - exact, dtype=np.float64).sum())
                 size += float(np.square(exact, dtype=np.float64).sum())

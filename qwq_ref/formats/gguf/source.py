@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ...config import Config
 from ...core import Format
-from ...errors import CheckpointError
+from ...errors import CheckpointError, UsageError
 from ...files import StrPath, open_regular, pread_exactly
 from ..decoded import FLOAT_TYPES, DecodedSource
 from ..generation_config import GenerationConfig
@@ -42,12 +42,14 @@ class Shard:
 class Place:
     """The rows of a tensor in a file.
 
+    name    of the tensor
     shard   the file
     tensor  the whole tensor there, of which these rows may be a part
     first   the first row
     rows    the number of rows
     """
 
+    name: str
     shard: Shard
     tensor: GGUFTensor
     first: int
@@ -90,8 +92,12 @@ class Place:
         return data
 
     def floats(self, begin: int, end: int) -> NDArray[np.float32]:
-        """Return rows [begin, end), decoded. Raises CheckpointError."""
-        return np.asarray(floats(self.kind, self.raw(begin, end)), np.float32)
+        """Return rows [begin, end), decoded. Raises CheckpointError; UsageError as `blocks.floats`, with the tensor."""
+        raw = self.raw(begin, end)
+        try:
+            return np.asarray(floats(self.kind, raw), np.float32)
+        except UsageError as error:
+            raise UsageError(self.path, self.name, error.problem) from None
 
     def forget(self, begin: int, end: int) -> None:
         """Tell the system to drop its copy of these rows."""
@@ -221,7 +227,7 @@ def _places(found: Mapping[str, tuple[Shard, GGUFTensor]], config: Config, path:
             continue
         used.add(own)
         _check_tensor(tensor, own, whole, shard.path)
-        places[name] = Place(shard, tensor, first, shape[0])
+        places[name] = Place(own, shard, tensor, first, shape[0])
     if missing:
         problem = f"missing: {len(missing)} of the tensors that the metadata imply"
         raise CheckpointError(path, ", ".join(missing[:3]), problem)

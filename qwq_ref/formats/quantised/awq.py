@@ -7,13 +7,15 @@ import numpy as np
 from ...core import Array, Format, Words
 from ..quantisation import Settings, core_group
 from . import codes
-from .tensors import Quantised, Recent, TensorFiles, of_core_groups
+from .stripes import Recent, Striped
+from .tensors import TensorFiles, of_core_groups
 
 LEAVES = ("qweight", "qzeros", "scales")
+_WORDS, _ZEROS, _SCALES = range(3)  # their places
 _IN_WORD = 8  # codes of 4 bits
 
 
-class AWQMatrix(Quantised):
+class AWQMatrix(Striped):
     """A matrix [N, K] as the tensors qweight int32 [K, N / 8], qzeros int32 [groups, N / 8], scales F16 [groups, N].
 
     Raises CheckpointError for tensors of another dtype or shape.
@@ -30,31 +32,27 @@ class AWQMatrix(Quantised):
         wanted = ((K, N // _IN_WORD), (groups, N // _IN_WORD), (groups, N))
         for leaf, dtype, size in zip(LEAVES, ("I32", "I32", "F16"), wanted, strict=True):
             files.expect(f"{module}.{leaf}", [dtype], size)
-        super().__init__(files, module, shape, "AWQ 4-bit", LEAVES)
-        self._recent = recent
+        super().__init__(files, module, shape, "AWQ 4-bit", LEAVES, recent)
         self.format = Format("u4", core_group(settings.group), "zero")
 
     def words(self, begin: int, end: int) -> Words:
-        words, _, _ = self._recent.get(self._module, self._read)
-        return Words("eights", 4, words[:, begin // _IN_WORD : -(-end // _IN_WORD)], (end - begin, self.shape[1]))
+        return Words("eights", 4, self._eights(_WORDS, begin, end), (end - begin, self.shape[1]))
 
     def codes(self, begin: int, end: int) -> Array:
-        words, _, _ = self._recent.get(self._module, self._read)
-        return self._rows(words, begin, end)
+        return self._rows_of(_WORDS, begin, end)
 
     def scales(self, begin: int, end: int) -> dict[str, Array]:
-        _, zeros, scales = self._recent.get(self._module, self._read)
-        zero, scale = self._rows(zeros, begin, end), scales[:, begin:end].T
+        zero, scale = self._rows_of(_ZEROS, begin, end), self._columns(_SCALES, begin, end).T
         return {"scale": self._of_core(scale), "zero_point": self._of_core(zero)}
 
-    @staticmethod
-    def _rows(words: Array, begin: int, end: int) -> Array:
-        """words int32 [m, N / 8] -> rows [begin, end) of the codes, uint8 [end - begin, m]"""
-        first, last = begin // _IN_WORD, -(-end // _IN_WORD)
-        return codes.awq(words[:, first:last])[begin - first * _IN_WORD : end - first * _IN_WORD]
+    def _eights(self, leaf: int, begin: int, end: int) -> Array:
+        """Return the words that hold rows [begin, end) of the matrix, int32 [m, words]."""
+        return self._columns(leaf, begin // _IN_WORD, -(-end // _IN_WORD))
 
-    def _read(self) -> tuple[Array, ...]:
-        return tuple(self._files.read(name) for name in self._names)
+    def _rows_of(self, leaf: int, begin: int, end: int) -> Array:
+        """Return rows [begin, end) of the codes of a tensor [m, N / 8], uint8 [end - begin, m]."""
+        first = begin // _IN_WORD * _IN_WORD
+        return codes.awq(self._eights(leaf, begin, end))[begin - first : end - first]
 
     def _of_core(self, values: Array) -> Array:
         return np.ascontiguousarray(of_core_groups(values, self.shape[1], self._group, self.format.group))

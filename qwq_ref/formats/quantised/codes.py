@@ -37,6 +37,22 @@ def stream(words: Array, bits: int) -> Array:
     return out.reshape(n, -1)
 
 
+def one_more(words: Array, bits: int) -> Array:
+    """words int32 [n, m] -> uint8 [n, 32 m / bits]: the zero points that version 1 of GPTQ stores minus 1
+
+    A zero point of 0 is stored as a code of all ones. The sum is 0 again, and not 2^bits: qlinear_cuda_old.py of
+    AutoGPTQ, and ExLlamaV2, mask it (ExLlama's kernels in vLLM do not). Writers subtract 1 from all codes of a word at
+    once, so that this code borrows 1 from the code above it. One addition to the whole word gives it back. GPTQModel's
+    `convert_gptq_v1_to_v2_format_module`, which transformers calls, adds in the same way. Pull request 640 of AutoGPTQ
+    measured that such files answer as the model does. Codes of 3 bits lie in two words; there GPTQModel wraps each one.
+    """
+    mask = np.uint8((1 << bits) - 1)
+    if 32 % bits:
+        return stream(words, bits) + np.uint8(1) & mask
+    ones = np.uint32(0xFFFFFFFF // int(mask))
+    return stream(words.view(np.uint32) + ones, bits)
+
+
 def awq(words: Array) -> Array:
     """words int32 [m, n] -> uint8 [8 n, m]: each column of words becomes eight rows, in `AWQ_ORDER`."""
     m, n = words.shape

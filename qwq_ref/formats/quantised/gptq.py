@@ -7,22 +7,23 @@ quantised in an order of their own (`desc_act`), it jumps, and columns are packe
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 import numpy as np
 
 from ...core import Array, Format, Words
-from ...errors import CheckpointError, FormError
+from ...errors import CheckpointError
 from ..quantisation import Settings, core_group
 from . import codes
-from .tensors import Quantised, Recent, TensorFiles, code_type, whole_words
+from .stripes import Recent, Striped
+from .tensors import TensorFiles, code_type, whole_words
 
 LEAVES = ("qweight", "qzeros", "scales")
+_WORDS, _ZEROS, _SCALES = range(3)  # their places
 GROUPS = "g_idx"
-_MOST_ZERO = {"u4": 16, "u8": 255}  # the largest zero point that the core holds
+_WORD = 32  # codes of any bits fill whole words at a multiple of so many
 
 
-class GPTQMatrix(Quantised):
+class GPTQMatrix(Striped):
     """A matrix [N, K] as streams of codes: qweight int32 [K bits / 32, N] along K, qzeros int32 [groups, N bits / 32].
 
     Beside them are scales F16 [groups, N], and g_idx int32 [K], which may be absent. Raises CheckpointError for tensors
@@ -35,7 +36,7 @@ class GPTQMatrix(Quantised):
         (N, K), bits = shape, settings.bits
         whole_words(files, f"{module}.qweight", K, bits)
         whole_words(files, f"{module}.qzeros", N, bits)
-        self._settings, self._recent, self._group = settings, recent, settings.group or K
+        self._settings, self._group = settings, settings.group or K
         self._groups = -(-K // self._group)
         wanted = ((K * bits // 32, N), (self._groups, N * bits // 32), (self._groups, N))
         for leaf, dtype, size in zip(LEAVES, ("I32", "I32", "F16"), wanted, strict=True):
@@ -43,7 +44,8 @@ class GPTQMatrix(Quantised):
         has_groups = f"{module}.{GROUPS}" in files
         if has_groups:
             files.expect(f"{module}.{GROUPS}", ["I32"], (K,))
-        super().__init__(files, module, shape, f"GPTQ {bits}-bit", (*LEAVES, *([GROUPS] if has_groups else [])))
+        names = (*LEAVES, *([GROUPS] if has_groups else []))
+        super().__init__(files, module, shape, f"GPTQ {bits}-bit", names, recent)
         self.format = Format(code_type(bits), core_group(settings.group), "zero")
 
     @functools.cached_property
@@ -67,30 +69,33 @@ class GPTQMatrix(Quantised):
         return self._order[0]
 
     def words(self, begin: int, end: int) -> Words:
-        words, _, _ = self._recent.get(self._module, self._read)
         shape = (end - begin, self.shape[1])
-        return Words("columns", self._settings.bits, words[:, begin:end], shape, self.columns)
+        return Words("columns", self._settings.bits, self._columns(_WORDS, begin, end), shape, self.columns)
 
     def codes(self, begin: int, end: int) -> Array:
-        words, _, _ = self._recent.get(self._module, self._read)
-        code = codes.stream(words[:, begin:end].T, self._settings.bits)
+        code = codes.stream(self._columns(_WORDS, begin, end).T, self._settings.bits)
         return code if self.columns is None else code[:, self.columns]
 
     def scales(self, begin: int, end: int) -> dict[str, Array]:
-        _, zeros, scales = self._recent.get(self._module, self._read)
         _, groups = self._order
-        zero, scale = (values[groups, begin:end].T for values in (zeros, scales))
+        zero, scale = (values[groups].T for values in (self._zeros(begin, end), self._columns(_SCALES, begin, end)))
         return {"scale": np.ascontiguousarray(scale), "zero_point": np.ascontiguousarray(zero)}
 
-    def _read(self) -> tuple[Array, Array, Array]:
-        """Return words, zero points [groups, N] and scales. Raises FormError for a zero point that the core lacks."""
-        words, packed, scales = (self._files.read(f"{self._module}.{leaf}") for leaf in LEAVES)
-        zeros: Any = codes.stream(packed, self._settings.bits).astype(np.uint16)
-        # Some writers name the first version, and write the second. Symmetric codes have their zero in the middle.
-        second = self._settings.symmetric and np.all(zeros == 1 << (self._settings.bits - 1))
-        zeros += 0 if second else self._settings.zero_less
-        most = _MOST_ZERO[self.format.codes]
-        if zeros.max() > most:
-            name = f"{self._module}.qzeros"
-            raise FormError(self.path, name, f"holds the zero point {zeros.max()}, and the core at most {most}")
-        return words, zeros.astype(np.uint8), scales
+    def _zeros(self, begin: int, end: int) -> Array:
+        """Return the zero points of rows [begin, end), uint8 [groups, end - begin]."""
+        bits, first = self._settings.bits, begin // _WORD * _WORD
+        last = min(-(-end // _WORD) * _WORD, self.shape[0])
+        words = self._columns(_ZEROS, first * bits // _WORD, last * bits // _WORD)
+        zeros = codes.one_more(words, bits) if self._one_less else codes.stream(words, bits)
+        return zeros[:, begin - first : end - first]
+
+    @functools.cached_property
+    def _one_less(self) -> bool:
+        """Whether the file holds each zero point minus 1. Raises CheckpointError.
+
+        Some writers name the first version, and write the second. Symmetric codes have their zero in the middle.
+        """
+        if not self._settings.one_less or not self._settings.symmetric:
+            return self._settings.one_less
+        stored = codes.stream(self._files.read(self._names[_ZEROS]), self._settings.bits)
+        return not np.all(stored == 1 << (self._settings.bits - 1))

@@ -25,7 +25,8 @@ from .awq import AWQMatrix
 from .gptq import GPTQMatrix
 from .kept import QuantisedKept
 from .mlx import MLXMatrix
-from .tensors import Floats, Matrix, Recent, TensorFiles
+from .stripes import Recent
+from .tensors import Floats, Matrix, TensorFiles
 
 # The tensors of a quantised matrix: the first tells that it is one.
 _LEAVES = {"awq": awq.LEAVES, "gptq": (*gptq.LEAVES, gptq.GROUPS), "mlx": mlx.LEAVES}

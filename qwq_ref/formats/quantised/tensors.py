@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import threading
-from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,7 +20,6 @@ from ..parts import Parts, dequantised
 from ..safetensors import DTYPES, FLOATS, SafetensorsFile, Tensor
 
 _FORMATS = {"F32": FORMATS["fp32"], "F16": FORMATS["fp16"], "BF16": FORMATS["bf16"]}
-_RECENT = 4  # matrices that are held whole: as many as the engine packs at a time
 
 
 class TensorFiles(Mapping[str, Tensor]):
@@ -89,32 +86,14 @@ class TensorFiles(Mapping[str, Tensor]):
         self.read_into(name, begin, [result])
         return result
 
+    def columns(self, name: str, begin: int, end: int) -> NDArray[Any]:
+        return self.homes[name].columns(name, begin, end)
+
     def read_into(self, name: str, begin: int, out: Sequence[NDArray[Any]]) -> None:
         self.homes[name].read_into(name, begin, out)
 
     def forget(self, name: str, begin: int, end: int) -> None:
         self.homes[name].forget(name, begin, end)
-
-
-class Recent:
-    """The matrices that were read last, whole. Rows of a matrix are columns of the tensors of AWQ and GPTQ."""
-
-    def __init__(self) -> None:
-        self._held: OrderedDict[str, tuple[threading.Lock, list[Any]]] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def get(self, name: str, make: Callable[[], Any]) -> Any:
-        """Return what `make` made of a matrix. Threads that ask together wait for one of them."""
-        with self._lock:
-            entry = self._held.pop(name, None) or (threading.Lock(), [])
-            self._held[name] = entry
-            while len(self._held) > _RECENT:
-                self._held.popitem(last=False)
-        lock, made = entry
-        with lock:
-            if not made:
-                made.append(make())
-        return made[0]
 
 
 class Matrix(Place, Protocol):

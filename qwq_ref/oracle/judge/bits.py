@@ -13,6 +13,7 @@ import numpy as np
 
 from ...config import Config
 from ...errors import GoldenError
+from ...forms import FILE
 from ...numerics import engine
 from ...spec.ops import Array, embed
 from ..adapters.candidate import Candidate, MisfitError
@@ -31,6 +32,7 @@ from ..graph import (
 )
 from ..packs.pack import Golden
 from ..walk import Weights
+from . import file_form
 from .compare import (
     Comparison,
     TapResult,
@@ -57,7 +59,13 @@ def compare_bits(golden: Golden, candidate: Candidate, weights: Mapping[str, Arr
     if mismatch := other_tokens(candidate.token_ids, golden.manifest.token_ids):
         return Comparison((), (), "", None, mismatch=mismatch)
     reader = Weights(weights, digest=True)
-    prepared = engine.prepare(config, {name: reader.vector(name) for name in config.tensors()}, mode.weights)
+    floats = {name: reader.vector(name) for name in config.tensors()}
+    of_file = mode.weights == FILE
+    prepared = (
+        file_form.prepare(config, file_form.quantised(weights))
+        if of_file
+        else engine.prepare(config, floats, mode.weights)
+    )
     check_digests(golden, reader)
 
     theirs = Theirs(golden, candidate, {"": "fp32"})

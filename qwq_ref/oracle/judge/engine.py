@@ -15,8 +15,9 @@ from ...config import Config
 from ...engine.backends import ALL, LAST, Backend
 from ...engine.backends.core import CoreBackend
 from ...engine.packing import pack_weights
+from ...engine.reading import read_model
 from ...errors import UsageError
-from ...forms import FORMS, KV_FORMS
+from ...forms import FILE, FORMS, KV_FORMS
 from ...spec.ops import Array
 from ..adapters.candidate import Candidate, check_phases
 from ..graph import (
@@ -25,7 +26,9 @@ from ..graph import (
     Phase,
     absolute,
 )
+from .file_form import quantised
 
+MODES = (*FORMS, FILE)  # the weight forms of modes
 PREFIX = "qwq:"  # stands before a mode, in the place of a candidate's files
 
 
@@ -42,21 +45,25 @@ class Mode:
     @property
     def precision(self) -> str:
         """The precision that a candidate in this mode declares: floats are computed and judged as float32."""
-        return "fp32" if FORMS[self.weights].floats and self.kv == "fp32" else str(self)
+        floats = self.weights != FILE and FORMS[self.weights].floats
+        return "fp32" if floats and self.kv == "fp32" else str(self)
 
 
 def is_mode(precision: str) -> bool:
     """Return whether a declared precision is a mode, where bits are compared, and not errors."""
-    return "+" in precision or (precision in FORMS and not FORMS[precision].floats)
+    return "+" in precision or precision == FILE or (precision in FORMS and not FORMS[precision].floats)
 
 
 def read_mode(text: str) -> Mode:
-    """Return the mode of a text: "q4+fp32", or "q4" with the cache that goes with it. Raises UsageError."""
+    """Return the mode of a text: "q4+fp32", or "q4" with the cache that goes with it. Raises UsageError.
+
+    With "file", int8 goes: the form of the file is not known yet.
+    """
     weights, plus, kv = text.partition("+")
-    if not plus and weights in FORMS:
-        kv = FORMS[weights].kv
-    if weights not in FORMS or kv not in KV_FORMS:
-        forms = f"{', '.join(FORMS)}, and + {' or '.join(KV_FORMS)} for the cache"
+    if not plus and weights in MODES:
+        kv = "int8" if weights == FILE else FORMS[weights].kv
+    if weights not in MODES or kv not in KV_FORMS:
+        forms = f"{', '.join(MODES)}, and + {' or '.join(KV_FORMS)} for the cache"
         raise UsageError(None, "mode", f"must be one of {forms}; got {text[:40]}")
     return Mode(weights, kv)
 
@@ -64,8 +71,15 @@ def read_mode(text: str) -> Mode:
 def run_mode(
     mode: Mode, config: Config, weights: Mapping[str, Array], phases: Sequence[Phase], threads: int = 1
 ) -> Candidate:
-    """Pack weights into a mode and run the phases. Raises CoreError where the core is not built."""
-    packed = pack_weights(config, weights, mode.weights, threads)
+    """Pack weights into a mode and run the phases. Raises CoreError where the core is not built.
+
+    Raises UsageError for the form of a file, if the weights are of none that is quantised.
+    """
+    if mode.weights == FILE:
+        source = quantised(weights)
+        packed = read_model(source, source.kept.form, threads)
+    else:
+        packed = pack_weights(config, weights, mode.weights, threads)
     return engine_taps(CoreBackend(config, packed, phases[-1].S, mode.kv, threads=threads), phases)
 
 

@@ -207,7 +207,11 @@ FILES = {
         "b",
         "ends 1 bytes past the end of the file, which is cut off",
     ),
-    "no data": (whole(FIELDS, [A, B]), "a", "ends 24 bytes past the end of the file"),
+    "no data": (
+        whole(FIELDS, [A, B]),
+        "a",
+        f"ends 24 bytes past the end of the file, which is cut off and lacks {len(DATA)} bytes in all: download it",
+    ),
 }
 del FILES["one field more"]
 ENTRIES = {

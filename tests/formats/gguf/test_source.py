@@ -3,13 +3,15 @@
 import dataclasses
 import functools
 import os
+import re
+import sys
 
 import numpy as np
 import pytest
 
 from qwq_ref.config import Config, Rope
 from qwq_ref.errors import CheckpointError, ConfigError, UsageError
-from qwq_ref.formats import GenerationConfig, Source, Tensors
+from qwq_ref.formats import GenerationConfig, Source, Tensors, open_source
 from qwq_ref.formats.gguf import GGUFSource
 from qwq_ref.formats.gguf.metadata import shortest
 from tests.formats.test_source import public
@@ -476,3 +478,16 @@ def test_the_table_of_names_is_that_of_the_package():
     for name in config.tensors():
         module, leaf = name.rsplit(".", 1)
         assert gguf_name(name) == f"{names.get_name(module)}.{leaf}"
+
+
+def test_without_the_package_that_decodes_a_type(tmp_path, monkeypatch):
+    """The error names the file and the tensor, wherever the tensor is decoded."""
+    write_types(tmp_path / "m.gguf", peer_config(), mixture(("IQ3_S",)))
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    name = "model.layers.0.mlp.down_proj.weight"
+    with open_source(tmp_path / "m.gguf") as source:
+        for read in (lambda: source.floats[name], lambda: source.kept.parts(name, 0, 32), source.kept.loss):
+            with pytest.raises(UsageError, match="IQ3_S is decoded by the package gguf, which is not inst") as caught:
+                read()
+            assert caught.value.file == str(tmp_path / "m.gguf")
+            assert re.fullmatch(r"(blk\.0\.ffn_down|token_embd)\.weight", caught.value.field)

@@ -8,7 +8,7 @@ import pytest
 
 from qwq_ref.config import Config
 from qwq_ref.core import CODES
-from qwq_ref.errors import CheckpointError, FormError
+from qwq_ref.errors import CheckpointError
 from qwq_ref.formats import open_floats, open_source
 from tests.support import quantised_models as made
 from tests.support.quantised_models import shuffled
@@ -162,14 +162,34 @@ def test_codes_that_fill_no_words(tmp_path):
         open_source(folder)
 
 
-@pytest.mark.skipif("u8" not in CODES, reason="the core has no codes of 8 bits with a zero point")
-def test_a_zero_point_that_the_core_lacks(tmp_path):
-    def change(tensors):
-        tensors[f"{UP}.qzeros"][:] = -1  # 255, and 1 more
+ZEROS = {  # zero points of neighbouring rows, the first in the lowest bits of a word
+    2: [0, 3, 0, 0, 1, 2, 0, 1] * 2,
+    3: [0, 7, 0, 0, 1, 5, 0, 4] * 4,
+    4: [0, 15, 0, 0, 1, 8, 0, 7],
+    8: [0, 255, 0, 128],
+}
 
-    folder, _ = gptq(tmp_path, SETTINGS | {"bits": 8}, change=change)
-    with (
-        open_source(folder) as source,
-        pytest.raises(FormError, match="holds the zero point 256, and the core"),
-    ):
-        source.floats[f"{UP}.weight"]
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("version", [1, 2])
+def test_zero_points_of_zero(tmp_path, bits, version):
+    """Version 1 stores them as all ones, and borrows from the row above where codes fill words."""
+    zeros = np.array(ZEROS[bits])
+    of_row, K = np.tile(zeros, 256 // len(zeros)), 128
+    stored = made.words_of(of_row[None], bits)
+    if version == 1 and bits == 3:
+        stored = made.words_of((of_row[None] + 7) % 8, 3)
+    elif version == 1:
+        number = sum(int(zero) << bits * place for place, zero in enumerate(zeros))
+        less = number - sum(1 << bits * place for place in range(len(zeros)))
+        stored[:] = less % (1 << 32)
+
+    def change(tensors):
+        tensors[f"{UP}.qzeros"] = np.repeat(stored, 4, axis=0).view(np.int32)
+        tensors[f"{UP}.qweight"][:] = 0
+        tensors[f"{UP}.scales"][:] = 1
+
+    settings = SETTINGS | {"bits": bits} | ({"checkpoint_format": "gptq_v2"} if version == 2 else {})
+    folder, _ = gptq(tmp_path, settings, change=change)
+    with open_source(folder) as source:
+        assert np.array_equal(source.floats[f"{UP}.weight"], -np.repeat(of_row[:, None], K, axis=1))

@@ -69,7 +69,7 @@ def of_awq(folder, kind):
 
 def of_gptq(folder, bits, layers=2):
     def matrix(rng, N, K):
-        return quantised_models.gptq_matrix(rng, N, K, bits=bits, order=quantised_models.shuffled)
+        return quantised_models.gptq_matrix(rng, N, K, bits=bits, order=quantised_models.shuffled, least=1)
 
     mistakes = {
         "gptq-g-idx-ignored": lambda leaves: misread.g_idx_ignored(leaves, bits, 32),
