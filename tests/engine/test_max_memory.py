@@ -1,6 +1,8 @@
 """Models that need more than --max-memory: layers of every source are read in each pass, with the same bits."""
 
 import json
+import os
+import signal
 
 import ml_dtypes
 import numpy as np
@@ -171,6 +173,22 @@ def test_a_file_that_shrinks_is_an_error(tmp_path):
 
     with pytest.raises(CheckpointError, match=r"model\.safetensors"):
         twice()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.parametrize("name", ["fp32", "packed q4", "GGUF"])
+def test_a_forked_child_reads_layers_with_threads_of_its_own(tmp_path, name):
+    write, form = SOURCES[name]
+    path = write(tmp_path)
+    whole = qwq_ref.load(path, weights=form, context=CONTEXT)
+    model = qwq_ref.load(path, weights=form, context=CONTEXT, max_memory=too_little(whole))
+    wanted = model.logits(IDS)
+    child = os.fork()
+    if child == 0:
+        signal.alarm(30)
+        os._exit(0 if np.array_equal(model.logits(IDS), wanted) else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    assert np.array_equal(model.logits(IDS), wanted)
 
 
 @pytest.mark.parametrize("parallel", [1, 3])
