@@ -235,7 +235,7 @@ def test_prompts_share_passes(tmp_path, capsys):
     assert "tokens of context for each of 3" in err
     for text, line in zip(prompts, map(json.loads, out.splitlines()), strict=True):
         alone = whole.generate(text, raw=True, max_tokens=5, temperature=0)
-        assert line["prompt"] == text
+        assert (line["prompt"], line["model"]) == (text, str(path))
         assert line["thinking"] + line["answer"] == "".join(map(str, alone))
 
 
@@ -247,6 +247,8 @@ def test_prompts_share_passes(tmp_path, capsys):
         (["--prompts", "FILE"], "\n \n", "prompts: holds none: write one a line"),
         (["--prompts", "FILE.jsonl"], "\"a\"\n{'b'}\n", "line 2: is not JSON"),
         (["--prompts", "FILE.jsonl"], '"a"\n\n[1]\n', "line 3: must be a string, or an object with a prompt"),
+        (["--prompts", "FILE.jsonl"], '"a"\n' + "[" * 100_000, "line 2: is not JSON"),
+        (["--prompts", "FILE.jsonl"], '"\\ud800"\n', "line 1: character 0 is a lone surrogate, not text"),
         (["--prompts", "absent"], None, "cannot be read"),
     ],
 )
