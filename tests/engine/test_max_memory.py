@@ -51,6 +51,18 @@ def test_what_the_process_holds_counts(monkeypatch):
     assert Budget(maximum=1).available == 0
 
 
+def test_a_refusal_tells_the_memory_that_is_enough(tmp_path, monkeypatch):
+    monkeypatch.setattr(memory, "process_bytes", lambda: 150 << 20)
+    path = checkpoint(tmp_path / "m")
+    for most in (1 << 20, 151 << 20):
+        with pytest.raises(MemoryLimitError) as caught:
+            qwq_ref.load(path, context=CONTEXT, max_memory=most)
+        assert str(caught.value).endswith(
+            " available: the process holds 0.15 GiB of max-memory already; a max-memory of 160 MiB is enough"
+        )
+    qwq_ref.load(path, context=CONTEXT, max_memory=160 << 20)
+
+
 def checkpoint(folder, dtype=np.float32, **changes):
     folder.mkdir(exist_ok=True)
     weights = random_weights(Config.from_dict(VALUES | changes), 3)
