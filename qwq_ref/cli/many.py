@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from ..engine.model import Model
 
 PARALLEL = 4  # prompts that share a pass where nobody asks for a number: each takes memory for its KV cache
+_SURROGATE = re.compile("[\ud800-\udfff]")  # JSON's escapes can name half a character
 
 
 def read_prompts(path: str) -> list[str]:
@@ -40,11 +42,14 @@ def _prompt(line: str, number: int, path: str) -> str:
         return line
     try:
         value = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise FileError(path, f"line {number}", "is not JSON") from None
     prompt = value.get("prompt") if isinstance(value, dict) else value
     if not isinstance(prompt, str) or not prompt.strip():
         raise FileError(path, f"line {number}", "must be a string, or an object with a prompt that is one")
+    surrogate = _SURROGATE.search(prompt)
+    if surrogate:
+        raise FileError(path, f"line {number}", f"character {surrogate.start()} is a lone surrogate, not text")
     return prompt
 
 
@@ -59,18 +64,20 @@ def answer_all(options: argparse.Namespace, model: Model, prompts: list[str], se
                 tokens += len(generation.run.output)
                 bar(1)
                 while printed in done:
-                    _print(model, printed, prompts[printed], done.pop(printed))
+                    _print(options.model, model, printed, prompts[printed], done.pop(printed))
                     printed += 1
         except (KeyboardInterrupt, QwqError) as problem:
             for number, generation in sorted(done.items()):  # complete ones behind one that is not
-                _print(model, number, prompts[number], generation)
+                _print(options.model, model, number, prompts[number], generation)
             if isinstance(problem, KeyboardInterrupt):
                 problem.add_note(f"{printed + len(done)} of {len(prompts)} prompts were answered")
             raise
-    tell(f"{len(prompts)} prompts, {tokens} output tokens")
+    tell(f"{len(prompts)} prompt{'' if len(prompts) == 1 else 's'}, {tokens} output tokens")
     return 0
 
 
-def _print(model: Model, number: int, prompt: str, generation: Generation) -> None:
-    print_json({"number": number, "prompt": prompt} | report(model, generation, generation.run.finish_reason))
+def _print(name: str, model: Model, number: int, prompt: str, generation: Generation) -> None:
+    print_json(
+        {"number": number, "prompt": prompt, "model": name} | report(model, generation, generation.run.finish_reason)
+    )
     sys.stdout.flush()

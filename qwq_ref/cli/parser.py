@@ -19,7 +19,7 @@ from .spellings import ALIASES, foreign
 COMMANDS = {
     "generate": "answer a prompt",
     "info": "show the size of a model: parameters, memory, bytes read and operations for each token",
-    "convert": "pack the weights of a model into a new folder, so that the model loads faster",
+    "convert": "write a model to a new folder: packed, so that it loads faster, or as floats for transformers",
     "eval": "measure how many small problems a model answers correctly",
     "perplexity": "measure how well a model predicts a text, and how far it is from another run at the same text",
     "golden": "record reference values of a model; compare an implementation with them",

@@ -293,7 +293,7 @@ def read_stream(stream: BinaryIO, name: str, limit: int = 1 << 26) -> bytes:
     return bytes(data)
 
 
-def read_pieces(stream: BinaryIO, name: str, size: int = 1 << 18) -> Iterator[bytes]:
+def read_pieces(stream: BinaryIO, name: str, size: int) -> Iterator[bytes]:
     """Yield the bytes of a stream in pieces of `size` or a little more; the last one may be shorter. Raises FileError.
 
     The first piece is yielded even if it is empty.

@@ -12,6 +12,7 @@ from ..errors import FileError
 from .streams import STDIN, input_stream, read_pieces
 
 HYPHEN = "-"  # standard input
+PIECE = 1 << 16  # bytes of a long text that are held at a time: while it encodes, the tokenizer takes 250 times as much
 # The longer marks first: that of UTF-32 begins with that of UTF-16.
 _MARKS = {
     codecs.BOM_UTF32_LE: "UTF-32",
@@ -102,7 +103,7 @@ class LongText:
         return decoded(self._pieces(), self.name)
 
     def _pieces(self) -> Iterator[bytes]:
-        for data in read_pieces(self._stream, self.name):
+        for data in read_pieces(self._stream, self.name, PIECE):
             self.read += len(data)
             yield data
         self.ended = True

@@ -19,14 +19,13 @@ from ..formats import Download, GGUFSource, Source, open_source, read_config, re
 from ..formats.layout import floats_layout
 from ..formats.names import CONFIG, GENERATION_CONFIG, HF, INDEX, SHARD, SINGLE
 from ..formats.packed import Stored
-from ..formats.source import Tensors
 from ..host.limits import cpus
 from ..text.export import tokenizer_files
 from .ahead import check_room
 from .conversion import Conversion, Observer, Small, Stage, carry_out, check_contents
 from .convert import SMALL, copies, is_packed, json_file
 from .packing import BF16_LIMIT
-from .pieces import BF16, Job, Notes, Pieces, Progress, Target, copy_floats
+from .pieces import BF16, Job, Notes, Pieces, Progress, copy_floats
 from .tokens import find_tokenizer
 
 DTYPES = {"bfloat16": "BF16", "float32": "F32"}
@@ -148,9 +147,6 @@ def _small_files(source: Source, dtype: str) -> Small:
 
 class _Floats(Pieces):
     """A pool of threads that read tensors and round them to one dtype."""
-
-    def __init__(self, planned: Mapping[str, Stored], tensors: Tensors, threads: int, target: Target) -> None:
-        super().__init__(planned, tensors, threads, target)
 
     def jobs(self) -> Iterator[Job]:
         for name in self._plan:

@@ -12,6 +12,7 @@ import numpy as np
 from .. import footprint
 from ..config import Config
 from ..errors import MemoryLimitError, UsageError
+from ..footprint import human
 from ..forms import FILE, FORMS, KV_FORMS, AnyForm, FileForm, cache_form
 from ..host import memory
 from .backends.core import CHUNK
@@ -22,6 +23,7 @@ from .plan import model_bytes
 
 # The memory that a model needs with a number of positions: purpose -> bytes.
 Needs = Callable[[int], dict[str, int]]
+_STEP = 1 << 24  # bytes to which advice is rounded: the process itself does not always take the same
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,19 @@ class Budget:
     def available(self) -> int:
         free = memory.available_bytes()
         return free if self.maximum is None else max(0, min(free, self.maximum - memory.process_bytes()))
+
+    def require(self, parts: dict[str, int], model: str | os.PathLike[str], available: int) -> None:
+        """Raise MemoryLimitError, with the sum and what would be enough, if a model does not fit.
+
+        parts      purpose -> bytes
+        available  as it was when the parts were chosen
+        """
+        reason, held = None, memory.process_bytes()
+        if self.maximum is not None and self.maximum - held < memory.available_bytes():
+            enough = -(-(sum(parts.values()) + held) // _STEP) * _STEP >> 20
+            held_of_it = f"the process holds {human(held)} of max-memory already"
+            reason = f": {held_of_it}; a max-memory of {enough} MiB is enough"
+        memory.require(parts, model, available, reason)
 
 
 ALL_OF_IT = Budget()
@@ -172,7 +187,7 @@ def fitting_context(
     limit = check_context(config, context)
     available = budget.available
     wanted = context or least_context(config)
-    memory.require(needs(wanted), model, available)
+    budget.require(needs(wanted), model, available)
     if context is not None:
         return context
     largest = limit

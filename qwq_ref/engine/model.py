@@ -163,6 +163,8 @@ class Model:
         """
         most = self.parallel if parallel is None else parallel
         at_least_one("parallel", most)
+        if isinstance(prompts, str | bytes):  # its characters would be prompts
+            raise UsageError(None, "prompts", "must be a list of prompts, not a text")
         ready = []
         for number, prompt in enumerate(prompts):
             try:

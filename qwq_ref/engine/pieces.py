@@ -6,7 +6,7 @@ import math
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -19,6 +19,7 @@ from ..core.magnitude import FLOAT32_MAX, first_beyond, within
 from ..errors import CheckpointError, FormError
 from ..formats.packed import Stored
 from ..formats.source import Tensors
+from .thread import Pool
 
 SLICE = 1 << 22  # weights that all threads together read and pack at a time
 _PIECE = 1 << 20  # weights that one thread takes at most: they stay in the processor's cache until they are packed
@@ -128,7 +129,7 @@ class Pieces:
 
     def __init__(self, planned: Mapping[str, Stored], tensors: Tensors, threads: int, target: Target) -> None:
         self._plan, self._tensors, self._threads, self._target = planned, tensors, threads, target
-        self._pool = ThreadPoolExecutor(threads)
+        self._pool = Pool(threads)
         self._thread = threading.local()
         self._jobs: dict[str, Job] = {}
 
@@ -136,7 +137,7 @@ class Pieces:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._pool.shutdown(cancel_futures=True)  # an error or Ctrl-C waits only for the pieces that have begun
+        self._pool.shutdown()  # an error or Ctrl-C waits only for the pieces that have begun
 
     def jobs(self) -> Iterator[Job]:
         """Return the jobs that fill all tensors, in the order of the computation."""
@@ -167,7 +168,9 @@ class Pieces:
         """Fill rows [begin, end) of one tensor, a whole multiple of 64 rows or up to the last. Nothing is finished."""
         if not self._jobs:
             self._jobs = {each: job for job in self.jobs() for each in job.names}
-        for piece in self._start(self._jobs[name], begin, end):
+        pieces = self._start(self._jobs[name], begin, end)
+        wait(pieces)  # also for those behind an error: the next call may give their memory to other rows
+        for piece in pieces:
             piece.result()
 
     def _finished(self, job: Job, pieces: Sequence[Future[int]], progress: Progress | None) -> Iterator[str]:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import bisect
 import itertools
+import os
 import weakref
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -24,6 +25,7 @@ from ..formats.packed import Stored
 from ..forms import AnyForm
 from ..spec.ops import Array
 from .plan import HEAD, NORM, columns_of, layer_names, plan, qkv_names
+from .thread import Pool
 from .weights import Ready
 
 SLOTS = 2  # one part is computed while the next one is read
@@ -152,10 +154,9 @@ class StreamedWeights:
                 self._fill(part)
                 if progress is not None:
                     progress(layout.sizes[part])
-        self._held: list[int | None] = [None] * SLOTS  # the part that each slot holds, or will hold
-        self._loads: list[Future[None] | None] = [None] * SLOTS
-        self._pool = ThreadPoolExecutor(1, "qwq-reader")
-        weakref.finalize(self, self._pool.shutdown, wait=False, cancel_futures=True)
+        self._pool = Pool(1, "qwq-reader")
+        self._forget()
+        weakref.finalize(self, self._pool.shutdown, wait=False)
 
     @property
     def streamed(self) -> int:
@@ -164,8 +165,16 @@ class StreamedWeights:
     def embed(self, ids: Any) -> Array:
         return self._reader.embed(ids)
 
+    def _forget(self) -> None:
+        """Regard all slots as empty."""
+        self._held: list[int | None] = [None] * SLOTS  # the part that each slot holds, or will hold
+        self._loads: list[Future[None] | None] = [None] * SLOTS
+        self._process = os.getpid()
+
     @contextmanager
     def reading(self, stop: Stop | None) -> Iterator[Ready]:
+        if self._process != os.getpid():  # the reads that went on when this process was forked have no thread here
+            self._forget()
         self._ask(0)
 
         def ready(part: int) -> None:

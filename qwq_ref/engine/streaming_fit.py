@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from ..config import Config
 from ..errors import UsageError
 from ..forms import FORMS, AnyForm, FileForm, cache_form
-from ..host import memory
 from .fit import Budget, check_context, least_context, packed_needs, packing_bytes
 from .plan import EMBEDDING, plan
 from .streaming import Layout
@@ -62,5 +61,5 @@ def fitting_layout(
         if context is None and room > least and sum(parts.values()) > available:
             room = max(least, room // 2)
             continue
-        memory.require(parts, model, available)
+        budget.require(parts, model, available)
         return cache, room, layout, parts

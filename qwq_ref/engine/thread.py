@@ -1,4 +1,4 @@
-"""One thread makes all long calls of the core, for every thread of the application.
+"""One thread makes all long calls of the core, for every thread of the application; and pools that outlive a fork.
 
 The pool of the core serves one call at a time: this way every long call has all of its threads in turn. The calling
 thread waits in Python, where it notices Ctrl-C at once. It then tells the core to stop, which takes some
@@ -9,21 +9,41 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor, wait
-from typing import TypeVar
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from typing import Any, TypeVar
 
 from ..core import Stop
 
 T = TypeVar("T")
 HEARD = 0.1  # seconds between looks for a signal that the system gave to a thread other than the waiting one
-_pool: ThreadPoolExecutor | None = None
+
+
+class Pool:
+    """Threads that begin anew in a forked child, which has none of its parent's, and none of the work they had."""
+
+    def __init__(self, threads: int, name: str = "") -> None:
+        self._threads, self._name = threads, name
+        self._begin()
+
+    def _begin(self) -> None:
+        self._process, self._executor = os.getpid(), ThreadPoolExecutor(self._threads, self._name)
+
+    def submit(self, work: Callable[..., T], *arguments: Any) -> Future[T]:
+        if self._process != os.getpid():
+            self._begin()
+        return self._executor.submit(work, *arguments)
+
+    def shutdown(self, wait: bool = True) -> None:
+        """End the threads; work that has not begun is left out."""
+        if self._process == os.getpid():
+            self._executor.shutdown(wait, cancel_futures=True)
+
+
+_pool = Pool(1, "qwq-engine")  # its thread starts with the first call
 
 
 def call(work: Callable[[Stop], T]) -> T:
     """Return work(stop), called on the engine's thread. An interruption is raised here after `work` has ended there."""
-    global _pool
-    if _pool is None:
-        _pool = ThreadPoolExecutor(1, "qwq-engine")
     stop = Stop()
     future = _pool.submit(work, stop)
     try:
@@ -35,13 +55,3 @@ def call(work: Callable[[Stop], T]) -> T:
         future.cancel()  # if work of other threads is still before it
         wait([future])
         raise
-
-
-def _after_fork() -> None:
-    """Start a new thread in a forked child, which has none."""
-    global _pool
-    _pool = None
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)

@@ -114,9 +114,20 @@ class Measurement:
 
         progress  called with the number of tokens computed since its last call, fractions included
         """
+        problem: KlBaseError | None = None
         if self._base is not None:
-            for number, ids in enumerate(chunks, self.chunks):
-                self._same(self._base, ids, number)
+            for i, ids in enumerate(chunks):
+                try:
+                    self._same(self._base, ids, self.chunks + i)
+                except KlBaseError as found:
+                    chunks, problem = chunks[:i], found  # those before it are complete
+                    break
+        if chunks:
+            self._compute(chunks, progress)
+        if problem is not None:
+            raise problem
+
+    def _compute(self, chunks: Sequence[Sequence[int]], progress: Progress | None) -> None:
         for ids, blocks in zip(chunks, self._blocks(chunks, progress), strict=True):
             if self._save is not None:
                 self._save.begin(ids)

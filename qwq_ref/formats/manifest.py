@@ -17,7 +17,7 @@ from ..files import StrPath, is_gguf, open_regular, read_json
 from .gguf.header import read_header
 from .names import MANIFEST
 from .source import Source
-from .unfinished import Count, sha256_of
+from .unfinished import Count, command_of, not_finished, sha256_of
 from .write import write_json
 
 _BYTES = 1 << 24
@@ -38,6 +38,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     conversions = values.get("conversions")
     if not isinstance(conversions, dict):
         raise CheckpointError(path, "conversions", "must be an object")
+    if not conversions:
+        raise CheckpointError(path, "conversions", "has none")
     for name, entry in conversions.items():
         if not isinstance(entry, dict) or not _are_files(entry.get("files")):
             raise CheckpointError(path, f"conversions.{name}.files", "must give bytes and sha256 of each file")
@@ -48,7 +50,10 @@ def _are_files(files: Any) -> bool:
     return isinstance(files, dict) and all(
         isinstance(each, dict)
         and type(each.get("bytes")) is int
+        and each["bytes"] >= 0
         and isinstance(each.get("sha256"), str)
+        and Path(name).name
+        and name.isprintable()
         and not os.path.isabs(name)
         and ".." not in Path(name).parts
         for name, each in files.items()
@@ -99,7 +104,7 @@ def described(data: bytes) -> dict[str, Any]:
 
 def total_bytes(folder: Path) -> int:
     """Return the bytes that `check` reads at most."""
-    return sum(size for size in _files(folder).values())
+    return sum(each["bytes"] for each in _files(read_manifest(folder)).values())
 
 
 def check(folder: StrPath, count: Count | None = None) -> Iterator[tuple[str, str | None]]:
@@ -112,20 +117,27 @@ def check(folder: StrPath, count: Count | None = None) -> Iterator[tuple[str, st
     folder = Path(folder)
     conversions = read_manifest(folder)
     if not conversions:
+        if not folder.is_dir():
+            raise CheckpointError(folder, None, "is not a folder")
+        command = command_of(folder)
+        if command is not None:
+            raise CheckpointError(folder, None, not_finished(command))
         raise CheckpointError(folder / MANIFEST, None, "is not here: only `qwq convert` writes it")
-    entries = {name: each for entry in conversions.values() for name, each in entry["files"].items()}
-    for name, wanted in sorted(entries.items()):
+    for name, wanted in sorted(_files(conversions).items()):
         yield name, _fault(folder / name, wanted, count)
 
 
-def _files(folder: Path) -> dict[str, int]:
-    return {name: each["bytes"] for entry in read_manifest(folder).values() for name, each in entry["files"].items()}
+def _files(conversions: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return {name: each for entry in conversions.values() for name, each in entry["files"].items()}
 
 
 def _fault(path: Path, wanted: dict[str, Any], count: Count | None) -> str | None:
     if not os.path.lexists(path):
         return "is missing"
-    descriptor = open_regular(path, CheckpointError)
+    try:
+        descriptor = open_regular(path, CheckpointError)
+    except CheckpointError as problem:
+        return problem.problem
     try:
         size = os.fstat(descriptor).st_size
         if size != wanted["bytes"]:

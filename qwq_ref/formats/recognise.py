@@ -17,7 +17,7 @@ from ..footprint import human
 from .gguf.names import models_in
 from .names import CONFIG, INDEX, ONLY_CONFIGS, SHARD, SHIPPED, SINGLE, UNFINISHED, packed_form
 from .quantisation import AWQ_CONFIG, GPTQ_CONFIG, quantised_method, unread
-from .unfinished import command_of
+from .unfinished import command_of, not_finished
 
 Values = Callable[[str], Mapping[str, Any]]  # the name of a JSON file -> its object; empty if it cannot be read
 
@@ -139,7 +139,7 @@ def folder_problem(folder: Path) -> str | None:
 
     command = _unfinished_conversion(folder)
     if command is not None:
-        return f"holds a conversion that is not finished: finish it with `{command}`"
+        return not_finished(command)
     if folder.parent == SHIPPED and folder.name in ONLY_CONFIGS:
         return f"is a config without {SINGLE}; the weights are in the Hugging Face hub: {ONLY_CONFIGS[folder.name]}"
     try:

@@ -258,6 +258,11 @@ def command_of(folder: Path) -> str | None:
     return None
 
 
+def not_finished(command: str) -> str:
+    """Return the problem of a folder that such a command was writing."""
+    return f"holds a conversion that is not finished: finish it with `{command}`"
+
+
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Keep other conversions away from a folder while the block runs. Raises FileError if one is at work there."""

@@ -153,19 +153,23 @@ def process_bytes() -> int:
     return _fields(read(ROOT / "proc" / "self" / "status")).get("VmRSS", 0)
 
 
-def require(parts: dict[str, int], model: str | os.PathLike[str], available: int | None = None) -> None:
+def require(
+    parts: dict[str, int], model: str | os.PathLike[str], available: int | None = None, reason: str | None = None
+) -> None:
     """Raise MemoryLimitError, with the sum, if a model does not fit in memory.
 
     parts      purpose -> bytes
     available  None: `available_bytes`
+    reason     the end of the error: why no more is available; None: the limit of the system, if there is one
     """
     available = available_bytes() if available is None else available
     needed = sum(parts.values())
     if needed > available:
         problem = f"needs {human(needed)} of memory ({terms(parts)}), but {human(available)} are available"
-        tight = next(iter(limits()), None)
-        if tight is not None and abs(tight.left - available) < _NEAR:  # and not a wish of the user
+        tight = next(iter(limits()), None) if reason is None else None
+        if tight is not None and abs(tight.left - available) < _NEAR:
             problem += f", limited by {tight.name}"
+        problem += reason or ""
         raise MemoryLimitError(model, None, problem)
 
 

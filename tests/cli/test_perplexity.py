@@ -124,6 +124,16 @@ def test_a_fault_is_one_line(words, status, problem, capsys):
     assert err.startswith(f"qwq: {problem}")
 
 
+def test_a_long_text_takes_little_memory(tmp_path):
+    def peak(copies):
+        (tmp_path / "text").write_text("12+34 is 46, and 46-12 is 34. " * copies)
+        words = ["perplexity", "-m", "qwq-nano", "-f", str(tmp_path / "text"), "--chunks", "1", "--json"]
+        done = subprocess.run([sys.executable, "-m", "qwq_ref", *words], cwd=ROOT, capture_output=True, check=True)
+        return json.loads(done.stdout)["peak_memory_bytes"]
+
+    assert peak(20_000) - peak(100) < 40 << 20
+
+
 def test_a_short_text(capsys, tmp_path):
     (tmp_path / "x").write_text("A line.")
     status, out, err = run(capsys, "-f", tmp_path / "x", "--kl-base", tmp_path / "base")

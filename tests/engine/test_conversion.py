@@ -343,6 +343,11 @@ def test_room_that_an_unfinished_conversion_has(tmp_path, fine, monkeypatch, who
     assert contents(folder) == whole["q4"]
 
 
+def manifest_of(name, size=1):
+    files = {name: {"bytes": size, "sha256": ""}}
+    return json.dumps({"format": "qwq-manifest", "version": 1, "conversions": {"q4": {"files": files}}})
+
+
 def test_the_manifest(tmp_path, capsys):
     folder = tmp_path / "new"
     for weights in ("q8", "q4"):
@@ -373,6 +378,12 @@ def test_the_manifest(tmp_path, capsys):
         ("{}", "version: must be 1"),
         ('{"format": "qwq-manifest", "version": 1}', "conversions: must be an object"),
         ('{"format": "qwq-manifest", "version": 1, "conversions": {"q4": {"files": {"../x": {}}}}}', "q4.files: must"),
+        (manifest_of("../x"), "q4.files: must"),
+        (manifest_of(""), "q4.files: must"),
+        (manifest_of("a\nb"), "q4.files: must"),
+        (manifest_of("a\0b"), "q4.files: must"),
+        (manifest_of("x", -1), "q4.files: must"),
+        ('{"format": "qwq-manifest", "version": 1, "conversions": {}}', "conversions: has none"),
     ):
         (folder / "qwq-manifest.json").write_text(text)
         assert main(["convert", "--check", str(folder)]) == 1
@@ -409,3 +420,27 @@ def test_a_wide_matrix_is_never_held(tmp_path):
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
         peaks.append(int(done.stdout) * 1024)
     assert peaks[1] - peaks[0] < 40 << 20  # the wide head has 61 MB in q8, and the embedding 115 MB
+
+
+def test_a_file_that_cannot_be_opened_differs_too(tmp_path, capsys):
+    folder = tmp_path / "new"
+    convert("qwq-nano", folder, "q4")
+    (folder / "config.json").unlink()
+    (folder / "config.json").mkdir()
+    (folder / "tokenizer.json").unlink()
+    (folder / "tokenizer.json").symlink_to("nowhere")
+    assert main(["convert", "--check", str(folder)]) == 1
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert f"{folder}/config.json: is not a regular file\n" in out
+    assert f"{folder}/tokenizer.json: cannot be opened (No such file or directory)\n" in out
+    assert f"{folder}/packed-q4.safetensors: is complete\n" in out
+
+
+def test_a_check_names_what_is_not_finished(tmp_path, capsys, fine):
+    assert main(["convert", "--check", str(tmp_path / "old")]) == 1
+    assert capsys.readouterr().err == f"qwq: {tmp_path}/old: is not a folder\n"
+    with pytest.raises(Stop):
+        converted(tmp_path / "new", "q4", progress=after(5))
+    assert main(["convert", "--check", str(tmp_path / "new")]) == 1
+    assert "holds a conversion that is not finished: finish it with `qwq convert" in capsys.readouterr().err

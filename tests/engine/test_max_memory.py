@@ -1,6 +1,8 @@
 """Models that need more than --max-memory: layers of every source are read in each pass, with the same bits."""
 
 import json
+import os
+import signal
 
 import ml_dtypes
 import numpy as np
@@ -47,6 +49,18 @@ def test_what_the_process_holds_counts(monkeypatch):
     assert 10 << 20 < held <= memory.peak_bytes()
     assert abs(Budget(maximum=held + (1 << 20)).available - (1 << 20)) < 1 << 23
     assert Budget(maximum=1).available == 0
+
+
+def test_a_refusal_tells_the_memory_that_is_enough(tmp_path, monkeypatch):
+    monkeypatch.setattr(memory, "process_bytes", lambda: 150 << 20)
+    path = checkpoint(tmp_path / "m")
+    for most in (1 << 20, 151 << 20):
+        with pytest.raises(MemoryLimitError) as caught:
+            qwq_ref.load(path, context=CONTEXT, max_memory=most)
+        assert str(caught.value).endswith(
+            " available: the process holds 0.15 GiB of max-memory already; a max-memory of 160 MiB is enough"
+        )
+    qwq_ref.load(path, context=CONTEXT, max_memory=160 << 20)
 
 
 def checkpoint(folder, dtype=np.float32, **changes):
@@ -173,6 +187,22 @@ def test_a_file_that_shrinks_is_an_error(tmp_path):
         twice()
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.parametrize("name", ["fp32", "packed q4", "GGUF"])
+def test_a_forked_child_reads_layers_with_threads_of_its_own(tmp_path, name):
+    write, form = SOURCES[name]
+    path = write(tmp_path)
+    whole = qwq_ref.load(path, weights=form, context=CONTEXT)
+    model = qwq_ref.load(path, weights=form, context=CONTEXT, max_memory=too_little(whole))
+    wanted = model.logits(IDS)
+    child = os.fork()
+    if child == 0:
+        signal.alarm(30)
+        os._exit(0 if np.array_equal(model.logits(IDS), wanted) else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    assert np.array_equal(model.logits(IDS), wanted)
+
+
 @pytest.mark.parametrize("parallel", [1, 3])
 def test_perplexity_is_the_same(tmp_path, parallel):
     path = checkpoint(tmp_path / "m")
@@ -217,7 +247,7 @@ def test_prompts_share_passes(tmp_path, capsys):
     assert "tokens of context for each of 3" in err
     for text, line in zip(prompts, map(json.loads, out.splitlines()), strict=True):
         alone = whole.generate(text, raw=True, max_tokens=5, temperature=0)
-        assert line["prompt"] == text
+        assert (line["prompt"], line["model"]) == (text, str(path))
         assert line["thinking"] + line["answer"] == "".join(map(str, alone))
 
 
@@ -229,6 +259,8 @@ def test_prompts_share_passes(tmp_path, capsys):
         (["--prompts", "FILE"], "\n \n", "prompts: holds none: write one a line"),
         (["--prompts", "FILE.jsonl"], "\"a\"\n{'b'}\n", "line 2: is not JSON"),
         (["--prompts", "FILE.jsonl"], '"a"\n\n[1]\n', "line 3: must be a string, or an object with a prompt"),
+        (["--prompts", "FILE.jsonl"], '"a"\n' + "[" * 100_000, "line 2: is not JSON"),
+        (["--prompts", "FILE.jsonl"], '"\\ud800"\n', "line 1: character 0 is a lone surrogate, not text"),
         (["--prompts", "absent"], None, "cannot be read"),
     ],
 )

@@ -3,6 +3,7 @@
 import itertools
 import json
 import threading
+import time
 
 import ml_dtypes
 import numpy as np
@@ -13,10 +14,12 @@ from qwq_ref import core
 from qwq_ref.config import Config
 from qwq_ref.engine import pieces
 from qwq_ref.engine.packing import pack_weights, packed_tensors
+from qwq_ref.engine.pieces import Arrays, InMemory, Job, Pieces
 from qwq_ref.engine.plan import EMBEDDING, HEAD, plan
 from qwq_ref.errors import CheckpointError, FormError
 from qwq_ref.footprint import parameters
 from qwq_ref.formats import Checkpoint, open_source
+from qwq_ref.formats.packed import Stored
 from qwq_ref.forms import FORMS
 from qwq_ref.spec import ops
 from tests.support import gguf_models
@@ -167,3 +170,25 @@ def test_an_error_stops_the_threads(tmp_path, monkeypatch):
         with pytest.raises(CheckpointError, match="shorter than it was when opened"):
             list(made)
     assert threading.active_count() == before
+
+
+def test_after_an_error_no_thread_still_fills_the_memory():
+    """The next call may give that memory to other rows."""
+    ended = []
+
+    class Broken(Pieces):
+        def jobs(self):
+            def piece(begin, end):
+                if begin == 0:
+                    raise CheckpointError(None, "a", "is broken")
+                time.sleep(0.1)
+                ended.append(begin)
+                return 0
+
+            yield Job(["a"], ["a"], piece)
+
+    planned = {"a": Stored((256, 1 << 15), None, "F32")}
+    with Broken(planned, Arrays({}), 2, InMemory(planned)) as pool:
+        with pytest.raises(CheckpointError, match="is broken"):
+            pool.fill("a", 0, 256)
+        assert sorted(ended) == [64, 128, 192]

@@ -100,6 +100,8 @@ def test_passes_are_shared(random_model, monkeypatch):
 def test_a_bad_prompt_is_found_before_any_work(random_model):
     with pytest.raises(UsageError, match=r"prompt 1: of .* tokens and one more does not fit"):
         random_model.generate_all(["hi", "hi " * 5000])
+    with pytest.raises(UsageError, match="prompts: must be a list of prompts, not a text"):
+        random_model.generate_all("hi")
     with pytest.raises(UsageError, match="parallel: must be at least 1, got 0"):
         random_model.generate_all(["hi"], parallel=0)
     with pytest.raises(UsageError, match=r"parallel: must be an integer, got 1\.5"):

@@ -9,7 +9,7 @@ import pytest
 import qwq_ref
 from qwq_ref.errors import KlBaseError, NonFiniteError, UsageError
 from qwq_ref.eval import chunks, kl_base
-from qwq_ref.eval.chunks import Chunks, measure
+from qwq_ref.eval.chunks import Chunks, Measurement, groups, measure
 from qwq_ref.eval.kl_base import Base
 from qwq_ref.eval.means import Estimate, Mean, root
 from tests.support.paths import ROOT
@@ -141,6 +141,21 @@ def test_means():
     assert root(Estimate(0.0, 0.0)) == Estimate(0.0, 0.0)
     with pytest.raises(ValueError, match="needs two numbers, got 1"):
         _ = Mean_of(np.ones(1))
+
+
+@pytest.mark.parametrize("parallel", [1, 2, 3])
+def test_chunks_before_a_difference_are_scored(text, tmp_path, parallel):
+    model = qwq_ref.load("qwq-nano", threads=1, parallel=parallel)
+    measure(model, text, ctx=CTX, chunks=4, kl_base=tmp_path / "base")
+    ids = model.tokenizer.encode(text)
+    with Base(tmp_path / "base") as base:
+        measurement = Measurement(model, CTX, None, base=base, parallel=parallel)
+        *first, last = groups((ids[i : i + CTX] for i in range(0, 5 * CTX, CTX)), parallel)
+        for group in first:
+            measurement.add(group)
+        with pytest.raises(KlBaseError, match="tokens: end after chunk 4, where the text goes on"):
+            measurement.add(last)
+        assert measurement.figures.chunks == 4
 
 
 def test_a_text_in_pieces_is_not_read_ahead(model, text):
