@@ -146,7 +146,7 @@ def run(options: argparse.Namespace) -> int:
         options.system = argument_text(options.system, "system")
     if options.prompts is None:
         refuse(options, ["parallel"], "needs --prompts")
-        prompts = [read_prompt(options)]
+        prompts = {1: read_prompt(options)}
     else:
         refuse(options, ["prompt", "file", "think"], "has no effect with --prompts")
         if options.positional is not None:
@@ -172,7 +172,7 @@ def run(options: argparse.Namespace) -> int:
     tell_sampling(options, model, **_sampling(options))
     if options.prompts is not None:
         return answer_all(options, model, prompts, _settings(options))
-    return _answer(options, model, prompts[0])
+    return _answer(options, model, prompts[1])
 
 
 def _sampling(options: argparse.Namespace) -> dict[str, Any]:

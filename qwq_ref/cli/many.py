@@ -6,6 +6,7 @@ import argparse
 import json
 import re
 import sys
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from ..errors import FileError, QwqError, UsageError
@@ -23,15 +24,18 @@ PARALLEL = 4  # prompts that share a pass where nobody asks for a number: each t
 _SURROGATE = re.compile("[\ud800-\udfff]")  # JSON's escapes can name half a character
 
 
-def read_prompts(path: str) -> list[str]:
-    """Return the prompts in a file, one a line. Raises FileError, and UsageError for a file without any."""
+def read_prompts(path: str) -> dict[int, str]:
+    """Return the prompts in a file, one a line: number of the line -> prompt.
+
+    Raises FileError, and UsageError for a file without any.
+    """
     if path == HYPHEN:
         data = read_input()
     else:
         with open_input(path) as stream:
             data = read_stream(stream, path)
     lines = enumerate(whole(data, path).split("\n"), 1)
-    prompts = [_prompt(line, number, path) for number, line in lines if line.strip()]
+    prompts = {number: _prompt(line, number, path) for number, line in lines if line.strip()}
     if not prompts:
         raise UsageError(path, "prompts", "holds none: write one a line")
     return prompts
@@ -53,13 +57,18 @@ def _prompt(line: str, number: int, path: str) -> str:
     return prompt
 
 
-def answer_all(options: argparse.Namespace, model: Model, prompts: list[str], settings: dict[str, Any]) -> int:
-    """Print an object for each prompt, in their order, as soon as it and those before it are complete."""
+def answer_all(options: argparse.Namespace, model: Model, lines: dict[int, str], settings: dict[str, Any]) -> int:
+    """Print an object for each prompt, in their order, as soon as it and those before it are complete.
+
+    lines  as `read_prompts` returns them
+    """
     done: dict[int, Generation] = {}
+    prompts = [*lines.values()]
+    answers = _checked(options, model, lines, settings)
     printed, tokens = 0, 0
     with progress_bar("answering", len(prompts), "prompts") as bar:
         try:
-            for number, generation in model.generate_all(prompts, parallel=options.parallel, **settings):
+            for number, generation in answers:
                 done[number] = generation
                 tokens += len(generation.run.output)
                 bar(1)
@@ -74,6 +83,19 @@ def answer_all(options: argparse.Namespace, model: Model, prompts: list[str], se
             raise
     tell(f"{len(prompts)} prompt{'' if len(prompts) == 1 else 's'}, {tokens} output tokens")
     return 0
+
+
+def _checked(
+    options: argparse.Namespace, model: Model, lines: dict[int, str], settings: dict[str, Any]
+) -> Iterator[tuple[int, Generation]]:
+    """Return the answers to come. Raises UsageError for a prompt that does not fit, with its line."""
+    try:
+        return model.generate_all(lines.values(), parallel=options.parallel, **settings)
+    except UsageError as problem:
+        found = re.fullmatch(r"prompt (\d+)", problem.field or "")
+        if found is None:
+            raise
+        raise UsageError(options.prompts, f"line {[*lines][int(found[1])]}", problem.problem) from None
 
 
 def _print(name: str, model: Model, number: int, prompt: str, generation: Generation) -> None:

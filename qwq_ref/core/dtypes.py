@@ -58,7 +58,7 @@ def rounded(name: str, x: Any, dtype: np.dtype[Any]) -> Array:
         if dtype == BFLOAT16 and x.dtype.itemsize > 4:
             x = _to_odd(x)
         result: Array = np.ascontiguousarray(x.astype(dtype))
-    overflow = np.isinf(result) & ~np.isinf(x) if first_beyond(result, FLOAT32_MAX) else np.False_
+        overflow = np.isinf(result) & ~np.isinf(x) if first_beyond(result, FLOAT32_MAX) else np.False_
     if overflow.any():
         index = tuple(int(i) for i in np.unravel_index(int(overflow.argmax()), x.shape))
         raise CoreError(None, name, f"holds {float(x[index]):g} at {list(index)}, beyond the range of {dtype.name}")

@@ -33,11 +33,13 @@ class Budget:
     maximum   a wish of the user, in bytes, for the whole process; None: all that is available
     parallel  sequences to make room for
     rows      rows of logits that each sequence's step may ask for
+    reading   bytes that the model's source holds while it is read
     """
 
     maximum: int | None = None
     parallel: int = 1
     rows: int = 1
+    reading: int = 0
 
     @property
     def available(self) -> int:
@@ -88,7 +90,7 @@ def packed_needs(config: Config, weights: int, kv: str, budget: Budget = ALL_OF_
 
     def needs(context: int) -> dict[str, int]:
         """Return the bytes. Scratch is that of packing, and later a chunk of the prompt."""
-        packing = packing_bytes(config)
+        packing = packing_bytes(config) + budget.reading
         chunk = 4 * CHUNK * (8 * config.D + 3 * config.F + 2 * (config.H + 2 * config.K) * config.E)
         cache = cache_bytes(config, kv, context) * budget.parallel
         return {"weights": weights, "KV cache": cache, "scratch": max(packing, chunk) + streams + logits}

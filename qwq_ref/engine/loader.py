@@ -162,6 +162,7 @@ def load_source(
         isa = core.chosen_isa(isa)
         threads = threads or cpus()
         chosen = kept if weights == FILE else weights
+        budget = dataclasses.replace(budget, reading=0 if source.kept is None else source.kept.held)
         how = _How(config, model, kv, context, budget, isa, threads, progress, announce)
         made = _core_backend(source, how, chosen, forms)
     compiled.result()

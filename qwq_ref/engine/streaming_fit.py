@@ -55,7 +55,7 @@ def fitting_layout(
     room = context or min(limit, CONTEXT)
     while True:
         parts = needs(room)
-        parts["scratch"] += packing_bytes(config)  # while a layer is computed, another one is packed
+        parts["scratch"] += packing_bytes(config) + budget.reading  # while a layer is computed, another one is packed
         layout = Layout.of(config, form, available - sum(parts.values()))
         parts["weights"] += layout.nbytes
         if context is None and room > least and sum(parts.values()) > available:

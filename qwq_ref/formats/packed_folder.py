@@ -53,6 +53,11 @@ class PackedKept:
         """Raise UsageError, as `parts`."""
         self.parts(name, begin, end)
 
+    @property
+    def held(self) -> int:
+        """Return 0: the rows are read into their places."""
+        return 0
+
     def loss(self) -> float:
         """Return 0: it was told when the weights were packed."""
         return 0.0

@@ -68,6 +68,7 @@ class Kept(Protocol):
 
     form      the format of each matrix
     repacked  the file's types that no format holds without loss -> the number of matrices
+    held      bytes of memory that reading takes at most, beside the rows that are asked for
     """
 
     @property
@@ -75,6 +76,9 @@ class Kept(Protocol):
 
     @property
     def repacked(self) -> Mapping[str, int]: ...
+
+    @property
+    def held(self) -> int: ...
 
     def parts(self, name: str, begin: int, end: int) -> Parts:
         """Return rows [begin, end) of a matrix in its format. NaN and infinity pass."""

@@ -12,7 +12,7 @@ import qwq_ref
 from qwq_ref import core
 from qwq_ref.cli import main
 from qwq_ref.config import Config
-from qwq_ref.engine import streaming_fit
+from qwq_ref.engine import fit, streaming_fit
 from qwq_ref.engine.backends import ALL, Step
 from qwq_ref.engine.convert import convert
 from qwq_ref.engine.fit import Budget, core_needs
@@ -20,6 +20,7 @@ from qwq_ref.engine.plan import EMBEDDING, plan
 from qwq_ref.engine.streaming import Layout
 from qwq_ref.errors import CheckpointError, MemoryLimitError, UsageError
 from qwq_ref.eval.chunks import measure
+from qwq_ref.formats import open_source
 from qwq_ref.host import memory
 from tests.engine.test_quantised import write as write_quantised
 from tests.support import quantised_models as made
@@ -145,6 +146,23 @@ def test_the_bits_are_the_same(tmp_path, name):
         assert np.array_equal(found, wanted[: len(step.ids)])
 
 
+@pytest.mark.parametrize("name", ["AWQ", "GPTQ in an order", "GGUF"])
+def test_stripes_of_a_file_count(tmp_path, name, monkeypatch):
+    """Matrices of AWQ and GPTQ are read in stripes, which are held for a while."""
+    write, form = SOURCES[name]
+    path = write(tmp_path)
+    with open_source(path) as source:
+        held = source.kept.held
+    assert (held > 0) == (name != "GGUF")
+    monkeypatch.setattr(fit, "packing_bytes", lambda config: 1 << 30)
+    monkeypatch.setattr(streaming_fit, "packing_bytes", lambda config: 1 << 30)
+    found = []
+    for told in (held, 0):
+        monkeypatch.setattr(type(source.kept), "held", told)
+        qwq_ref.load(path, weights=form, context=CONTEXT, announce=lambda line, size: found.append(size))
+    assert found[0] - found[1] == held
+
+
 def test_what_fits_is_kept(tmp_path):
     path = checkpoint(tmp_path / "m")
     whole = qwq_ref.load(path, weights="fp32", context=CONTEXT)
@@ -261,6 +279,8 @@ def test_prompts_share_passes(tmp_path, capsys):
         (["--prompts", "FILE.jsonl"], '"a"\n\n[1]\n', "line 3: must be a string, or an object with a prompt"),
         (["--prompts", "FILE.jsonl"], '"a"\n' + "[" * 100_000, "line 2: is not JSON"),
         (["--prompts", "FILE.jsonl"], '"\\ud800"\n', "line 1: character 0 is a lone surrogate, not text"),
+        (["--prompts", "FILE", "-n", "2000"], "a\n\nb\n", "line 1: of 18 tokens and 2000 more do not fit"),
+        (["--prompts", "FILE", "-n", "999", "-c", "1024"], f"a\n\n{'a ' * 99}\n", "line 3: of "),
         (["--prompts", "absent"], None, "cannot be read"),
     ],
 )

@@ -44,6 +44,8 @@ class _Source(Protocol):
 class GGUFKept:
     """See `formats.source.Kept`."""
 
+    held = 0
+
     def __init__(self, source: _Source) -> None:
         self._source = source
         self._places = {name: place for name, place in source.places.items() if len(place.shape) == 2}

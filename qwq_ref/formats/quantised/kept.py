@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from ...core import FORMATS, Array, Packed
 from ...forms import FileForm, same_columns
 from ..parts import Parts
+from .stripes import held_bytes
 from .tensors import Matrix
 
 
@@ -34,6 +35,10 @@ class QuantisedKept:
     @property
     def repacked(self) -> dict[str, int]:
         return {}
+
+    @property
+    def held(self) -> int:
+        return held_bytes(self._places.values())
 
     def parts(self, name: str, begin: int, end: int) -> Parts:
         place = self._places[name]

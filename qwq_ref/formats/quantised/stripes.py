@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -39,6 +39,11 @@ class Recent:
             if not made:
                 made.append(make())
         return made[0]
+
+
+def held_bytes(places: Iterable[Any]) -> int:
+    """Return the memory that the stripes of these matrices take at most."""
+    return _RECENT * min(_STRIPE_BYTES, max((each.nbytes for each in places if isinstance(each, Striped)), default=0))
 
 
 class Striped(Quantised):
