@@ -12,7 +12,7 @@ from tests.support import mutants
 from tests.support.mutant_kinds import KINDS, Kind
 from tests.tools import mutate
 
-COUNTS = {"template": 3, "golden": 12, "packed": 20}
+COUNTS = {"template": 3, "golden": 12, "packed": 20, "gguf": 1000, "quantised": 1000}
 
 
 @pytest.mark.parametrize("name", KINDS)
