@@ -54,6 +54,7 @@ def facts(layers=3, steps=2, wrong=(), keep=lambda name: True, **changes):
         "mismatch": None,
         "golden": "packs/gqa",
         "model": "a small one",
+        "source": None,
         "theirs": "arrays",
         "precision": "bf16",
         "margin": 4.0,
