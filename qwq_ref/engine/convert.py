@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -62,15 +63,10 @@ def convert(
     folder = Path(folder)
     check_folder(folder)
 
-    def confirm(download: Download) -> bool:
+    def judge(download: Download) -> None:
         check_download(download, folder, weights)
-        return True
 
-    path = resolve(model, offline=offline, confirm=confirm, inspect=lambda small: check_small(small, folder))
-    recognise.require(path, model)
-    with open_source(path) as source:
-        if source.floats is None:
-            raise is_packed(path)
+    with opened(model, offline, judge, lambda small: check_small(small, folder)) as (path, source):
         kept = None if source.kept is None else source.kept.form
         check_forms(source.config, (), weights, "core", path, kept is not None)
         form: AnyForm = kept if weights == FILE and kept is not None else weights
@@ -91,6 +87,33 @@ def convert(
         )
         carry_out(conversion, source, count, Observer(progress, resumed, stage))
     return folder / packed_name(weights)
+
+
+@contextmanager
+def opened(
+    model: str | os.PathLike[str],
+    offline: bool,
+    judge: Callable[[Download], None],
+    inspect: Callable[[Path], object],
+) -> Iterator[tuple[Path, Source]]:
+    """Find a model and open it -> its path and its source, which has floats.
+
+    judge    raises a QwqError for a model that should not be downloaded
+    inspect  as for `resolve`
+
+    Raises UsageError for packed weights, and as `resolve` and `open_source`.
+    """
+
+    def confirm(download: Download) -> bool:
+        judge(download)
+        return True
+
+    path = resolve(model, offline=offline, confirm=confirm, inspect=inspect)
+    recognise.require(path, model)
+    with open_source(path) as source:
+        if source.floats is None:
+            raise is_packed(path)
+        yield path, source
 
 
 def _small_files(source: Source) -> Small:

@@ -15,7 +15,7 @@ from ..config import Config
 from ..core.magnitude import FLOAT32_MAX
 from ..errors import ConfigError, UsageError
 from ..files import read_json
-from ..formats import Download, GGUFSource, Source, open_source, read_config, recognise, resolve, write
+from ..formats import Download, GGUFSource, Source, read_config, write
 from ..formats.layout import floats_layout
 from ..formats.names import CONFIG, GENERATION_CONFIG, HF, INDEX, SHARD, SINGLE
 from ..formats.packed import Stored
@@ -23,7 +23,7 @@ from ..host.limits import cpus
 from ..text.export import tokenizer_files
 from .ahead import check_room
 from .conversion import Conversion, Observer, Small, Stage, carry_out, check_contents
-from .convert import SMALL, copies, is_packed, json_file
+from .convert import SMALL, copies, is_packed, json_file, opened
 from .packing import BF16_LIMIT
 from .pieces import BF16, Job, Notes, Pieces, Progress, copy_floats
 from .tokens import find_tokenizer
@@ -56,16 +56,12 @@ def export(
     folder = Path(folder)
     check_folder(folder)
 
-    def confirm(download: Download) -> bool:
+    def judge(download: Download) -> None:
         check_download(download, folder, dtype)
-        return True
 
-    path = resolve(model, offline=offline, confirm=confirm, inspect=check_small)
-    recognise.require(path, model)
-    with open_source(path) as source:
-        if source.floats is None:
-            raise is_packed(path)
+    with opened(model, offline, judge, check_small) as (_, source):
         floats, count = source.floats, threads or cpus()
+        assert floats is not None
         find_tokenizer(source.tokenizer, source.config.vocab_size)
         planned = {name: Stored(shape, dtype=DTYPES[dtype]) for name, shape in source.config.tensors().items()}
         shards = _shards(planned)

@@ -54,7 +54,7 @@ class Array:
 
 @dataclass
 class Struct:
-    """A pointer to a struct, whose pointers are Arrays, Structs or None. What it holds of structs are Structs, too."""
+    """A pointer to a struct, whose pointers are Arrays, Structs or None. Structs inside it are Structs, too."""
 
     kind: str
     fields: dict[str, Any]

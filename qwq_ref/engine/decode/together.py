@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterable, Iterator
 
@@ -20,17 +21,16 @@ def together(
     """
     coming, running = enumerate(works), dict[int, Asking[int]]()
     logits: dict[int, Array | None] = {}
+
+    def begun() -> Iterator[int]:
+        """Begin the next works, each once there is room for it: those before may have ended by then."""
+        while len(running) < most and (new := next(coming, None)) is not None:
+            number, running[number] = new
+            yield number
+
     while True:
         requests: dict[int, Request] = {}
-        waiting = list(running)
-        while True:
-            if not waiting:
-                new = next(coming, None) if len(running) < most else None
-                if new is None:
-                    break
-                running[new[0]] = new[1]
-                waiting = [new[0]]
-            number = waiting.pop(0)
+        for number in itertools.chain(list(running), begun()):
             for item in _until_request(running[number], logits.pop(number, None)):
                 if isinstance(item, Request):
                     requests[number] = item
