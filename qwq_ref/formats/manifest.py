@@ -73,18 +73,21 @@ def identity(source: Source) -> dict[str, Any]:
     Two files with equal headers and other weights have the same identity, as their checksums would cost reading all.
     Raises CheckpointError.
     """
-    floats = source.floats
-    assert floats is not None
-    paths = {Path(file) for name in source.config.tensors() if (file := floats.file(name)) is not None}
-    files = {path.name: {"bytes": path.stat().st_size, "header_sha256": _header(path)} for path in sorted(paths)}
+    sizes = {path: path.stat().st_size for path in _weight_files(source)}
+    files = {path.name: {"bytes": size, "header_sha256": _header(path)} for path, size in sizes.items()}
     return {"files": files, "config": source.config.to_dict()}
 
 
 def times(source: Source) -> list[int]:
     """Return the times at which the files of a source were changed. They are no part of the identity of a copy."""
-    assert source.floats is not None
-    paths = {str(source.floats.file(name)) for name in source.config.tensors()}
-    return [os.stat(path).st_mtime_ns for path in sorted(paths)]
+    return [path.stat().st_mtime_ns for path in _weight_files(source)]
+
+
+def _weight_files(source: Source) -> list[Path]:
+    """Return the files that hold a source's tensors, in the order of their names."""
+    floats = source.floats
+    assert floats is not None
+    return sorted({Path(file) for name in source.config.tensors() if (file := floats.file(name)) is not None})
 
 
 def _header(path: Path) -> str:
