@@ -71,6 +71,17 @@ class MemoryLimitError(QwqError):
     """A model does not fit in the memory that this process may use; raised before loading."""
 
 
+class BusyError(QwqError):
+    """A scheduler has as many prompts as it takes.
+
+    retry_after  seconds after which another try makes sense
+    """
+
+    def __init__(self, file: str | None, field: str | None, problem: str, retry_after: float) -> None:
+        super().__init__(file, field, problem)
+        self.retry_after = retry_after
+
+
 class FileError(QwqError, OSError):
     """A file, a folder or a standard stream cannot be written or read: the operating system refuses.
 

@@ -51,6 +51,40 @@ def run_finite(
     raise NonFiniteError(model, step, _find_fault(backend, sequence, ids, rows))
 
 
+def run_together(
+    backend: Backend, requests: list[Request], model: str | os.PathLike[str] | None = None
+) -> list[Array | NonFiniteError]:
+    """Run the steps of requests with one pass over the weights -> for each, its finite logits or its error.
+
+    A step at fault, whose error is that of `run_finite`, leaves its sequence as it was. It costs the others a pass.
+    """
+    steps = [request.step for request in requests]
+    starts = [step.sequence.length for step in steps]
+    total = sum(len(step.ids) for step in steps)
+
+    def tell(count: float) -> None:
+        for request in requests:
+            if request.progress is not None:
+                request.progress(count * len(request.step.ids) / total)
+
+    try:
+        found = backend.run_together(steps, tell)
+        if all(not logits.size or (isfinite(logits.max()) and isfinite(logits.min())) for logits in found):
+            return [*found]
+    except NonFiniteError:
+        pass
+    for step, start in zip(steps, starts, strict=True):
+        step.sequence.rollback(start)
+    each: list[Array | NonFiniteError] = []
+    for request in requests:
+        step = request.step
+        try:
+            each.append(run_finite(backend, step.ids, step.sequence, step.rows, model, request.name))
+        except NonFiniteError as problem:
+            each.append(problem)
+    return each
+
+
 def run_finite_together(
     backend: Backend, requests: list[Request], model: str | os.PathLike[str] | None = None
 ) -> list[Array]:
@@ -58,29 +92,15 @@ def run_finite_together(
 
     Raises NonFiniteError as `run_finite`, for the first of them at fault. All sequences then are as they were before.
     """
-    steps = [request.step for request in requests]
-    starts = [step.sequence.length for step in steps]
-
-    def tell(count: float) -> None:
-        for request, share in zip(requests, shares, strict=True):
-            if request.progress is not None:
-                request.progress(count * share)
-
-    total = sum(len(step.ids) for step in steps)
-    shares = [len(step.ids) / total for step in steps]
-    try:
-        found = backend.run_together(steps, tell)
-        if all(not logits.size or (isfinite(logits.max()) and isfinite(logits.min())) for logits in found):
-            return found
-    except NonFiniteError:
-        pass
-    for step, start in zip(steps, starts, strict=True):
-        step.sequence.rollback(start)
-    for request in requests:
-        step, start = request.step, request.step.sequence.length
-        run_finite(backend, step.ids, step.sequence, step.rows, model, request.name)
-        step.sequence.rollback(start)
-    raise NonFiniteError(model, "steps together", "hold NaN or infinity, and each alone does not: check the memory")
+    sequences = [request.step.sequence for request in requests]
+    starts = [sequence.length for sequence in sequences]
+    found = run_together(backend, requests, model)
+    for each in found:
+        if isinstance(each, NonFiniteError):
+            for sequence, start in zip(sequences, starts, strict=True):
+                sequence.rollback(start)
+            raise each
+    return [each for each in found if not isinstance(each, NonFiniteError)]
 
 
 def divisible(x: Array) -> Array:

@@ -19,12 +19,12 @@ from ..text.template import ChatTemplate
 from . import backends
 from .ahead import no_template
 from .backends import Backend, Progress
-from .decode.plain import Run, decoding, generate
+from .decode.plain import Run, decoding
 from .decode.together import together
 from .ends import end_tokens
 from .generation import Budget, Generation, Transcript
 from .sampler import Sampler, own_sampling
-from .session import Asking, Session
+from .session import Asking, Session, alone
 from .tokens import no_tokenizer
 from .values import at_least_one, whole_number
 
@@ -133,7 +133,7 @@ class Model:
         Raises UsageError, before any computation, for a prompt that does not fit together with max_tokens. The iterator
         raises NonFiniteError for a step whose logits hold NaN or infinity.
         """
-        ready = self._prepare(
+        ready = self.prepare(
             prompt,
             system=system,
             raw=raw,
@@ -143,8 +143,8 @@ class Model:
             progress=progress,
             **sampling,
         )
-        tokens = generate(self.session(), ready.run, ready.sampler, **ready.limits)
-        return Generation(ready.run, tokens, ready.transcript)
+        session = self.session()
+        return ready.generation(alone(ready.work(session), self.backend, self.path))
 
     def generate_all(
         self,
@@ -168,20 +168,20 @@ class Model:
         ready = []
         for number, prompt in enumerate(prompts):
             try:
-                ready.append(self._prepare(prompt, **settings))
+                ready.append(self.prepare(prompt, **settings))
             except UsageError as problem:
                 if problem.field != "prompt":
                     raise
                 raise UsageError(problem.file, f"prompt {number}", problem.problem) from None
         return self._answers(ready, most)
 
-    def _answers(self, ready: Sequence[_Prepared], most: int) -> Iterator[tuple[int, Generation]]:
+    def _answers(self, ready: Sequence[Prepared], most: int) -> Iterator[tuple[int, Generation]]:
         answers: dict[int, Generation] = {}
 
         def works() -> Iterator[Asking[int]]:
             for number, each in enumerate(ready):
-                answers[number] = Generation(each.run, (), each.transcript)
-                yield decoding(self.session(), each.run, each.sampler, **each.limits)
+                answers[number] = each.generation()
+                yield each.work(self.session())
 
         for number, identity in together(works(), self.backend, most, self.path):
             if identity is not None:
@@ -190,7 +190,7 @@ class Model:
             answers[number].end()
             yield number, answers.pop(number)
 
-    def _prepare(
+    def prepare(
         self,
         prompt: str | list[dict[str, Any]],
         *,
@@ -201,7 +201,7 @@ class Model:
         think_budget: int | None = None,
         progress: Progress | None = None,
         **sampling: Any,
-    ) -> _Prepared:
+    ) -> Prepared:
         """Check a prompt and its settings. Raises UsageError."""
         for name, number in (("max_tokens", max_tokens), ("seed", seed), ("think_budget", think_budget)):
             if number is not None:
@@ -234,14 +234,26 @@ class Model:
             "intervene": lambda output: budget.due(state),
             "progress": progress,
         }
-        return _Prepared(run, Sampler(how, run.seed), Transcript(self.tokenizer, state), limits)
+        return Prepared(run, Sampler(how, run.seed), Transcript(self.tokenizer, state), limits)
 
 
 @dataclass(frozen=True)
-class _Prepared:
-    """A prompt that was checked: what `decode.plain.decoding` takes beside a session."""
+class Prepared:
+    """A prompt that was checked, with the settings of its answer: it can be computed.
+
+    limits  what `decode.plain.decoding` takes beside a session, the run and the sampler
+    """
 
     run: Run
     sampler: Sampler
     transcript: Transcript
     limits: Mapping[str, Any]
+
+    def work(self, session: Session, progress: Progress | None = None) -> Asking[int]:
+        """Return the work that adds the answer to a session: see `decode.plain.decoding`."""
+        limits = self.limits if progress is None else {**self.limits, "progress": progress}
+        return decoding(session, self.run, self.sampler, **limits)
+
+    def generation(self, tokens: Iterable[int] = ()) -> Generation:
+        """Return the answer, of which `tokens` are the ids. Without them, whoever runs the work adds them."""
+        return Generation(self.run, tokens, self.transcript)

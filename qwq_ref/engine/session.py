@@ -8,8 +8,10 @@ from collections.abc import Sequence as Ids
 from dataclasses import dataclass
 from typing import Never, TypeVar
 
+import numpy as np
+
 from ..spec.ops import Array
-from .backends import LAST, Backend, Progress, Step, integer_ids
+from .backends import LAST, Backend, Progress, Sequence, Step, integer_ids
 from .faults import run_finite
 
 
@@ -17,7 +19,8 @@ from .faults import run_finite
 class Request:
     """A step that someone else runs: alone, or together with the steps of other sessions.
 
-    step      of the session's sequence
+    step      of the session's sequence, at its end
+    session   what asks; None: something else, which holds a sequence itself
     name      the step's name in errors; None: its positions
     progress  called with the number of tokens computed since its last call
     """
@@ -25,6 +28,7 @@ class Request:
     step: Step
     name: str | None = None
     progress: Progress | None = None
+    session: Session | None = None
 
 
 T = TypeVar("T")
@@ -40,11 +44,13 @@ class Session:
     ids      the tokens held; change them with `extend` and `rollback` alone
     """
 
-    def __init__(self, backend: Backend, model: str | os.PathLike[str] | None = None) -> None:
+    def __init__(
+        self, backend: Backend, model: str | os.PathLike[str] | None = None, sequence: Sequence | None = None
+    ) -> None:
         self.backend = backend
         self.model = model
         self.ids: list[int] = []
-        self._sequence = backend.sequence()
+        self._sequence = backend.sequence() if sequence is None else sequence
         self._logits: Array | None = None  # of the token after the last one; None where they are not known
 
     def extend(self, ids: Ids[int], progress: Progress | None = None, step: str | None = None) -> None:
@@ -62,12 +68,36 @@ class Session:
     def asking(self, ids: Ids[int], progress: Progress | None = None, step: str | None = None) -> Asking[Never]:
         """Do what `extend` does, but leave each step to the caller: yield it, and take its logits [1, V]."""
         ids = integer_ids(ids).tolist()
-        for start in range(0, len(ids), self.backend.chunk):
-            chunk = ids[start : start + self.backend.chunk]
-            logits = yield Request(Step(chunk, self._sequence, LAST), step, progress)
-            assert logits is not None
-            self._logits = logits[0]
-            self.ids += chunk
+        try:
+            for start in range(0, len(ids), self.backend.chunk):
+                chunk = ids[start : start + self.backend.chunk]
+                logits = yield Request(Step(chunk, self._sequence, LAST), step, progress, self)
+                assert logits is not None
+                self._logits = logits[0]
+                self.ids += chunk
+        except BaseException:  # the asked step may have been computed in part, or its sequence emptied
+            self._agree()
+            raise
+
+    def _agree(self) -> None:
+        """Keep the positions that both the ids and the sequence have."""
+        held = min(len(self.ids), self._sequence.length)
+        self._sequence.rollback(held)
+        if held < len(self.ids):
+            del self.ids[held:]
+            self._logits = None
+
+    def fork(self, length: int) -> Session:
+        """Return a session with the first `length` tokens. Both share the memory of these."""
+        held = Session(self.backend, self.model, self._sequence.fork(length))
+        held.ids = self.ids[:length]
+        return held
+
+    def keep_common(self, ids: Ids[int]) -> int:
+        """Keep the tokens that are also the first of `ids` -> their number."""
+        common = common_prefix(self.ids, ids)
+        self.rollback(common)
+        return common
 
     def rollback(self, length: int) -> None:
         """Keep the first `length` tokens. Raises ValueError for a length that the session does not have."""
@@ -89,6 +119,13 @@ class Session:
             self.extend([last])
         assert self._logits is not None
         return self._logits
+
+
+def common_prefix(a: Ids[int], b: Ids[int]) -> int:
+    """Return the number of first tokens that two lists have in common."""
+    n = min(len(a), len(b))
+    differs = np.flatnonzero(np.asarray(a[:n]) != np.asarray(b[:n]))
+    return int(differs[0]) if len(differs) else n
 
 
 def alone(work: Asking[T], backend: Backend, model: str | os.PathLike[str] | None = None) -> Iterator[T]:

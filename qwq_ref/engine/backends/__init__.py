@@ -36,6 +36,12 @@ class Sequence(Protocol):
         Raises ValueError for a length that the sequence does not have.
         """
 
+    def fork(self, length: int) -> Sequence:
+        """Return a sequence with the first `length` positions. Both share what holds these, and neither changes it.
+
+        Raises ValueError for a length that the sequence does not have.
+        """
+
     def fill(self, length: int, rng: np.random.Generator) -> None:
         """Hold `length` positions without computing them, of random keys and values: to time steps behind them."""
 

@@ -34,13 +34,21 @@ FILLED = 1024  # positions that `fill` writes at a time
 class Sequence:
     """The caches of all layers. `rollback` moves `length` alone: later tokens overwrite what lies beyond it."""
 
-    def __init__(self, layers: list[Layer], threads: int, done: Callable[[list[Layer]], object]) -> None:
-        self.layers, self.length, self._threads = layers, 0, threads
+    def __init__(self, layers: list[Layer], threads: int, done: Callable[[list[Layer]], object], new=None) -> None:
+        self.layers, self.length, self._threads, self._new = layers, 0, threads, new
         self._filled = 0  # positions that hold keys and values of `fill`, or of tokens that came after it
         weakref.finalize(self, done, layers)
 
     def rollback(self, length: int) -> None:
         self.length = checked_length(length, self.length)
+
+    def fork(self, length: int) -> Sequence:
+        checked_length(length, self.length)
+        other = self._new()
+        for to, layer in zip(other.layers, self.layers, strict=True):
+            to.kv.buffer[:] = layer.kv.buffer
+        other.length = length
+        return other
 
     def fill(self, length: int, rng: np.random.Generator) -> None:
         kv = self.layers[0].kv
@@ -95,7 +103,7 @@ class CoreBackend:
     def sequence(self) -> Sequence:
         with self._lock:
             layers = self._unused.pop() if self._unused else None
-        return Sequence(layers or self._new_layers(), self.threads, self._unused.append)
+        return Sequence(layers or self._new_layers(), self.threads, self._unused.append, self.sequence)
 
     @functools.cached_property
     def _key_biases(self) -> Listed[attention.KeyBias | None]:

@@ -22,7 +22,7 @@ class Sequence:
     """A cache of the spec, which every step replaces by a longer one."""
 
     def __init__(self, config: Config) -> None:
-        self.cache = empty_cache(config)
+        self.config, self.cache = config, empty_cache(config)
 
     @property
     def length(self) -> int:
@@ -30,6 +30,11 @@ class Sequence:
 
     def rollback(self, length: int) -> None:
         self.cache = crop(self.cache, checked_length(length, self.length))
+
+    def fork(self, length: int) -> Sequence:
+        other = Sequence(self.config)
+        other.cache = crop(self.cache, checked_length(length, self.length))
+        return other
 
     def fill(self, length: int, rng: np.random.Generator) -> None:
         shape = (length, *self.cache[0][0].shape[1:])

@@ -25,6 +25,7 @@ class Run:
 
     prompt, output  token ids; an end token is not part of the output
     seed            of the draws
+    cached          prompt tokens that the session held before
     finish_reason   "stop" at an end token, "no_answer" at one before any answer, "length" at max_tokens, "context" at a
                     full context; None before the end
     prompt_seconds, output_seconds  wall-clock time of the model, sampling included
@@ -33,6 +34,7 @@ class Run:
     prompt: list[int]
     seed: int
     output: list[int] = field(default_factory=list)
+    cached: int = 0
     finish_reason: str | None = None
     prompt_seconds: float = 0.0
     output_seconds: float = 0.0
@@ -58,7 +60,7 @@ def decoding(
 ) -> Asking[int]:
     """Yield the ids that follow `run.prompt`, until an end token (not yielded) or a limit, and the steps they need.
 
-    session     empty; afterwards it holds the prompt and the output
+    session     keeps the tokens that it has in common with the prompt; afterwards it holds the prompt and the output
     choose      called with logits [vocabulary], prompt and output; returns the next id, see `sampler.Sampler`
     vocabulary  ids that may be chosen: 0 to vocabulary - 1; the logits beyond belong to padding of the embedding
     context     positions for prompt and output together
@@ -71,7 +73,8 @@ def decoding(
     limits = {"context": context - len(run.prompt)} | ({} if max_tokens is None else {"length": max_tokens})
     room = min(limits.values())
     started = time.perf_counter()
-    yield from session.asking(run.prompt, progress, "prompt")
+    run.cached = session.keep_common(run.prompt[:-1])
+    yield from session.asking(run.prompt[run.cached :], progress, "prompt")
     run.prompt_seconds = time.perf_counter() - started
 
     while True:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 from collections.abc import Iterable, Iterator
 
-from ...spec.ops import Array
 from ..backends import Backend
-from ..faults import run_finite_together
-from ..session import Asking, Request
+from ..session import Asking
+from .batch import Batch
 
 
 def together(
@@ -19,39 +17,19 @@ def together(
 
     None says that the work has ended; the next one then begins. Raises NonFiniteError for a step of any of them.
     """
-    coming, running = enumerate(works), dict[int, Asking[int]]()
-    logits: dict[int, Array | None] = {}
-
-    def begun() -> Iterator[int]:
-        """Begin the next works, each once there is room for it: those before may have ended by then."""
-        while len(running) < most and (new := next(coming, None)) is not None:
-            number, running[number] = new
-            yield number
-
+    batch, coming = Batch(backend, model, live=False), enumerate(works)
     while True:
-        requests: dict[int, Request] = {}
-        for number in itertools.chain(list(running), begun()):
-            for item in _until_request(running[number], logits.pop(number, None)):
-                if isinstance(item, Request):
-                    requests[number] = item
-                else:
-                    yield number, item
-            if number not in requests:
-                del running[number]
-                yield number, None
-        if not requests:
+        ended = False
+        while len(batch) < most and (new := next(coming, None)) is not None:
+            batch.add(*new)
+        for number, item in batch.items():
+            if isinstance(item, Exception):
+                raise item
+            ended = ended or item is None
+            yield number, item
+        if ended:  # the next works share the pass
+            continue
+        if not len(batch):
             return
-        found = run_finite_together(backend, list(requests.values()), model)
-        logits = dict(zip(requests, found, strict=True))
-
-
-def _until_request(work: Asking[int], logits: Array | None) -> Iterator[int | Request]:
-    """Yield the items of a work up to its next request, which takes these logits first."""
-    try:
-        item = work.send(logits)
-        while not isinstance(item, Request):
-            yield item
-            item = work.send(None)
-        yield item
-    except StopIteration:
-        return
+        for _, problem in batch.run():
+            raise problem

@@ -1,0 +1,166 @@
+"""A batch: works that share each pass over the weights. Each gets the ids that it gets alone.
+
+Two rules make a batch fair. A pass takes one token of each work that decodes, and a piece of the prompts of the others:
+so a long prompt delays no output for long. And all prompts advance in equal shares: so a short one does not wait for a
+long one.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+
+from ...errors import NonFiniteError
+from ...spec.ops import Array
+from ..backends import Backend
+from ..faults import run_together
+from ..session import Asking, Request
+
+Item = int | None | Exception  # an id, the end of a work, or its failure
+
+_LEAST = 16  # prompt tokens in a pass: fewer leave the kernels idle
+_PATIENCE = 0.25  # seconds that a piece of prompts may delay the outputs of others
+_ALONE = 2.0  # seconds of a piece where no output waits for it: another work, or its end, can come meanwhile
+
+
+@dataclass
+class _Work:
+    """A work in a batch.
+
+    background  it takes part only in passes that no other work needs
+    request     the one that it waits for; None: it must be asked for its next one
+    left        ids of the request that no pass has taken yet
+    logits      what answers its last request
+    """
+
+    asking: Asking[int]
+    background: bool
+    request: Request | None = None
+    left: list[int] = field(default_factory=list)
+    logits: Array | None = None
+
+    @property
+    def decodes(self) -> bool:
+        return len(self.left) == 1
+
+
+class Pace:
+    """The number of prompt tokens that a pass takes, from the speed of the passes before.
+
+    chunk  the largest number
+    """
+
+    def __init__(self, chunk: int) -> None:
+        self._chunk, self._rate, self._step = chunk, 0.0, 0.0
+
+    def tokens(self, decoding: int) -> int:
+        """Return the prompt tokens to take in a pass with so many works that decode."""
+        if not self._rate:
+            return min(self._chunk, 4 * _LEAST)
+        seconds = max(_PATIENCE, 2 * self._step) if decoding else _ALONE
+        return max(_LEAST, min(self._chunk, int(self._rate * seconds) // _LEAST * _LEAST))
+
+    def took(self, prompt_tokens: int, decoding: int, seconds: float) -> None:
+        """Note the duration of a pass."""
+        if not prompt_tokens:
+            self._step = seconds
+        elif prompt_tokens >= _LEAST:
+            rate = prompt_tokens / max(1e-6, seconds - (self._step if decoding else 0))
+            self._rate = (self._rate + rate) / 2 if self._rate else rate
+
+
+class Batch:
+    """Works such as `plain.decoding`, by their numbers. One thread uses it.
+
+    backend  what computes
+    model    where its weights came from, for errors
+    live     whether someone waits for each token: passes then are short
+    """
+
+    def __init__(self, backend: Backend, model: str | os.PathLike[str] | None = None, live: bool = True) -> None:
+        self.backend, self.model = backend, model
+        self._works: dict[int, _Work] = {}
+        self._pace = Pace(backend.chunk) if live and not backend.streams else None
+
+    def __len__(self) -> int:
+        return len(self._works)
+
+    def __contains__(self, number: object) -> bool:
+        return number in self._works
+
+    def add(self, number: int, work: Asking[int], background: bool = False) -> None:
+        """Add a work, under a number that no other one has."""
+        self._works[number] = _Work(work, background)
+
+    def remove(self, number: int) -> None:
+        """Close a work. Its session keeps the tokens that were computed for it."""
+        self._works.pop(number).asking.close()
+
+    def items(self) -> Iterator[tuple[int, Item]]:
+        """Advance each work to its next request -> pairs of its number and an item. A work that ended is removed.
+
+        The caller may add and remove works between items; `run` then answers all requests.
+        """
+        for number in [*self._works]:
+            while (work := self._works.get(number)) is not None and work.request is None:
+                item: Item
+                try:
+                    found = work.asking.send(work.logits)
+                except StopIteration:
+                    item = None
+                except Exception as problem:
+                    item = problem
+                else:
+                    work.logits = None
+                    if isinstance(found, Request):
+                        work.request, work.left = found, [*found.step.ids]
+                        continue
+                    item = found
+                if not isinstance(item, int):
+                    del self._works[number]
+                yield number, item
+
+    def run(self) -> Iterator[tuple[int, Exception]]:
+        """Run one pass for the requests -> the numbers and errors of works that failed in it; they are removed."""
+        counts = self._shares({n: work for n, work in self._works.items() if work.request is not None})
+        if not counts:
+            return
+        pieces = [_piece(self._works[number], count) for number, count in counts.items()]
+        decoding = sum(self._works[number].decodes for number in counts)
+        started = time.perf_counter()
+        found = run_together(self.backend, pieces, self.model)
+        if self._pace is not None:
+            self._pace.took(sum(counts.values()) - decoding, decoding, time.perf_counter() - started)
+        for (number, count), logits in zip(counts.items(), found, strict=True):
+            work = self._works[number]
+            if isinstance(logits, NonFiniteError):
+                self.remove(number)
+                yield number, logits
+                continue
+            del work.left[:count]
+            if not work.left:
+                work.request, work.logits = None, logits
+
+    def _shares(self, works: dict[int, _Work]) -> dict[int, int]:
+        """Return the number of tokens that a pass takes of each work that takes part."""
+        works = {n: work for n, work in works.items() if not work.background} or works
+        counts = {n: 1 for n, work in works.items() if work.decodes}
+        prompts = {n: len(work.left) for n, work in works.items() if not work.decodes}
+        if self.backend.streams:  # reading the weights takes longer than many tokens
+            return counts | prompts
+        room = self.backend.chunk if self._pace is None else self._pace.tokens(len(counts))
+        for i, (n, left) in enumerate(sorted(prompts.items(), key=lambda pair: pair[1])):
+            counts[n] = min(left, max(1, room // (len(prompts) - i)))  # the short ones leave room for the others
+            room -= counts[n]
+        return counts
+
+
+def _piece(work: _Work, count: int) -> Request:
+    """Return the first tokens that are left of a request as one of its own."""
+    request = work.request
+    assert request is not None
+    if count == len(request.step.ids):
+        return request
+    return replace(request, step=replace(request.step, ids=work.left[:count]))
