@@ -216,19 +216,22 @@ typedef struct {
     const float *scale, *turns;
 } qwq_key_bias;
 
-/* A KV cache of one layer, for `capacity` tokens.
- * data    qwq_kv_bytes bytes, 64-byte aligned; attention.h has their layout. What is not yet appended may hold anything
+/* A KV cache of one layer, for `capacity` tokens, in pages of 128 tokens. Caches may share pages that no call writes to.
+ * pages   [capacity / 128, rounded up]: where each begins, at a multiple of 64. Those of the tokens that a call reads or
+ *         writes must be there. attention.h has their layout; what is not yet appended may hold anything
+ * offset  from the beginning of a page to the layer's part of it, a multiple of 64
  * bias    of int8 keys
  * int8    1 for int8, 0 for float32 */
 typedef struct {
-    uint8_t *data;
+    uint8_t *const *pages;
+    size_t offset;
     qwq_key_bias bias;
     size_t capacity, K, E;
     int32_t int8;
 } qwq_kv;
 
-/* 0 for impossible sizes. */
-size_t qwq_kv_bytes(const qwq_kv *kv);
+/* The bytes of a layer's part of a page. 0 for impossible sizes. */
+size_t qwq_kv_page_bytes(const qwq_kv *kv);
 /* k, v [T, K, E] -> the cache, over what was at these positions. NumPy: numerics.kv.quantise_kv. */
 int qwq_kv_append(const qwq_kv *kv, const float *k, const float *v, size_t pos, size_t T, int isa, int threads);
 
@@ -253,7 +256,8 @@ typedef struct {
 } qwq_qkv;
 
 /* A decoder layer: D hidden size, F MLP size to a multiple of 32, H query heads; E and K are those of the cache.
- * qkv_bias: for the rows of q, k and v after one another; gate_up: as qwq_fusion.swiglu wants them. */
+ * qkv_bias: for the rows of q, k and v after one another; gate_up: as qwq_fusion.swiglu wants them. kv: pages and
+ * capacity are those of each sequence, and not used here. */
 typedef struct {
     size_t D, F, H, window;
     qwq_qkv qkv;
@@ -263,13 +267,21 @@ typedef struct {
     float eps;
 } qwq_layer;
 
-/* x [T, D] in place, through one layer, at positions pos to pos + T - 1; cos, sin [T, E/2]. Of rows below `first` only
- * keys and values are computed, and x stays as it is. scratch: so many bytes (0: the sizes cannot be), at a multiple of
- * 64. It is these calls, one after another: qwq_matmul (norm, bias), qwq_rope, qwq_kv_append, qwq_attention, qwq_matmul
- * (residual), qwq_matmul (norm, swiglu), qwq_matmul (residual). spec.model.block says what it means. */
-size_t qwq_layer_scratch(const qwq_layer *layer, size_t pos, size_t T, int threads);
-int qwq_layer_step(float *x, const qwq_layer *layer, const float *cos, const float *sin, void *scratch,
-                   const int32_t *stop, size_t pos, size_t T, size_t first, int isa, int threads);
+/* T tokens of one sequence, at positions pos to pos + T - 1. Of those before `first` only keys and values are wanted.
+ * pages, capacity: of the sequence's cache, see qwq_kv. */
+typedef struct {
+    uint8_t *const *pages;
+    size_t capacity, pos, T, first;
+} qwq_part;
+
+/* x [T, D] in place, through one layer: the tokens of `count` sequences after one another, T in all; cos, sin [T, E/2].
+ * At the end the wanted rows lie at the beginning of x, after one another. Each sequence gets the bits that it gets
+ * alone. scratch: so many bytes (0: the sizes cannot be), at a multiple of 64. It is these calls: qwq_matmul (norm,
+ * bias), qwq_rope, for each sequence qwq_kv_append and qwq_attention, qwq_matmul (residual), qwq_matmul (norm, swiglu),
+ * qwq_matmul (residual). spec.model.block says what it means. */
+size_t qwq_layer_scratch(const qwq_layer *layer, const qwq_part *parts, size_t count, int threads);
+int qwq_layer_step(float *x, const qwq_layer *layer, const qwq_part *parts, size_t count, const float *cos,
+                   const float *sin, void *scratch, const int32_t *stop, int isa, int threads);
 
 /* What `qwq bench` holds a figure against. Products of integers, by what the AVX2 kernels must do for bytes up to so
  * much (AVX-512 has one instruction for all of them), and of floats, a multiplication and an addition each: no kernel

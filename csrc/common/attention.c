@@ -15,7 +15,11 @@ enum {
     LEAST_WORK = 1 << 20 /* multiplications below which one thread is as fast */
 };
 
-/* One call, in the letters of qwq.h; `wide` is E as the cache holds it, `step` the floats of a row's result. */
+/* The loops over the pieces of a call, whose numbers go through all jobs. */
+enum { BY_CHUNK, OF_RESULTS, BY_ROWS, LOOPS };
+
+/* One sequence of a call, in the letters of qwq.h; `wide` is E as the cache holds it, `step` the floats of a row's
+ * result. */
 typedef struct {
     const qwq_attention_kernels *kernels;
     qwq_kv kv;
@@ -26,40 +30,35 @@ typedef struct {
     float over_root; /* log2(e) / sqrt(E): scores are logarithms to base 2 */
     size_t G, wide, step;
     size_t rows, first, chunks; /* of a KV head; the first chunk that is seen, and their number */
+    size_t end[LOOPS];          /* of its pieces: they begin at the end of the job before */
     float *scratch, *kept;
 } job;
 
 /* So all products of sizes stay below 2^63: the most are 2^30 tokens, 2^16 heads, and 8 bytes of 2^12 dimensions. */
-static int sizes_are_possible(size_t capacity, size_t K, size_t E)
+static int sizes_are_possible(size_t K, size_t E)
 {
-    return capacity <= QWQ_MOST_SIZE && K && K <= QWQ_MOST_HEADS && E && E <= MOST;
+    return K && K <= QWQ_MOST_HEADS && E && E <= MOST;
 }
 
-static size_t head_bytes(size_t capacity, size_t E, int fp32)
+static size_t head_bytes(size_t E, int fp32)
 {
-    return up(capacity, SPAN) * (up(E, DIMS) * (fp32 ? 8 : 2) + (fp32 ? 0 : (HALVES + 1) * sizeof(float)));
+    return SPAN * (up(E, DIMS) * (fp32 ? 8 : 2) + (fp32 ? 0 : (HALVES + 1) * sizeof(float)));
 }
 
-size_t qwq_kv_bytes(const qwq_kv *kv)
+size_t qwq_kv_page_bytes(const qwq_kv *kv)
 {
-    if (!kv || !sizes_are_possible(kv->capacity, kv->K, kv->E))
-        return 0;
-    return kv->K * head_bytes(kv->capacity, kv->E, !kv->int8);
+    return kv && sizes_are_possible(kv->K, kv->E) ? kv->K * head_bytes(kv->E, !kv->int8) : 0;
 }
 
-/* A head's arrays from token t on, which begins a span. */
-static qwq_chunk chunk_at(const qwq_kv *kv, size_t head, size_t t)
+/* A head's part of page n. */
+static qwq_span span_at(const qwq_kv *kv, size_t head, size_t n)
 {
-    const uint8_t *k = kv->data + head * head_bytes(kv->capacity, kv->E, !kv->int8);
-    size_t C = up(kv->capacity, SPAN), wide = up(kv->E, DIMS);
+    const uint8_t *k = kv->pages[n] + kv->offset + head * head_bytes(kv->E, !kv->int8);
+    size_t wide = up(kv->E, DIMS);
     if (!kv->int8)
-        return (qwq_chunk){.k = k + t * wide * 4, .v = k + (C + t) * wide * 4};
-    const float *scale = (const float *)(const void *)(k + 2 * C * wide) + t;
-    return (qwq_chunk){k + t * wide,
-                       k + (C + t) * wide,
-                       {scale, scale + C},
-                       scale + 2 * C,
-                       kv->bias.codes + head * CHUNK * kv->bias.pairs * 2};
+        return (qwq_span){.k = k, .v = k + SPAN * wide * 4};
+    const float *scale = (const float *)(const void *)(k + 2 * SPAN * wide);
+    return (qwq_span){k, k + SPAN * wide, {scale, scale + SPAN}, scale + 2 * SPAN};
 }
 
 static const float *of_head(const float *vectors, size_t head, size_t E)
@@ -79,7 +78,7 @@ static void quantise_halves(const qwq_attention_kernels *kernels, int8_t *q, flo
 }
 
 /* Token i of a span: keys, values and scales into their places. */
-static void place(const qwq_attention_kernels *kernels, qwq_chunk span, size_t i, const float *k, const float *v,
+static void place(const qwq_attention_kernels *kernels, qwq_span span, size_t i, const float *k, const float *v,
                   const float *gain, const float *center, size_t E)
 {
     size_t wide = up(E, DIMS);
@@ -94,10 +93,10 @@ static void place(const qwq_attention_kernels *kernels, qwq_chunk span, size_t i
         keys[e / 4 * 64 + e % 4] = (uint8_t)(row[e] + KEY_OFFSET);
     ((float *)(uintptr_t)span.v_scale)[i] = kernels->quantise(row, v, NULL, NULL, E);
     for (size_t e = 0; e < wide; e++)
-        values[value_at(i, e, wide)] = (uint8_t)row[e];
+        values[value_at(i, e)] = (uint8_t)row[e];
 }
 
-static void place_fp32(qwq_chunk span, size_t i, const float *k, const float *v, size_t E)
+static void place_fp32(qwq_span span, size_t i, const float *k, const float *v, size_t E)
 {
     size_t wide = up(E, DIMS);
     float *keys = (float *)(uintptr_t)span.k + i * wide, *values = (float *)(uintptr_t)span.v + i * wide;
@@ -107,12 +106,12 @@ static void place_fp32(qwq_chunk span, size_t i, const float *k, const float *v,
     memset(values + E, 0, (wide - E) * sizeof(float));
 }
 
-int qwq_bias_arrays(qwq_array *arrays, const qwq_kv *kv)
+int qwq_bias_arrays(qwq_array *arrays, const qwq_kv *kv, size_t capacity)
 {
     const qwq_key_bias *bias = &kv->bias;
     size_t pairs = kv->int8 ? bias->pairs : 0;
     if (pairs > kv->E / 2 ||
-        (pairs && (bias->most < 1 || bias->chunks > QWQ_MOST_SIZE / CHUNK || bias->chunks * CHUNK < kv->capacity)))
+        (pairs && (bias->most < 1 || bias->chunks > QWQ_MOST_SIZE / CHUNK || bias->chunks * CHUNK < capacity)))
         return QWQ_ESIZE;
     size_t all = kv->K * pairs;
     size_t vectors = kv->int8 ? kv->K * kv->E * sizeof(float) : 0;
@@ -135,6 +134,45 @@ int qwq_bias_dims(const qwq_kv *kv)
     return 0;
 }
 
+int qwq_part_is_possible(const qwq_part *part)
+{
+    return part->capacity <= QWQ_MOST_SIZE && part->pos <= part->capacity && part->T <= part->capacity - part->pos &&
+           part->first <= part->T;
+}
+
+static int meet(uintptr_t a, size_t bytes_of_a, uintptr_t b, size_t bytes_of_b)
+{
+    return a < b + bytes_of_b && b < a + bytes_of_a;
+}
+
+int qwq_check_pages(const qwq_kv *kv, const qwq_part *part, int reads, const qwq_array *arrays, int outputs, int count)
+{
+    size_t bytes = qwq_kv_page_bytes(kv), end = part->pos + part->T;
+    size_t written = reads || !part->T ? end : part->pos; /* the first token that is */
+    if (!end)
+        return 0;
+    if (!part->pages)
+        return QWQ_ENULL;
+    for (size_t n = 0; n * SPAN < end; n++) {
+        uintptr_t from = (uintptr_t)part->pages[n];
+        if (!from)
+            return QWQ_ENULL;
+        if (kv->offset > UINTPTR_MAX - from || bytes > UINTPTR_MAX - from - kv->offset)
+            return QWQ_ESIZE;
+        from += kv->offset;
+        if (from % 64)
+            return QWQ_EALIGN;
+        const int is_written = (n + 1) * SPAN > written;
+        for (int i = 0; i < (is_written ? count : outputs); i++)
+            if (arrays[i].bytes && meet(from, bytes, (uintptr_t)arrays[i].from, arrays[i].bytes))
+                return QWQ_EOVERLAP;
+        for (size_t m = 0; is_written && m < n; m++)
+            if (meet(from, bytes, (uintptr_t)part->pages[m] + kv->offset, bytes))
+                return QWQ_EOVERLAP;
+    }
+    return 0;
+}
+
 int qwq_kv_append(const qwq_kv *kv, const float *k, const float *v, size_t pos, size_t T, int isa, int threads)
 {
     const qwq_table *table = qwq_table_of(isa);
@@ -142,49 +180,69 @@ int qwq_kv_append(const qwq_kv *kv, const float *k, const float *v, size_t pos, 
         return QWQ_EISA;
     if (!kv)
         return QWQ_ENULL;
-    if (!sizes_are_possible(kv->capacity, kv->K, kv->E) || pos > kv->capacity || T > kv->capacity - pos ||
-        !qwq_threads_are_possible(threads))
+    const qwq_part part = {kv->pages, kv->capacity, pos, T, 0};
+    if (!sizes_are_possible(kv->K, kv->E) || !qwq_part_is_possible(&part) || !qwq_threads_are_possible(threads))
         return QWQ_ESIZE;
     size_t heads = kv->K * kv->E * sizeof(float);
-    qwq_array arrays[3 + QWQ_BIAS_ARRAYS] = {{kv->data, qwq_kv_bytes(kv), 64}, {k, T * heads, 4}, {v, T * heads, 4}};
-    int code = qwq_bias_arrays(arrays + 3, kv);
-    code = code ? code : qwq_check(arrays, 1, 3 + QWQ_BIAS_ARRAYS);
+    qwq_array arrays[2 + QWQ_BIAS_ARRAYS] = {{k, T * heads, 4}, {v, T * heads, 4}};
+    int code = qwq_bias_arrays(arrays + 2, kv, kv->capacity);
+    code = code ? code : qwq_check(arrays, 0, 2 + QWQ_BIAS_ARRAYS);
+    code = code ? code : qwq_check_pages(kv, &part, 0, arrays, 0, 2 + QWQ_BIAS_ARRAYS);
     code = code ? code : qwq_bias_dims(kv);
     if (!code)
-        qwq_append_run(&(qwq_append_call){kv, k, v, pos, T, table, threads});
+        qwq_append_run(&(qwq_append_call){kv, &part, 1, k, v, table, threads});
     return code;
 }
 
-static size_t spans_of(const qwq_append_call *c)
+static size_t spans_of(const qwq_part *part)
 {
-    return (c->pos + c->T - 1) / SPAN + 1 - c->pos / SPAN;
+    return part->T ? (part->pos + part->T - 1) / SPAN + 1 - part->pos / SPAN : 0;
+}
+
+/* Tokens of one part in one span of one head. k, v: of the part. */
+static void append_span(const qwq_append_call *c, const qwq_part *part, const float *k, const float *v, size_t head,
+                        size_t n)
+{
+    qwq_kv kv = *c->kv;
+    kv.pages = part->pages;
+    size_t pos = part->pos, end = pos + part->T, E = kv.E, start = n * SPAN;
+    qwq_span span = span_at(&kv, head, n);
+    const float *gain = of_head(kv.bias.key_gain, head, E), *center = of_head(kv.bias.center, head, E);
+    for (size_t p = start > pos ? start : pos; p < end && p < start + SPAN; p++) {
+        size_t from = ((p - pos) * kv.K + head) * E;
+        if (kv.int8)
+            place(&c->table->attention, span, p - start, k + from, v + from, gain, center, E);
+        else
+            place_fp32(span, p - start, k + from, v + from, E);
+    }
 }
 
 /* A piece is one span of one head: threads share no line of the cache. */
 static void append_spans(const void *call, size_t first, size_t last, int worker)
 {
     const qwq_append_call *c = call;
-    const qwq_kv *kv = c->kv;
-    size_t pos = c->pos, end = pos + c->T, E = kv->E, spans = spans_of(c);
+    const size_t K = c->kv->K;
+    const qwq_part *part = c->parts;
+    size_t begin = 0, tokens = 0; /* pieces and tokens of the parts before */
     (void)worker;
     for (size_t n = first; n < last; n++) {
-        size_t head = n / spans, start = (pos / SPAN + n % spans) * SPAN;
-        qwq_chunk span = chunk_at(kv, head, start);
-        const float *gain = of_head(kv->bias.key_gain, head, E), *center = of_head(kv->bias.center, head, E);
-        for (size_t p = start > pos ? start : pos; p < end && p < start + SPAN; p++) {
-            size_t from = ((p - pos) * kv->K + head) * E;
-            if (kv->int8)
-                place(&c->table->attention, span, p - start, c->k + from, c->v + from, gain, center, E);
-            else
-                place_fp32(span, p - start, c->k + from, c->v + from, E);
+        while (n - begin >= K * spans_of(part)) {
+            begin += K * spans_of(part);
+            tokens += part++->T;
         }
+        size_t spans = spans_of(part), i = n - begin, from = tokens * K * c->kv->E;
+        append_span(c, part, c->k + from, c->v + from, i / spans, part->pos / SPAN + i % spans);
     }
 }
 
 void qwq_append_run(const qwq_append_call *c)
 {
-    if (c->T)
-        qwq_parallel_for(append_spans, c, c->kv->K * spans_of(c), c->T > 1 ? c->threads : 1);
+    size_t pieces = 0, tokens = 0;
+    for (size_t i = 0; i < c->count; i++) {
+        pieces += c->kv->K * spans_of(&c->parts[i]);
+        tokens += c->parts[i].T;
+    }
+    qwq_parallel_for(append_spans, c, pieces, tokens > 1 ? c->threads : 1);
 }
 
 /* What a thread works in: queries, scores, weights, the result of one chunk, and those of all before. */
@@ -218,23 +276,44 @@ static workspace workspace_at(float *scratch, int thread, size_t E)
 /* Few rows are shared among threads by chunk, and their results kept until all are there. */
 static size_t kept_bytes(size_t S, size_t T, size_t H, size_t K, size_t E)
 {
-    return T * (H / K) <= PASS ? (S + CHUNK - 1) / CHUNK * T * H * step_of(E) * sizeof(float) : 0;
+    return T * (H / K) <= PASS && S > CHUNK ? (S + CHUNK - 1) / CHUNK * T * H * step_of(E) * sizeof(float) : 0;
 }
 
 int qwq_attention_is_possible(const qwq_kv *kv, const qwq_queries *queries)
 {
     const qwq_queries *q = queries;
-    return sizes_are_possible(kv->capacity, kv->K, kv->E) && q->H && q->H <= QWQ_MOST_HEADS && q->H % kv->K == 0 &&
-           q->pos <= kv->capacity && q->T <= kv->capacity - q->pos &&
+    return sizes_are_possible(kv->K, kv->E) && q->H && q->H <= QWQ_MOST_HEADS && q->H % kv->K == 0 &&
            (q->p_bits == 0 || q->p_bits == 8 || q->p_bits == 16);
+}
+
+/* The tokens of a part that ask. */
+static size_t asking(const qwq_part *part)
+{
+    return part->T - part->first;
+}
+
+size_t qwq_attention_room(const qwq_attention_call *c)
+{
+    size_t bytes = (size_t)c->threads * workspace_bytes(c->kv->E) + 64 + up(c->count * sizeof(job), 64);
+    for (size_t i = 0; i < c->count; i++)
+        bytes += kept_bytes(c->parts[i].pos + c->parts[i].T, asking(&c->parts[i]), c->queries->H, c->kv->K, c->kv->E);
+    return bytes;
+}
+
+static qwq_part part_of(const qwq_kv *kv, const qwq_queries *queries)
+{
+    return (qwq_part){kv->pages, kv->capacity, queries->pos, queries->T, 0};
 }
 
 size_t qwq_attention_scratch(const qwq_kv *kv, const qwq_queries *queries, int threads)
 {
     if (!kv || !queries || !qwq_threads_are_possible(threads) || !qwq_attention_is_possible(kv, queries))
         return 0;
-    return kept_bytes(queries->pos + queries->T, queries->T, queries->H, kv->K, kv->E) +
-           (size_t)threads * workspace_bytes(kv->E) + 64;
+    const qwq_part part = part_of(kv, queries);
+    if (!qwq_part_is_possible(&part))
+        return 0;
+    return qwq_attention_room(
+        &(qwq_attention_call){.kv = kv, .parts = &part, .count = 1, .queries = queries, .threads = threads});
 }
 
 /* Rows of one KV head, row i being head i % G of token i / G: quantised, and laid out as tiles of up to six. */
@@ -340,7 +419,10 @@ static int attend(const job *j, const pass *p, size_t tile, size_t chunk, worksp
         rows.bias_factor[r] = scale * j->kv.bias.scale[p->head] * j->over_root;
     }
     size_t first = least / SPAN, last = (most + SPAN - 1) / SPAN;
-    qwq_chunk kv = chunk_at(&j->kv, p->head, start);
+    qwq_chunk kv;
+    for (size_t span = first; span < last; span++)
+        kv.spans[span] = span_at(&j->kv, p->head, start / SPAN + span);
+    kv.bias = j->kv.bias.codes + p->head * CHUNK * j->kv.bias.pairs * 2;
     const qwq_attention_kernels *kernels = j->kernels;
     (j->fp32 ? kernels->scores_fp32 : kernels->scores_int8)(&rows, &kv, first, last);
     (j->fp32 ? kernels->weights_fp32 : kernels->weights_int8)(&rows, &kv, first, last, j->queries.p_bits);
@@ -362,21 +444,50 @@ static void finish(const job *j, size_t head, size_t row, const float *state)
         y[e] = state[e] * inverse;
 }
 
+/* All sequences of a call. */
+typedef struct {
+    const job *jobs;
+    size_t count;
+} jobs;
+
+/* The job that has piece n of a loop; from: the one of a piece before. */
+static const job *job_with(const job *from, int loop, size_t n)
+{
+    while (n >= from->end[loop])
+        from++;
+    return from;
+}
+
+/* The number of piece n among those of its job. */
+static size_t own(const jobs *all, const job *j, int loop, size_t n)
+{
+    return j == all->jobs ? n : n - j[-1].end[loop];
+}
+
 /* Few rows: a piece is a head's rows on one chunk. Its results are kept until all are there. */
 static void attend_chunks(const void *of, size_t from, size_t end, int worker)
 {
-    const job *j = of;
+    const jobs *all = of;
+    const job *j = all->jobs, *before = NULL;
     workspace w = workspace_at(j->scratch, worker, j->kv.E);
-    pass p = {.head = j->kv.K}; /* of no head yet */
+    pass p = {0};
     for (size_t n = from; n < end && !stopped(j->queries.stop); n++) {
-        float *out = j->kept + n * j->rows * j->step;
-        if (p.head != n / j->chunks)
-            prepare(&p, j, n / j->chunks, 0, j->rows, w.q);
+        j = job_with(j, BY_CHUNK, n);
+        size_t piece = own(all, j, BY_CHUNK, n), head = piece / j->chunks;
+        if (before != j || p.head != head)
+            prepare(&p, j, head, 0, j->rows, w.q);
+        before = j;
         for (size_t tile = 0; tile < p.tiles; tile++) {
-            float *part = out + tile_row(&p, tile) * j->step;
-            if (!attend(j, &p, tile, j->first + n % j->chunks, w, part))
-                for (size_t r = tile_row(&p, tile); r < tile_row(&p, tile + 1); r++)
+            size_t begin = tile_row(&p, tile), rows = tile_row(&p, tile + 1) - begin;
+            float *out = j->chunks == 1 ? w.out : j->kept + (piece * j->rows + begin) * j->step;
+            if (!attend(j, &p, tile, j->first + piece % j->chunks, w, out))
+                for (size_t r = 0; r < rows; r++)
                     empty(out + r * j->step, j->wide);
+            for (size_t r = 0; j->chunks == 1 && r < rows; r++) {
+                empty(w.state, j->wide);
+                j->kernels->merge(w.state, out + r * j->step, j->wide);
+                finish(j, head, begin + r, w.state);
+            }
         }
     }
 }
@@ -384,10 +495,12 @@ static void attend_chunks(const void *of, size_t from, size_t end, int worker)
 /* A piece is one row of a head: the results of all chunks, merged in order. */
 static void merge_rows(const void *of, size_t from, size_t end, int worker)
 {
-    const job *j = of;
+    const jobs *all = of;
+    const job *j = all->jobs;
     workspace w = workspace_at(j->scratch, worker, j->kv.E);
     for (size_t n = from; n < end && !stopped(j->queries.stop); n++) {
-        size_t head = n / j->rows, row = n % j->rows;
+        j = job_with(j, OF_RESULTS, n);
+        size_t piece = own(all, j, OF_RESULTS, n), head = piece / j->rows, row = piece % j->rows;
         empty(w.state, j->wide);
         for (size_t c = 0; c < j->chunks; c++)
             j->kernels->merge(w.state, j->kept + ((head * j->chunks + c) * j->rows + row) * j->step, j->wide);
@@ -398,16 +511,18 @@ static void merge_rows(const void *of, size_t from, size_t end, int worker)
 /* Many rows: a piece is some rows of a head, which walk through the chunks in order. */
 static void attend_rows(const void *of, size_t from, size_t end, int worker)
 {
-    const job *j = of;
-    size_t passes = up(j->rows, PASS) / PASS;
+    const jobs *all = of;
+    const job *j = all->jobs;
     workspace w = workspace_at(j->scratch, worker, j->kv.E);
     for (size_t n = from; n < end && !stopped(j->queries.stop); n++) {
-        size_t row = (passes - 1 - n % passes) * PASS; /* the last rows see most: they begin */
+        j = job_with(j, BY_ROWS, n);
+        size_t piece = own(all, j, BY_ROWS, n), passes = up(j->rows, PASS) / PASS;
+        size_t row = (passes - 1 - piece % passes) * PASS; /* the last rows see most: they begin */
         size_t some = smaller(j->rows - row, PASS);
         size_t first = seen_from(j, j->queries.pos + row / j->G) / CHUNK;
         size_t last = (j->queries.pos + (row + some - 1) / j->G) / CHUNK;
         pass p;
-        prepare(&p, j, n / passes, row, some, w.q);
+        prepare(&p, j, piece / passes, row, some, w.q);
         for (size_t r = 0; r < some; r++)
             empty(w.state + r * j->step, j->wide);
         for (size_t chunk = first; chunk <= last; chunk++)
@@ -430,49 +545,79 @@ int qwq_attention(float *y, const qwq_kv *kv, const float *q, void *scratch, con
         return QWQ_EISA;
     if (!kv || !queries)
         return QWQ_ENULL;
-    if (!qwq_threads_are_possible(threads) || !qwq_attention_is_possible(kv, queries))
+    const qwq_part part = part_of(kv, queries);
+    if (!qwq_threads_are_possible(threads) || !qwq_attention_is_possible(kv, queries) || !qwq_part_is_possible(&part))
         return QWQ_ESIZE;
     size_t bytes = queries->T * queries->H * kv->E * sizeof(float);
     const int32_t *stop = queries->stop;
-    qwq_array arrays[5 + QWQ_BIAS_ARRAYS] = {{y, bytes, 4},
+    qwq_array arrays[4 + QWQ_BIAS_ARRAYS] = {{y, bytes, 4},
                                              {scratch, qwq_attention_scratch(kv, queries, threads), 1},
-                                             {kv->data, qwq_kv_bytes(kv), 64},
                                              {q, bytes, 4},
                                              {stop, stop ? sizeof *stop : 0, sizeof *stop}};
-    int code = qwq_bias_arrays(arrays + 5, kv);
-    code = code ? code : qwq_check(arrays, 2, 5 + QWQ_BIAS_ARRAYS);
+    int code = qwq_bias_arrays(arrays + 4, kv, kv->capacity);
+    code = code ? code : qwq_check(arrays, 2, 4 + QWQ_BIAS_ARRAYS);
+    code = code ? code : qwq_check_pages(kv, &part, 1, arrays, 2, 4 + QWQ_BIAS_ARRAYS);
     code = code ? code : qwq_bias_dims(kv);
-    return code ? code : qwq_attention_run(&(qwq_attention_call){y, kv, q, scratch, queries, table, threads});
+    return code ? code : qwq_attention_run(&(qwq_attention_call){y, kv, &part, 1, q, scratch, queries, table, threads});
+}
+
+/* A part as a job: its place among the results, and its pieces after those of the job before. */
+static void plan(job *j, const qwq_attention_call *c, const qwq_part *part, const size_t begin[LOOPS])
+{
+    const size_t T = asking(part), K = c->kv->K;
+    j->kernels = &c->table->attention;
+    j->kv = *c->kv;
+    j->kv.pages = part->pages;
+    j->kv.capacity = part->capacity;
+    j->queries = *c->queries;
+    j->queries.pos = part->pos + part->first;
+    j->queries.T = T;
+    j->fp32 = !c->kv->int8;
+    j->over_root = EXP_LOG2E / sqrtf((float)c->kv->E);
+    j->G = c->queries->H / K;
+    j->wide = up(c->kv->E, DIMS);
+    j->step = step_of(c->kv->E);
+    j->rows = T * j->G;
+    j->first = seen_from(j, j->queries.pos) / CHUNK;
+    j->chunks = T ? (j->queries.pos + T - 1) / CHUNK + 1 - j->first : 0;
+    size_t pieces[LOOPS] = {0};
+    if (j->rows > PASS) {
+        pieces[BY_ROWS] = K * (up(j->rows, PASS) / PASS);
+    } else {
+        pieces[BY_CHUNK] = K * j->chunks;
+        pieces[OF_RESULTS] = j->chunks > 1 ? K * j->rows : 0;
+    }
+    for (int loop = 0; loop < LOOPS; loop++)
+        j->end[loop] = begin[loop] + pieces[loop];
 }
 
 int qwq_attention_run(const qwq_attention_call *c)
 {
-    const qwq_queries *q = c->queries;
-    if (!q->T)
-        return 0;
-    size_t context = q->window && q->window < q->pos + q->T ? q->window : q->pos + q->T;
-    int one = (double)q->T * (double)q->H * (double)context * (double)c->kv->E < LEAST_WORK;
-    int threads = one ? 1 : c->threads;
-    job j = {.kernels = &c->table->attention,
-             .kv = *c->kv,
-             .queries = *q,
-             .q = c->q,
-             .y = c->y,
-             .fp32 = !c->kv->int8,
-             .over_root = EXP_LOG2E / sqrtf((float)c->kv->E),
-             .G = q->H / c->kv->K,
-             .wide = up(c->kv->E, DIMS),
-             .step = step_of(c->kv->E),
-             .scratch = (float *)(((uintptr_t)c->scratch + 63) / 64 * 64)};
-    j.rows = q->T * j.G;
-    j.first = seen_from(&j, q->pos) / CHUNK;
-    j.chunks = (q->pos + q->T - 1) / CHUNK + 1 - j.first;
-    j.kept = j.scratch + (size_t)threads * (workspace_bytes(j.kv.E) / sizeof(float));
-    if (j.rows <= PASS) {
-        qwq_parallel_for(attend_chunks, &j, j.kv.K * j.chunks, threads);
-        qwq_parallel_for(merge_rows, &j, j.kv.K * j.rows, threads);
-    } else {
-        qwq_parallel_for(attend_rows, &j, j.kv.K * (up(j.rows, PASS) / PASS), threads);
+    const size_t E = c->kv->E, H = c->queries->H, window = c->queries->window;
+    uintptr_t at = ((uintptr_t)c->scratch + 63) / 64 * 64;
+    job *list = (job *)at;
+    float *scratch = (float *)(at + up(c->count * sizeof(job), 64));
+    float *kept = scratch + (size_t)c->threads * (workspace_bytes(E) / sizeof(float));
+    size_t begin[LOOPS] = {0}, row = 0;
+    double work = 0;
+    for (size_t i = 0; i < c->count; i++) {
+        const qwq_part *part = &c->parts[i];
+        size_t end = part->pos + part->T;
+        job *j = &list[i];
+        plan(j, c, part, begin);
+        j->q = c->q + row * H * E;
+        j->y = c->y + row * H * E;
+        j->scratch = scratch;
+        j->kept = kept;
+        kept += kept_bytes(end, asking(part), H, c->kv->K, E) / sizeof(float);
+        row += asking(part);
+        memcpy(begin, j->end, sizeof begin);
+        work += (double)asking(part) * (double)H * (double)(window && window < end ? window : end) * (double)E;
     }
-    return stopped(q->stop) ? QWQ_ESTOP : 0;
+    const jobs all = {list, c->count};
+    int threads = work < LEAST_WORK ? 1 : c->threads;
+    qwq_parallel_for(attend_chunks, &all, begin[BY_CHUNK], threads);
+    qwq_parallel_for(merge_rows, &all, begin[OF_RESULTS], threads);
+    qwq_parallel_for(attend_rows, &all, begin[BY_ROWS], threads);
+    return stopped(c->queries->stop) ? QWQ_ESTOP : 0;
 }

@@ -12,7 +12,8 @@ enum {
     CHUNK = 1024, /* tokens whose scores share a maximum; anchored at position 0 */
     BLOCK = 32,   /* tokens whose weights share a unit; likewise */
     BLOCKS = CHUNK / BLOCK,
-    SPAN = 128,          /* tokens that are worked on at a time: arrays hold whole spans */
+    SPAN = 128,          /* tokens that are worked on at a time, and of a page */
+    SPANS = CHUNK / SPAN,
     DIMS = 32,           /* the same of dimensions */
     ROWS = 6,            /* query rows at work together; a row is one head of one token */
     STRIDE = CHUNK + 32, /* of a row's scores: rows 4 KiB apart would meet in the same cache sets */
@@ -23,21 +24,25 @@ enum {
 /* </cdef> */
 static const float ATTENTION_SMALLEST = 0x1p-100f, ATTENTION_LARGEST = 0x1p56f, ATTENTION_LOWEST = -0x1p126f;
 
-/* The cache of one layer, for a capacity C (tokens, rounded up to 128) and a head dimension E (rounded up to 32), is
- * one buffer: for each KV head in turn
- *   int8: keys C * E bytes [C/16][E/4][16][4], value + 128; values C * E bytes [C/128][E/32][128/4][32][4]; scales of
- *         the lower half of the dimensions of keys [C], floats; of the upper half [C]; scales of values [C]. Four
+/* What a layer has in a page, with a head dimension E (rounded up to 32): for each KV head in turn
+ *   int8: keys 128 * E bytes [128/16][E/4][16][4], value + 128; values 128 * E bytes [E/32][128/4][32][4]; scales of the
+ *         lower half of the dimensions of keys [128], floats; of the upper half [128]; scales of values [128]. Four
  *         dimensions of a key, or four tokens of a value, are what one instruction multiplies; reading follows
  *         addresses.
- *   fp32: keys [C][E], then values [C][E].
+ *   fp32: keys [128][E], then values [128][E].
  * Each of these begins at a multiple of 64 bytes. Dimensions that E is rounded up by are zero. */
 
 /* <cdef> */
-/* One chunk of one KV head. */
+/* One span of one KV head: its part of a page. */
 typedef struct {
     const void *k, *v;
     const float *k_scale[HALVES], *v_scale; /* int8 only */
-    const int16_t *bias;                    /* qwq_key_bias.codes of the head */
+} qwq_span;
+
+/* One chunk of one KV head: those of its spans that are asked for. */
+typedef struct {
+    qwq_span spans[SPANS];
+    const int16_t *bias; /* qwq_key_bias.codes of the head */
 } qwq_chunk;
 
 /* Up to six rows, in the caller's scratch. A row's result lies in `out`: E sums of p v, the largest score, the sum of
@@ -60,10 +65,10 @@ typedef struct {
 } qwq_rows;
 /* </cdef> */
 
-/* Where dimension e of token t of a chunk lies among int8 values. */
-static inline size_t value_at(size_t t, size_t e, size_t E)
+/* Where dimension e of token t of a span lies among int8 values. */
+static inline size_t value_at(size_t t, size_t e)
 {
-    return t / SPAN * SPAN * E + e / DIMS * DIMS * SPAN + t % SPAN / 4 * 4 * DIMS + e % DIMS * 4 + t % 4;
+    return e / DIMS * DIMS * SPAN + t / 4 * 4 * DIMS + e % DIMS * 4 + t % 4;
 }
 
 /* <cdef> */

@@ -36,18 +36,18 @@ static int32_t bias_of(const qwq_rows *rows, const qwq_chunk *chunk, size_t r, s
 
 static void scores_int8(qwq_rows *rows, const qwq_chunk *chunk, size_t first, size_t last)
 {
-    const uint8_t *k = chunk->k;
     const int8_t *q = rows->q;
     size_t E = rows->E;
     for (size_t r = 0; r < rows->rows; r++)
         for (size_t t = first * SPAN; t < last * SPAN; t++) {
+            const qwq_span *span = &chunk->spans[t / SPAN];
+            const uint8_t *k = (const uint8_t *)span->k + t % SPAN / 16 * 16 * E + t % 16 * 4;
             float halves[HALVES];
             for (size_t h = 0; h < HALVES; h++) {
                 int32_t sum = rows->begin[h][r];
                 for (size_t e = h * E / 2; e < (h + 1) * E / 2; e++)
-                    sum +=
-                        k[t / 16 * 16 * E + e / 4 * 64 + t % 16 * 4 + e % 4] * q[(e / 4 * rows->rows + r) * 4 + e % 4];
-                halves[h] = (float)sum * (rows->factor[h][r] * chunk->k_scale[h][t]);
+                    sum += k[e / 4 * 64 + e % 4] * q[(e / 4 * rows->rows + r) * 4 + e % 4];
+                halves[h] = (float)sum * (rows->factor[h][r] * span->k_scale[h][t % SPAN]);
             }
             float score = halves[0] + halves[1];
             if (rows->pairs)
@@ -76,10 +76,11 @@ static void weights_int8(qwq_rows *rows, const qwq_chunk *chunk, size_t first, s
         float *p = rows->scores + r * STRIDE, *out = rows->out + r * (rows->E + OUT_EXTRA) + rows->E;
         out[OUT_TOP] = softmax(p, &out[OUT_TOTAL], p, rows->from[r], rows->to[r], first, last);
         for (size_t b = first * SPAN / BLOCK; b < last * SPAN / BLOCK; b++) {
+            const float *scale = chunk->spans[b * BLOCK / SPAN].v_scale + b * BLOCK % SPAN;
             float w[BLOCK], largest = 0;
             for (size_t i = 0; i < BLOCK; i++) {
                 float weight = p[b * BLOCK + i];
-                w[i] = weight > 0 ? weight * chunk->v_scale[b * BLOCK + i] : 0; /* unseen: anything may lie there */
+                w[i] = weight > 0 ? weight * scale[i] : 0; /* unseen: anything may lie there */
                 largest = w[i] > largest ? w[i] : largest;
             }
             float inverse = largest >= ATTENTION_SMALLEST ? UNITS / largest : 0;
@@ -100,15 +101,15 @@ static void weights_int8(qwq_rows *rows, const qwq_chunk *chunk, size_t first, s
 
 static void values_int8(qwq_rows *rows, const qwq_chunk *chunk, size_t first, size_t last)
 {
-    const int8_t *v = chunk->v;
     size_t E = rows->E;
     for (size_t r = 0; r < rows->rows; r++)
         for (size_t e = 0; e < E; e++) {
             float total = 0;
             for (size_t b = first * SPAN / BLOCK; b < last * SPAN / BLOCK; b++) {
+                const int8_t *v = chunk->spans[b * BLOCK / SPAN].v;
                 int32_t sum = 0;
                 for (size_t t = b * BLOCK; t < (b + 1) * BLOCK; t++)
-                    sum += ((const int32_t *)rows->p)[r * STRIDE + t] * v[value_at(t, e, E)];
+                    sum += ((const int32_t *)rows->p)[r * STRIDE + t] * v[value_at(t % SPAN, e)];
                 total = total + (float)sum * rows->unit[r][b];
             }
             rows->out[r * (E + OUT_EXTRA) + e] = total;
@@ -117,15 +118,15 @@ static void values_int8(qwq_rows *rows, const qwq_chunk *chunk, size_t first, si
 
 static void scores_fp32(qwq_rows *rows, const qwq_chunk *chunk, size_t first, size_t last)
 {
-    const float *k = chunk->k, *q = rows->q;
     size_t E = rows->E;
     for (size_t r = 0; r < rows->rows; r++)
         for (size_t t = first * SPAN; t < last * SPAN; t++) {
+            const float *q = (const float *)rows->q + r * E, *k = (const float *)chunk->spans[t / SPAN].k + t % SPAN * E;
             float lanes[16];
             for (size_t j = 0; j < 16; j++)
-                lanes[j] = q[r * E + j] * k[t * E + j];
+                lanes[j] = q[j] * k[j];
             for (size_t e = 16; e < E; e++)
-                lanes[e % 16] = lanes[e % 16] + q[r * E + e] * k[t * E + e];
+                lanes[e % 16] = lanes[e % 16] + q[e] * k[e];
             rows->scores[r * STRIDE + t] = fixed_lanes(lanes) * rows->factor[0][r];
         }
 }
@@ -144,13 +145,14 @@ static void values_fp32(qwq_rows *rows, const qwq_chunk *chunk, size_t first, si
 {
     (void)first;
     (void)last;
-    const float *v = chunk->v;
     size_t E = rows->E;
     for (size_t r = 0; r < rows->rows; r++)
         for (size_t e = 0; e < E; e++) {
             float total = 0;
-            for (size_t t = rows->from[r]; t < rows->to[r]; t++)
-                total = total + rows->scores[r * STRIDE + t] * v[t * E + e];
+            for (size_t t = rows->from[r]; t < rows->to[r]; t++) {
+                const float *v = chunk->spans[t / SPAN].v;
+                total = total + rows->scores[r * STRIDE + t] * v[t % SPAN * E + e];
+            }
             rows->out[r * (E + OUT_EXTRA) + e] = total;
         }
 }

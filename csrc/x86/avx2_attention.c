@@ -78,7 +78,8 @@ INLINE __m256i four_words(const int8_t *q)
 INLINE void scores_of(qwq_rows *rows, const qwq_chunk *chunk, size_t t, size_t r, const int R)
 {
     size_t E = rows->E, step = 4 * rows->rows;
-    const uint8_t *k = (const uint8_t *)chunk->k + t / 16 * 16 * E + t % 16 * 4;
+    const qwq_span *span = &chunk->spans[t / SPAN];
+    const uint8_t *k = (const uint8_t *)span->k + t % SPAN / 16 * 16 * E + t % 16 * 4;
     const int8_t *q = (const int8_t *)rows->q + 4 * r;
     __m256 half[TURN];
     UNROLL for (int h = 0; h < HALVES; h++) {
@@ -94,7 +95,7 @@ INLINE void scores_of(qwq_rows *rows, const qwq_chunk *chunk, size_t t, size_t r
             s[i][1] = _mm256_add_epi32(s[i][1], _mm256_madd_epi16(k1, words));
         }
     }
-        __m256 scale = _mm256_load_ps(chunk->k_scale[h] + t);
+        __m256 scale = _mm256_load_ps(span->k_scale[h] + t % SPAN);
         UNROLL for (int i = 0; i < R; i++) {
             __m256i begin = _mm256_set1_epi32(rows->begin[h][r + (size_t)i]);
             __m256 sum = _mm256_cvtepi32_ps(_mm256_add_epi32(add_pairs(s[i][0], s[i][1]), begin));
@@ -141,7 +142,7 @@ INLINE void values_of(qwq_rows *rows, const int8_t *v, size_t b, size_t e, size_
     __m256i s[TURN][2];
     UNROLL for (int i = 0; i < R; i++)
         s[i][0] = s[i][1] = _mm256_setzero_si256();
-    v += value_at(b * BLOCK, e, E);
+    v += value_at(b * BLOCK % SPAN, e);
     float upper = 256; /* the upper bytes alone are that much larger */
     dot_values(s, weights, v, R);
     if (rows->wide[b]) {
@@ -164,12 +165,14 @@ static void values_int8(qwq_rows *rows, const qwq_chunk *chunk, size_t first, si
     zero_out(rows);
     for (size_t b = first * SPAN / BLOCK; b < last * SPAN / BLOCK; b++)
         for (size_t e = 0; e < rows->E; e += 8)
-            for (size_t r = 0; r < rows->rows; r += TURN)
+            for (size_t r = 0; r < rows->rows; r += TURN) {
+                const int8_t *v = chunk->spans[b * BLOCK / SPAN].v;
                 switch (rows->rows - r) {
-                case 1: values_of(rows, chunk->v, b, e, r, 1); break;
-                case 2: values_of(rows, chunk->v, b, e, r, 2); break;
-                default: values_of(rows, chunk->v, b, e, r, TURN); break;
+                case 1: values_of(rows, v, b, e, r, 1); break;
+                case 2: values_of(rows, v, b, e, r, 2); break;
+                default: values_of(rows, v, b, e, r, TURN); break;
                 }
+            }
 }
 
 /* numerics.quant.lane_sum of 8 tokens at once, once lanes j and j + 8 are added: sums of halves, side by side. */
@@ -195,7 +198,7 @@ static void scores_fp32(qwq_rows *rows, const qwq_chunk *chunk, size_t first, si
                 const float *q = (const float *)rows->q + r * E;
                 __m256 s[8];
                 UNROLL for (size_t i = 0; i < 8; i++) {
-                    const float *k = (const float *)chunk->k + (t + i) * E;
+                    const float *k = (const float *)chunk->spans[t / SPAN].k + (t % SPAN + i) * E;
                     __m256 low = _mm256_mul_ps(_mm256_loadu_ps(q), _mm256_load_ps(k));
                     __m256 high = _mm256_mul_ps(_mm256_loadu_ps(q + 8), _mm256_load_ps(k + 8));
                     for (size_t e = 16; e < E; e += 16) {
@@ -248,10 +251,12 @@ static void values_fp32(qwq_rows *rows, const qwq_chunk *chunk, size_t first, si
     zero_out(rows);
     for (size_t b = first * SPAN / BLOCK; b < last * SPAN / BLOCK; b++)
         for (size_t r = 0; r < rows->rows; r++) {
-            size_t from = rows->from[r] > b * BLOCK ? rows->from[r] : b * BLOCK, e = 0;
-            size_t to = rows->to[r] < (b + 1) * BLOCK ? rows->to[r] : (b + 1) * BLOCK;
+            size_t from = rows->from[r] > b * BLOCK ? rows->from[r] - b * BLOCK : 0, e = 0;
+            size_t to = rows->to[r] < b * BLOCK ? 0 : rows->to[r] - b * BLOCK;
+            to = to < BLOCK ? to : BLOCK;
             float *out = rows->out + r * (E + OUT_EXTRA);
-            const float *p = rows->scores + r * STRIDE, *v = chunk->v;
+            const float *p = rows->scores + r * STRIDE + b * BLOCK;
+            const float *v = (const float *)chunk->spans[b * BLOCK / SPAN].v + b * BLOCK % SPAN * E;
             for (; e + 64 <= E; e += 64)
                 values_span(out + e, p, v + e, from, to, E, 8);
             for (; e < E; e += 16)

@@ -31,7 +31,8 @@ INLINE __m256i four_bytes(const void *from)
 INLINE void scores_of(qwq_rows *rows, const qwq_chunk *chunk, size_t t, const int R)
 {
     size_t E = rows->E;
-    const uint8_t *k = (const uint8_t *)chunk->k + t * E;
+    const qwq_span *span = &chunk->spans[t / SPAN];
+    const uint8_t *k = (const uint8_t *)span->k + t % SPAN * E;
     const int8_t *q = rows->q;
     float *scores = rows->scores + t;
     UNROLL for (int h = 0; h < HALVES; h++) {
@@ -50,7 +51,7 @@ INLINE void scores_of(qwq_rows *rows, const qwq_chunk *chunk, size_t t, const in
     }
     UNROLL for (int r = 0; r < R; r++)
         UNROLL for (int i = 0; i < 2; i++) {
-            __m256 both = _mm256_mul_ps(_mm256_set1_ps(rows->factor[h][r]), _mm256_load_ps(chunk->k_scale[h] + t + 8 * i));
+            __m256 both = _mm256_mul_ps(_mm256_set1_ps(rows->factor[h][r]), _mm256_load_ps(span->k_scale[h] + t % SPAN + 8 * i));
             __m256 x = _mm256_mul_ps(_mm256_cvtepi32_ps(s[r][i]), both);
             float *at = scores + (size_t)r * STRIDE + 8 * i;
             _mm256_store_ps(at, h ? _mm256_add_ps(_mm256_load_ps(at), x) : x);
@@ -109,7 +110,7 @@ INLINE void values_of(qwq_rows *rows, const int8_t *v, size_t b, size_t e, const
     __m256i s[ROWS][2];
     UNROLL for (int r = 0; r < R; r++)
         s[r][0] = s[r][1] = _mm256_setzero_si256();
-    v += value_at(b * BLOCK, e, rows->E);
+    v += value_at(b * BLOCK % SPAN, e);
     float upper = 256; /* the upper bytes alone are that much larger */
     dot_values(s, plane, v, R);
     if (rows->wide[b]) {
@@ -134,7 +135,7 @@ static void values_int8(qwq_rows *rows, const qwq_chunk *chunk, size_t first, si
     zero_out(rows);
     for (size_t b = first * SPAN / BLOCK; b < last * SPAN / BLOCK; b++)
         for (size_t e = 0; e < rows->E; e += 16)
-            FOR_TILE(rows->rows, values_of, rows, chunk->v, b, e)
+            FOR_TILE(rows->rows, values_of, rows, chunk->spans[b * BLOCK / SPAN].v, b, e)
 }
 
 TARGET_END

@@ -49,7 +49,8 @@ static float quantise(int8_t *q, const float *x, const float *gain, const float 
     __asm__("vpdpwssd %2%{1to16%}, %1, %0" : "+v"(sum) : "v"(words), "m"(*(const int32_t *)(const void *)(two)))
 
 /* Towards the second cache, where the context streams from memory: left alone, the processor reads ahead to the end of
- * a page, and waits at the next. Once for each line that is used, since it can hold few requests at a time. */
+ * a page of the system, and waits at the next. Once for each line that is used, since it can hold few requests at a
+ * time. */
 enum { AHEAD = 8192 };
 
 INLINE void fetch(const void *at)
@@ -57,14 +58,23 @@ INLINE void fetch(const void *at)
     _mm_prefetch((const char *)at, _MM_HINT_T1);
 }
 
-INLINE void scores_of(qwq_rows *rows, const qwq_chunk *chunk, size_t first, size_t last, const size_t ahead,
-                      const int R)
+/* From a place in the keys or values of a span, of so many bytes, to what is fetched there: it may lie in the next. */
+INLINE ptrdiff_t ahead_of(const void *at, const void *of, const void *next, size_t bytes)
+{
+    size_t offset = (size_t)((const uint8_t *)at - (const uint8_t *)of) + AHEAD;
+    if (offset < bytes)
+        return AHEAD;
+    return (ptrdiff_t)((uintptr_t)next + (offset - bytes) - (uintptr_t)at);
+}
+
+INLINE void scores_of(qwq_rows *rows, const qwq_span *span, const void *next, size_t t, const int streams, const int R)
 {
     size_t E = rows->E;
-    const uint8_t *k = (const uint8_t *)chunk->k + first * SPAN * E;
-    for (size_t b = first * SPAN / BLOCK; b < last * SPAN / BLOCK; b++, k += 16 * E) {
+    const uint8_t *k = span->k;
+    for (size_t b = 0; b < SPAN / BLOCK; b++, k += 16 * E) {
+        const ptrdiff_t ahead = streams ? ahead_of(k, span->k, next, SPAN * E) : 0;
         const int8_t *q = rows->q;
-        float *scores = rows->scores + b * BLOCK;
+        float *scores = rows->scores + t + b * BLOCK;
         __m512 half[ROWS][2];
     UNROLL for (int h = 0; h < HALVES; h++) {
             __m512i s0[ROWS], s1[ROWS];
@@ -72,7 +82,7 @@ INLINE void scores_of(qwq_rows *rows, const qwq_chunk *chunk, size_t first, size
                 s0[r] = s1[r] = _mm512_set1_epi32(rows->begin[h][r]);
             for (const uint8_t *end = k + 8 * E; k < end; k += 64, q += 4 * R) {
                 __m512i k0 = _mm512_load_si512(k), k1 = _mm512_load_si512(k + 16 * E);
-                if (ahead) {
+                if (streams) {
                     fetch(k + ahead);
                     fetch(k + 16 * E + ahead);
                 }
@@ -81,8 +91,8 @@ INLINE void scores_of(qwq_rows *rows, const qwq_chunk *chunk, size_t first, size
                     DOT(s1[r], k1, q + 4 * r);
                 }
             }
-            __m512 scale0 = _mm512_load_ps(chunk->k_scale[h] + b * BLOCK);
-            __m512 scale1 = _mm512_load_ps(chunk->k_scale[h] + b * BLOCK + 16);
+            __m512 scale0 = _mm512_load_ps(span->k_scale[h] + b * BLOCK);
+            __m512 scale1 = _mm512_load_ps(span->k_scale[h] + b * BLOCK + 16);
             UNROLL for (int r = 0; r < R; r++) {
                 __m512 factor = _mm512_set1_ps(rows->factor[h][r]);
                 __m512 x0 = _mm512_mul_ps(_mm512_cvtepi32_ps(s0[r]), _mm512_mul_ps(factor, scale0));
@@ -127,10 +137,14 @@ INLINE void add_bias(qwq_rows *rows, const qwq_chunk *chunk, size_t first, size_
 
 static void scores_int8(qwq_rows *rows, const qwq_chunk *chunk, size_t first, size_t last)
 {
-    if (rows->streams)
-        FOR_TILE(rows->rows, scores_of, rows, chunk, first, last, AHEAD)
-    else
-        FOR_TILE(rows->rows, scores_of, rows, chunk, first, last, 0)
+    for (size_t s = first; s < last; s++) {
+        const qwq_span *span = &chunk->spans[s];
+        const void *next = s + 1 < last ? span[1].k : chunk->spans[first].v;
+        if (rows->streams)
+            FOR_TILE(rows->rows, scores_of, rows, span, next, s * SPAN, 1)
+        else
+            FOR_TILE(rows->rows, scores_of, rows, span, NULL, s * SPAN, 0)
+    }
     if (rows->pairs)
         FOR_TILE(rows->rows, add_bias, rows, chunk, first, last)
 }
@@ -221,12 +235,12 @@ INLINE uint32_t round_span(uint8_t *plane, const float *w, const float *inverse,
 
 /* One row: from scores to p, whose sum it returns, and to w = p * scale, with the largest w in each lane of a block.
  * Spans that the row sees in part have a scale of zero where it does not see: there, anything may be in the cache. */
-INLINE __m512 weigh(float *scores, __m512 *largest, const float *v_scale, float top, size_t from, size_t to)
+INLINE __m512 weigh(float *scores, __m512 *largest, const qwq_chunk *chunk, float top, size_t from, size_t to)
 {
     __m512 total = _mm512_setzero_ps();
     for (size_t t = from / SPAN * SPAN; t < to; t += SPAN) {
         float clean[SPAN] __attribute__((aligned(64)));
-        const float *scale = v_scale + t;
+        const float *scale = chunk->spans[t / SPAN].v_scale;
         if (t < from || t + SPAN > to) {
             for (size_t i = 0; i < SPAN; i++)
                 clean[i] = t + i >= from && t + i < to ? scale[i] : 0;
@@ -257,7 +271,7 @@ static void weights_int8(qwq_rows *rows, const qwq_chunk *chunk, size_t first, s
         __m512 largest[BLOCKS];
         kept[r] = 0;
         out[OUT_TOP] = largest_score(scores, from, to);
-        out[OUT_TOTAL] = fixed_lanes_avx512(weigh(scores, largest, chunk->v_scale, out[OUT_TOP], from, to));
+        out[OUT_TOTAL] = fixed_lanes_avx512(weigh(scores, largest, chunk, out[OUT_TOP], from, to));
         for (size_t t = from / SPAN * SPAN; t < to; t += SPAN) {
             __m128 most = four_largest(largest + t / BLOCK);
             __mmask8 present = _mm_cmp_ps_mask(most, _mm_set1_ps(ATTENTION_SMALLEST), _CMP_GE_OQ);
@@ -286,13 +300,13 @@ static void weights_int8(qwq_rows *rows, const qwq_chunk *chunk, size_t first, s
 }
 
 /* One plane of a block's weights of R rows, times 32 dimensions of its values. */
-INLINE void dot_values(__m512i acc[ROWS][2], const uint8_t *plane, const int8_t *v, const size_t ahead,
+INLINE void dot_values(__m512i acc[ROWS][2], const uint8_t *plane, const int8_t *v, ptrdiff_t ahead, const int streams,
                        const int R)
 {
     UNROLL for (int quad = 0; quad < BLOCK / 4; quad++, v += 4 * DIMS) {
         IN_ORDER;
         __m512i v0 = _mm512_load_si512(v), v1 = _mm512_load_si512(v + 64);
-        if (ahead) {
+        if (streams) {
             fetch(v + ahead);
             fetch(v + 64 + ahead);
         }
@@ -305,7 +319,8 @@ INLINE void dot_values(__m512i acc[ROWS][2], const uint8_t *plane, const int8_t 
 }
 
 /* One span, 32 dimensions from e on, of R rows. */
-INLINE void values_of(qwq_rows *rows, const int8_t *v, size_t span, size_t e, const size_t ahead, const int R)
+INLINE void values_of(qwq_rows *rows, const int8_t *v, size_t span, size_t e, ptrdiff_t ahead, const int streams,
+                      const int R)
 {
     float *out = rows->out + e;
     size_t step = rows->E + OUT_EXTRA;
@@ -319,13 +334,13 @@ INLINE void values_of(qwq_rows *rows, const int8_t *v, size_t span, size_t e, co
         __m512i acc[ROWS][2];
         UNROLL for (int r = 0; r < R; r++)
             acc[r][0] = acc[r][1] = _mm512_setzero_si512();
-        dot_values(acc, plane, v, ahead, R);
+        dot_values(acc, plane, v, ahead, streams, R);
         if (rows->wide[b]) {
             upper = 1;
             UNROLL for (int r = 0; r < R; r++)
                 UNROLL for (int i = 0; i < 2; i++)
                     acc[r][i] = _mm512_slli_epi32(acc[r][i], 8);
-            dot_values(acc, plane + LOW, v, 0, R);
+            dot_values(acc, plane + LOW, v, 0, 0, R);
         }
         UNROLL for (int r = 0; r < R; r++) {
             __m512 unit = _mm512_set1_ps(rows->unit[r][b] * upper);
@@ -338,12 +353,16 @@ INLINE void values_of(qwq_rows *rows, const int8_t *v, size_t span, size_t e, co
             _mm512_store_ps(out + (size_t)r * step + 16 * i, sum[r][i]);
 }
 
-INLINE void values_rows(qwq_rows *rows, const int8_t *v, size_t first, size_t last, const size_t ahead, const int R)
+INLINE void values_rows(qwq_rows *rows, const qwq_chunk *chunk, size_t first, size_t last, const int streams, const int R)
 {
-    v += first * SPAN * rows->E;
-    for (size_t span = first; span < last; span++)
-        for (size_t e = 0; e < rows->E; e += DIMS, v += SPAN * DIMS)
-            values_of(rows, v, span, e, ahead, R);
+    for (size_t span = first; span < last; span++) {
+        const int8_t *v = chunk->spans[span].v;
+        const void *next = chunk->spans[span + 1 < last ? span + 1 : span].v;
+        for (size_t e = 0; e < rows->E; e += DIMS, v += SPAN * DIMS) {
+            ptrdiff_t ahead = streams ? ahead_of(v, chunk->spans[span].v, next, SPAN * rows->E) : 0;
+            values_of(rows, v, span, e, ahead, streams, R);
+        }
+    }
 }
 
 INLINE void zero_out(qwq_rows *rows)
@@ -357,9 +376,9 @@ static void values_int8(qwq_rows *rows, const qwq_chunk *chunk, size_t first, si
 {
     zero_out(rows);
     if (rows->streams)
-        FOR_TILE(rows->rows, values_rows, rows, chunk->v, first, last, AHEAD)
+        FOR_TILE(rows->rows, values_rows, rows, chunk, first, last, 1)
     else
-        FOR_TILE(rows->rows, values_rows, rows, chunk->v, first, last, 0)
+        FOR_TILE(rows->rows, values_rows, rows, chunk, first, last, 0)
 }
 
 /* numerics.quant.lane_sum of 16 registers at once: sums of halves, side by side. */
@@ -389,7 +408,7 @@ static void scores_fp32(qwq_rows *rows, const qwq_chunk *chunk, size_t first, si
                 const float *q = (const float *)rows->q + r * E;
                 __m512 s[16];
                 UNROLL for (size_t four = 0; four < 16; four += 4) {
-                    const float *k = (const float *)chunk->k + (t + four) * E;
+                    const float *k = (const float *)chunk->spans[t / SPAN].k + (t % SPAN + four) * E;
                     __m512 x = _mm512_loadu_ps(q);
                     UNROLL for (size_t i = 0; i < 4; i++)
                         s[four + i] = _mm512_mul_ps(x, _mm512_load_ps(k + i * E));
@@ -442,10 +461,12 @@ static void values_fp32(qwq_rows *rows, const qwq_chunk *chunk, size_t first, si
     zero_out(rows);
     for (size_t b = first * SPAN / BLOCK; b < last * SPAN / BLOCK; b++)
         for (size_t r = 0; r < rows->rows; r++) {
-            size_t from = rows->from[r] > b * BLOCK ? rows->from[r] : b * BLOCK, e = 0;
-            size_t to = rows->to[r] < (b + 1) * BLOCK ? rows->to[r] : (b + 1) * BLOCK;
+            size_t from = rows->from[r] > b * BLOCK ? rows->from[r] - b * BLOCK : 0, e = 0;
+            size_t to = rows->to[r] < b * BLOCK ? 0 : rows->to[r] - b * BLOCK;
+            to = to < BLOCK ? to : BLOCK;
             float *out = rows->out + r * (E + OUT_EXTRA);
-            const float *p = rows->scores + r * STRIDE, *v = chunk->v;
+            const float *p = rows->scores + r * STRIDE + b * BLOCK;
+            const float *v = (const float *)chunk->spans[b * BLOCK / SPAN].v + b * BLOCK % SPAN * E;
             for (; e + 128 <= E; e += 128)
                 values_span(out + e, p, v + e, from, to, E, 8);
             for (; e < E; e += DIMS)

@@ -17,6 +17,7 @@ from .. import core
 from ..config import Config
 from ..core import Array, Format, Packed, attention
 from ..core import ops as small
+from ..core.memory import aligned
 from ..host.memory import available_bytes, require
 from .weights import ROWS, random_array, weight
 
@@ -185,11 +186,13 @@ def _attention(form: str, c: Config) -> Op:
 
     def prepare(shape: Shape, copies: int) -> list[attention.KV]:
         (S,) = shape
-        first = attention.empty_kv(form, S, c.K, c.E)
+        buffer = aligned(attention.kv_bytes(form, S, c.K, c.E))
+        first = attention.KV.within(form, buffer, S, c.K, c.E)
         k, v = (random_array(seed, (min(S, at_a_time), c.K, c.E)) for seed in (2, 3))
         for pos in range(0, S, at_a_time):
             attention.append(first, k[: S - pos], v[: S - pos], pos)
-        return [first, *(replace(first, buffer=_copy(first.buffer)) for _ in range(copies - 1))]
+        others = (_copy(buffer) for _ in range(copies - 1))
+        return [first, *(attention.KV.within(form, other, S, c.K, c.E) for other in others)]
 
     def bind(caches: Sequence[attention.KV], shape: Shape, T: int) -> Call:
         q, pos = random_array(4, (T, c.H, c.E)), shape[0] - T

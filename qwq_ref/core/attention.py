@@ -13,7 +13,9 @@ from .isa import isa_number
 from .memory import aligned
 from .threads import checked_threads
 
+PAGE = 128  # positions of a page
 _CHUNK, _LANES = 1024, 16  # positions of a chunk, and of one line of the table of a key bias
+_MOST_TOKENS = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -62,25 +64,45 @@ class KeyBias:
 
 @dataclass(frozen=True)
 class KV:
-    """The keys and values of one layer, for `capacity` tokens, as the kernels read them.
+    """The keys and values of one layer, for `capacity` tokens, as the kernels read them: in pages of 128 tokens.
 
     form    "int8" or "fp32"
-    buffer  uint8, at a multiple of 64 bytes; 2 E + 12 bytes for each token and head in int8, 8 E in float32
+    pages   uint64 [capacity / 128, rounded up]: addresses of pages, multiples of 64. The caller holds their memory
     bias    what int8 keys leave out of their bias; None: nothing
+    offset  bytes from the beginning of a page to the layer's part of it. In int8, this part has 2 E + 12 bytes for each
+            token and head; in float32, 8 E
+    buffer  the memory of the pages, if the cache has its own
     """
 
     form: str
-    buffer: Array
+    pages: Array
     capacity: int
     K: int
     E: int
     bias: KeyBias | None = None
+    offset: int = 0
+    buffer: Array | None = None
+
+    @classmethod
+    def within(cls, form: str, buffer: Array, capacity: int, K: int, E: int, bias: KeyBias | None = None) -> KV:
+        """Return a cache whose pages follow one another in a buffer of `kv_bytes` bytes, uint8."""
+        pages = buffer.ctypes.data + np.arange(pages_of(capacity), dtype=np.uint64) * np.uint64(page_bytes(form, K, E))
+        return cls(form, pages.astype(np.uint64), capacity, K, E, bias, buffer=buffer)
+
+
+def pages_of(tokens: int) -> int:
+    """Return the pages that hold so many tokens."""
+    return -(-tokens // PAGE)
+
+
+def page_bytes(form: str, K: int, E: int) -> int:
+    """Return the bytes of a layer's part of a page. 0: there can be no such cache."""
+    return int(library().qwq_kv_page_bytes(ffi.new("qwq_kv *", {"K": K, "E": E, "int8": form == "int8"})))
 
 
 def kv_bytes(form: str, capacity: int, K: int, E: int) -> int:
     """Return the bytes of a cache for so many tokens."""
-    sizes = {"capacity": capacity, "K": K, "E": E, "int8": form == "int8"}
-    return int(library().qwq_kv_bytes(ffi.new("qwq_kv *", sizes)))
+    return pages_of(capacity) * page_bytes(form, K, E)
 
 
 def c_kv(kv: KV) -> Any:
@@ -96,7 +118,8 @@ def c_kv(kv: KV) -> Any:
             *sizes,
             *(at(x) for x in (b.first, b.codes, b.scale, b.turns)),
         )
-    return ffi.new("qwq_kv *", (at(kv.buffer), bias, kv.capacity, kv.K, kv.E, kv.form == "int8"))
+    pages = ffi.cast("uint8_t *const *", kv.pages.ctypes.data)
+    return ffi.new("qwq_kv *", (pages, kv.offset, bias, kv.capacity, kv.K, kv.E, kv.form == "int8"))
 
 
 def empty_kv(form: str, capacity: int, K: int, E: int, bias: KeyBias | None = None) -> KV:
@@ -104,9 +127,9 @@ def empty_kv(form: str, capacity: int, K: int, E: int, bias: KeyBias | None = No
     if form not in ("int8", "fp32"):
         raise CoreError(None, "form", f"must be int8 or fp32, got {form[:40]}")
     size = kv_bytes(form, capacity, K, E)
-    if capacity and not size:
+    if capacity > _MOST_TOKENS or (capacity and not size):
         raise CoreError(None, "capacity", f"{capacity}, with {K} heads of {E}, is more than there can be")
-    return KV(form, aligned(size), capacity, K, E, bias)
+    return KV.within(form, aligned(size), capacity, K, E, bias)
 
 
 def append(kv: KV, k: Array, v: Array, pos: int, isa: str | None = None, threads: int = 1) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from ._ffi import Array, CoreError, Stop, at, check, ffi, flag, library
-from .attention import KV, c_kv
+from .attention import KV, PAGE, c_kv
 from .isa import ISAS
 from .memory import scratch
 from .threads import checked_threads
@@ -53,10 +53,53 @@ class LayerWeights:
         return iter((*apart, self.o, self.gate_up, self.down))
 
 
+@dataclass(frozen=True)
+class Part:
+    """Tokens of one sequence in a step.
+
+    pages     uint64 [capacity / 128, rounded up]: the pages of its cache, see `attention.KV`; all layers share them
+    capacity  tokens that the cache has room for
+    pos       the position of the first token
+    T         tokens
+    first     of the tokens before this one, only keys and values are wanted
+    """
+
+    pages: Array
+    capacity: int
+    pos: int
+    T: int
+    first: int = 0
+
+
+class Parts:
+    """The parts of a step, as C sees them: one after another in the rows of the residual stream."""
+
+    def __init__(self, parts: Sequence[Part]) -> None:
+        """Raises CoreError for tokens that do not fit in their cache."""
+        self.T, self.wanted = sum(part.T for part in parts), sum(part.T - part.first for part in parts)
+        self.parts = parts
+        self.list = ffi.new("qwq_part[]", len(parts))
+        for part, place in zip(parts, self.list, strict=True):
+            if part.pos < 0 or part.pos + part.T > min(part.capacity, len(part.pages) * PAGE):
+                last = part.pos + part.T - 1
+                raise CoreError(None, "pos", f"{part.pos} to {last} do not fit in a cache of {part.capacity}")
+            if not 0 <= part.first <= part.T:
+                raise CoreError(None, "first", f"must be 0 to {part.T}, got {part.first}")
+            place.pages = ffi.cast("uint8_t *const *", part.pages.ctypes.data)
+            place.capacity, place.pos, place.T, place.first = part.capacity, part.pos, part.T, part.first
+
+    def __len__(self) -> int:
+        return len(self.parts)
+
+
 class Layer:
-    """A layer's weights and its cache, as C sees them. Raises CoreError for shapes that do not belong together."""
+    """A layer's weights, and the shape of its caches, as C sees them.
+
+    Raises CoreError for shapes that do not belong together.
+    """
 
     def __init__(self, weights: LayerWeights, kv: KV, H: int, eps: float, window: int | None = None) -> None:
+        """kv: any cache of the layer. Its pages and its capacity do not count: each part of a step has its own."""
         D, F = weights.down.shape
         q, k = H * kv.E, kv.K * kv.E
         library()
@@ -90,30 +133,19 @@ class Layer:
         self._layer.kv = c_kv(kv)[0]
 
     def step(
-        self,
-        x: Array,
-        cos: Array,
-        sin: Array,
-        pos: int,
-        isa: str,
-        threads: int,
-        stop: Stop | None = None,
-        first: int = 0,
+        self, x: Array, parts: Parts, cos: Array, sin: Array, isa: str, threads: int, stop: Stop | None = None
     ) -> None:
-        """x [T, D] at positions pos to pos + T - 1, in place; cos, sin [T, E/2]. All float32 and contiguous.
+        """x [T, D], the tokens of the parts, in place; cos, sin [T, E/2]. All float32 and contiguous.
 
-        Of rows below `first` only keys and values are computed, and x stays as it is. Raises Stopped where `stop` was
-        set; x, and the cache from pos on, then hold anything. Raises OutOfRange for queries, keys or values that are
-        not finite, or beyond 2^56; x and the cache then stay as they are.
+        The rows that are wanted come to lie at the beginning of x. Raises Stopped where `stop` was set; x, and the
+        caches from `pos` on, then hold anything. Raises OutOfRange for queries, keys or values that are not finite, or
+        beyond 2^56; x and the caches then stay as they are.
         """
-        T = len(x)
-        if pos < 0 or pos + T > self.kv.capacity:
-            raise CoreError(None, "pos", f"{pos} to {pos + T - 1} do not fit in a cache of {self.kv.capacity}")
-        if not 0 <= first <= T:
-            raise CoreError(None, "first", f"must be 0 to {T}, got {first}")
+        T = parts.T
         for name, array, shape in (("x", x, (T, self.D)), ("cos", cos, (T, self.kv.E // 2)), ("sin", sin, cos.shape)):
             if array.shape != shape or array.dtype != np.float32 or not array.flags.c_contiguous:
                 raise CoreError(None, name, f"must be contiguous float32 {list(shape)}, got {list(array.shape)}")
-        room = scratch(library().qwq_layer_scratch(self._layer, pos, T, checked_threads(threads)))
-        sizes = (flag(stop), pos, T, first, ISAS.index(isa), threads)
-        check(library().qwq_layer_step(at(x), self._layer, at(cos), at(sin), at(room), *sizes))
+        lib, listed = library(), (parts.list, len(parts))
+        room = scratch(lib.qwq_layer_scratch(self._layer, *listed, checked_threads(threads)))
+        how = (at(room), flag(stop), ISAS.index(isa), threads)
+        check(lib.qwq_layer_step(at(x), self._layer, *listed, at(cos), at(sin), *how))

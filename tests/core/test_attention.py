@@ -39,7 +39,7 @@ def guarded_cache(form, capacity, K, E, bias=None, fill=0xFF):
     start = GUARD + -(memory.ctypes.data + GUARD) % core.ALIGN
     memory[start : start + size] = fill
     bias = None if bias is None else ours.KeyBias.of(bias, capacity, K, E)
-    cache = ours.KV(form, memory[start : start + size], capacity, K, E, bias)
+    cache = ours.KV.within(form, memory[start : start + size], capacity, K, E, bias)
 
     def intact():
         return (memory[:start] == 0xA5).all() and (memory[start + size :] == 0xA5).all()
@@ -427,7 +427,7 @@ def test_a_buffer_out_of_line_is_refused():
     cache = ours.empty_kv("int8", 10, 1, 8)
     memory = np.zeros(len(cache.buffer) + 2 * core.ALIGN, np.uint8)
     start = -memory.ctypes.data % core.ALIGN + 1
-    moved = ours.KV("int8", memory[start : start + len(cache.buffer)], 10, 1, 8)
+    moved = ours.KV.within("int8", memory[start : start + len(cache.buffer)], 10, 1, 8)
     with pytest.raises(core.CoreError, match="align"):
         ours.append(moved, np.zeros((1, 1, 8)), np.zeros((1, 1, 8)), 0)
     with pytest.raises(core.CoreError, match="align"):

@@ -14,11 +14,12 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 
 from qwq_ref import core
 from qwq_ref.config import Config
-from qwq_ref.core.layer import Layer
+from qwq_ref.core.layer import Layer, Part, Parts
 from qwq_ref.engine.backends import LAST, logits
 from qwq_ref.engine.backends import core as engine
 from qwq_ref.engine.backends.core import SHORT, CoreBackend
 from qwq_ref.engine.packing import pack_weights
+from qwq_ref.engine.pages import Table
 from qwq_ref.formats import Checkpoint, resolve
 from qwq_ref.forms import FORMS
 from qwq_ref.spec import forward, ops
@@ -150,12 +151,21 @@ TestCuts = Cuts.TestCase
 TestCuts.settings = settings(max_examples=settings.default.max_examples // 4, stateful_step_count=12)
 
 
+def pages_for(backend, length):
+    """A table of zeros for so many positions. Hold it while its addresses are used."""
+    table = Table(backend.pool, length)
+    table.prepare(0, length)
+    for i in range(len(table.addresses)):
+        table.bytes_of(i)[:] = 0
+    return table
+
+
 def test_a_layer_refuses_wrong_shapes_and_positions(nano):
     config, weights = nano
     backend = CoreBackend(config, pack_weights(config, weights, "q8", 1), 16)
-    layer = backend.sequence().layers[0]
+    (layer, *_), pages = backend.layers, pages_for(backend, 16)
     x, table = np.zeros((2, config.D), np.float32), np.zeros((2, config.E // 2), np.float32)
-    layer.step(x, table, table, 14, "scalar", 1)
+    layer.step(x, Parts([Part(pages.addresses, 16, 14, 2)]), table, table, "scalar", 1)
     for arguments, message in (
         ((x, table, table, 15), "pos: 15 to 16 do not fit in a cache of 16"),
         ((x, table, table, -1), "do not fit"),
@@ -164,16 +174,24 @@ def test_a_layer_refuses_wrong_shapes_and_positions(nano):
         ((x.astype(np.float64), table, table, 0), "x: must be"),
     ):
         with pytest.raises(core.CoreError, match=message):
-            layer.step(*arguments, "scalar", 1)
-    lib, ffi = core.lib, core.ffi
-    assert lib.qwq_layer_scratch(ffi.NULL, 0, 1, 1) == 0
+            layer.step(arguments[0], Parts([Part(pages.addresses, 16, arguments[3], 2)]), *arguments[1:3], "scalar", 1)
+    with pytest.raises(core.CoreError, match="missing"):
+        layer.step(x, Parts([Part(np.zeros(1, np.uint64), 16, 0, 2)]), table, table, "scalar", 1)
+    lib, ffi, one = core.lib, core.ffi, Parts([Part(pages.addresses, 16, 0, 1)]).list
+    assert lib.qwq_layer_scratch(ffi.NULL, one, 1, 1) == 0
+    assert lib.qwq_layer_scratch(layer._layer, ffi.NULL, 1, 1) == 0
     for field in ("D", "F", "H", "K", "E"):
         for value in (0, 2**40):
             broken = ffi.new("qwq_layer *", layer._layer[0])
             setattr(broken.kv if field in "KE" else broken, field, value)
-            assert lib.qwq_layer_scratch(broken, 0, 1, 1) == 0
-            assert lib.qwq_layer_step(ffi.NULL, broken, *[ffi.NULL] * 4, 0, 1, 0, 0, 1) == lib.QWQ_ESIZE
-    assert lib.qwq_layer_step(ffi.NULL, layer._layer, *[ffi.NULL] * 4, 0, 1, 0, 0, 1) == lib.QWQ_ENULL
+            assert lib.qwq_layer_scratch(broken, one, 1, 1) == 0
+            assert lib.qwq_layer_step(ffi.NULL, broken, one, 1, *[ffi.NULL] * 4, 0, 1) == lib.QWQ_ESIZE
+    for field, value in (("T", 2**40), ("pos", 2**40), ("first", 2), ("capacity", 0)):
+        wrong = ffi.new("qwq_part[]", [one[0]])
+        setattr(wrong[0], field, value)
+        assert lib.qwq_layer_scratch(layer._layer, wrong, 1, 1) == 0
+        assert lib.qwq_layer_step(ffi.NULL, layer._layer, wrong, 1, *[ffi.NULL] * 4, 0, 1) == lib.QWQ_ESIZE
+    assert lib.qwq_layer_step(ffi.NULL, layer._layer, one, 1, *[ffi.NULL] * 4, 0, 1) == lib.QWQ_ENULL
 
 
 def test_impossible_ids_are_refused(nano):
@@ -229,7 +247,7 @@ def test_an_interrupted_step_leaves_the_sequence_unchanged(wide, monkeypatch):
         if len(calls) == 2:
             signal.raise_signal(signal.SIGINT)
             deadline = time.monotonic() + 20
-            while not arguments[-2].flag[0] and time.monotonic() < deadline:
+            while not arguments[-1].flag[0] and time.monotonic() < deadline:
                 time.sleep(1e-4)
         return step(self, *arguments)
 
@@ -251,33 +269,38 @@ def test_an_interrupted_step_leaves_the_sequence_unchanged(wide, monkeypatch):
 @pytest.mark.parametrize("first", [0, 1, 6, 7])
 def test_rows_without_output(wide, kv, first):
     """They leave keys and values behind, and no output."""
-    layers = [CoreBackend(wide.config, wide.weights, 20, kv).sequence().layers[0] for _ in range(2)]
+    backend = CoreBackend(wide.config, wide.weights, 20, kv)
+    (layer, *_), tables = backend.layers, [pages_for(backend, 20) for _ in range(2)]
+
+    def step(x, table, pos, first=0):
+        layer.step(x, Parts([Part(table.addresses, 20, pos, 7, first)]), cos, cos, ISAS[-1], 2)
+
     x = np.random.default_rng(0).standard_normal((7, wide.config.D)).astype(np.float32)
     cos = np.ones((7, wide.config.E // 2), np.float32)
     whole, part = x.copy(), x.copy()
-    layers[0].step(whole, cos, cos, 0, ISAS[-1], 2)
-    layers[1].step(part, cos, cos, 0, ISAS[-1], 2, first=first)
-    assert np.array_equal(part[:first], x[:first])
-    assert np.array_equal(part[first:], whole[first:])
+    step(whole, tables[0], 0)
+    step(part, tables[1], 0, first)
+    assert np.array_equal(part[: 7 - first], whole[first:])
     after = [x.copy(), x.copy()]
-    for layer, later in zip(layers, after, strict=True):
-        layer.step(later, cos, cos, 7, ISAS[-1], 2)
+    for table, later in zip(tables, after, strict=True):
+        step(later, table, 7)
     assert np.array_equal(*after)
     with pytest.raises(core.CoreError, match="first: must be 0 to 7, got 8"):
-        layers[1].step(part, cos, cos, 0, ISAS[-1], 2, first=8)
+        step(part, tables[1], 0, 8)
 
 
 @pytest.mark.parametrize("kv", ["fp32", "int8"])
 @pytest.mark.parametrize("T", [1, 100])
 def test_a_flag_stops_a_layer_and_a_product(wide, kv, T):
     backend = CoreBackend(wide.config, wide.weights, 2000, kv, threads=2)
-    layer, stop = backend.sequence().layers[0], core.Stop()
+    (layer, *_), stop = backend.layers, core.Stop()
+    parts = Parts([Part(pages_for(backend, 1100).addresses, 2000, 1000, T)])
     x = np.ones((T, wide.config.D), np.float32)
     cos = np.ones((T, wide.config.E // 2), np.float32)
-    layer.step(x, cos, cos, 1000, ISAS[-1], 2, stop)
+    layer.step(x, parts, cos, cos, ISAS[-1], 2, stop)
     stop.set()
     with pytest.raises(core.Stopped):
-        layer.step(x, cos, cos, 1000, ISAS[-1], 2, stop)
+        layer.step(x, parts, cos, cos, ISAS[-1], 2, stop)
     y = np.full((T, wide.config.V), 7, np.float32)
     with pytest.raises(core.Stopped):
         core.matmul(x, wide.weights.head, stop=stop, out=y)

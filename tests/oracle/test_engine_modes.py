@@ -233,11 +233,11 @@ def with_drafts(leaves_behind):
                 length = sequence.length
                 super().run([5, 7], sequence, rows)
                 sequence.rollback(length)
-                buffer = sequence.layers[1].kv.buffer
-                stale = buffer.copy()
+                page = sequence.table.bytes_of(0).reshape(config.L, -1)[1]
+                stale = page.copy()
                 x = super().run(ids, sequence, rows, tap)
                 if leaves_behind and len(ids) == 1:
-                    buffer[:] = stale
+                    page[:] = stale
                 return x
 
         return Drafting(config, pack_weights(config, weights, mode.weights, 1), 64, mode.kv)

@@ -35,7 +35,7 @@ EXEMPT |= {"qwq_isa_name", "qwq_feature_name", "qwq_code_name", "qwq_scales_name
 EXEMPT |= {"qwq_format_layout", "qwq_block_name", "qwq_block_of"}
 EXEMPT |= {"qwq_peak", "qwq_peak_products", "qwq_peak_instructions"}
 EXEMPT |= {"qwq_packed_bytes", "qwq_matmul_scratch", "qwq_attention_scratch"}  # sizes, asked for in every call below
-EXEMPT |= {"qwq_kv_bytes", "qwq_layer_scratch"}
+EXEMPT |= {"qwq_kv_page_bytes", "qwq_layer_scratch"}
 
 
 @dataclass
@@ -53,6 +53,19 @@ class Array:
 
 
 @dataclass
+class Table:
+    """A pointer to pointers, each to an Array."""
+
+    arrays: list[Array]
+
+    def named(self, name):
+        return {f"{name}[{i}]": array for i, array in enumerate(self.arrays)}
+
+    def placed(self, name, addresses):
+        return core.ffi.new("uint8_t *[]", [core.ffi.cast("uint8_t *", addresses[each]) for each in self.named(name)])
+
+
+@dataclass
 class Struct:
     """A pointer to a struct, whose pointers are Arrays, Structs or None. Structs inside it are Structs, too."""
 
@@ -66,6 +79,8 @@ class Struct:
         for key, value in self.fields.items():
             if isinstance(value, Array):
                 found[f"{name}.{key}"] = value
+            elif isinstance(value, Table):
+                found |= value.named(f"{name}.{key}")
             elif isinstance(value, Struct):
                 found |= value.arrays(f"{name}.{key}")
         return found
@@ -87,6 +102,9 @@ class Struct:
                 setattr(struct, key, self.held)
             elif isinstance(value, Struct):
                 value.fill(getattr(struct, key), f"{name}.{key}", addresses)
+            elif isinstance(value, Table):
+                self.held = value.placed(f"{name}.{key}", addresses)
+                setattr(struct, key, self.held)
             elif types[key].type.kind == "pointer":
                 address = addresses[f"{name}.{key}"] if isinstance(value, Array) else 0
                 setattr(struct, key, core.ffi.cast(types[key].type, address))
@@ -309,10 +327,14 @@ def matmul(rng, form, tail):
 
 def kv_struct(rng, form, capacity, K, E):
     """A cache of garbage."""
-    size = core_attention.kv_bytes(form, capacity, K, E)
-    data = Array(np.full(size, 0xFF, np.uint8), "inout", 64)
     sizes = {"capacity": capacity, "K": K, "E": E, "int8": int(form == "int8")}
-    return Struct("qwq_kv", {"data": data, "bias": key_bias_struct(rng, form, capacity, K, E), **sizes})
+    pages = pages_struct(form, capacity, K, E)
+    return Struct("qwq_kv", {"pages": pages, "bias": key_bias_struct(rng, form, capacity, K, E), **sizes})
+
+
+def pages_struct(form, capacity, K, E):
+    size, count = core_attention.page_bytes(form, K, E), core_attention.pages_of(capacity)
+    return Table([Array(np.full(size, 0xFF, np.uint8), "inout", 64) for _ in range(count)])
 
 
 def key_bias_struct(rng, form, capacity, K, E):
@@ -336,13 +358,14 @@ def attention(rng, form, tail):
     """Appending in one piece to a cache of garbage, then attention of its last tokens."""
     E, K, G = tail, int(rng.integers(1, 3)), int(rng.integers(1, 9))
     S = int(rng.choice([1, 15, 17, 31, 33, 63, 65, 127, 129, 1023, 1025]))
-    capacity, T = S + int(rng.integers(0, 4)), int(min(S, rng.choice([1, 2, 7, 49])))
+    capacity, T = S, int(min(S, rng.choice([1, 2, 7, 49])))
     kv = kv_struct(rng, form, capacity, K, E)
     k, v = (floats(rng.standard_normal((S, K, E))) for _ in range(2))
     how = {"isa": 0, "threads": 2}
     append = Call("qwq_kv_append", {"kv": kv, "k": k, "v": v, "pos": 0, "T": S, **how})
     yield append
-    kv = kv.changed("data", Array(append.results()["kv.data"], "in", 64))
+    results = append.results()
+    kv = kv.changed("pages", Table([Array(results[name], "in", 64) for name in kv.fields["pages"].named("kv.pages")]))
     H = K * G
     fields = {"pos": S - T, "T": T, "H": H, "window": int(rng.choice([0, 1, 16, 1000])), "stop": going_on()}
     fields["p_bits"] = int(rng.choice([0, 8, 16])) if form == "int8" else 0
@@ -386,15 +409,17 @@ def layer(rng, forms, kv, tail):
         fields[name] = linear(rng, forms[0], *shape)
     for name, size in {"input_norm": D, "post_norm": D, "qkv_bias": q + 2 * k}.items():
         fields[name] = floats(rng.standard_normal(size))
-    fields["kv"] = kv_struct(rng, kv, T, K, E)
+    fields["kv"] = kv_struct(rng, kv, T, K, E).changed("pages", None)
     x = Array(rng.standard_normal((T, D)).astype(np.float32), "inout")
     tables = {name: floats(rng.standard_normal((T, E // 2))) for name in ("cos", "sin")}
     layer = Struct("qwq_layer", fields)
     struct = core.ffi.new("qwq_layer *")
     layer.fill(struct, "layer", dict.fromkeys(layer.arrays("layer"), core.ffi.cast("void *", 64)))
-    room = scratch(core.lib.qwq_layer_scratch(struct, pos, T, threads), 64)
-    call = {"x": x, "layer": layer, **tables, "scratch": room, "stop": going_on()}
-    call |= {"pos": pos, "T": T, "first": int(rng.integers(0, T + 1)), "isa": 0, "threads": threads}
+    sizes = {"capacity": T, "pos": pos, "T": T, "first": int(rng.integers(0, T + 1))}
+    part = Struct("qwq_part", {"pages": pages_struct(kv, T, K, E), **sizes})
+    room = scratch(core.lib.qwq_layer_scratch(struct, unplaced("parts", part), 1, threads), 64)
+    call = {"x": x, "layer": layer, "parts": part, "count": 1, **tables, "scratch": room, "stop": going_on()}
+    call |= {"isa": 0, "threads": threads}
     yield Call("qwq_layer_step", call)
 
 

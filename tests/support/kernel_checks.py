@@ -257,9 +257,12 @@ class Rows:
     def placed(self, memory):
         """The structs of C, and the arrays that are written: scores, p, out."""
         chunk, rows = ffi.new("qwq_chunk *"), ffi.new("qwq_rows *")
-        chunk.k, chunk.v = memory(self.k)[0], memory(self.v)[0]
-        chunk.k_scale = [memory(scale)[0] for scale in self.k_scale]
-        chunk.v_scale, chunk.bias = memory(self.v_scale)[0], memory(self.bias)[0]
+        for i in range(self.first, self.last):
+            own, span = slice(i * SPAN, (i + 1) * SPAN), chunk.spans[i]
+            span.k, span.v = (memory(x.reshape(self.last * SPAN, -1)[own])[0] for x in (self.k, self.v))
+            span.k_scale = [memory(scale[own])[0] for scale in self.k_scale]
+            span.v_scale = memory(self.v_scale[own])[0]
+        chunk.bias = memory(self.bias)[0]
         rows.rows, rows.E, rows.q = self.rows, self.E, memory(self.q)[0]
         rows.pairs, rows.bias_q = self.pairs, memory(self.bias_q)[0]
         for r in range(self.rows):

@@ -92,6 +92,9 @@ class Backend(Protocol):
     def sequence(self) -> Sequence:
         """Return an empty sequence."""
 
+    def missing(self, steps: Listed[Step]) -> float:
+        """Return the number of pages (see `engine.pages`) that steps need beyond those that are left. 0: they can run."""
+
     def run(
         self, ids: Ids, sequence: Any, rows: slice, tap: Tap | None = None, progress: Progress | None = None
     ) -> Array:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import functools
 import threading
-import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from collections.abc import Sequence as Listed
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,14 +14,15 @@ import numpy as np
 from ... import core
 from ...config import Config
 from ...core import attention
-from ...core.layer import Layer
+from ...core.attention import PAGE, pages_of
+from ...core.layer import Layer, Part, Parts
 from ...core.ops import rope_frequencies, rope_tables
 from ...errors import NonFiniteError
 from ...footprint import human
 from ...numerics.engine import key_biases
 from ...spec.ops import Array, Tap
 from .. import thread
-from ..cache import empty_caches
+from ..pages import Pool, Table
 from ..weights import WeightStore
 from . import Ids, Progress, Step, checked_length, checked_steps
 
@@ -32,31 +32,29 @@ FILLED = 1024  # positions that `fill` writes at a time
 
 
 class Sequence:
-    """The caches of all layers. `rollback` moves `length` alone: later tokens overwrite what lies beyond it."""
+    """The KV caches of all layers, in pages. Later tokens overwrite the rest of a page that was rolled back in part."""
 
-    def __init__(self, layers: list[Layer], threads: int, done: Callable[[list[Layer]], object], new=None) -> None:
-        self.layers, self.length, self._threads, self._new = layers, 0, threads, new
+    def __init__(self, backend: CoreBackend, table: Table, length: int = 0) -> None:
+        self.table, self.length, self._backend = table, length, backend
         self._filled = 0  # positions that hold keys and values of `fill`, or of tokens that came after it
-        weakref.finalize(self, done, layers)
 
     def rollback(self, length: int) -> None:
         self.length = checked_length(length, self.length)
+        self.table.cut(length)
+        self._filled = min(self._filled, pages_of(length) * PAGE)
 
     def fork(self, length: int) -> Sequence:
         checked_length(length, self.length)
-        other = self._new()
-        for to, layer in zip(other.layers, self.layers, strict=True):
-            to.kv.buffer[:] = layer.kv.buffer
-        other.length = length
-        return other
+        return Sequence(self._backend, self.table.fork(length), length)
 
     def fill(self, length: int, rng: np.random.Generator) -> None:
-        kv = self.layers[0].kv
-        k, v = rng.standard_normal((2, FILLED, kv.K, kv.E), np.float32)
+        config = self._backend.config
+        k, v = rng.standard_normal((2, FILLED, config.K, config.E), np.float32)
+        self.table.prepare(self.length, max(0, length - self.length))
         for start in range(self._filled, length, FILLED):
             new = min(FILLED, length - start)
-            for layer in self.layers:
-                attention.append(layer.kv, k[:new], v[:new], start, threads=self._threads)
+            for kv in self._backend.caches(self.table):
+                attention.append(kv, k[:new], v[:new], start, threads=self._backend.threads)
         self._filled = max(self._filled, length)
         self.length = length
 
@@ -88,8 +86,9 @@ class CoreBackend:
         self._inv_freq = rope_frequencies(config.rope, config.E)
         matrices = [packed for layer in weights.layers for packed in layer] + [*weights.head_pieces]
         self._products = sum(N * K for N, K in (packed.shape for packed in matrices))  # for a token
-        self._unused: list[list[Layer]] = []  # caches of sequences that are gone
+        self._layers: list[Layer] | None = None
         self._lock = threading.Lock()
+        self.pool = Pool(config.L * attention.page_bytes(kv, config.K, config.E))
 
     @property
     def streams(self) -> bool:
@@ -101,9 +100,20 @@ class CoreBackend:
         return f"core, weights {self.form}{where}, KV cache {self.kv}, {self.isa}, {self.threads} threads"
 
     def sequence(self) -> Sequence:
-        with self._lock:
-            layers = self._unused.pop() if self._unused else None
-        return Sequence(layers or self._new_layers(), self.threads, self._unused.append, self.sequence)
+        return Sequence(self, Table(self.pool, self.context))
+
+    def caches(self, table: Table) -> list[attention.KV]:
+        """Return the caches of all layers in the pages of a table."""
+        c = self.config
+        part, pages = self.pool.bytes // c.L, table.addresses
+        return [
+            attention.KV(self.kv, pages, self.context, c.K, c.E, bias, i * part)
+            for i, bias in enumerate(self._key_biases)
+        ]
+
+    def missing(self, steps: Listed[Step]) -> float:
+        more: float = sum(step.sequence.table.missing(step.sequence.length, len(step.ids)) for step in steps)
+        return max(0, more - self.pool.left)
 
     @functools.cached_property
     def _key_biases(self) -> Listed[attention.KeyBias | None]:
@@ -114,13 +124,17 @@ class CoreBackend:
         biases = key_biases(config, [layer.qkv_bias[:heads] for layer in self.weights.layers], rope_tables)
         return [attention.KeyBias.of(bias, self.context, config.K, config.E) for bias in biases]
 
-    def _new_layers(self) -> list[Layer]:
-        config = self.config
-        caches = empty_caches(config, self.kv, self.context, self._key_biases)
-        return [
-            Layer(layer, cache, config.H, config.rms_norm_eps, config.window(i))
-            for i, (layer, cache) in enumerate(zip(self.weights.layers, caches, strict=True))
-        ]
+    @property
+    def layers(self) -> list[Layer]:
+        """The layers of the model: those of the first step, which makes them."""
+        with self._lock:
+            if self._layers is None:
+                config, caches = self.config, self.caches(Table(self.pool, self.context))
+                self._layers = [
+                    Layer(layer, cache, config.H, config.rms_norm_eps, config.window(i))
+                    for i, (layer, cache) in enumerate(zip(self.weights.layers, caches, strict=True))
+                ]
+            return self._layers
 
     def run(
         self, ids: Ids, sequence: Sequence, rows: slice, tap: Tap | None = None, progress: Progress | None = None
@@ -136,23 +150,25 @@ class CoreBackend:
         tokens = sum(map(len, ids))
 
         def compute(stop: core.Stop | None, threads: int) -> list[Array]:
-            works = [self._work(each, step) for each, step in zip(ids, steps, strict=True)]
-            if tap is not None:
-                tap("model.embed_tokens", works[0].x)
+            works = [self._work(*some) for some in _grouped(ids, steps)]
             with self.weights.reading(stop) as ready:
-                for i in range(L):
+                if tap is not None:
+                    tap("model.embed_tokens", works[0].x)
+                for i, layer in enumerate(self.layers):
                     ready(i)
                     for work in works:
-                        work.layer(i, self.isa, threads, stop)
+                        work.run(i, layer, i == L - 1, self.isa, threads, stop)
                     if tap is not None:
-                        tap(f"model.layers.{i}.resid_post", works[0].wanted if i == L - 1 else works[0].x)
+                        tap(f"model.layers.{i}.resid_post", works[0].x)
                     if progress is not None:
                         progress(tokens / L)
-                logits = self._logits([work.wanted for work in works], ready, threads, stop)
+                logits = self._logits([work.x for work in works], ready, threads, stop)
             if tap is not None:
-                tap("lm_head", logits[0])
-            return logits
+                tap("lm_head", logits)
+            return np.split(logits, np.cumsum([count for work in works for count in work.counts])[:-1])
 
+        for step, each in zip(steps, ids, strict=True):
+            step.sequence.table.prepare(step.sequence.length, len(each))
         if self._products * tokens < SHORT and not self.streams:
             logits = compute(None, 1)
         else:
@@ -161,51 +177,84 @@ class CoreBackend:
             step.sequence.length += len(each)
         return logits
 
-    def _work(self, ids: Array, step: Step) -> _Work:
-        position = step.sequence.length
-        positions = np.arange(position, position + len(ids))
+    def _work(self, ids: Listed[Array], steps: Listed[Step]) -> _Work:
+        starts = [step.sequence.length for step in steps]
+        positions = np.concatenate([np.arange(p, p + len(each)) for p, each in zip(starts, ids, strict=True)])
         cos, sin = rope_tables(self._inv_freq, self.config.rope.attention_scaling, positions)
-        return _Work(np.ascontiguousarray(self.weights.embed(ids)), cos, sin, position, step)
+        parts, last, counts = [], [], []
+        for step, each, position in zip(steps, ids, starts, strict=True):
+            chosen = range(len(each))[step.rows]
+            part = Part(step.sequence.table.addresses, self.context, position, len(each))
+            parts.append(part)
+            last.append(replace(part, first=chosen[0] if chosen else len(each)))
+            counts.append(len(chosen))
+        x = np.ascontiguousarray(self.weights.embed(np.concatenate(ids)))
+        return _Work(x, cos, sin, Parts(parts), Parts(last), [step.rows for step in steps], counts)
 
     def _logits(
         self, wanted: Listed[Array], ready: Callable[[int], None], threads: int, stop: core.Stop | None
-    ) -> list[Array]:
-        """Arrays [n, D] -> logits [n, V] of each: one product of all rows with each piece of the head."""
+    ) -> Array:
+        """Arrays [n, D] -> logits [n of all, V]: one product of all rows with each piece of the head."""
         x = wanted[0] if len(wanted) == 1 else np.concatenate(wanted)
         pieces, begin = self.weights.head_pieces, 0
         how: dict[str, Any] = {"norm": self.weights.norm, "eps": self.config.rms_norm_eps}
         how |= {"isa": self.isa, "threads": threads, "stop": stop}
         if len(pieces) == 1:
             ready(self.config.L)
-            whole = core.matmul(x, pieces[0], **how)
-        else:
-            whole = np.empty((len(x), self.config.V), np.float32)
-            for i, piece in enumerate(pieces):
-                ready(self.config.L + i)
-                whole[:, begin : begin + piece.shape[0]] = core.matmul(x, piece, **how)
-                begin += piece.shape[0]
-        return [whole] if len(wanted) == 1 else np.split(whole, np.cumsum([len(rows) for rows in wanted])[:-1])
+            return core.matmul(x, pieces[0], **how)
+        whole = np.empty((len(x), self.config.V), np.float32)
+        for i, piece in enumerate(pieces):
+            ready(self.config.L + i)
+            whole[:, begin : begin + piece.shape[0]] = core.matmul(x, piece, **how)
+            begin += piece.shape[0]
+        return whole
 
 
-@dataclass(frozen=True)
+def _grouped(ids: Listed[Array], steps: Listed[Step]) -> Iterator[tuple[list[Array], list[Step]]]:
+    """Yield steps, and their ids, that go through a layer as one: up to `CHUNK` tokens, or one step of more."""
+    begin = tokens = 0
+    for i, each in enumerate(ids):
+        if i > begin and tokens + len(each) > CHUNK:
+            yield [*ids[begin:i]], [*steps[begin:i]]
+            begin, tokens = i, 0
+        tokens += len(each)
+    yield [*ids[begin:]], [*steps[begin:]]
+
+
+@dataclass
 class _Work:
-    """A step while it is computed: its residual stream x [T, D], and RoPE's tables of its positions."""
+    """Steps while they are computed.
+
+    x         residual stream: [T, D] of all tokens, at the end [n, D] of those whose logits are wanted
+    cos, sin  [T, E/2]
+    parts     of each layer but the last; `last`: without the rows in front of the wanted ones
+    rows      of each step that are wanted; `counts`: their numbers
+    """
 
     x: Array
     cos: Array
     sin: Array
-    position: int
-    step: Step
+    parts: Parts
+    last: Parts
+    rows: list[slice]
+    counts: list[int]
 
-    @property
-    def wanted(self) -> Array:
-        return self.x[self.step.rows]
-
-    def layer(self, i: int, isa: str, threads: int, stop: core.Stop | None) -> None:
-        """Compute a layer. The last one leaves out the rows before the first that is wanted."""
-        layers = self.step.sequence.layers
-        first = self.step.rows.indices(len(self.x))[0] if i == len(layers) - 1 else 0
+    def run(self, i: int, layer: Layer, is_last: bool, isa: str, threads: int, stop: core.Stop | None) -> None:
+        """Compute layer i."""
         try:
-            layers[i].step(self.x, self.cos, self.sin, self.position, isa, threads, stop, first)
+            layer.step(self.x, self.last if is_last else self.parts, self.cos, self.sin, isa, threads, stop)
         except core.OutOfRange as problem:
             raise NonFiniteError(None, f"layer {i}", problem.problem) from None
+        if is_last:
+            self.x = self.x[: self.last.wanted]
+            if sum(self.counts) < len(self.x):
+                self.x = self._chosen()
+
+    def _chosen(self) -> Array:
+        """Return the rows of x that are wanted, of those from the first wanted one of each step."""
+        found, begin = [], 0
+        for rows, part in zip(self.rows, self.last.parts, strict=True):
+            chosen = range(part.T)[rows]
+            found += [begin + t - part.first for t in chosen]
+            begin += part.T - part.first
+        return self.x[found]

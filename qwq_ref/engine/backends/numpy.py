@@ -61,6 +61,9 @@ class NumpyBackend:
     def sequence(self) -> Sequence:
         return Sequence(self.config)
 
+    def missing(self, steps: Listed[Step]) -> float:
+        return 0
+
     def run(
         self, ids: Ids, sequence: Sequence, rows: slice, tap: Tap | None = None, progress: Progress | None = None
     ) -> Array:
