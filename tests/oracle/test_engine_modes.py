@@ -157,16 +157,12 @@ def with_weights(change):
 
 
 def with_layers(spoil):
-    """Call `spoil(layers)` on each new sequence."""
+    """Call `spoil(layers)` on the layers of the backend."""
 
     def build(config, weights, mode):
-        class Spoilt(CoreBackend):
-            def _new_layers(self):
-                layers = super()._new_layers()
-                spoil(layers)
-                return layers
-
-        return Spoilt(config, pack_weights(config, weights, mode.weights, 1), 64, mode.kv)
+        backend = CoreBackend(config, pack_weights(config, weights, mode.weights, 1), 64, mode.kv)
+        spoil(backend.layers)
+        return backend
 
     return build
 
@@ -233,11 +229,12 @@ def with_drafts(leaves_behind):
                 length = sequence.length
                 super().run([5, 7], sequence, rows)
                 sequence.rollback(length)
+                if not leaves_behind or len(ids) > 1:
+                    return super().run(ids, sequence, rows, tap)
                 page = sequence.table.bytes_of(0).reshape(config.L, -1)[1]
                 stale = page.copy()
                 x = super().run(ids, sequence, rows, tap)
-                if leaves_behind and len(ids) == 1:
-                    page[:] = stale
+                page[:] = stale
                 return x
 
         return Drafting(config, pack_weights(config, weights, mode.weights, 1), 64, mode.kv)

@@ -93,7 +93,7 @@ class Backend(Protocol):
         """Return an empty sequence."""
 
     def missing(self, steps: Listed[Step]) -> float:
-        """Return the number of pages (see `engine.pages`) that steps need beyond those that are left. 0: they can run."""
+        """Return how many more pages (see `engine.pages`) steps need than are left. 0: they can run."""
 
     def run(
         self, ids: Ids, sequence: Any, rows: slice, tap: Tap | None = None, progress: Progress | None = None
