@@ -12,7 +12,9 @@
 
 enum {
     GROUP_CHUNK = 8,   /* groups that are unpacked at a time: they stay in the first cache for all tokens */
-    FEW = 2,           /* tiles: so many tokens wait for memory */
+    FEW = 2,           /* tiles: so many tokens wait for memory; */
+    SOME = 6,          /* tiles: so many cost less to decode a panel for, each time from the first two caches, than to */
+    CACHED = 1 << 19,  /* unpack and scale it for, while their activations, in bytes, stay in the second cache */
     FLOATS_CHUNK = 2,  /* the same for floats, which take as much */
     PANELS = 4,        /* that a thread takes at a time: pairs, for gate and up; */
     MOST_TOKENS = 516, /* with as many tokens their results stay in the second cache */
@@ -231,8 +233,8 @@ static void advance(qwq_tile *tile, size_t tokens, size_t groups, const qwq_layo
 static void few_times(float *y, qwq_wide *wide, const qwq_job *j, const uint8_t *panel)
 {
     const qwq_layout *l = j->layout;
-    size_t groups = j->scratch.groups, tokens[FEW];
-    qwq_tile tile[FEW];
+    size_t groups = j->scratch.groups, tokens[SOME];
+    qwq_tile tile[SOME];
     for (size_t i = 0; i < j->tiles.count; i++) {
         size_t t = tile_at(&j->tiles, i);
         tokens[i] = tile_at(&j->tiles, i + 1) - t;
@@ -475,7 +477,9 @@ int qwq_matmul_run(const qwq_matmul_call *c)
     const qwq_format *format = &c->w->format;
     qwq_layout l;
     qwq_layout_of(&l, format);
-    int few = c->T <= FEW * k->tile;
+    const int decodes = !l.floats && k->blocks[format->codes];
+    const int some = decodes && c->T <= SOME * k->tile && c->T * c->K <= CACHED;
+    int few = c->T <= FEW * k->tile || some;
     int threads = (double)c->T * (double)c->K * (double)c->N < SMALL_WORK ? 1 : c->threads;
     qwq_job job = {.call = c,
                    .w = c->w->packed,
