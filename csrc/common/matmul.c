@@ -309,41 +309,33 @@ typedef struct {
     float *y;
     const float *scale; /* of tokens; NULL for floats */
     const qwq_fusion *fusion;
-    swiglu_fn *swiglu;
+    const qwq_ops *ops;
     size_t N, t0, t1;
 } qwq_end;
 
-/* One row of a panel: times the token's scale, plus the bias. */
-static void finish(float *row, const float *results, const qwq_end *e, size_t t, size_t n0, size_t n)
+/* n of one token's results, rows from n0 on: times the token's scale, plus the bias and the residual. */
+static void finish(float *to, const float *results, const qwq_end *e, size_t t, size_t n0, size_t n)
 {
-    for (size_t i = 0; i < PANEL; i++)
-        row[i] = e->scale ? results[i] * e->scale[t] : results[i];
-    for (size_t i = 0; e->fusion->bias && i < n; i++)
-        row[i] = row[i] + e->fusion->bias[n0 + i];
+    const float *bias = e->fusion->bias, *residual = e->fusion->residual;
+    e->ops->finish(to, results, e->scale ? e->scale + t : NULL, bias ? bias + n0 : NULL,
+                   residual ? residual + t * e->N + n0 : NULL, n);
 }
 
 /* One panel's results, rows from n0, to where they belong. */
 static void store(const float *results, const qwq_end *e, size_t n0)
 {
-    size_t n = smaller(PANEL, e->N - n0);
-    for (size_t t = e->t0; t < e->t1; t++, results += PANEL) {
-        float row[PANEL], *to = e->y + t * e->N + n0;
-        finish(row, results, e, t, n0, n);
-        const float *residual = e->fusion->residual + t * e->N + n0;
-        for (size_t i = 0; e->fusion->residual && i < n; i++)
-            row[i] = residual[i] + row[i];
-        memcpy(to, row, n * sizeof(float));
-    }
+    for (size_t t = e->t0; t < e->t1; t++, results += PANEL)
+        finish(e->y + t * e->N + n0, results, e, t, n0, smaller(PANEL, e->N - n0));
 }
 
 /* Two panels' results, gate and up, to the 32 columns that they make. */
 static void store_swiglu(const float *gates, const float *ups, const qwq_end *e, size_t n0)
 {
     for (size_t t = e->t0; t < e->t1; t++, gates += PANEL, ups += PANEL) {
-        float gate[PANEL], one[PANEL];
+        float gate[PANEL] __attribute__((aligned(LINE))), one[PANEL] __attribute__((aligned(LINE)));
         finish(gate, gates, e, t, n0, PANEL);
         finish(one, ups, e, t, n0 + PANEL, PANEL);
-        e->swiglu(e->y + t * (e->N / 2) + n0 / 2, gate, one, 1.0f, PANEL);
+        e->ops->swiglu(e->y + t * (e->N / 2) + n0 / 2, gate, one, 1.0f, PANEL);
     }
 }
 
@@ -447,8 +439,7 @@ static void multiply(const qwq_job *j, size_t p0, size_t p1, qwq_wide *wide, flo
             many_times(results, wide, j, p0, p1, i, end);
         for (size_t p = p0; j->few && p < p1; p++)
             few_times(results + (p - p0) * c->T * PANEL, wide, j, j->w + p * j->panel_bytes);
-        qwq_end out = {c->y, j->layout->floats ? NULL : j->scratch.scale, c->fusion, c->table->ops.swiglu, c->N, t0,
-                       t1};
+        qwq_end out = {c->y, j->layout->floats ? NULL : j->scratch.scale, c->fusion, &c->table->ops, c->N, t0, t1};
         size_t each = (t1 - t0) * PANEL;
         for (size_t p = p0; p < p1; p++, results += each)
             if (!c->fusion->swiglu)

@@ -16,6 +16,9 @@ typedef void rope_fn(float *x, const float *cos, const float *sin, size_t N, siz
 typedef void softmax_fn(float *y, const float *x, size_t n);
 /* y [F] from gate [F], up [F]. */
 typedef void swiglu_fn(float *y, const float *gate, const float *up, float beta, size_t F);
+/* y [n] = residual + (x * *scale + bias) of x [n], without those that are NULL; y may be residual. */
+typedef void finish_fn(float *y, const float *x, const float *scale, const float *bias, const float *residual,
+                       size_t n);
 /* The first j in i..n - 1 with x[j] above the threshold or NaN; n if there is none. */
 typedef size_t next_above_fn(const float *x, size_t i, size_t n, float threshold);
 
@@ -25,6 +28,7 @@ typedef struct {
     rope_fn *rope;
     softmax_fn *softmax;
     swiglu_fn *swiglu;
+    finish_fn *finish;
     next_above_fn *next_above;
 } qwq_ops;
 /* </cdef> */

@@ -55,6 +55,15 @@ static void softmax(float *y, const float *x, size_t n)
         y[i] = y[i] / sum;
 }
 
+static void finish(float *y, const float *x, const float *scale, const float *bias, const float *residual, size_t n)
+{
+    for (size_t i = 0; i < n; i++) {
+        float v = scale ? x[i] * *scale : x[i];
+        v = bias ? v + bias[i] : v;
+        y[i] = residual ? residual[i] + v : v;
+    }
+}
+
 static void swiglu(float *y, const float *gate, const float *up, float beta, size_t F)
 {
     for (size_t i = 0; i < F; i++)
@@ -75,5 +84,6 @@ void qwq_scalar_ops(qwq_ops *ops)
     ops->rope = rope;
     ops->softmax = softmax;
     ops->swiglu = swiglu;
+    ops->finish = finish;
     ops->next_above = next_above;
 }

@@ -100,6 +100,23 @@ static void softmax(float *y, const float *x, size_t n)
         y[i] = y[i] / sum;
 }
 
+static void finish(float *y, const float *x, const float *scale, const float *bias, const float *residual, size_t n)
+{
+    size_t i = 0;
+    for (; i + 8 <= n; i += 8) {
+        __m256 v = _mm256_loadu_ps(x + i);
+        v = scale ? _mm256_mul_ps(v, _mm256_set1_ps(*scale)) : v;
+        v = bias ? _mm256_add_ps(v, _mm256_loadu_ps(bias + i)) : v;
+        v = residual ? _mm256_add_ps(_mm256_loadu_ps(residual + i), v) : v;
+        _mm256_storeu_ps(y + i, v);
+    }
+    for (; i < n; i++) {
+        float v = scale ? x[i] * *scale : x[i];
+        v = bias ? v + bias[i] : v;
+        y[i] = residual ? residual[i] + v : v;
+    }
+}
+
 static void swiglu(float *y, const float *gate, const float *up, float beta, size_t F)
 {
     const __m256 one = _mm256_set1_ps(1.0f), minus = _mm256_set1_ps(-0.0f), b = _mm256_set1_ps(beta);
@@ -143,6 +160,7 @@ void qwq_avx2_ops(qwq_ops *ops)
     ops->rope = rope;
     ops->softmax = softmax;
     ops->swiglu = swiglu;
+    ops->finish = finish;
     ops->next_above = next_above;
 }
 #endif

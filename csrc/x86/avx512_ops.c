@@ -91,6 +91,27 @@ static void swiglu(float *y, const float *gate, const float *up, float beta, siz
     }
 }
 
+static inline __m512 finish_16(__mmask16 m, const float *x, const float *scale, const float *bias,
+                               const float *residual)
+{
+    __m512 v = _mm512_maskz_loadu_ps(m, x);
+    v = scale ? _mm512_mul_ps(v, _mm512_set1_ps(*scale)) : v;
+    v = bias ? _mm512_add_ps(v, _mm512_maskz_loadu_ps(m, bias)) : v;
+    return residual ? _mm512_add_ps(_mm512_maskz_loadu_ps(m, residual), v) : v;
+}
+
+/* What a masked store has written cannot be read before it has reached the cache, and SwiGLU reads it at once. */
+static void finish(float *y, const float *x, const float *scale, const float *bias, const float *residual, size_t n)
+{
+    for (; n >= 16; n -= 16, x += 16, y += 16) {
+        _mm512_storeu_ps(y, finish_16(0xFFFF, x, scale, bias, residual));
+        bias = bias ? bias + 16 : NULL;
+        residual = residual ? residual + 16 : NULL;
+    }
+    if (n)
+        _mm512_mask_storeu_ps(y, first(n), finish_16(first(n), x, scale, bias, residual));
+}
+
 static size_t next_above(const float *x, size_t i, size_t n, float threshold)
 {
     const __m512 t = _mm512_set1_ps(threshold);
@@ -119,6 +140,7 @@ void qwq_avx512_ops(qwq_ops *ops)
     ops->rope = rope;
     ops->softmax = softmax;
     ops->swiglu = swiglu;
+    ops->finish = finish;
     ops->next_above = next_above;
 }
 #endif

@@ -56,13 +56,14 @@ class Array:
 class Table:
     """A pointer to pointers, each to an Array."""
 
-    arrays: list[Array]
+    arrays: list  # of Array, or None
 
     def named(self, name):
-        return {f"{name}[{i}]": array for i, array in enumerate(self.arrays)}
+        return {f"{name}[{i}]": array for i, array in enumerate(self.arrays) if array is not None}
 
     def placed(self, name, addresses):
-        return core.ffi.new("uint8_t *[]", [core.ffi.cast("uint8_t *", addresses[each]) for each in self.named(name)])
+        places = [addresses[f"{name}[{i}]"] if array is not None else 0 for i, array in enumerate(self.arrays)]
+        return core.ffi.new("uint8_t *[]", [core.ffi.cast("uint8_t *", place) for place in places])
 
 
 @dataclass
@@ -88,6 +89,11 @@ class Struct:
     def changed(self, path, value):
         """With another field, or a field of a field."""
         key, _, rest = path.partition(".")
+        if key.endswith("]"):  # of a Table
+            key, index = key[:-1].split("[")
+            arrays = list(self.fields[key].arrays)
+            arrays[int(index)] = value
+            value = Table(arrays)
         return Struct(
             self.kind, self.fields | {key: self.fields[key].changed(rest, value) if rest else value}, self.needed
         )

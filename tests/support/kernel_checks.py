@@ -391,6 +391,21 @@ def swiglu(rng, F):
 
 
 @every_size
+def finish(rng, n):
+    x, bias, residual = (numbers(rng, n) for _ in range(3))
+    scale = rng.standard_normal(1).astype(np.float32)
+    with_ = [rng.random() < 0.6 for _ in range(3)]
+
+    def run(table, memory):
+        y, found = memory(np.zeros(n, np.float32))
+        given = [memory(a)[0] if has else ffi.NULL for a, has in zip((scale, bias, residual), with_, strict=True)]
+        table.ops.finish(y, memory(x)[0], *given, n)
+        return [found]
+
+    yield run
+
+
+@every_size
 def next_above(rng, n):
     x = rng.standard_normal(n).astype(np.float32)
     x[rng.random(len(x)) < 0.02] = np.nan
@@ -448,6 +463,7 @@ CHECKS = {
     ("ops", "rope"): rope,
     ("ops", "softmax"): softmax,
     ("ops", "swiglu"): swiglu,
+    ("ops", "finish"): finish,
     ("ops", "next_above"): next_above,
     ("ceilings", "read"): read,
     ("ceilings", "peak"): peak,

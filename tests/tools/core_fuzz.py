@@ -100,7 +100,7 @@ def changed(call, name, value):
     else:
         for key, struct in arguments.items():
             inner = name.removeprefix(f"{key}.")
-            if isinstance(struct, Struct) and inner.partition(".")[0] in struct.fields:
+            if isinstance(struct, Struct) and inner.partition(".")[0].partition("[")[0] in struct.fields:
                 arguments[key] = struct.changed(inner, value)
     return dataclasses.replace(call, arguments=arguments)
 
