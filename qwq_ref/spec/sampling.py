@@ -262,7 +262,7 @@ def typical_p(logits: Array, p: float) -> Array:
     surprise[probs > 0] = -np.log(probs[probs > 0])
     distance = np.abs(surprise - np.sum(probs[probs > 0] * surprise[probs > 0]))
     nearest_first = np.argsort(distance, kind="stable")
-    last = min(np.count_nonzero(np.cumsum(probs[nearest_first]) < p), len(logits) - 1)
+    last = min(int(np.sum(np.cumsum(probs[nearest_first]) < p)), len(logits) - 1)
     return np.where(distance > distance[nearest_first[last]], -np.inf, logits)
 
 

@@ -241,9 +241,58 @@ def test_the_engine_chooses_what_the_spec_would(data):
         repetition_penalty=data.draw(st.sampled_from([1.0, 1.3])),
         presence_penalty=data.draw(st.sampled_from([0.0, 1.5])),
         steps=data.draw(st.sampled_from([sampling.STEPS, tuple(order), tuple(order[:3])])),
+        frequency_penalty=data.draw(st.sampled_from([0.0, 0.7])),
+        penalty_window=data.draw(st.sampled_from([0, 1, 8])),
+        typical_p=data.draw(st.sampled_from([1.0, 0.8])),
+        top_n_sigma=data.draw(st.sampled_from([0.0, 0.9, 2.5])),
+        logit_bias=data.draw(
+            st.dictionaries(st.integers(0, size - 1), st.sampled_from([-np.inf, -100, 3.3, 100]), max_size=4)
+        ),
     )
     prompt, output = (rng.integers(0, size, n).tolist() for n in (7, 5))
+    output[:2] = [output[3], np.argmax(logits)]
     for seed in range(5):
         generator = np.random.Generator(np.random.Philox(key=seed, counter=12))
         wanted = draw(distribution(logits, how, prompt, output), generator)
         assert next_token(logits, how, prompt, output, seed) == wanted
+
+
+hot = {"temperature": 50.0}  # survivors are nearly alike, so that a missing one shows
+
+
+@given(
+    st.integers(0, 1000),
+    st.sampled_from([1, 3, 40, 1500]),
+    st.sampled_from(["apart", "ties", "near"]),
+    st.sampled_from([{}, {"presence_penalty": 1.0}, {"repetition_penalty": 1.5, "penalty_window": 6}]),
+    st.sampled_from([{}, {"typical_p": 0.5}, {"top_p": 0.7}, {"top_n_sigma": 2.0}]),
+)
+def test_the_engine_keeps_what_the_spec_keeps(seed, k, kind, penalties, filters):
+    """Where logits tie in float32, but not in float64 behind a penalty, and where a penalty makes a tie."""
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(0, 4, 2000).astype(np.float32)
+    if kind == "ties":
+        logits = np.round(logits)
+    how = Sampling(**hot, top_k=k, **penalties, **filters)
+    if kind == "near":
+        likeliest = np.argsort(logits)[-50:]
+        how = dataclasses.replace(how, logit_bias={int(i): 1e-9 * n for n, i in enumerate(likeliest)})
+        logits[likeliest] = logits.max()
+    prompt, output = (rng.choice(np.argsort(logits)[-60:], n).tolist() for n in (7, 5))
+    wanted = distribution(logits, how, prompt, output)
+    for number in range(40):
+        generator = np.random.Generator(np.random.Philox(key=number, counter=12))
+        assert next_token(logits, how, prompt, output, number) == draw(wanted, generator)
+
+
+def test_the_engine_is_greedy_behind_typical_p():
+    logits = np.log(np.array([0.4] + [0.0003] * 2000)).astype(np.float32)
+    how = Sampling(0, typical_p=0.3)
+    assert np.argmax(distribution(logits, how)) == next_token(logits, how, [], [], 0) == 1
+
+
+def test_the_engine_counts_only_the_output_for_presence():
+    logits = np.linspace(0, 3, 2000).astype(np.float32)
+    for how in (Sampling(0, presence_penalty=5.0), Sampling(0.1, 1, frequency_penalty=5.0)):
+        assert next_token(logits, how, [1999], [], 0) == 1999
+        assert next_token(logits, how, [1999], [1999], 0) == 1998
