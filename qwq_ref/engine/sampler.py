@@ -67,6 +67,15 @@ def _real(name: str, value: Any) -> None:
         raise UsageError(None, name, f"must be a number, got {value!r:.40}")
 
 
+def check_bias(bias: Mapping[int, float], vocabulary: int, never: Sequence[range]) -> None:
+    """Raise UsageError for a bias of an id that cannot be chosen, and for one that leaves nothing to choose."""
+    wrong = [identity for identity in bias if identity >= vocabulary or any(identity in ids for ids in never)]
+    if wrong:
+        raise UsageError(None, "logit_bias", f"must name ids of tokens, below {vocabulary}, got {wrong[0]}")
+    if list(bias.values()).count(-np.inf) >= vocabulary - sum(map(len, never)):
+        raise UsageError(None, "logit_bias", "excludes every token")
+
+
 def next_token(logits: Array, how: Sampling, prompt: Sequence[int], output: Sequence[int], seed: int) -> int:
     """logits float32 [V] -> the id to follow prompt and output: `spec.draw` of `spec.distribution`.
 
