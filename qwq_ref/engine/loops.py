@@ -1,7 +1,7 @@
 """Find an output that repeats itself without end.
 
 The rule: the last `period` tokens, at most 1,024, came `times` times in a row, token for token. If fewer than 16
-different tokens are in the period, the repetition must also be 1,024 tokens long: rows of zeros, spaces, digits or
+different tokens are in the period, the repetition must also be 1,024 tokens long. Rows of zeros, spaces, digits or
 equal lines of a table are ordinary. A sentence that comes eight times in a row is not.
 
 Reasoning models repeat themselves most often without randomness: see Holtzman et al. 2019, arXiv:1904.09751.
