@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from numbers import Real
 from typing import Any, cast
@@ -21,11 +21,13 @@ from ..spec.sampling import (
     logit_bias,
     presence_penalty,
     repetition_penalty,
+    temperature,
     top_n_sigma,
 )
 from .values import whole_number
 
 _MANY = 1024  # tokens from which a search for the k likeliest pays
+_ROUNDING = 1e-9  # from a threshold: only the spec's order of operations decides
 
 
 @dataclass(frozen=True)
@@ -80,9 +82,9 @@ def next_token(logits: Array, how: Sampling, prompt: Sequence[int], output: Sequ
     """logits float32 [V] -> the id to follow prompt and output: `spec.draw` of `spec.distribution`.
 
     The random number belongs to the position: Philox, keyed by the seed, counts positions. A generation that is rolled
-    back and continued draws the same tokens. Bias and penalties are computed for the tokens that they change. Where
-    top-k or top-n-sigma is the first filter, later filters see only its survivors. The probabilities then equal the
-    spec's to rounding. Raises ValueError as `spec.distribution`.
+    back and continued draws the same tokens. Bias and penalties are computed for the tokens that they change. Later
+    filters see only the survivors of the first one. The probabilities then equal the spec's to rounding. Raises
+    ValueError as `spec.distribution`.
     """
     logits = checked_logits(logits)
     plan = _plan(how)
@@ -92,7 +94,9 @@ def next_token(logits: Array, how: Sampling, prompt: Sequence[int], output: Sequ
     logits = _changed(logits, how, prompt if plan.penalises else (), output if plan.penalises else ())
     if plan.first == "greedy":
         return int(np.argmax(logits))
-    few = _top_k(logits, how.top_k) if plan.first == "top_k" else _top_n_sigma(logits, how.top_n_sigma)
+    few = _FILTERS[plan.first](logits, getattr(how, plan.first), plan.heat)
+    if few is None:
+        return draw(distribution(logits, plan.whole, prompt, output), number)
     return int(few[draw(distribution(logits[few], plan.rest), number)])
 
 
@@ -100,13 +104,17 @@ def next_token(logits: Array, how: Sampling, prompt: Sequence[int], output: Sequ
 class _Plan:
     """How to choose a token of many.
 
-    first      the filter that sees all tokens, "top_k" or "top_n_sigma"; "greedy" if none is needed; None: as the spec
+    first      the filter that sees all tokens, by its name in `_FILTERS`; "greedy" if none is needed; None: as the spec
     penalises  whether the penalties come before it
+    heat       the temperature before it
+    whole      for all tokens, behind bias and penalties
     rest       for its survivors
     """
 
     first: str | None
     penalises: bool
+    heat: float
+    whole: Sampling
     rest: Sampling
 
 
@@ -128,10 +136,17 @@ def _plan(how: Sampling) -> _Plan:
     first = filters[0] if filters else None
     if how.temperature == 0 and not {"penalties", "typical_p"} & {*filters}:
         first = "greedy"  # the other filters keep the likeliest token
-    elif first not in ("top_k", "top_n_sigma") or "penalties" in filters:
+    elif first not in _FILTERS or "penalties" in filters:
         first = None
-    rest = [step for step in steps if step not in ("penalties", first)]
-    return _Plan(first, penalises, replace(how, steps=tuple(rest), logit_bias={}))
+    before = steps[: steps.index(first)] if first in steps else []
+    whole, rest = (tuple(step for step in steps if step not in ("penalties", name)) for name in (None, first))
+    return _Plan(
+        first,
+        penalises,
+        how.temperature if "temperature" in before else 1.0,
+        replace(how, steps=whole, logit_bias={}),
+        replace(how, steps=rest, logit_bias={}),
+    )
 
 
 def _changed(logits: Array, how: Sampling, prompt: Sequence[int], output: Sequence[int]) -> Array:
@@ -156,7 +171,7 @@ def _changed(logits: Array, how: Sampling, prompt: Sequence[int], output: Sequen
     return checked_logits(changed)
 
 
-def _top_k(logits: Array, k: int) -> Array:
+def _top_k(logits: Array, k: int, heat: float = 1.0) -> Array:
     """logits [V] -> the ids of the k largest, and of ties with the last of them, in order."""
     with np.errstate(over="ignore"):
         rounded = logits.astype(np.float32, copy=False)  # in the same order, perhaps with more ties
@@ -169,9 +184,45 @@ def _top_k(logits: Array, k: int) -> Array:
     return kept
 
 
-def _top_n_sigma(logits: Array, n: float) -> Array:
-    """logits [V] -> the ids of those that top-n-sigma keeps, in order."""
+def _top_n_sigma(logits: Array, n: float, heat: float) -> Array:
+    """logits [V] -> the ids that top-n-sigma keeps, in order."""
     return np.flatnonzero(np.isfinite(top_n_sigma(logits.astype(np.float64), n)))
+
+
+def _top_p(logits: Array, p: float, heat: float) -> Array | None:
+    """logits [V] -> the ids that top-p keeps, in order. None: they are too many, or rounding decides."""
+    likely = _likelihoods(logits, heat)
+    few = _top_k(logits, min(_MANY, len(logits) - 1))
+    likeliest_first = few[np.argsort(-logits[few], kind="stable")]
+    reached = np.cumsum(likely[likeliest_first]) / np.sum(likely)
+    if reached[-1] < p or np.min(np.abs(reached - p)) < _ROUNDING:
+        return None
+    return np.sort(likeliest_first[: np.searchsorted(reached, p) + 1])
+
+
+def _min_p(logits: Array, p: float, heat: float) -> Array | None:
+    """logits [V] -> the ids that min-p keeps, in order. None: rounding decides."""
+    likely = _likelihoods(logits, heat)
+    if np.min(np.abs(likely - p)) < _ROUNDING * p or p < _ROUNDING:
+        return None
+    return np.flatnonzero(likely > p)
+
+
+def _likelihoods(logits: Array, heat: float) -> Array:
+    """logits [V] -> float64 [V], the probabilities as parts of the largest."""
+    with np.errstate(over="ignore"):  # as in `spec.distribution`
+        cooled = temperature(logits.astype(np.float64), heat)
+        likely: Array = np.exp(cooled - np.max(cooled))
+    return likely
+
+
+# Each takes logits [V], its setting and the temperature before it.
+_FILTERS: dict[str, Callable[[Array, Any, float], Array | None]] = {
+    "top_k": _top_k,
+    "top_n_sigma": _top_n_sigma,
+    "top_p": _top_p,
+    "min_p": _min_p,
+}
 
 
 class _Number:

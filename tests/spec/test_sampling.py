@@ -262,18 +262,21 @@ hot = {"temperature": 50.0}  # survivors are nearly alike, so that a missing one
 
 @given(
     st.integers(0, 1000),
-    st.sampled_from([1, 3, 40, 1500]),
-    st.sampled_from(["apart", "ties", "near"]),
+    st.sampled_from([0, 1, 3, 40, 1500]),
+    st.sampled_from(["apart", "ties", "near", "steep"]),
     st.sampled_from([{}, {"presence_penalty": 1.0}, {"repetition_penalty": 1.5, "penalty_window": 6}]),
-    st.sampled_from([{}, {"typical_p": 0.5}, {"top_p": 0.7}, {"top_n_sigma": 2.0}]),
+    st.sampled_from([{}, {"typical_p": 0.5}, {"top_p": 0.7}, {"top_p": 0.01}, {"min_p": 0.3}, {"top_n_sigma": 2.0}]),
+    st.sampled_from([sampling.STEPS, (*sampling.STEPS[:1], *sampling.STEPS[2:], "temperature")]),
 )
-def test_the_engine_keeps_what_the_spec_keeps(seed, k, kind, penalties, filters):
+def test_the_engine_keeps_what_the_spec_keeps(seed, k, kind, penalties, filters, steps):
     """Where logits tie in float32, but not in float64 behind a penalty, and where a penalty makes a tie."""
     rng = np.random.default_rng(seed)
     logits = rng.normal(0, 4, 2000).astype(np.float32)
     if kind == "ties":
         logits = np.round(logits)
-    how = Sampling(**hot, top_k=k, **penalties, **filters)
+    if kind == "steep":
+        logits *= 20
+    how = Sampling(**hot, top_k=k, **penalties, **filters, steps=steps)
     if kind == "near":
         likeliest = np.argsort(logits)[-50:]
         how = dataclasses.replace(how, logit_bias={int(i): 1e-9 * n for n, i in enumerate(likeliest)})
