@@ -299,3 +299,38 @@ def test_the_engine_counts_only_the_output_for_presence():
     for how in (Sampling(0, presence_penalty=5.0), Sampling(0.1, 1, frequency_penalty=5.0)):
         assert next_token(logits, how, [1999], [], 0) == 1999
         assert next_token(logits, how, [1999], [1999], 0) == 1998
+
+
+@pytest.mark.parametrize("filters", [{"top_p": 0.9}, {"top_p": 0.3}, {"min_p": 0.02}, {"min_p": 0.5}], ids=str)
+@pytest.mark.parametrize("late", [False, True], ids=["temperature first", "temperature last"])
+@pytest.mark.parametrize("penalty", [0.0, 3.0])
+@pytest.mark.parametrize("scale", [0.1, 2.0, 9.0])
+def test_the_engine_filters_by_probability_without_top_k(filters, late, penalty, scale):
+    """Few survive, or more than the engine sorts."""
+    steps = (*(step for step in sampling.STEPS if step != "temperature"), "temperature") if late else sampling.STEPS
+    how = Sampling(2.5, **filters, presence_penalty=penalty, steps=steps)
+    for seed in range(3):
+        rng = np.random.default_rng(seed)
+        logits = (rng.normal(0, scale, 3000)).astype(np.float32)
+        output = np.argsort(logits)[-3:].tolist()
+        wanted = distribution(logits, how, [], output)
+        for number in range(60):
+            generator = np.random.Generator(np.random.Philox(key=number, counter=3))
+            assert next_token(logits, how, [], output, number) == draw(wanted, generator)
+
+
+@pytest.mark.parametrize("p", [0.1, 0.3, 0.6, 0.7, 0.8, 0.9])
+def test_the_engine_leaves_thresholds_to_the_spec(p):
+    """Ten equal probabilities, whose sums are p but for rounding, and a token whose part of the likeliest is min-p."""
+    logits = np.full(2000, -np.inf, np.float32)
+    logits[5:2000:200] = 0
+    less = logits.copy()
+    less[9] = -10 * p
+    for row, how in (
+        (logits, Sampling(top_p=p, steps=("top_p",))),
+        (less, Sampling(min_p=float(np.exp(np.float64(less[9]))), steps=("min_p",))),
+    ):
+        wanted = distribution(row, how)
+        for number in range(100):
+            generator = np.random.Generator(np.random.Philox(key=number, counter=0))
+            assert next_token(row, how, [], [], number) == draw(wanted, generator)
