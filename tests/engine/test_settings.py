@@ -1,11 +1,15 @@
 """The settings of one generation, in a whole model: stop strings, log-probabilities, the loop guard, the effort."""
 
+import threading
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import qwq_ref
 from qwq_ref.engine.loops import DIFFERENT, PLAIN, TIMES, Loop
+from qwq_ref.engine.scheduler import Ended, Scheduler
 from qwq_ref.engine.settings import EFFORTS, Settings
 from qwq_ref.errors import UsageError
 from tests.support.scripts import Given, model_that_says, read
@@ -85,6 +89,30 @@ def test_side_by_side_is_as_alone(random_model):
         assert (each.texts, each.run.output, each.run.stop_string, each.run.logprobs) == alone[number]
         assert each.run.stop_string in stops
         assert len(each.run.output) < 30
+
+
+def test_a_scheduler_stops_at_the_same_token():
+    nano = qwq_ref.load("qwq-nano")
+    settings = Settings.checked(temperature=0, stop=["boxed"], logprobs=2)
+    alone = nano.generate("What is 12+34?", temperature=0, stop=["boxed"], logprobs=2)
+    _, answer = read(alone)
+    assert answer.endswith("\\")
+    scheduler, ended = Scheduler(nano), threading.Event()
+    try:
+        job = scheduler.submit(
+            nano.prepare("What is 12+34?", settings), lambda event: ended.set() if isinstance(event, Ended) else None
+        )
+        assert ended.wait(60)
+    finally:
+        scheduler.close()
+    assert job.generation.texts == alone.texts
+    for name in ("output", "finish_reason", "stop_string", "logprobs"):
+        assert getattr(job.generation.run, name) == getattr(alone.run, name)
+
+
+def test_settings_are_given_in_one_way(random_model):
+    with pytest.raises(TypeError, match="settings are given, and seed, too"):
+        random_model.prepare("hello", Settings(), seed=1)
 
 
 # --- log-probabilities ----------------------------------------------------------------------------------------------
