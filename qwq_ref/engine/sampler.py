@@ -22,11 +22,11 @@ from ..spec.sampling import (
     presence_penalty,
     repetition_penalty,
     temperature,
-    top_n_sigma,
 )
 from .values import whole_number
 
 _MANY = 1024  # tokens from which a search for the k likeliest pays
+_LARGE = 1e30  # squares of smaller numbers, and their sums, are finite
 _ROUNDING = 1e-9  # from a threshold: only the spec's order of operations decides
 
 
@@ -184,9 +184,17 @@ def _top_k(logits: Array, k: int, heat: float = 1.0) -> Array:
     return kept
 
 
-def _top_n_sigma(logits: Array, n: float, heat: float) -> Array:
-    """logits [V] -> the ids that top-n-sigma keeps, in order."""
-    return np.flatnonzero(np.isfinite(top_n_sigma(logits.astype(np.float64), n)))
+def _top_n_sigma(logits: Array, n: float, heat: float) -> Array | None:
+    """logits [V] -> the ids that top-n-sigma keeps, in order. None: rounding decides, or squares may overflow."""
+    whole = logits.astype(np.float64)
+    possible = whole[whole > -np.inf]
+    largest = float(np.max(possible))
+    if max(largest, -float(np.min(possible)), n) > _LARGE:
+        return None
+    edge = largest - n * float(np.std(possible))
+    if np.min(np.abs(possible - edge)) < _ROUNDING * (1 + abs(largest)):
+        return None
+    return np.flatnonzero(whole > edge)
 
 
 def _top_p(logits: Array, p: float, heat: float) -> Array | None:

@@ -334,3 +334,16 @@ def test_the_engine_leaves_thresholds_to_the_spec(p):
         for number in range(100):
             generator = np.random.Generator(np.random.Philox(key=number, counter=0))
             assert next_token(row, how, [], [], number) == draw(wanted, generator)
+
+
+@pytest.mark.parametrize("size", [1.0, 1e200])
+def test_the_engine_leaves_the_edge_of_top_n_sigma_to_the_spec(size):
+    """The lower half is two standard deviations below the upper one. Squares of the large logits overflow."""
+    logits = np.tile([size, -size], 1000)
+    for n in (1.9, 2.0):
+        how = Sampling(top_n_sigma=n, steps=("top_n_sigma", "temperature"), temperature=50 * size)
+        wanted = distribution(logits, how)
+        assert np.count_nonzero(wanted) == (1000 if n < 2 else 2000)
+        for number in range(30):
+            generator = np.random.Generator(np.random.Philox(key=number, counter=0))
+            assert next_token(logits, how, [], [], number) == draw(wanted, generator)
