@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -26,16 +25,17 @@ from .progress import Bar, shown
 from .prompt import read_prompt
 from .report import rate, report
 from .sampling import tell_sampling
+from .sampling_options import add_sampling_arguments, sampling_of
 from .screen import DIM, PLAIN, styles, tell
 from .spellings import NEUTRAL
 from .streams import argument_text, print_json, require_output
-from .values import context_size, count, fraction, integer, number, one_of, seed, unless
+from .values import context_size, count, integer, one_of, seed, unless
 
 if TYPE_CHECKING:
     from ..engine.generation import Generation
     from ..engine.model import Model
 
-_SAMPLING = ("temperature", "top_k", "top_p", "min_p", "presence_penalty", "repetition_penalty", "steps")
+_EFFORTS = ("none", "minimal", "low", "medium", "high")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -56,6 +56,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="largest number of output tokens, reasoning included; default: until the model ends its answer",
     )
     parser.add_argument(
+        "-r",
+        "--stop",
+        action="append",
+        metavar="TEXT",
+        help="end the answer where it contains TEXT, and leave TEXT out; reasoning may contain it; may be repeated",
+    )
+    parser.add_argument(
+        "--loop-guard",
+        type=lambda text: 0 if text == "off" else integer(2)(text),
+        metavar="N",
+        help="end an output whose last tokens came N times in a row; off: let it go on; default: 8",
+    )
+    parser.add_argument(
         "-c",
         "--ctx-size",
         type=unless("0", context_size),
@@ -67,44 +80,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--chat-template-file", metavar="FILE", help="a Jinja template instead of the model's own")
     add_download_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object at the end, and no stream of text")
-    sampling = parser.add_argument_group("sampling", "Defaults come from the model's generation_config.json.")
-    sampling.add_argument(
-        "--temp", dest="temperature", type=number(0), metavar="X", help="temperature; 0 takes the likeliest token"
+    parser.add_argument(
+        "--logprobs",
+        type=integer(0, 20),
+        metavar="N",
+        help="add to the JSON the log-probability of each output token, and those of the N likeliest",
     )
-    sampling.add_argument("--top-k", type=integer(0), metavar="N", help="keep the N likeliest tokens; 0 keeps all")
-    sampling.add_argument(
-        "--top-p",
-        type=fraction,
-        metavar="X",
-        help="keep the fewest likeliest tokens whose probabilities sum to at least X; 1 keeps all",
-    )
-    sampling.add_argument(
-        "--min-p",
-        type=fraction,
-        metavar="X",
-        help="keep tokens whose probability is at least X times that of the likeliest; 0 keeps all",
-    )
-    sampling.add_argument(
-        "--presence-penalty",
-        type=number(),
-        metavar="X",
-        help="subtract X from the logit of each token that the output contains: usually 0 to 2",
-    )
-    sampling.add_argument(
-        "--repeat-penalty",
-        dest="repetition_penalty",
-        type=number(0),
-        metavar="X",
-        help="make the tokens of prompt and output less likely: divide positive logits by X, and multiply negative "
-        "ones; 1 has no effect",
-    )
-    sampling.add_argument(
-        "--samplers",
-        dest="steps",
-        type=lambda text: tuple(filter(None, re.split("[;,]", text.replace("-", "_")))),
-        metavar="A,B,...",
-        help="the steps and their order; default: penalties,temperature,top_k,top_p,min_p",
-    )
+    sampling = add_sampling_arguments(parser)
     sampling.add_argument(
         "-s",
         "--seed",
@@ -125,6 +107,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="end the reasoning after N tokens; 0: answer without reasoning; default: no limit",
     )
+    thinking.add_argument(
+        "--reasoning-effort",
+        **one_of(_EFFORTS),
+        help="a budget by name: none and minimal 0 tokens, low 1024, medium 4096, but at most a quarter or a half of "
+        "the room for the output; high: no limit",
+    )
     add_engine_arguments(parser)
     add_rope_arguments(parser)
     add_memory_arguments(parser, "prompts of --prompts")
@@ -144,8 +132,11 @@ def run(options: argparse.Namespace) -> int:
         refuse(options, ["chat_template_file"], "has no effect with --raw")
     if options.system is not None:
         options.system = argument_text(options.system, "system")
+    options.stop = options.stop and [argument_text(text, "stop") for text in options.stop]
     if options.prompts is None:
         refuse(options, ["parallel"], "needs --prompts")
+        if not options.json:
+            refuse(options, ["logprobs"], "needs --json")
         prompts = {1: read_prompt(options)}
     else:
         refuse(options, ["prompt", "file", "think"], "has no effect with --prompts")
@@ -159,31 +150,36 @@ def run(options: argparse.Namespace) -> int:
     if not options.raw:
         start_templates()
 
-    from ..engine.sampler import own_sampling
+    from ..engine.settings import Settings
     from .loading import load_model
 
-    own_sampling({}, **_sampling(options))
+    Settings.checked(**_settings(options))
     model = load_model(options, choices, options.ctx_size, options.chat_template_file, chat=not options.raw)
     if options.verbose:
         tell(f"chat template: {'yes' if model.template else 'no'}")
         names = {identity: token for token, identity in model.tokenizer.added.items()}
         ends = [f"{names.get(identity, '')} {identity} ({of})".lstrip() for identity, of in model.end_tokens.items()]
         tell(f"end tokens: {', '.join(ends) or 'none'}")
-    tell_sampling(options, model, **_sampling(options))
+    tell_sampling(options, model, **sampling_of(options))
     if options.prompts is not None:
         return answer_all(options, model, prompts, _settings(options))
     return _answer(options, model, prompts[1])
 
 
-def _sampling(options: argparse.Namespace) -> dict[str, Any]:
-    """Return the sampling that was asked for; None where the model's own counts."""
-    return {name: getattr(options, name) for name in _SAMPLING}
-
-
 def _settings(options: argparse.Namespace) -> dict[str, Any]:
     """Return the settings of `Model.generate` that were asked for."""
-    names = ("system", "raw", "max_tokens", "seed", "think_budget")
-    return {name: getattr(options, name) for name in names} | _sampling(options)
+    names = (
+        "system",
+        "raw",
+        "max_tokens",
+        "seed",
+        "think_budget",
+        "reasoning_effort",
+        "stop",
+        "logprobs",
+        "loop_guard",
+    )
+    return {name: getattr(options, name) for name in names} | sampling_of(options)
 
 
 def _answer(options: argparse.Namespace, model: Model, prompt: str) -> int:

@@ -24,7 +24,7 @@ def tell_sampling(options: argparse.Namespace, model: Model, **asked: Any) -> No
         tell_surprises(model.defaults)
     if options.verbose:
         values = ", ".join(
-            f"{name.replace('_', '-')} {facts[name]:g}" for name in facts if name not in ("steps", "from")
+            f"{name.replace('_', '-')} {value:g}" for name, value in facts.items() if isinstance(value, float | int)
         )
         tell(f"sampling: {values}; from {' and '.join(facts['from'])}")
 

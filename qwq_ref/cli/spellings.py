@@ -14,6 +14,10 @@ ALIASES = {
     "--max-tokens": ("--n-predict", "--predict", "--max-new-tokens"),
     "--temp": ("--temperature",),
     "--repeat-penalty": ("--repetition-penalty",),
+    "--typical-p": ("--typical",),
+    "--top-n-sigma": ("--top-nsigma",),
+    "--logit-bias": ("-l",),
+    "--stop": ("--reverse-prompt", "--stop-strings"),
     "--think-budget": ("--reasoning-budget",),
     "--out": ("--mlx-path",),
     "--repeats": ("--repetitions",),
@@ -59,18 +63,17 @@ FOREIGN = {
     "RoPE is changed by --rope-scaling yarn, --rope-scale and --yarn-orig-ctx": (
         "--rope-freq-base --rope-freq-scale --yarn-ext-factor --yarn-attn-factor --yarn-beta-slow --yarn-beta-fast"
     ),
-    "the samplers are --temp, --top-k, --top-p, --min-p, --presence-penalty, --repeat-penalty": (
-        "--typical --typical-p --top-n-sigma --top-nsigma --xtc-probability --xtc-threshold --frequency-penalty "
-        "--repeat-last-n --dry-multiplier --dry-base --dry-allowed-length --dry-penalty-last-n "
+    "the samplers are the steps of --samplers, each with its option": (
+        "--xtc-probability --xtc-threshold --dry-multiplier --dry-base --dry-allowed-length --dry-penalty-last-n "
         "--dry-sequence-breaker --mirostat --mirostat-lr --mirostat-ent --dynatemp-range --dynatemp-exp "
-        "--adaptive-target --adaptive-decay --logit-bias -l --sampler-seq --sampling-seq --min-tokens-to-keep "
+        "--adaptive-target --adaptive-decay --sampler-seq --sampling-seq --min-tokens-to-keep "
         "--no-repeat-ngram-size --num-beams"
     ),
     "--temp 0 takes the likeliest token; any other temperature samples": "--do-sample --no-do-sample",
     "--max-tokens limits the output, --ctx-size the prompt and the output together": (
         "--max-length --max-kv-size --min-length --min-new-tokens --keep --ignore-eos --context-shift --cache-ram -cram"
     ),
-    "no text ends an answer; --max-tokens limits it": "--stop --reverse-prompt -r --extra-eos-token",
+    "--stop ends the answer at a text": "--extra-eos-token",
     "the output cannot be constrained": "--grammar --grammar-file --json-schema -j --json-schema-file -jf",
     "control tokens are never printed": "--special -sp",
     "--chat-template-file takes a Jinja template": (
@@ -78,7 +81,7 @@ FOREIGN = {
         "--prefill-response --skip-chat-parsing"
     ),
     "--think shows or hides the reasoning, and --think-budget limits it": (
-        "--reasoning -rea --reasoning-format --reasoning-effort --reasoning-budget-message"
+        "--reasoning -rea --reasoning-format --reasoning-budget-message"
     ),
     "chunks do not overlap, and their second halves are scored": "--ppl-stride --ppl-output-type",
     "`qwq eval` asks a model problems": (

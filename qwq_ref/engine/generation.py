@@ -9,6 +9,10 @@ from typing import Literal
 from ..errors import UsageError
 from ..text import StreamDecoder, ThinkingSplitter, Tokenizer
 from .decode.plain import Run
+from .logprobs import complete
+from .loops import Loop, LoopGuard
+from .settings import Settings
+from .stopping import Stopping
 
 Kind = Literal["thinking", "answer"]
 
@@ -33,13 +37,16 @@ class Transcript:
 
     state     where the output is: in its reasoning or not
     answered  whether the answer has a character that is no white space
+    stopping  finds stop strings in the answer. Reasoning may hold them: a stop string such as two line ends would end
+              the reasoning, and leave no answer
 
     Line ends between the reasoning and the answer belong to neither.
     """
 
-    def __init__(self, tokenizer: Tokenizer, state: ThinkingSplitter) -> None:
+    def __init__(self, tokenizer: Tokenizer, state: ThinkingSplitter, stop: Sequence[str] = ()) -> None:
         self.state = state
         self.answered = False
+        self.stopping = Stopping(stop)
         self._decoder = StreamDecoder(tokenizer)
         self._begun = False
 
@@ -47,22 +54,24 @@ class Transcript:
         """Return the text that an id completes, if it completes any."""
         kind = self._kind
         if self.state.feed(identity) == "marker":
-            return self._piece(self._decoder.finish(), kind)
+            return self._piece(self._decoder.finish(), kind, last=kind != self._kind)
         return self._piece(self._decoder.feed(identity), kind)
 
     def finish(self) -> Piece | None:
-        """Return the text of an incomplete character at the end, if there is one."""
-        return self._piece(self._decoder.finish(), self._kind)
+        """Return the text at the end that waited: for the rest of a character, or of a stop string."""
+        return self._piece(self._decoder.finish(), self._kind, last=True)
 
     @property
     def _kind(self) -> Kind:
         return "thinking" if self.state.thinking else "answer"
 
-    def _piece(self, text: str, kind: Kind) -> Piece | None:
+    def _piece(self, text: str, kind: Kind, last: bool = False) -> Piece | None:
+        """Return the piece of a text, if there is one. `last` tells that none of its kind follows for now."""
         if kind == "answer":
             if self.state.opened and not self._begun:
                 text = text.lstrip("\n")
             self._begun = self._begun or bool(text)
+            text = self.stopping.feed(text) + (self.stopping.finish() if last else "")
             self.answered = self.answered or bool(text.strip())
         return Piece(text, kind) if text else None
 
@@ -100,6 +109,10 @@ class Generation(Iterator[Piece]):
     def ending(self) -> str | None:
         """A line that says why there is no answer, or no whole one. None for a whole answer, and before the end."""
         reason, answered = self.run.finish_reason, self._transcript.answered
+        if self.run.stop_string is not None:
+            return None
+        if self.run.loop is not None:
+            return repetition(self.run.loop)
         thinking, opened = self._transcript.state.thinking, self._transcript.state.opened
         if reason in _LIMITS:
             limit = _LIMITS[reason]
@@ -124,7 +137,12 @@ class Generation(Iterator[Piece]):
     def end(self) -> Piece | None:
         """End the output -> the text of an incomplete character, if there is one."""
         piece = self._said(self._transcript.finish())
-        if self.run.finish_reason == "stop" and not self._transcript.answered:
+        found = self._transcript.stopping.found
+        if found is not None:
+            self.run.finish_reason, self.run.stop_string = "stop", found
+        if self.run.logprobs is not None:
+            complete(self.run.logprobs, self.run.output)
+        if self.run.finish_reason == "stop" and found is None and not self._transcript.answered:
             self.run.finish_reason = "no_answer"
         return piece
 
@@ -139,6 +157,37 @@ class Generation(Iterator[Piece]):
                 yield piece
         if piece := self.end():
             yield piece
+
+
+def repetition(loop: Loop) -> str:
+    """Return the words for a repetition that ended an output."""
+    tokens = "token" if loop.period == 1 else f"{loop.period} tokens"
+    return f"the output repeats itself: the last {tokens} came {loop.times} times; --loop-guard off lets it go on"
+
+
+class Ending:
+    """Says after each token whether the output ends with it: at a stop string, or at a repetition without end.
+
+    times  of a repetition, as for `LoopGuard`; 0 looks for none
+    """
+
+    def __init__(self, run: Run, stopping: Stopping, times: int) -> None:
+        self._run, self._stopping = run, stopping
+        self._guard = LoopGuard(times) if times else None
+        self._seen = 0
+
+    def __call__(self) -> str | None:
+        """Return the reason, if there is one, and note the stop string or the repetition in the run."""
+        if self._stopping.found is not None:
+            self._run.stop_string = self._stopping.found
+            return "stop"
+        if self._guard is not None:
+            new = self._run.output[self._seen :]
+            self._seen += len(new)
+            for token in new:
+                self._run.loop = self._guard.feed(token) or self._run.loop
+            return None if self._run.loop is None else "loop"
+        return None
 
 
 class Budget:
@@ -164,3 +213,15 @@ class Budget:
             return ()
         said, self._sentence = self._sentence, []
         return said + self.closing
+
+
+def budget_of(tokenizer: Tokenizer, settings: Settings, room: int) -> Budget:
+    """Return the budget that settings ask for. Raises UsageError as `Budget`.
+
+    room  tokens that the output can have
+    """
+    try:
+        return Budget(tokenizer, settings.budget(max(room, 0)))
+    except UsageError as problem:
+        field = problem.field if settings.reasoning_effort is None else "reasoning_effort"
+        raise UsageError(None, field, problem.problem) from None

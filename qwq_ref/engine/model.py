@@ -19,14 +19,16 @@ from ..text.template import ChatTemplate
 from . import backends
 from .ahead import no_template
 from .backends import Backend, Progress
-from .decode.plain import Run, decoding
+from .decode.plain import Choose, Run, decoding
 from .decode.together import together
 from .ends import end_tokens
-from .generation import Budget, Generation, Transcript
-from .sampler import Sampler, own_sampling
+from .generation import Ending, Generation, Transcript, budget_of
+from .logprobs import Recorder
+from .sampler import Sampler, check_bias, own_sampling
 from .session import Asking, Session, alone
+from .settings import Settings
 from .tokens import no_tokenizer
-from .values import at_least_one, whole_number
+from .values import at_least_one
 
 
 class Model:
@@ -111,38 +113,18 @@ class Model:
         return own_sampling(self.defaults.sampling(), **changes)
 
     def generate(
-        self,
-        prompt: str | list[dict[str, Any]],
-        *,
-        system: str | None = None,
-        raw: bool = False,
-        max_tokens: int | None = None,
-        seed: int | None = None,
-        think_budget: int | None = None,
-        progress: Progress | None = None,
-        **sampling: Any,
+        self, prompt: str | list[dict[str, Any]], *, progress: Progress | None = None, **settings: Any
     ) -> Generation:
         """Answer a prompt -> an iterator of `Piece`; its `run` tells how far it is.
 
-        max_tokens    None: until the model ends its answer or the context is full
-        seed          None: a random one, kept in `run.seed`
-        think_budget  tokens of reasoning after which it is closed, whoever opened it; 0 turns reasoning off
-        progress      called with the number of prompt tokens computed since its last call, fractions included
-        sampling      fields of `Sampling`; the others come from the checkpoint
+        progress  called with the number of prompt tokens computed since its last call, fractions included
+        settings  fields of `Settings`, such as max_tokens and seed, and fields of `Sampling`, such as temperature:
+                  without them, the checkpoint's sampling counts
 
         Raises UsageError, before any computation, for a prompt that does not fit together with max_tokens. The iterator
         raises NonFiniteError for a step whose logits hold NaN or infinity.
         """
-        ready = self.prepare(
-            prompt,
-            system=system,
-            raw=raw,
-            max_tokens=max_tokens,
-            seed=seed,
-            think_budget=think_budget,
-            progress=progress,
-            **sampling,
-        )
+        ready = self.prepare(prompt, progress=progress, **settings)
         session = self.session()
         return ready.generation(alone(ready.work(session), self.backend, self.path))
 
@@ -165,10 +147,10 @@ class Model:
         at_least_one("parallel", most)
         if isinstance(prompts, str | bytes):  # its characters would be prompts
             raise UsageError(None, "prompts", "must be a list of prompts, not a text")
-        ready = []
+        ready, how = [], Settings.checked(**settings)
         for number, prompt in enumerate(prompts):
             try:
-                ready.append(self.prepare(prompt, **settings))
+                ready.append(self.prepare(prompt, how))
             except UsageError as problem:
                 if problem.field != "prompt":
                     raise
@@ -193,66 +175,77 @@ class Model:
     def prepare(
         self,
         prompt: str | list[dict[str, Any]],
+        settings: Settings | None = None,
         *,
-        system: str | None = None,
-        raw: bool = False,
-        max_tokens: int | None = None,
-        seed: int | None = None,
-        think_budget: int | None = None,
         progress: Progress | None = None,
-        **sampling: Any,
+        **asked: Any,
     ) -> Prepared:
-        """Check a prompt and its settings. Raises UsageError."""
-        for name, number in (("max_tokens", max_tokens), ("seed", seed), ("think_budget", think_budget)):
-            if number is not None:
-                whole_number(name, number)
-        how = self.sampling(**sampling)
-        ids = self.prompt_ids(prompt, system, raw)
-        thinking, budget = prompt_is_thinking(ids, self.tokenizer), Budget(self.tokenizer, think_budget)
-        state = ThinkingSplitter(self.tokenizer, thinking and think_budget != 0, opened=thinking)
+        """Check a prompt and its settings against this model. Nothing is computed.
+
+        settings  None: those that are `asked` for by name, as for `generate`
+        progress  as for `generate`
+
+        Raises UsageError.
+        """
+        if settings is None:
+            settings, asked = Settings.checked(**asked), {}
+        if asked:
+            raise TypeError(f"settings are given, and {', '.join(asked)}, too")
+        how = self.sampling(**settings.sampling)
+        ids = self.prompt_ids(prompt, settings.system, settings.raw)
+        thinking = prompt_is_thinking(ids, self.tokenizer)
+        budget = budget_of(self.tokenizer, settings, min(self.context - len(ids), settings.max_tokens or self.context))
+        state = ThinkingSplitter(self.tokenizer, thinking and budget.tokens != 0, opened=thinking)
         if thinking and not state.thinking:
             ids = ids + budget.closing
         if not ids:
             raise UsageError(None, "prompt", "is empty")
-        if seed is not None and not 0 <= seed < 2**64:
-            raise UsageError(None, "seed", f"must be 0 to 2^64 - 1, got {seed}")
-        if max_tokens is not None and max_tokens < 1:
-            raise UsageError(None, "max_tokens", f"must be at least 1, got {max_tokens}")
-        wanted = len(ids) + (max_tokens or 1)
+        wanted = len(ids) + (settings.max_tokens or 1)
         if wanted > self.context:
-            output = f"{max_tokens or 'one'} more do" if (max_tokens or 1) > 1 else "one more does"
+            output = f"{settings.max_tokens or 'one'} more do" if (settings.max_tokens or 1) > 1 else "one more does"
             raise UsageError(
                 None, "prompt", f"of {len(ids)} tokens and {output} not fit in the context of {self.context}"
             )
-        run = Run(ids, secrets.randbits(32) if seed is None else seed)
+        vocabulary = min(self.tokenizer.size, self.config.V)
+        check_bias(how.logit_bias, vocabulary, self.tokenizer.holes)
+        run = Run(ids, secrets.randbits(32) if settings.seed is None else settings.seed)
+        transcript = Transcript(self.tokenizer, state, settings.stop)
+        choose: Choose = Sampler(how, run.seed)
+        if settings.logprobs is not None:
+            run.logprobs = []
+            choose = Recorder(choose, run.logprobs, settings.logprobs, self.end_tokens)
         limits = {
             "end_ids": [*self.end_tokens],
-            "vocabulary": min(self.tokenizer.size, self.config.V),
+            "vocabulary": vocabulary,
             "context": self.context,
-            "max_tokens": max_tokens,
+            "max_tokens": settings.max_tokens,
             "never": self.tokenizer.holes,
+            "ended": Ending(run, transcript.stopping, settings.loop_guard),
             "intervene": lambda output: budget.due(state),
             "progress": progress,
         }
-        return Prepared(run, Sampler(how, run.seed), Transcript(self.tokenizer, state), limits)
+        return Prepared(run, choose, transcript, limits)
 
 
 @dataclass(frozen=True)
 class Prepared:
     """A prompt that was checked, with the settings of its answer: it can be computed.
 
-    limits  what `decode.plain.decoding` takes beside a session, the run and the sampler
+    run         the state of the answer to come
+    choose      chooses its tokens
+    transcript  makes text of them
+    limits      what `decode.plain.decoding` takes beside a session, the run and `choose`
     """
 
     run: Run
-    sampler: Sampler
+    choose: Choose
     transcript: Transcript
     limits: Mapping[str, Any]
 
     def work(self, session: Session, progress: Progress | None = None) -> Asking[int]:
         """Return the work that adds the answer to a session: see `decode.plain.decoding`."""
         limits = self.limits if progress is None else {**self.limits, "progress": progress}
-        return decoding(session, self.run, self.sampler, **limits)
+        return decoding(session, self.run, self.choose, **limits)
 
     def generation(self, tokens: Iterable[int] = ()) -> Generation:
         """Return the answer, of which `tokens` are the ids. Without them, whoever runs the work adds them."""

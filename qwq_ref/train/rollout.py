@@ -201,10 +201,11 @@ def _sample(
 def distribution_rows(logits: Array, how: Sampling) -> Array:
     """logits [B, V] -> [B, V]
 
-    `spec.distribution` for each row. ValueError for a row as there, and for penalties, which no recipe uses.
+    `spec.distribution` for each row. ValueError for a row as there, and for what no recipe uses: penalties, a bias,
+    top-n-sigma and typical-p.
     """
-    if how.repetition_penalty != 1 or how.presence_penalty != 0:
-        raise ValueError("penalties are not batched")
+    if how.penalises or how.logit_bias or how.top_n_sigma > 0 or how.typical_p < 1:
+        raise ValueError("penalties, logit_bias, top_n_sigma and typical_p are not batched")
     logits = checked_logits(logits.astype(np.float64))
     rows, V = logits.shape
     for name in how.steps:

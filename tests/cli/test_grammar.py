@@ -52,6 +52,13 @@ def leaves():
         ("generate hi --ignore-chat-template", "generate hi --raw"),
         ("generate hi --reasoning-budget 5", "generate hi --think-budget 5"),
         ("generate hi --samplers 'penalties;top-k;top_p'", "generate hi --samplers penalties,top_k,top_p"),
+        ("generate hi --samplers 'top_n_sigma;typ_p;temp'", "generate hi --samplers top-n-sigma,typical_p,temperature"),
+        ("generate hi --samplers 'typical;nucleus'", "generate hi --samplers typical_p,top_p"),
+        ("generate hi --typical 0.5 --top-nsigma 1", "generate hi --typical-p 0.5 --top-n-sigma 1"),
+        ("generate hi --top-nsigma -1 --repeat-last-n -1", "generate hi"),
+        ("generate hi -l 5+1 -l 6-0.5 -l 7-inf", "generate hi --logit-bias 5=1 --logit-bias=6=-.5 --logit-bias 7=-inf"),
+        ("generate hi -r A --reverse-prompt B", "generate hi --stop A --stop_strings B"),
+        ("generate hi --loop-guard off", "generate hi --loop-guard=off"),
         ("generate -n 5 hi", "generate hi -n 5"),
         ("generate -- hi", "generate hi"),
         ("generate -vn5 hi", "generate hi -n 5 --verbose"),
@@ -167,7 +174,26 @@ def test_a_value_may_look_odd(line, name, value):
         ("generate - -f -", "-f/--file: - is standard input, which is the prompt already"),
         ("generate --raw hi --chat-template-file x", "--chat-template-file: has no effect with --raw"),
         ("generate --raw hi --system-prompt x", "--raw: takes a plain text"),
-        ("generate hi --samplers heat", "--samplers: must be some of penalties, temperature, top_k, top_p, min_p"),
+        (
+            "generate hi --samplers heat",
+            "--samplers: must be some of penalties, temperature, top_n_sigma, top_k, top_p, ",
+        ),
+        ("generate hi --repeat-last-n 0", "--repeat-last-n: must be at least 1, got 0"),
+        ("generate hi --logit-bias 5", "--logit-bias: must be ID=X, such as 15043=-1.5, got 5"),
+        ("generate hi -l 5=x", "-l/--logit-bias: must be ID=X, such as 15043=-1.5, got 5=x"),
+        ("generate hi -l 5+inf", "-l/--logit-bias: must be a number, got +inf"),
+        ("generate hi -l 100000=1", "-l/--logit-bias: must name ids of tokens, below 512, got 100000"),
+        ("generate hi --loop-guard 1", "--loop-guard: must be at least 2, got 1"),
+        ("generate hi --loop-guard on", "--loop-guard: must be an integer, got on"),
+        ("generate hi --logprobs 3", "--logprobs: needs --json"),
+        ("generate hi --json --logprobs 21", "--logprobs: must be at most 20, got 21"),
+        ("generate hi -r ''", "-r/--stop: is empty"),
+        (f"generate hi --reverse-prompt {'x' * 1001}", "--reverse-prompt: must be texts of 1 to 1000 characters, got "),
+        ("generate hi --reasoning-effort hgh", "--reasoning-effort: must be one of none, minimal, low, medium, high, "),
+        (
+            "generate hi --reasoning-effort low --think-budget 5",
+            "--reasoning-effort: cannot be combined with a think budget",
+        ),
         ("generate hi --repetition-penalty 0", "--repetition-penalty: must be above 0 and finite, got 0.0"),
         ("generate hi --repeat-penalty 0", "--repeat-penalty: must be above 0 and finite, got 0.0"),
         ("generate hi -c 5000", "-c/--ctx-size: must be 1 to 1024"),
@@ -240,14 +266,14 @@ def test_every_long_option_has_its_long_name_last():
 
 
 def test_an_option_means_the_same_in_every_command():
-    """One letter may differ: -n, -p and -o of `bench` are those of llama-bench, -n of `eval` counts problems."""
+    """One letter may differ: -n, -p, -o and -r of `bench` are those of llama-bench, -n of `eval` counts problems."""
     meanings = {}
     for leaf in leaves():
         for action in leaf._get_optional_actions():
             for name in action.option_strings:
                 meanings.setdefault(name, set()).add(action.option_strings[-1])
     several = {name for name, long in meanings.items() if len(long) > 1}
-    assert several == {"-n", "-p", "-o"}
+    assert several == {"-n", "-p", "-o", "-r"}
     models = {leaf.prog for leaf in leaves() if leaf._action("-m") and leaf._action("-m") is leaf._action("--model")}
     assert models == {
         *("qwq generate", "qwq info", "qwq convert", "qwq eval", "qwq golden record", "qwq golden compare"),

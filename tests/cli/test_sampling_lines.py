@@ -121,6 +121,11 @@ def test_eval_names_its_sampling(random_folder, folder, capsys):
         "repetition_penalty": 1.0,
         "presence_penalty": 0.0,
         "steps": 0,
+        "frequency_penalty": 0.0,
+        "penalty_window": 0,
+        "typical_p": 1.0,
+        "top_n_sigma": 0.0,
+        "logit_bias": {},
         "from": ["generation_config.json"],
     }
     facts = json.loads(told(capsys, *EVAL, folder, "--temp", "0.5")[1])

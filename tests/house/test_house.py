@@ -99,6 +99,7 @@ def test_every_function_of_the_spec_has_a_contract_and_is_checked():
     spec.rope_frequencies(long.rope, config.E)
     spec.generate(config, random_weights(config, 0), [1, 2], spec.Sampling(), np.random.default_rng(0), 1)
     spec.distribution(np.zeros(9), spec.Sampling(0.5, 3, 0.9, 0.1, 1.1, 0.1), [0], [1])
+    spec.distribution(np.zeros(9), spec.Sampling(typical_p=0.9, top_n_sigma=1.0, logit_bias={0: 1.0}))
     spec.draw(np.ones(3) / 3, np.random.default_rng(0))
     codes, scales = np.zeros((3, 64), np.uint8), np.ones((3, 1), np.float16)
     quant.quantise_q4(np.ones((2, 64), np.float32))

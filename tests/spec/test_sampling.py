@@ -241,9 +241,109 @@ def test_the_engine_chooses_what_the_spec_would(data):
         repetition_penalty=data.draw(st.sampled_from([1.0, 1.3])),
         presence_penalty=data.draw(st.sampled_from([0.0, 1.5])),
         steps=data.draw(st.sampled_from([sampling.STEPS, tuple(order), tuple(order[:3])])),
+        frequency_penalty=data.draw(st.sampled_from([0.0, 0.7])),
+        penalty_window=data.draw(st.sampled_from([0, 1, 8])),
+        typical_p=data.draw(st.sampled_from([1.0, 0.8])),
+        top_n_sigma=data.draw(st.sampled_from([0.0, 0.9, 2.5])),
+        logit_bias=data.draw(
+            st.dictionaries(st.integers(0, size - 1), st.sampled_from([-np.inf, -100, 3.3, 100]), max_size=4)
+        ),
     )
     prompt, output = (rng.integers(0, size, n).tolist() for n in (7, 5))
+    output[:2] = [output[3], np.argmax(logits)]
     for seed in range(5):
         generator = np.random.Generator(np.random.Philox(key=seed, counter=12))
         wanted = draw(distribution(logits, how, prompt, output), generator)
         assert next_token(logits, how, prompt, output, seed) == wanted
+
+
+hot = {"temperature": 50.0}  # survivors are nearly alike, so that a missing one shows
+
+
+@given(
+    st.integers(0, 1000),
+    st.sampled_from([0, 1, 3, 40, 1500]),
+    st.sampled_from(["apart", "ties", "near", "steep"]),
+    st.sampled_from([{}, {"presence_penalty": 1.0}, {"repetition_penalty": 1.5, "penalty_window": 6}]),
+    st.sampled_from([{}, {"typical_p": 0.5}, {"top_p": 0.7}, {"top_p": 0.01}, {"min_p": 0.3}, {"top_n_sigma": 2.0}]),
+    st.sampled_from([sampling.STEPS, (*sampling.STEPS[:1], *sampling.STEPS[2:], "temperature")]),
+)
+def test_the_engine_keeps_what_the_spec_keeps(seed, k, kind, penalties, filters, steps):
+    """Where logits tie in float32, but not in float64 behind a penalty, and where a penalty makes a tie."""
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(0, 4, 2000).astype(np.float32)
+    if kind == "ties":
+        logits = np.round(logits)
+    if kind == "steep":
+        logits *= 20
+    how = Sampling(**hot, top_k=k, **penalties, **filters, steps=steps)
+    if kind == "near":
+        likeliest = np.argsort(logits)[-50:]
+        how = dataclasses.replace(how, logit_bias={int(i): 1e-9 * n for n, i in enumerate(likeliest)})
+        logits[likeliest] = logits.max()
+    prompt, output = (rng.choice(np.argsort(logits)[-60:], n).tolist() for n in (7, 5))
+    wanted = distribution(logits, how, prompt, output)
+    for number in range(40):
+        generator = np.random.Generator(np.random.Philox(key=number, counter=12))
+        assert next_token(logits, how, prompt, output, number) == draw(wanted, generator)
+
+
+def test_the_engine_is_greedy_behind_typical_p():
+    logits = np.log(np.array([0.4] + [0.0003] * 2000)).astype(np.float32)
+    how = Sampling(0, typical_p=0.3)
+    assert np.argmax(distribution(logits, how)) == next_token(logits, how, [], [], 0) == 1
+
+
+def test_the_engine_counts_only_the_output_for_presence():
+    logits = np.linspace(0, 3, 2000).astype(np.float32)
+    for how in (Sampling(0, presence_penalty=5.0), Sampling(0.1, 1, frequency_penalty=5.0)):
+        assert next_token(logits, how, [1999], [], 0) == 1999
+        assert next_token(logits, how, [1999], [1999], 0) == 1998
+
+
+@pytest.mark.parametrize("filters", [{"top_p": 0.9}, {"top_p": 0.3}, {"min_p": 0.02}, {"min_p": 0.5}], ids=str)
+@pytest.mark.parametrize("late", [False, True], ids=["temperature first", "temperature last"])
+@pytest.mark.parametrize("penalty", [0.0, 3.0])
+@pytest.mark.parametrize("scale", [0.1, 2.0, 9.0])
+def test_the_engine_filters_by_probability_without_top_k(filters, late, penalty, scale):
+    """Few survive, or more than the engine sorts."""
+    steps = (*(step for step in sampling.STEPS if step != "temperature"), "temperature") if late else sampling.STEPS
+    how = Sampling(2.5, **filters, presence_penalty=penalty, steps=steps)
+    for seed in range(3):
+        rng = np.random.default_rng(seed)
+        logits = (rng.normal(0, scale, 3000)).astype(np.float32)
+        output = np.argsort(logits)[-3:].tolist()
+        wanted = distribution(logits, how, [], output)
+        for number in range(60):
+            generator = np.random.Generator(np.random.Philox(key=number, counter=3))
+            assert next_token(logits, how, [], output, number) == draw(wanted, generator)
+
+
+@pytest.mark.parametrize("p", [0.1, 0.3, 0.6, 0.7, 0.8, 0.9])
+def test_the_engine_leaves_thresholds_to_the_spec(p):
+    """Ten equal probabilities, whose sums are p but for rounding, and a token whose part of the likeliest is min-p."""
+    logits = np.full(2000, -np.inf, np.float32)
+    logits[5:2000:200] = 0
+    less = logits.copy()
+    less[9] = -10 * p
+    for row, how in (
+        (logits, Sampling(top_p=p, steps=("top_p",))),
+        (less, Sampling(min_p=float(np.exp(np.float64(less[9]))), steps=("min_p",))),
+    ):
+        wanted = distribution(row, how)
+        for number in range(100):
+            generator = np.random.Generator(np.random.Philox(key=number, counter=0))
+            assert next_token(row, how, [], [], number) == draw(wanted, generator)
+
+
+@pytest.mark.parametrize("size", [1.0, 1e200])
+def test_the_engine_leaves_the_edge_of_top_n_sigma_to_the_spec(size):
+    """The lower half is two standard deviations below the upper one. Squares of the large logits overflow."""
+    logits = np.tile([size, -size], 1000)
+    for n in (1.9, 2.0):
+        how = Sampling(top_n_sigma=n, steps=("top_n_sigma", "temperature"), temperature=50 * size)
+        wanted = distribution(logits, how)
+        assert np.count_nonzero(wanted) == (1000 if n < 2 else 2000)
+        for number in range(30):
+            generator = np.random.Generator(np.random.Philox(key=number, counter=0))
+            assert next_token(logits, how, [], [], number) == draw(wanted, generator)

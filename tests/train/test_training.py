@@ -304,9 +304,20 @@ def test_rows_are_sampled_as_the_spec_does(seed, temperature, top_k, top_p, min_
     np.testing.assert_allclose(rollout.distribution_rows(logits, how), wanted, rtol=1e-12, atol=1e-300)
 
 
-def test_rows_refuse_penalties():
-    with pytest.raises(ValueError, match="penalties"):
-        rollout.distribution_rows(np.zeros((1, 3)), Sampling(presence_penalty=1.0))
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"presence_penalty": 1.0},
+        {"frequency_penalty": 1.0},
+        {"repetition_penalty": 1.1},
+        {"logit_bias": {0: 1.0}},
+        {"typical_p": 0.5},
+        {"top_n_sigma": 1.0},
+    ],
+)
+def test_rows_refuse_what_no_recipe_uses(setting):
+    with pytest.raises(ValueError, match="are not batched"):
+        rollout.distribution_rows(np.zeros((1, 3)), Sampling(**setting))
 
 
 @settings(max_examples=settings.default.max_examples // 20 + 10)  # each is sixty forward passes

@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 
 from ...spec.ops import Array
+from ..logprobs import TokenLogprob
+from ..loops import Loop
 from ..session import Asking, Session, alone
 
 Choose = Callable[[Array, list[int], list[int]], int]
@@ -26,9 +28,12 @@ class Run:
     prompt, output  token ids; an end token is not part of the output
     seed            of the draws
     cached          prompt tokens that the session held before
-    finish_reason   "stop" at an end token, "no_answer" at one before any answer, "length" at max_tokens, "context" at a
-                    full context; None before the end
+    finish_reason   "stop" at an end token or a stop string, "no_answer" at an end token before any answer, "length" at
+                    max_tokens, "context" at a full context, "loop" at a repetition without end; None before the end
     prompt_seconds, output_seconds  wall-clock time of the model, sampling included
+    stop_string     the stop string that ended the output
+    loop            the repetition that ended the output
+    logprobs        for each id of the output, if they were asked for
     """
 
     prompt: list[int]
@@ -38,6 +43,9 @@ class Run:
     finish_reason: str | None = None
     prompt_seconds: float = 0.0
     output_seconds: float = 0.0
+    stop_string: str | None = None
+    loop: Loop | None = None
+    logprobs: list[TokenLogprob] | None = None
 
 
 def generate(session: Session, run: Run, choose: Choose, **how: Any) -> Iterator[int]:
@@ -55,6 +63,7 @@ def decoding(
     context: int,
     max_tokens: int | None = None,
     never: Sequence[range] = (),
+    ended: Callable[[], str | None] | None = None,
     intervene: Callable[[list[int]], Sequence[int]] | None = None,
     progress: Callable[[float], object] | None = None,
 ) -> Asking[int]:
@@ -65,6 +74,7 @@ def decoding(
     vocabulary  ids that may be chosen: 0 to vocabulary - 1; the logits beyond belong to padding of the embedding
     context     positions for prompt and output together
     never       ranges of ids that are not chosen either: no text has them
+    ended       called once the caller has taken a token; returns the reason to end the output with it, if there is one
     intervene   called with the output so far, once the caller has taken its last token; returns ids to append to it
     progress    called with the number of prompt tokens computed since its last call, fractions included
 
@@ -92,6 +102,9 @@ def decoding(
         run.output.append(token)
         run.output_seconds += time.perf_counter() - started
         yield token
+        if ended is not None and (reason := ended()) is not None:
+            run.finish_reason = reason
+            return
         if intervene is not None:
             for forced in list(intervene(run.output))[: room - len(run.output)]:
                 new.append(forced)
