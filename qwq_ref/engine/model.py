@@ -157,7 +157,7 @@ class Model:
                 raise UsageError(problem.file, f"prompt {number}", problem.problem) from None
         return self._answers(ready, most)
 
-    def _answers(self, ready: Sequence[Prepared], most: int) -> Iterator[tuple[int, Generation]]:
+    def _answers(self, ready: Sequence[PreparedPrompt], most: int) -> Iterator[tuple[int, Generation]]:
         answers: dict[int, Generation] = {}
 
         def works() -> Iterator[Asking[int]]:
@@ -179,7 +179,7 @@ class Model:
         *,
         progress: Progress | None = None,
         **asked: Any,
-    ) -> Prepared:
+    ) -> PreparedPrompt:
         """Check a prompt and its settings against this model. Nothing is computed.
 
         settings  None: those that are `asked` for by name, as for `generate`
@@ -224,11 +224,11 @@ class Model:
             "intervene": lambda output: budget.due(state),
             "progress": progress,
         }
-        return Prepared(run, choose, transcript, limits)
+        return PreparedPrompt(run, choose, transcript, limits)
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedPrompt:
     """A prompt that was checked, with the settings of its answer: it can be computed.
 
     run         the state of the answer to come

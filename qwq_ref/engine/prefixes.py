@@ -27,7 +27,7 @@ class Prefixes:
         """Return the most first tokens that a session has in common with ids [T], at most T - 1, and that session."""
         found: tuple[int, Session | None] = (0, None)
         for session in [*self._kept, *running]:
-            n = common_prefix(session.ids, ids[:-1])
+            n = min(common_prefix(session.ids, ids[:-1]), session.held)
             if n > found[0]:
                 found = (n, session)
         return found

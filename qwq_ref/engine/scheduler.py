@@ -17,17 +17,19 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..errors import BusyError
+from ..host.memory import available_bytes
 from .decode.batch import Batch, Item
 from .prefixes import Prefixes
 from .session import Asking, Session, common_prefix
 
 if TYPE_CHECKING:
     from .generation import Generation
-    from .model import Model, Prepared
+    from .model import Model, PreparedPrompt
 
 T = TypeVar("T")
 _SHARED = 64  # prompt tokens in common for which a prompt waits until another one has computed them
 _KEPT = 32  # ended sessions that are kept
+_MEMORY = 0.8  # of the memory that is available, for caches
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ class Job:
     """
 
     number: int
-    prepared: Prepared
+    prepared: PreparedPrompt
     generation: Generation
     deliver: Deliver
     submitted: float = field(default_factory=time.monotonic)
@@ -78,9 +80,10 @@ class Job:
 
 @dataclass(frozen=True)
 class Counts:
-    """What a scheduler does, and has done since its start.
+    """The jobs of a scheduler, and the sums since its start.
 
-    running, waiting, kept     jobs, jobs, and sessions that ended
+    running, waiting           jobs
+    kept                       sessions that ended, and are kept
     answered, cancelled, failed, refused  jobs
     prompt_tokens, cached_tokens, output_tokens  of answered and cancelled jobs; cached ones are no prompt tokens
     passes, seconds            over the weights, and what they took
@@ -105,13 +108,15 @@ class Scheduler:
 
     running  the most jobs that share a pass
     waiting  the most jobs that wait beside them
+    memory   bytes for the caches of all of them, and of sessions that ended; None: most of what is available
     """
 
-    def __init__(self, model: Model, running: int = 16, waiting: int = 64) -> None:
+    def __init__(self, model: Model, running: int = 16, waiting: int = 64, memory: int | None = None) -> None:
         self.model = model
         self._most, self._most_waiting = running, waiting
-        self._batch = Batch(model.backend, model.path)
         self._prefixes = Prefixes(_KEPT)
+        self._batch = Batch(model.backend, model.path, spare=self._prefixes.drop_oldest)
+        model.backend.limit_memory(int(_MEMORY * available_bytes()) if memory is None else memory)
         self._numbers = itertools.count()
         self._waiting: deque[Job] = deque()
         self._running: dict[int, Job] = {}
@@ -125,7 +130,7 @@ class Scheduler:
         self._thread = threading.Thread(target=self._loop, name="qwq-scheduler", daemon=True)
         self._thread.start()
 
-    def submit(self, prepared: Prepared, deliver: Deliver) -> Job:
+    def submit(self, prepared: PreparedPrompt, deliver: Deliver) -> Job:
         """Add a prompt to those that wait: `deliver` gets its events. Raises BusyError where too many wait."""
         with self._changed:
             if self._closing:
@@ -188,10 +193,11 @@ class Scheduler:
     def _loop(self) -> None:
         while self._wait():
             self._admit()
+            before = len(self._running)
             for number, item in self._batch.items():
                 self._take(number, item)
-            if self._waiting and len(self._running) < self._most and self._admissible() is not None:
-                continue  # a job ended: the next one shares the pass
+            if len(self._running) < before and self._waiting:
+                continue  # the next job shares the pass
             started = time.monotonic()
             failures = [*self._batch.run()]
             self._seconds += time.monotonic() - started
@@ -242,6 +248,9 @@ class Scheduler:
     def _admit(self) -> None:
         while len(self._running) < self._most and (job := self._admissible()) is not None:
             session = self._prefixes.begin(job.prompt, self.model.session, self._sessions())
+            if not self._batch.has_room(session, job.prompt[len(session.ids) :]) and len(self._batch):
+                self._prefixes.keep(session)
+                return
             job.session, job.started = session, time.monotonic()
             with self._changed:
                 self._waiting.remove(job)

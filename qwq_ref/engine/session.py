@@ -71,7 +71,7 @@ class Session:
         try:
             for start in range(0, len(ids), self.backend.chunk):
                 chunk = ids[start : start + self.backend.chunk]
-                logits = yield Request(Step(chunk, self._sequence, LAST), step, progress, self)
+                logits = yield Request(self.step(chunk), step, progress, self)
                 assert logits is not None
                 self._logits = logits[0]
                 self.ids += chunk
@@ -81,11 +81,28 @@ class Session:
 
     def _agree(self) -> None:
         """Keep the positions that both the ids and the sequence have."""
-        held = min(len(self.ids), self._sequence.length)
+        held = self.held
         self._sequence.rollback(held)
         if held < len(self.ids):
             del self.ids[held:]
             self._logits = None
+
+    @property
+    def held(self) -> int:
+        """The number of first tokens that are in memory: all, but after `forget`."""
+        return min(len(self.ids), self._sequence.length)
+
+    def step(self, ids: Ids[int]) -> Step:
+        """Return the step that adds tokens at the end -> logits [1, V] of the last one."""
+        return Step(ids, self._sequence, LAST)
+
+    def forget(self) -> list[int]:
+        """Give back the memory of all tokens while a step is asked for -> their ids, which then must be computed again.
+
+        The step goes on behind them as if nothing had happened.
+        """
+        self._sequence.rollback(0)
+        return self.ids
 
     def fork(self, length: int) -> Session:
         """Return a session with the first `length` tokens. Both share the memory of these."""

@@ -92,6 +92,9 @@ class Backend(Protocol):
     def sequence(self) -> Sequence:
         """Return an empty sequence."""
 
+    def limit_memory(self, size: int) -> None:
+        """Let the caches of all sequences have so many bytes at most, but enough for one of a whole context."""
+
     def missing(self, steps: Listed[Step]) -> float:
         """Return how many more pages (see `engine.pages`) steps need than are left. 0: they can run."""
 

@@ -111,6 +111,9 @@ class CoreBackend:
             for i, bias in enumerate(self._key_biases)
         ]
 
+    def limit_memory(self, size: int) -> None:
+        self.pool.limit = max(pages_of(self.context), size // self.pool.bytes)
+
     def missing(self, steps: Listed[Step]) -> float:
         more: float = sum(step.sequence.table.missing(step.sequence.length, len(step.ids)) for step in steps)
         return max(0, more - self.pool.left)

@@ -3,20 +3,24 @@
 Two rules make a batch fair. A pass takes one token of each work that decodes, and a piece of the prompts of the others:
 so a long prompt delays no output for long. And all prompts advance in equal shares: so a short one does not wait for a
 long one.
+
+Where memory runs out, the youngest work gives its cache back, and computes it again once there is room. No bit of its
+answer changes, so nobody notices more than a delay. The oldest work is never put aside, so it ends at some time.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from collections.abc import Sequence as Ids
 from dataclasses import dataclass, field, replace
 
-from ...errors import NonFiniteError
+from ...errors import MemoryLimitError, NonFiniteError
 from ...spec.ops import Array
 from ..backends import Backend
 from ..faults import run_together
-from ..session import Asking, Request
+from ..session import Asking, Request, Session
 
 Item = int | None | Exception  # an id, the end of a work, or its failure
 
@@ -31,7 +35,8 @@ class _Work:
 
     background  it takes part only in passes that no other work needs
     request     the one that it waits for; None: it must be asked for its next one
-    left        ids of the request that no pass has taken yet
+    left        ids of the request that no pass has taken yet; those of the whole session, after it was put aside
+    aside       it waits for memory
     logits      what answers its last request
     """
 
@@ -39,11 +44,19 @@ class _Work:
     background: bool
     request: Request | None = None
     left: list[int] = field(default_factory=list)
+    aside: bool = False
     logits: Array | None = None
 
     @property
     def decodes(self) -> bool:
         return len(self.left) == 1
+
+    def put_aside(self) -> None:
+        """Give back the memory of the session that asks."""
+        assert self.request is not None
+        assert self.request.session is not None
+        self.left = [*self.request.session.forget(), *self.request.step.ids]
+        self.aside = True
 
 
 class Pace:
@@ -77,10 +90,17 @@ class Batch:
     backend  what computes
     model    where its weights came from, for errors
     live     whether someone waits for each token: passes then are short
+    spare    called when memory runs out; returns whether it has given some back
     """
 
-    def __init__(self, backend: Backend, model: str | os.PathLike[str] | None = None, live: bool = True) -> None:
-        self.backend, self.model = backend, model
+    def __init__(
+        self,
+        backend: Backend,
+        model: str | os.PathLike[str] | None = None,
+        live: bool = True,
+        spare: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self.backend, self.model, self._spare = backend, model, spare
         self._works: dict[int, _Work] = {}
         self._pace = Pace(backend.chunk) if live and not backend.streams else None
 
@@ -124,7 +144,9 @@ class Batch:
 
     def run(self) -> Iterator[tuple[int, Exception]]:
         """Run one pass for the requests -> the numbers and errors of works that failed in it; they are removed."""
-        counts = self._shares({n: work for n, work in self._works.items() if work.request is not None})
+        self._bring_back()
+        counts = self._shares({n: w for n, w in self._works.items() if w.request is not None and not w.aside})
+        yield from self._make_room(counts)
         if not counts:
             return
         pieces = [_piece(self._works[number], count) for number, count in counts.items()]
@@ -142,6 +164,37 @@ class Batch:
             del work.left[:count]
             if not work.left:
                 work.request, work.logits = None, logits
+
+    def has_room(self, session: Session, ids: Ids[int]) -> bool:
+        """Return whether there is memory for more tokens of a session beside the next ones of all works."""
+        steps = [_piece(work, 1).step for work in self._works.values() if work.request is not None and not work.aside]
+        while self.backend.missing([*steps, session.step(ids)]):
+            if not self._spare():
+                return False
+        return True
+
+    def _bring_back(self) -> None:
+        """Let works that were put aside go on, the oldest first, while there is room for all that they had."""
+        for work in self._works.values():
+            if work.aside and work.request is not None and work.request.session is not None:
+                work.aside = not self.has_room(work.request.session, work.left)
+                if work.aside:
+                    return
+
+    def _make_room(self, counts: dict[int, int]) -> Iterator[tuple[int, Exception]]:
+        """Put works aside until there is memory for a pass. One that has not enough alone fails, and is removed."""
+        while self.backend.missing([_piece(self._works[n], count).step for n, count in counts.items()]):
+            if self._spare():
+                continue
+            active = [n for n, work in self._works.items() if work.request is not None and not work.aside]
+            oldest, *others = sorted(active, key=lambda n: self._works[n].background)
+            if not others:
+                self.remove(oldest)
+                counts.clear()
+                yield oldest, MemoryLimitError(self.model, "KV cache", "has no memory for more tokens")
+                return
+            self._works[others[-1]].put_aside()
+            counts.pop(others[-1], None)
 
     def _shares(self, works: dict[int, _Work]) -> dict[int, int]:
         """Return the number of tokens that a pass takes of each work that takes part."""
