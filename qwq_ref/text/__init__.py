@@ -7,6 +7,7 @@ from .thinking import ThinkingSplitter, prompt_is_thinking, split_thinking
 from .tokenizer import StreamDecoder, Tokenizer
 from .tokenizer_file import load_tokenizer
 from .tokenizer_gguf import gguf_tokenizer
+from .tools import ToolParser
 
 __all__ = [
     "FILES",
@@ -14,6 +15,7 @@ __all__ = [
     "StreamDecoder",
     "ThinkingSplitter",
     "Tokenizer",
+    "ToolParser",
     "gguf_tokenizer",
     "load_chat_template",
     "load_tokenizer",
