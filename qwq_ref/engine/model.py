@@ -6,6 +6,7 @@ import functools
 import secrets
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from .decode.plain import Run, decoding
 from .decode.together import together
 from .ends import end_tokens
 from .generation import Budget, Generation, Transcript
+from .grammar import Constraint, Vocabulary, grammar_of
 from .sampler import Sampler, own_sampling
 from .session import Asking, Session, alone
 from .tokens import no_tokenizer
@@ -81,23 +83,35 @@ class Model:
         """Return an empty session: token ids, and logits of the next one."""
         return Session(self.backend, self.path)
 
-    def prompt_ids(self, prompt: str | list[dict[str, Any]], system: str | None = None, raw: bool = False) -> list[int]:
+    @functools.cached_property
+    def vocabulary(self) -> Vocabulary:
+        """The vocabulary as grammars need it. Raises UsageError without llguidance."""
+        return Vocabulary(self.tokenizer, min(self.tokenizer.size, self.config.V), [*self.end_tokens])
+
+    def prompt_ids(
+        self,
+        prompt: str | list[dict[str, Any]],
+        system: str | None = None,
+        raw: bool = False,
+        tools: list[dict[str, Any]] | None = None,
+    ) -> list[int]:
         """A question, or a conversation of messages with `role` and `content` -> the ids of a prompt.
 
-        raw   encode the text as it is, without the chat template; behind BOS, if the model's texts begin with it
+        raw    encode the text as it is, without the chat template; behind BOS, if the model's texts begin with it
+        tools  functions that the template offers to the model, as JSON schemas
 
         Raises TemplateError, TokenizerError, UsageError.
         """
         if raw:
-            if not isinstance(prompt, str) or system is not None:
-                raise UsageError(None, "raw", "takes a plain text, with no messages and no system prompt")
+            if not isinstance(prompt, str) or system is not None or tools:
+                raise UsageError(None, "raw", "takes a plain text, with no messages, no system prompt and no tools")
             return self.tokenizer.begin(self.tokenizer.encode(prompt))
         if self.template is None:
             raise no_template(self.path)
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
         if system is not None:
             messages = [{"role": "system", "content": system}, *messages]
-        return self.template.encode(self.tokenizer, messages)
+        return self.template.encode(self.tokenizer, messages, tools or None)
 
     def sampling(self, **changes: Any) -> Sampling:
         """The checkpoint's own sampling with `changes`; None keeps a value. Raises UsageError.
@@ -119,6 +133,10 @@ class Model:
         max_tokens: int | None = None,
         seed: int | None = None,
         think_budget: int | None = None,
+        response_format: Mapping[str, Any] | None = None,
+        tools: list[dict[str, Any]] | None = None,
+        tool_choice: str | Mapping[str, Any] = "auto",
+        parallel_tool_calls: bool = True,
         progress: Progress | None = None,
         **sampling: Any,
     ) -> Generation:
@@ -127,6 +145,9 @@ class Model:
         max_tokens    None: until the model ends its answer or the context is full
         seed          None: a random one, kept in `run.seed`
         think_budget  tokens of reasoning after which it is closed, whoever opened it; 0 turns reasoning off
+        response_format, tools, tool_choice, parallel_tool_calls
+                      as OpenAI's clients send them. The answer keeps to the grammar that they set, if any: see
+                      `grammar.grammar_of`. `text.ToolParser` finds the calls in an answer
         progress      called with the number of prompt tokens computed since its last call, fractions included
         sampling      fields of `Sampling`; the others come from the checkpoint
 
@@ -140,6 +161,10 @@ class Model:
             max_tokens=max_tokens,
             seed=seed,
             think_budget=think_budget,
+            response_format=response_format,
+            tools=tools,
+            tool_choice=tool_choice,
+            parallel_tool_calls=parallel_tool_calls,
             progress=progress,
             **sampling,
         )
@@ -199,6 +224,10 @@ class Model:
         max_tokens: int | None = None,
         seed: int | None = None,
         think_budget: int | None = None,
+        response_format: Mapping[str, Any] | None = None,
+        tools: list[dict[str, Any]] | None = None,
+        tool_choice: str | Mapping[str, Any] = "auto",
+        parallel_tool_calls: bool = True,
         progress: Progress | None = None,
         **sampling: Any,
     ) -> Prepared:
@@ -207,7 +236,8 @@ class Model:
             if number is not None:
                 whole_number(name, number)
         how = self.sampling(**sampling)
-        ids = self.prompt_ids(prompt, system, raw)
+        grammar = grammar_of(response_format, tools, tool_choice, parallel_tool_calls)
+        ids = self.prompt_ids(prompt, system, raw, None if tool_choice == "none" else tools)
         thinking, budget = prompt_is_thinking(ids, self.tokenizer), Budget(self.tokenizer, think_budget)
         state = ThinkingSplitter(self.tokenizer, thinking and think_budget != 0, opened=thinking)
         if thinking and not state.thinking:
@@ -224,6 +254,7 @@ class Model:
             raise UsageError(
                 None, "prompt", f"of {len(ids)} tokens and {output} not fit in the context of {self.context}"
             )
+        constraint = None if grammar is None else Constraint(grammar, self.vocabulary, copy(state), think_budget != 0)
         run = Run(ids, secrets.randbits(32) if seed is None else seed)
         limits = {
             "end_ids": [*self.end_tokens],
@@ -231,6 +262,7 @@ class Model:
             "context": self.context,
             "max_tokens": max_tokens,
             "never": self.tokenizer.holes,
+            "constrain": None if constraint is None else constraint.mask,
             "intervene": lambda output: budget.due(state),
             "progress": progress,
         }
