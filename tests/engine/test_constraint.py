@@ -77,13 +77,22 @@ def test_a_model_without_reasoning_is_bound_from_the_first_token(says):
     assert re.fullmatch("[0-9]+", answer)
 
 
-def test_a_model_may_open_its_reasoning_itself_unless_that_is_off(says):
+def test_a_model_may_open_its_reasoning_itself_unless_that_is_off(small, says):
     thinking, answer, _ = says("x", "<think>hm</think>\n\n7")
     assert thinking == "hm"
     assert answer.startswith("7")
-    thinking, answer, _ = says("x", "<think>7", think_budget=0)
+    thinking, answer, run = says("x", "<think>7", think_budget=0)
     assert thinking == ""
+    assert small.think_start not in run.output
     assert re.fullmatch("[0-9]+", answer)
+
+
+def test_markers_and_special_tokens_are_no_text_of_an_answer(small, says):
+    form = {"type": "regex", "regex": "a(.|\n)*b"}
+    _, answer, run = says("x", "a<think>c</think>d<|im_start|><tool_call>b", form)
+    assert not {small.think_start, small.think_end, *small.special} & {*run.output}
+    assert small.added["<tool_call>"] in run.output
+    assert re.fullmatch("a.*<tool_call>b", answer, re.DOTALL)
 
 
 def test_with_thinking_off_the_prompt_has_closed_it(small, says):
