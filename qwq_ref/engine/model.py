@@ -15,7 +15,7 @@ from ..errors import UsageError
 from ..formats import GenerationConfig
 from ..spec import Sampling
 from ..spec.ops import Array
-from ..text import ThinkingSplitter, Tokenizer, prompt_is_thinking
+from ..text import ThinkingSplitter, Tokenizer, fim_ends, fim_ids, prompt_is_thinking
 from ..text.template import ChatTemplate
 from . import backends
 from .ahead import no_template
@@ -94,17 +94,21 @@ class Model:
         system: str | None = None,
         raw: bool = False,
         tools: list[dict[str, Any]] | None = None,
+        suffix: str | None = None,
     ) -> list[int]:
         """A question, or a conversation of messages with `role` and `content` -> the ids of a prompt.
 
-        raw    encode the text as it is, without the chat template; behind BOS, if the model's texts begin with it
-        tools  functions that the template offers to the model, as JSON schemas
+        raw     encode the text as it is, without the chat template; behind BOS, if the model's texts begin with it
+        tools   functions that the template offers to the model, as JSON schemas
+        suffix  the text behind a gap, before which the prompt stands: the model fills it. Implies raw
 
         Raises TemplateError, TokenizerError, UsageError.
         """
-        if raw:
+        if raw or suffix is not None:
             if not isinstance(prompt, str) or system is not None or tools:
                 raise UsageError(None, "raw", "takes a plain text, with no messages, no system prompt and no tools")
+            if suffix is not None:
+                return fim_ids(self.tokenizer, prompt, suffix)
             return self.tokenizer.begin(self.tokenizer.encode(prompt))
         if self.template is None:
             raise no_template(self.path)
@@ -130,6 +134,7 @@ class Model:
         *,
         system: str | None = None,
         raw: bool = False,
+        suffix: str | None = None,
         max_tokens: int | None = None,
         seed: int | None = None,
         think_budget: int | None = None,
@@ -142,6 +147,7 @@ class Model:
     ) -> Generation:
         """Answer a prompt -> an iterator of `Piece`; its `run` tells how far it is.
 
+        suffix        the text behind a gap that the answer fills, for models with tokens for that: see `text.fim`
         max_tokens    None: until the model ends its answer or the context is full
         seed          None: a random one, kept in `run.seed`
         think_budget  tokens of reasoning after which it is closed, whoever opened it; 0 turns reasoning off
@@ -158,6 +164,7 @@ class Model:
             prompt,
             system=system,
             raw=raw,
+            suffix=suffix,
             max_tokens=max_tokens,
             seed=seed,
             think_budget=think_budget,
@@ -221,6 +228,7 @@ class Model:
         *,
         system: str | None = None,
         raw: bool = False,
+        suffix: str | None = None,
         max_tokens: int | None = None,
         seed: int | None = None,
         think_budget: int | None = None,
@@ -236,8 +244,10 @@ class Model:
             if number is not None:
                 whole_number(name, number)
         how = self.sampling(**sampling)
+        if suffix is not None and response_format is not None:
+            raise UsageError(None, "response_format", "does not go together with a suffix")
         grammar = grammar_of(response_format, tools, tool_choice, parallel_tool_calls)
-        ids = self.prompt_ids(prompt, system, raw, None if tool_choice == "none" else tools)
+        ids = self.prompt_ids(prompt, system, raw, None if tool_choice == "none" else tools, suffix)
         thinking, budget = prompt_is_thinking(ids, self.tokenizer), Budget(self.tokenizer, think_budget)
         state = ThinkingSplitter(self.tokenizer, thinking and think_budget != 0, opened=thinking)
         if thinking and not state.thinking:
@@ -257,7 +267,7 @@ class Model:
         constraint = None if grammar is None else Constraint(grammar, self.vocabulary, copy(state), think_budget != 0)
         run = Run(ids, secrets.randbits(32) if seed is None else seed)
         limits = {
-            "end_ids": [*self.end_tokens],
+            "end_ids": [*self.end_tokens, *(() if suffix is None else fim_ends(self.tokenizer))],
             "vocabulary": min(self.tokenizer.size, self.config.V),
             "context": self.context,
             "max_tokens": max_tokens,

@@ -1,6 +1,7 @@
 """From text to token ids and back: tokenizer, chat template, reasoning."""
 
 from ..text_files import FILES
+from .fim import fim_ends, fim_ids
 from .template import ChatTemplate, load_chat_template
 from .template_process import start_templates
 from .thinking import ThinkingSplitter, prompt_is_thinking, split_thinking
@@ -16,6 +17,8 @@ __all__ = [
     "ThinkingSplitter",
     "Tokenizer",
     "ToolParser",
+    "fim_ends",
+    "fim_ids",
     "gguf_tokenizer",
     "load_chat_template",
     "load_tokenizer",
