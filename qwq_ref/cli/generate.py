@@ -8,6 +8,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from ..errors import QwqError, UsageError
+from .constrain import add_constrain_arguments, response_format
 from .hints import print_hint
 from .many import PARALLEL, answer_all, read_prompts
 from .options import (
@@ -64,6 +65,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "largest half, quarter or smaller part that fits in memory",
     )
     parser.add_argument("--raw", action="store_true", help="continue the prompt as plain text, without chat template")
+    parser.add_argument(
+        "--suffix",
+        metavar="TEXT",
+        help="fill the gap between the prompt and TEXT, as editors of code ask for it; both stay plain, as with --raw",
+    )
     parser.add_argument("--chat-template-file", metavar="FILE", help="a Jinja template instead of the model's own")
     add_download_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object at the end, and no stream of text")
@@ -125,6 +131,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="end the reasoning after N tokens; 0: answer without reasoning; default: no limit",
     )
+    add_constrain_arguments(parser)
     add_engine_arguments(parser)
     add_rope_arguments(parser)
     add_memory_arguments(parser, "prompts of --prompts")
@@ -142,6 +149,11 @@ def run(options: argparse.Namespace) -> int:
     check_rope_options(options)
     if options.raw:
         refuse(options, ["chat_template_file"], "has no effect with --raw")
+    if options.suffix is not None:
+        options.suffix = argument_text(options.suffix, "suffix")
+        refuse(options, ["system", "chat_template_file", "prompts"], "has no effect with --suffix")
+        refuse(options, ["json_schema", "grammar", "grammar_file"], "does not go together with --suffix")
+        options.raw = True
     if options.system is not None:
         options.system = argument_text(options.system, "system")
     if options.prompts is None:
@@ -163,6 +175,7 @@ def run(options: argparse.Namespace) -> int:
     from .loading import load_model
 
     own_sampling({}, **_sampling(options))
+    options.response_format = response_format(options)
     model = load_model(options, choices, options.ctx_size, options.chat_template_file, chat=not options.raw)
     if options.verbose:
         tell(f"chat template: {'yes' if model.template else 'no'}")
@@ -182,7 +195,7 @@ def _sampling(options: argparse.Namespace) -> dict[str, Any]:
 
 def _settings(options: argparse.Namespace) -> dict[str, Any]:
     """Return the settings of `Model.generate` that were asked for."""
-    names = ("system", "raw", "max_tokens", "seed", "think_budget")
+    names = ("system", "raw", "suffix", "response_format", "max_tokens", "seed", "think_budget")
     return {name: getattr(options, name) for name in names} | _sampling(options)
 
 

@@ -28,7 +28,7 @@ COMMANDS = {
     "bench": "measure the speed of a model or an operation, and the limits of the machine",
     "completion": "print the script with which a shell completes commands and options",
 }
-_TEXTS = ("prompt", "system", "op")  # options whose value may be empty
+_TEXTS = ("prompt", "suffix", "system", "op")  # options whose value may be empty
 _HELP = ("-h", "--help")
 _VERSION = ("-V", "--version")
 _NAMES = {alias: name for name, aliases in ALIASES.items() for alias in aliases}

@@ -19,6 +19,7 @@ ALIASES = {
     "--repeats": ("--repetitions",),
     "--problems": ("--limit",),
     "--categories": ("--tasks",),
+    "--json-schema": ("--json-schema-file", "-jf"),
     "--kl-base": ("--kl-divergence-base", "--save-all-logits"),
 }
 
@@ -71,7 +72,6 @@ FOREIGN = {
         "--max-length --max-kv-size --min-length --min-new-tokens --keep --ignore-eos --context-shift --cache-ram -cram"
     ),
     "no text ends an answer; --max-tokens limits it": "--stop --reverse-prompt -r --extra-eos-token",
-    "the output cannot be constrained": "--grammar --grammar-file --json-schema -j --json-schema-file -jf",
     "control tokens are never printed": "--special -sp",
     "--chat-template-file takes a Jinja template": (
         "--chat-template --chat-template-config --chat-template-kwargs --use-default-chat-template --no-jinja "
