@@ -6,7 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from qwq_ref.text import ChatTemplate
 from qwq_ref.text.tools import Arguments, CallBegins, CallEnds, Content, ToolParser
+from tests.support.small_tokenizer import TEMPLATE
 
 SPACE = " \t\n\r"
 
@@ -188,6 +190,19 @@ def test_a_call_without_its_end_is_content():
 def test_a_second_marker_begins_a_call_where_the_first_is_text():
     assert read("Use <tool_call> so: " + call())[:2] == ("Use <tool_call> so:", [["f", '{"x": 1}', True]])
     assert read("<tool_call><tool_call" + call())[:2] == ("<tool_call><tool_call", [["f", '{"x": 1}', True]])
+
+
+def test_the_calls_that_a_template_writes_are_read_back():
+    wanted = [["weather", {"place": 'Ulm "</tool_call>"', "days": [1, 2]}], ["now", {}]]
+    calls = [{"type": "function", "function": {"name": name, "arguments": values}} for name, values in wanted]
+    template = ChatTemplate(TEMPLATE)
+    spoken = {"role": "assistant", "content": "Let me see.", "tool_calls": calls}
+    text = template.render([{"role": "user", "content": "x"}, spoken], add_generation_prompt=False)
+    said = text.rpartition("<|im_start|>assistant\n")[2].partition("<|im_end|>")[0]
+    assert said.count("<tool_call>") == 2
+    content, found, _ = read(said)
+    assert content == "Let me see."
+    assert [[name, json.loads(arguments)] for name, arguments, _ in found] == wanted
 
 
 # --- any cut ----------------------------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import functools
+import hashlib
 import json
 import os
 import re
@@ -20,34 +20,54 @@ _VARIABLES = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")  # for Python to start at 
 _PATIENCE = 60.0  # seconds: the limit is one of the processor's time, which a busy machine stretches
 # Of llguidance, for each answer. A state of the lexer takes up to 2 kB.
 LIMITS = {"max_lexer_states": 50_000, "verbose_errors": False}
+_known: dict[bytes, tuple[str, str] | None] = {}  # by a digest of the grammar: field and problem, or None
+_MOST_KNOWN = 10_000
 _one_at_a_time = threading.Lock()  # so that hostile grammars of many clients need the memory of one
 
 
 def check(grammar: Grammar) -> None:
     """Raise UsageError for a grammar that does not compile within 2 seconds and 512 MiB: it names the field."""
     folder = require()
+    digest = hashlib.sha256(repr((grammar, folder)).encode()).digest()
     with _one_at_a_time:
-        _check(grammar, folder)
+        if digest not in _known:
+            if len(_known) >= _MOST_KNOWN:
+                _known.clear()
+            _known[digest] = _fault(grammar, folder)
+        if (fault := _known[digest]) is not None:
+            raise UsageError(None, *fault)
 
 
-def _check(grammar: Grammar, folder: str) -> None:
-    parts = [*grammar.parts, (grammar.parts[0][0], grammar.source)]
-    if (found := _fault(tuple(source for _, source in parts), folder)) is None:
-        return
-    number, problem = found
-    if number is None and len({source for _, source in parts}) > 1:  # the child has crashed: ask for each part alone
-        alone = (_fault((source,), folder) for _, source in parts)
-        number = next((at for at, fault in enumerate(alone) if fault is not None), 0)
-    raise UsageError(None, parts[number or 0][0], problem)
+def _fault(grammar: Grammar, folder: str) -> tuple[str, str] | None:
+    """Return the field of a grammar that does not compile, and why; None for one that does."""
+    fields = {source: field for field, source in reversed([*grammar.parts, (grammar.parts[0][0], grammar.source)])}
+    sources = list(reversed(fields))
+    try:
+        found = _first_bad(sources, folder)
+    except _CrashError as crash:
+        for source in sources if len(sources) > 1 else ():  # which one was it?
+            try:
+                _first_bad([source], folder)
+            except _CrashError:
+                return fields[source], str(crash)
+        return fields[sources[0]], str(crash)
+    return None if found is None else (fields[sources[found[0]]], first_line(found[1]))
 
 
-@functools.lru_cache(256)
-def _fault(sources: tuple[str, ...], folder: str) -> tuple[int | None, str] | None:
-    """Return the number of the first grammar that does not compile, None if it is not known, and why; or None."""
+class _CrashError(Exception):
+    """The child has no answer. The message says why."""
+
+
+def _first_bad(sources: list[str], folder: str) -> tuple[int, str] | None:
+    """Return the number of the first grammar that does not compile, and the message of llguidance; or None.
+
+    Raises _CrashError where a grammar breaks the limits, and UsageError where no process can be started.
+    """
+    command = [sys.executable, "-I", "-S", "-W", "ignore", str(_WORKER), json.dumps(LIMITS), folder]
     try:
         child = subprocess.run(
-            [sys.executable, "-I", "-S", "-W", "ignore", str(_WORKER), json.dumps(LIMITS), folder],
-            input=json.dumps([*dict.fromkeys(sources)]).encode(),
+            command,
+            input=json.dumps(sources).encode(),
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             cwd="/",
@@ -58,8 +78,12 @@ def _fault(sources: tuple[str, ...], folder: str) -> tuple[int | None, str] | No
         )
         answer = json.loads(child.stdout)
     except (subprocess.SubprocessError, ValueError):
-        return None, f"is too complex: it does not compile within {SECONDS} seconds and {BYTES >> 20:,} MiB"
-    return None if answer is None else (sources.index([*dict.fromkeys(sources)][answer[0]]), first_line(answer[1]))
+        limits = f"{SECONDS} seconds and {BYTES >> 20:,} MiB"
+        raise _CrashError(f"is too complex: it does not compile within {limits}") from None
+    except OSError as problem:
+        reason = f"cannot be compiled: no process can be started ({problem.strerror or problem})"
+        raise UsageError(None, "response_format", reason) from None
+    return None if answer is None else (answer[0], answer[1])
 
 
 def first_line(problem: str) -> str:

@@ -7,6 +7,7 @@ this process. It reads grammars as a JSON list from stdin, and writes the number
 
 from __future__ import annotations
 
+import contextlib
 import json
 import resource
 import sys
@@ -29,9 +30,9 @@ class _Bytes:
 
 
 def main() -> None:
-    resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
-    resource.setrlimit(resource.RLIMIT_AS, (BYTES, BYTES))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    for what, limit in ((resource.RLIMIT_CPU, SECONDS), (resource.RLIMIT_AS, BYTES), (resource.RLIMIT_CORE, 0)):
+        with contextlib.suppress(ValueError, OSError):  # the system has no such limit, or a lower one already
+            resource.setrlimit(what, (limit, limit))
     sys.path += sys.argv[2:]  # the folder of llguidance: Python runs without site-packages here
     from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
