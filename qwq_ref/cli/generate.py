@@ -7,6 +7,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from ..errors import QwqError, UsageError
+from .constrain import add_constrain_arguments, response_format
 from .hints import print_hint
 from .many import PARALLEL, answer_all, read_prompts
 from .options import (
@@ -77,6 +78,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "largest half, quarter or smaller part that fits in memory",
     )
     parser.add_argument("--raw", action="store_true", help="continue the prompt as plain text, without chat template")
+    parser.add_argument(
+        "--suffix",
+        metavar="TEXT",
+        help="fill the gap between the prompt and TEXT, as editors of code ask for it; both stay plain, as with --raw",
+    )
     parser.add_argument("--chat-template-file", metavar="FILE", help="a Jinja template instead of the model's own")
     add_download_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object at the end, and no stream of text")
@@ -113,6 +119,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a budget by name: none and minimal 0 tokens, low 1024, medium 4096, but at most a quarter or a half of "
         "the room for the output; high: no limit",
     )
+    add_constrain_arguments(parser)
     add_engine_arguments(parser)
     add_rope_arguments(parser)
     add_memory_arguments(parser, "prompts of --prompts")
@@ -130,6 +137,11 @@ def run(options: argparse.Namespace) -> int:
     check_rope_options(options)
     if options.raw:
         refuse(options, ["chat_template_file"], "has no effect with --raw")
+    if options.suffix is not None:
+        options.suffix = argument_text(options.suffix, "suffix")
+        refuse(options, ["system", "chat_template_file", "prompts"], "has no effect with --suffix")
+        refuse(options, ["json_schema", "grammar", "grammar_file"], "does not go together with --suffix")
+        options.raw = True
     if options.system is not None:
         options.system = argument_text(options.system, "system")
     options.stop = options.stop and [argument_text(text, "stop") for text in options.stop]
@@ -153,6 +165,7 @@ def run(options: argparse.Namespace) -> int:
     from ..engine.settings import Settings
     from .loading import load_model
 
+    options.response_format = response_format(options)
     Settings.checked(**_settings(options))
     model = load_model(options, choices, options.ctx_size, options.chat_template_file, chat=not options.raw)
     if options.verbose:
@@ -171,6 +184,8 @@ def _settings(options: argparse.Namespace) -> dict[str, Any]:
     names = (
         "system",
         "raw",
+        "suffix",
+        "response_format",
         "max_tokens",
         "seed",
         "think_budget",

@@ -68,19 +68,22 @@ def require_core() -> None:
         raise core.CoreError(None, "core", "is not built: install a C compiler, then qwq_ref again")
 
 
-def add_prompt_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options that `prompt.read_prompt` reads."""
+def add_prompt_arguments(parser: argparse.ArgumentParser, what: str = "the prompt") -> None:
+    """Add the options that `prompt.read_prompt` reads.
+
+    what  the name of the text in the help
+    """
     parser.add_argument(
         "positional",
         nargs="?",
         metavar="PROMPT",
-        help="the prompt; without PROMPT, -p or -f, or if PROMPT is -, it comes from standard input",
+        help=f"{what}; without PROMPT, -p or -f, or if PROMPT is -, it comes from standard input",
     )
-    parser.add_argument("-p", "--prompt", help="the prompt, as an option")
+    parser.add_argument("-p", "--prompt", help=f"{what}, as an option")
     parser.add_argument(
         "-f",
         "--file",
-        help="read the prompt from FILE, or from standard input if FILE is -; with PROMPT or -p, the text of the file "
+        help=f"read {what} from FILE, or from standard input if FILE is -; with PROMPT or -p, the text of the file "
         "comes second",
     )
 

@@ -19,6 +19,7 @@ from .spellings import ALIASES, foreign
 COMMANDS = {
     "generate": "answer a prompt",
     "info": "show the size of a model: parameters, memory, bytes read and operations for each token",
+    "tokenize": "show the token ids of a text, or the text of token ids",
     "convert": "write a model to a new folder: packed, so that it loads faster, or as floats for transformers",
     "eval": "measure how many small problems a model answers correctly",
     "perplexity": "measure how well a model predicts a text, and how far it is from another run at the same text",
@@ -28,7 +29,7 @@ COMMANDS = {
     "bench": "measure the speed of a model or an operation, and the limits of the machine",
     "completion": "print the script with which a shell completes commands and options",
 }
-_TEXTS = ("prompt", "system", "op")  # options whose value may be empty
+_TEXTS = ("prompt", "suffix", "system", "op")  # options whose value may be empty
 _HELP = ("-h", "--help")
 _VERSION = ("-V", "--version")
 _NAMES = {alias: name for name, aliases in ALIASES.items() for alias in aliases}

@@ -14,6 +14,17 @@ from .text_input import HYPHEN, open_input, whole
 def read_prompt(options: argparse.Namespace) -> str:
     """Return the prompt: the argument and the file, or standard input without either.
 
+    Raises as `read_text`, and UsageError for a prompt of white space.
+    """
+    prompt = read_text(options)
+    if not prompt.strip():
+        raise UsageError(None, "prompt", "is empty")
+    return prompt
+
+
+def read_text(options: argparse.Namespace) -> str:
+    """Return the text that `options.add_prompt_arguments` asks for, which may be empty.
+
     A hyphen as PROMPT or as the file is standard input. Raises UsageError, and FileError for text that cannot be read.
     """
     text = given_once(options, "prompt")
@@ -31,7 +42,4 @@ def read_prompt(options: argparse.Namespace) -> str:
         if sys.stdin is None or sys.stdin.isatty():
             raise UsageError(None, "prompt", "is missing: give it as an argument, with -f, or on standard input")
         parts.append(whole(read_input(), STDIN))
-    prompt = "\n\n".join(parts)
-    if not prompt.strip():
-        raise UsageError(None, "prompt", "is empty")
-    return prompt
+    return "\n\n".join(parts)

@@ -19,10 +19,12 @@ ALIASES = {
     "--logit-bias": ("-l",),
     "--stop": ("--reverse-prompt", "--stop-strings"),
     "--think-budget": ("--reasoning-budget",),
+    "--alias": ("--served-model-name", "-a"),
     "--out": ("--mlx-path",),
     "--repeats": ("--repetitions",),
     "--problems": ("--limit",),
     "--categories": ("--tasks",),
+    "--json-schema": ("--json-schema-file", "-jf"),
     "--kl-base": ("--kl-divergence-base", "--save-all-logits"),
 }
 
@@ -74,7 +76,6 @@ FOREIGN = {
         "--max-length --max-kv-size --min-length --min-new-tokens --keep --ignore-eos --context-shift --cache-ram -cram"
     ),
     "--stop ends the answer at a text": "--extra-eos-token",
-    "the output cannot be constrained": "--grammar --grammar-file --json-schema -j --json-schema-file -jf",
     "control tokens are never printed": "--special -sp",
     "--chat-template-file takes a Jinja template": (
         "--chat-template --chat-template-config --chat-template-kwargs --use-default-chat-template --no-jinja "

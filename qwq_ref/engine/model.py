@@ -6,6 +6,7 @@ import functools
 import secrets
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from ..errors import UsageError
 from ..formats import GenerationConfig
 from ..spec import Sampling
 from ..spec.ops import Array
-from ..text import ThinkingSplitter, Tokenizer, prompt_is_thinking
+from ..text import ThinkingSplitter, Tokenizer, fim_ends, fim_ids, prompt_is_thinking
 from ..text.template import ChatTemplate
 from . import backends
 from .ahead import no_template
@@ -23,12 +24,13 @@ from .decode.plain import Choose, Run, decoding
 from .decode.together import together
 from .ends import end_tokens
 from .generation import Ending, Generation, Transcript, budget_of
+from .grammar import Constraint, Vocabulary, grammar_of
 from .logprobs import Recorder
 from .sampler import Sampler, check_bias, own_sampling
 from .session import Asking, Session, alone
 from .settings import Settings
 from .tokens import no_tokenizer
-from .values import at_least_one
+from .values import at_least_one, whole_number
 
 
 class Model:
@@ -83,23 +85,50 @@ class Model:
         """Return an empty session: token ids, and logits of the next one."""
         return Session(self.backend, self.path)
 
-    def prompt_ids(self, prompt: str | list[dict[str, Any]], system: str | None = None, raw: bool = False) -> list[int]:
+    @functools.cached_property
+    def vocabulary(self) -> Vocabulary:
+        """The vocabulary as grammars need it. Raises UsageError without llguidance."""
+        return Vocabulary(self.tokenizer, min(self.tokenizer.size, self.config.V), [*self.end_tokens])
+
+    def prompt_ids(
+        self,
+        prompt: str | list[dict[str, Any]] | list[int],
+        system: str | None = None,
+        raw: bool = False,
+        tools: list[dict[str, Any]] | None = None,
+        suffix: str | None = None,
+    ) -> list[int]:
         """A question, or a conversation of messages with `role` and `content` -> the ids of a prompt.
 
-        raw   encode the text as it is, without the chat template; behind BOS, if the model's texts begin with it
+        raw     encode the text as it is, without the chat template; behind BOS, if the model's texts begin with it. In
+                place of the text, its ids may be given, which stay as they are
+        tools   functions that the template offers to the model, as JSON schemas
+        suffix  the text behind a gap, before which the prompt stands: the model fills it. Implies raw
 
         Raises TemplateError, TokenizerError, UsageError.
         """
-        if raw:
-            if not isinstance(prompt, str) or system is not None:
-                raise UsageError(None, "raw", "takes a plain text, with no messages and no system prompt")
+        if raw and isinstance(prompt, list) and prompt and suffix is system is None and not tools:
+            return self._known_ids(prompt)
+        if raw or suffix is not None:
+            if not isinstance(prompt, str) or system is not None or tools:
+                raise UsageError(None, "raw", "takes a plain text, with no messages, no system prompt and no tools")
+            if suffix is not None:
+                return fim_ids(self.tokenizer, prompt, suffix)
             return self.tokenizer.begin(self.tokenizer.encode(prompt))
         if self.template is None:
             raise no_template(self.path)
-        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+        messages: list[Any] = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
         if system is not None:
             messages = [{"role": "system", "content": system}, *messages]
-        return self.template.encode(self.tokenizer, messages)
+        return self.template.encode(self.tokenizer, messages, tools or None)
+
+    def _known_ids(self, ids: list[Any]) -> list[int]:
+        """Return ids that the model has. Raises UsageError for others."""
+        for identity in ids:
+            whole_number("prompt", identity)
+            if not 0 <= identity < self.config.V:
+                raise UsageError(None, "prompt", f"must hold ids below {self.config.V}, got {identity}")
+        return [int(identity) for identity in ids]
 
     def sampling(self, **changes: Any) -> Sampling:
         """The checkpoint's own sampling with `changes`; None keeps a value. Raises UsageError.
@@ -174,7 +203,7 @@ class Model:
 
     def prepare(
         self,
-        prompt: str | list[dict[str, Any]],
+        prompt: str | list[dict[str, Any]] | list[int],
         settings: Settings | None = None,
         *,
         progress: Progress | None = None,
@@ -192,7 +221,11 @@ class Model:
         if asked:
             raise TypeError(f"settings are given, and {', '.join(asked)}, too")
         how = self.sampling(**settings.sampling)
-        ids = self.prompt_ids(prompt, settings.system, settings.raw)
+        grammar = grammar_of(
+            settings.response_format, settings.tools, settings.tool_choice, settings.parallel_tool_calls
+        )
+        tools = None if settings.tool_choice == "none" else settings.tools
+        ids = self.prompt_ids(prompt, settings.system, settings.raw, tools, settings.suffix)
         thinking = prompt_is_thinking(ids, self.tokenizer)
         budget = budget_of(self.tokenizer, settings, min(self.context - len(ids), settings.max_tokens or self.context))
         state = ThinkingSplitter(self.tokenizer, thinking and budget.tokens != 0, opened=thinking)
@@ -208,6 +241,8 @@ class Model:
             )
         vocabulary = min(self.tokenizer.size, self.config.V)
         check_bias(how.logit_bias, vocabulary, self.tokenizer.holes)
+        thinks = budget.tokens != 0
+        constraint = None if grammar is None else Constraint(grammar, self.vocabulary, copy(state), thinks)
         run = Run(ids, secrets.randbits(32) if settings.seed is None else settings.seed)
         transcript = Transcript(self.tokenizer, state, settings.stop)
         choose: Choose = Sampler(how, run.seed)
@@ -215,11 +250,12 @@ class Model:
             run.logprobs = []
             choose = Recorder(choose, run.logprobs, settings.logprobs, self.end_tokens)
         limits = {
-            "end_ids": [*self.end_tokens],
+            "end_ids": [*self.end_tokens, *(() if settings.suffix is None else fim_ends(self.tokenizer))],
             "vocabulary": vocabulary,
             "context": self.context,
             "max_tokens": settings.max_tokens,
             "never": self.tokenizer.holes,
+            "constrain": None if constraint is None else constraint.mask,
             "ended": Ending(run, transcript.stopping, settings.loop_guard),
             "intervene": lambda output: budget.due(state),
             "progress": progress,

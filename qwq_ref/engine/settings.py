@@ -37,6 +37,10 @@ class Settings:
     stop              texts that end the answer, without being part of it. The reasoning may contain them
     logprobs          likeliest tokens to note in `run.logprobs` with each token of the output; None: nothing is noted
     loop_guard        the output ends when it repeats itself so many times: see `loops`. 0: it goes on
+    suffix            the text behind a gap that the answer fills, for models with tokens for that: see `text.fim`
+    response_format, tools, tool_choice, parallel_tool_calls
+                      as OpenAI's clients send them. The answer keeps to the grammar that they set, if any: see
+                      `grammar.grammar_of`. `text.ToolParser` finds the calls in an answer
     sampling          fields of `Sampling`; the others come from the checkpoint
     """
 
@@ -49,6 +53,11 @@ class Settings:
     stop: tuple[str, ...] = ()
     logprobs: int | None = None
     loop_guard: int = loops.TIMES
+    suffix: str | None = None
+    response_format: Mapping[str, Any] | None = None
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: str | Mapping[str, Any] = "auto"
+    parallel_tool_calls: bool = True
     sampling: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     @classmethod
@@ -60,7 +69,7 @@ class Settings:
         Raises UsageError for a value of a wrong type or out of range, and for settings that exclude each other.
         """
         names = {each.name for each in fields(cls)} - {"sampling"}
-        own = {name: value for name, value in asked.items() if name in names}
+        own = {name: value for name, value in asked.items() if name in names and value is not None}
         sampling = {name: value for name, value in asked.items() if name not in names}
         for name in ("max_tokens", "seed", "think_budget", "logprobs"):
             if own.get(name) is not None:
@@ -85,6 +94,8 @@ class Settings:
         whole_number("loop_guard", self.loop_guard)
         if self.loop_guard != 0 and self.loop_guard < 2:
             raise UsageError(None, "loop_guard", f"must be at least 2, or 0 to turn it off, got {self.loop_guard}")
+        if self.suffix is not None and self.response_format is not None:
+            raise UsageError(None, "response_format", "does not go together with a suffix")
         effort = self.reasoning_effort
         if effort is not None and effort not in EFFORTS:
             near = did_you_mean(str(effort), EFFORTS)

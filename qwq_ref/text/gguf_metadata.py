@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,15 @@ ROLES = {
     "seperator": "sep_token",
     "cls": "cls_token",
     "mask": "mask_token",
+}
+# Roles in filling a gap -> their names in the metadata; the second ones are of older files.
+_FIM = {
+    "prefix": ("fim_pre", "prefix"),
+    "suffix": ("fim_suf", "suffix"),
+    "middle": ("fim_mid", "middle"),
+    "pad": ("fim_pad",),
+    "repository": ("fim_rep",),
+    "file": ("fim_sep",),
 }
 _STRINGS = ("string",)
 _INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
@@ -75,8 +84,16 @@ class Metadata:
 
     def named(self, tokens: Sequence[str], types: Sequence[int]) -> dict[str, str]:
         """Return the tokens with a role: "bos" -> "<s>". Padding has none."""
+        return self._with_roles(ROLES, tokens, types)
+
+    def fim(self, tokens: Sequence[str], types: Sequence[int]) -> dict[str, str]:
+        """Return the tokens with a role in filling a gap: see `tokenizer.FIM`."""
+        keys = {key: role for role, names in _FIM.items() for key in reversed(names)}
+        return {keys[key]: token for key, token in self._with_roles(keys, tokens, types).items()}
+
+    def _with_roles(self, names: Iterable[str], tokens: Sequence[str], types: Sequence[int]) -> dict[str, str]:
         named = {}
-        for name in ROLES:
+        for name in names:
             key = f"{PREFIX}{name}_token_id"
             identity = self.fields.get(key)
             if identity is None:

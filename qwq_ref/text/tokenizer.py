@@ -11,7 +11,7 @@ import codecs
 import itertools
 import operator
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, SupportsIndex
 
 from ..errors import TokenizerError
@@ -28,6 +28,12 @@ def _byte_alphabet() -> dict[str, int]:
 
 BYTE_OF = _byte_alphabet()
 
+# Fill-in-the-middle: role -> the token of Qwen2.5-Coder.
+FIM = {
+    **{role: f"<|fim_{role}|>" for role in ("prefix", "suffix", "middle", "pad")},
+    **{"repository": "<|repo_name|>", "file": "<|file_sep|>"},
+}
+
 
 class Tokenizer:
     """A tokenizer, made by `load_tokenizer`. Immutable, and safe to share between threads.
@@ -42,6 +48,7 @@ class Tokenizer:
     adds_bos     whether `begin` puts `bos` before a text: add_bos_token of a GGUF file
     think_start  id of <think>, or None for a model without it
     think_end    id of </think>, or None
+    fim          role in filling a gap -> id, of the roles in `FIM` that have a token
 
     has_normalized  whether some added tokens are looked for in normalised text
     spellings       added token as text must spell it, normalised where it is looked for so -> id
@@ -59,6 +66,7 @@ class Tokenizer:
         bos: str | None = None,
         ends: Sequence[str] = (),
         adds_bos: bool = False,
+        fim: Mapping[str, str] | None = None,
     ) -> None:
         self.file = file
         self.size = size
@@ -72,6 +80,8 @@ class Tokenizer:
         self.adds_bos = adds_bos and self.bos is not None
         self.think_start = self.added.get("<think>")
         self.think_end = self.added.get("</think>")
+        named = {role: token for role, token in {**FIM, **(fim or {})}.items() if token in self.added}
+        self.fim = {role: self.added[token] for role, token in named.items()}
         self.has_normalized = any(token.normalized for token in tokens)
         self._bpe = bpe
         self._exact = _Cutter({token.content: token.identity for token in tokens if not token.normalized})

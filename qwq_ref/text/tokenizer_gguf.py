@@ -58,7 +58,8 @@ def gguf_tokenizer(file: StrPath, fields: Mapping[str, Any], vocab_size: int | N
     adds_bos = data.flag(_ADD_BOS)
     if adds_bos and "bos" not in named:
         raise TokenizerError(file, _ADD_BOS, "is true, but the file names no bos token")
-    _promote(vocab, added, merges, named.values())
+    fim = data.fim(tokens, types)
+    _promote(vocab, added, merges, [*named.values(), *fim.values()])
     check_alphabet(vocab, Path(file), TOKENS)
     ids = [*vocab.values(), *added.values()]
     size = max(ids) + 1
@@ -74,7 +75,16 @@ def gguf_tokenizer(file: StrPath, fields: Mapping[str, Any], vocab_size: int | N
     bpe = build(vocab, merges, True, Path(file), _MERGES)
     ends = [*(named[name] for name in ("eot", "eom") if name in named), *(added.keys() & {_END_OF_TEXT})]
     return Tokenizer(
-        file, bpe, size, entries, holes(ids), named.get("eos"), bos=named.get("bos"), ends=ends, adds_bos=adds_bos
+        file,
+        bpe,
+        size,
+        entries,
+        holes(ids),
+        named.get("eos"),
+        bos=named.get("bos"),
+        ends=ends,
+        adds_bos=adds_bos,
+        fim=fim,
     )
 
 

@@ -19,6 +19,7 @@ from ..loops import Loop
 from ..session import Asking, Session, alone
 
 Choose = Callable[[Array, list[int], list[int]], int]
+Constrain = Callable[[Array, list[int]], Array]
 
 
 @dataclass
@@ -63,6 +64,7 @@ def decoding(
     context: int,
     max_tokens: int | None = None,
     never: Sequence[range] = (),
+    constrain: Constrain | None = None,
     ended: Callable[[], str | None] | None = None,
     intervene: Callable[[list[int]], Sequence[int]] | None = None,
     progress: Callable[[float], object] | None = None,
@@ -74,6 +76,7 @@ def decoding(
     vocabulary  ids that may be chosen: 0 to vocabulary - 1; the logits beyond belong to padding of the embedding
     context     positions for prompt and output together
     never       ranges of ids that are not chosen either: no text has them
+    constrain   called with logits [vocabulary] and the output so far; returns the logits to choose from
     ended       called once the caller has taken a token; returns the reason to end the output with it, if there is one
     intervene   called with the output so far, once the caller has taken its last token; returns ids to append to it
     progress    called with the number of prompt tokens computed since its last call, fractions included
@@ -94,6 +97,8 @@ def decoding(
             logits = logits.copy()
             for ids in never:
                 logits[ids.start : ids.stop] = -np.inf
+        if constrain is not None:
+            logits = constrain(logits, run.output)
         token = choose(logits, run.prompt, run.output)
         if token in end_ids:
             run.finish_reason = "stop"
