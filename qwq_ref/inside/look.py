@@ -151,9 +151,9 @@ def look(
     """
     ids = _checked_text(config, token_ids)
     T, L = len(ids), config.L
-    chosen = tuple(_index("layer", layer, L) for layer in (range(L) if layers is None else layers))
-    place = _index("token", token, T)
-    attended = None if head is None else _index("head", head, config.H)
+    chosen = tuple(index("layer", layer, L) for layer in (range(L) if layers is None else layers))
+    place = index("token", token, T)
+    attended = None if head is None else index("head", head, config.H)
     unknown = [name for name in subjects if name not in SUBJECTS]
     if unknown or not subjects:
         raise UsageError(None, "subject", f"must be some of {', '.join(SUBJECTS)}, got {', '.join(unknown) or 'none'}")
@@ -301,7 +301,7 @@ def _checked_text(config: Config, token_ids: Sequence[int]) -> Array:
         raise UsageError(None, "prompt", str(problem)) from None
 
 
-def _index(name: str, number: int, count: int) -> int:
+def index(name: str, number: int, count: int) -> int:
     """Return a number from 0 to count - 1; a negative one counts from the end. Raises UsageError."""
     if not -count <= number < count:
         raise UsageError(None, name, f"must be {-count} to {count - 1}, got {number}")
