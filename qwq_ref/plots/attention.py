@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .sheet import Sheet, View, cells, depth, fit_across, length, name_columns, text_lines
+from .sheet import Sheet, View, cells, depth, fit_across, length, name_columns, stacked, text_lines
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -47,10 +47,10 @@ def _rows(facts: dict[str, Any], view: View) -> Figure:
     width = min(0.5, max(0.17, 6.5 / len(lines[0])))
     across = fit_across(labels, width)
     tall, left = 0.2 * len(values), 0.62
-    step = tall + depth(labels, across) + 0.25
-    sheet = Sheet(view, left + width * len(lines[0]) + _RIGHT, step * len(lines) + 0.1, says)
+    tops = stacked(tall + depth(labels[line.start : line.stop], across) for line in lines)
+    sheet = Sheet(view, left + width * len(lines[0]) + _RIGHT, tops[-1], says)
     for n, line in enumerate(lines):
-        axes = sheet.axes(left, n * step, width * len(line), tall)
+        axes = sheet.axes(left, tops[n], width * len(line), tall)
         part = slice(line.start, line.stop)
         mesh = cells(axes, values[:, part], view, _norm(), f"attention-{n}")
         name_columns(axes, labels[part], across)

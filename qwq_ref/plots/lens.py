@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..spec.ops import Array
-from .sheet import SMALL, Sheet, View, cells, depth, fit_across, length, name_columns, text_lines
+from .sheet import SMALL, Sheet, View, cells, depth, fit_across, length, name_columns, stacked, text_lines
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -39,11 +39,11 @@ def _words(facts: dict[str, Any], view: View) -> Figure:
     left, width, high = 0.85, 0.8, 0.25
     across = fit_across(labels, width)
     tall = high * len(ids)
-    step = tall + depth(labels, across) + 0.25
-    sheet = Sheet(view, left + width * len(lines[0]) + _RIGHT, step * len(lines) + 0.1, says)
+    tops = stacked(tall + depth(labels[line.start : line.stop], across) for line in lines)
+    sheet = Sheet(view, left + width * len(lines[0]) + _RIGHT, tops[-1], says)
     for n, line in enumerate(lines):
         part = slice(line.start, line.stop)
-        axes = sheet.axes(left, n * step, width * len(line), tall)
+        axes = sheet.axes(left, tops[n], width * len(line), tall)
         words = [[view.letters.token(lens["texts"][str(i)], 11) for i in row[part]] for row in ids]
         mesh = _written(axes, probs[:, part], words, view, f"lens-{n}")
         name_columns(axes, labels[part], across)
@@ -83,14 +83,14 @@ def _ranks(facts: dict[str, Any], view: View) -> Figure:
     says = "Logit lens: the rank that each layer gives to the model's next token, which stands above its column"
     lines = text_lines(len(labels), _NARROW)
     left, width, high = 0.85, max(0.17, 6.5 / len(lines[0])), 0.2
-    tall, above = high * len(ranks), length(final) + 0.05
-    step = above + tall + length(labels) + 0.25
-    sheet = Sheet(view, left + width * len(lines[0]) + _RIGHT, step * len(lines) + 0.1, says)
+    tall, above = high * len(ranks), [length(final[line.start : line.stop]) for line in lines]
+    tops = stacked(up + tall + length(labels[line.start : line.stop]) for up, line in zip(above, lines, strict=True))
+    sheet = Sheet(view, left + width * len(lines[0]) + _RIGHT, tops[-1], says)
     largest = max(10.0, float(ranks.max()))
     ticks = {10.0**n: f"{10**n:,}" for n in range(9) if 10**n <= largest}
     for n, line in enumerate(lines):
         part = slice(line.start, line.stop)
-        axes = sheet.axes(left, n * step + above, width * len(line), tall)
+        axes = sheet.axes(left, tops[n] + above[n], width * len(line), tall)
         # The best rank has the strongest colour: the scale runs over the inverse of the rank.
         mesh = cells(axes, 1 / ranks[:, part], view, LogNorm(1 / largest, 1), f"lens-{n}")
         name_columns(axes, labels[part], across=False)
@@ -102,7 +102,7 @@ def _ranks(facts: dict[str, Any], view: View) -> Figure:
         if n == 0:
             bar = left + width * len(line) + 0.15
             ticks_of_bar = {1 / rank: words for rank, words in ticks.items()}
-            sheet.colour_bar(mesh, bar, above, tall, ticks_of_bar, "rank")
+            sheet.colour_bar(mesh, bar, above[0], tall, ticks_of_bar, "rank")
     return sheet.figure
 
 

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import itertools
 import logging
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -137,6 +138,11 @@ def depth(labels: Sequence[str], across: bool) -> float:
     return 0.22 if across else length(labels)
 
 
+def stacked(heights: Iterable[float], gap: float = 0.22) -> list[float]:
+    """Return the tops of parts that stand below one another, and the end of the last one."""
+    return [0.0, *itertools.accumulate(height + gap for height in heights)]
+
+
 def text_lines(count: int, most: int) -> list[range]:
     """Cut columns into lines of about the same length, as a text is, with at most `most` in each."""
     number = -(-count // most)
@@ -199,12 +205,14 @@ _CELL = re.compile(
 
 
 def _compact(svg: str) -> str:
-    """Write the cells of maps in a fifth of their length, and leave out those without a colour."""
+    """Write the cells of maps in a quarter of their length, and leave out those without a colour."""
 
     def short(cell: re.Match[str]) -> str:
         if "fill: none" in cell[5] or "opacity: 0" in cell[5]:
             return ""
         x, y, right, bottom = (f"{float(number):.2f}".rstrip("0").rstrip(".") for number in cell.groups()[:4])
-        return f'<path d="M{x} {y}H{right}V{bottom}H{x}z" style="{cell[5]}"/>\n'
+        colour = re.fullmatch(r"fill: (#\w{6})", cell[5])
+        how = f'fill="{colour[1]}"' if colour else f'style="{cell[5]}"'
+        return f'<path d="M{x} {y}H{right}V{bottom}H{x}z" {how}/>\n'
 
     return _CELL.sub(short, svg)

@@ -71,7 +71,7 @@ def colours(svg, prefix):
     """The colours of all cells of the maps `prefix`-0, `prefix`-1, ..., row by row in each."""
     found = []
     while cells := groups(svg, f"{prefix}-{len(found)}"):
-        found.append([re.search(r"fill: (#\w{6})", cell.get("style"))[1] for cell in cells])
+        found.append([cell.get("fill") for cell in cells])
     return found
 
 
