@@ -17,7 +17,7 @@ LONGEST = 14  # characters of a label
 
 @dataclass(frozen=True)
 class Letters:
-    """What can be shown.
+    """The characters that can be shown, and the ones that were.
 
     fonts    names of fonts, in the order in which a character is looked for
     missing  characters that none of them has

@@ -39,7 +39,7 @@ _DPI = 160
 
 @dataclass(frozen=True)
 class View:
-    """How a picture looks.
+    """The look of a picture.
 
     title    the text that the picture is about; it is cut to one line
     letters  of its labels
@@ -122,7 +122,7 @@ def fit_across(labels: Sequence[str], width: float) -> bool:
     return widest(labels) * SMALL * _COLUMN < width
 
 
-def name_columns(axes: Axes, labels: Sequence[str], across: bool, at: Sequence[float] | None = None) -> None:
+def name_columns(axes: Axes, labels: list[str], across: bool, at: list[float] | None = None) -> None:
     """Write labels below the columns of a map."""
     places = [n + 0.5 for n in range(len(labels))] if at is None else at
     axes.set_xticks(places, labels=labels, rotation=0 if across else 90, fontsize=SMALL)
