@@ -151,9 +151,10 @@ def text_lines(count: int, most: int) -> list[range]:
 
 
 def require_matplotlib() -> None:
-    """Raise UsageError if matplotlib is not installed. It is not imported yet."""
+    """Raise UsageError if matplotlib is not installed. It is not imported yet, and will not talk about its caches."""
     if importlib.util.find_spec("matplotlib") is None:
         raise UsageError(None, "out", f"needs matplotlib, which is missing: {INSTALL}")
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
 
 
 def kind_of(path: str) -> str:
@@ -169,7 +170,6 @@ def drawing(view: View) -> Iterator[None]:
     """Set up matplotlib for the block, whatever settings this machine has."""
     import matplotlib
 
-    logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
     with matplotlib.rc_context(), warnings.catch_warnings():
         # An SVG keeps the letters that FONT lacks. Its reader has fonts of their own.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")

@@ -148,6 +148,28 @@ def test_without_matplotlib_the_extra_is_named_and_data_are_printed(tmp_path):
     assert json.loads(plot("--json").stdout)["version"] == 1
 
 
+def test_a_home_that_cannot_be_written_is_no_concern(tmp_path):
+    """matplotlib keeps a cache there, and warns about it."""
+    (tmp_path / "file").touch()
+    done = subprocess.run(
+        [sys.executable, "-m", "qwq_ref", "plot", "residual", "1+2", "-o", str(tmp_path / "x.svg")],
+        env=os.environ | {"MPLCONFIGDIR": str(tmp_path / "file" / "below"), "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_ctrl_c_tells_that_nothing_was_drawn(capsys, tmp_path, monkeypatch):
+    def stopped(*arguments, **how):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("qwq_ref.inside.look", stopped)
+    status, out, err = run(capsys, "lens", ASK, "-o", tmp_path / "x.svg")
+    assert (status, out, err) == (130, "", "qwq: interrupted: nothing was drawn\n")
+    assert not list(tmp_path.iterdir())
+
+
 def test_letters_of_other_fonts_are_announced(capsys, tmp_path):
     status, _, err = run(capsys, "attention", "加", "--raw", "-o", tmp_path / "x.svg")
     assert (status, err) == (0, "qwq: whoever opens the picture needs a font with these characters: 加\n")
