@@ -23,6 +23,7 @@ COMMANDS = {
     "convert": "write a model to a new folder: packed, so that it loads faster, or as floats for transformers",
     "eval": "measure how many small problems a model answers correctly",
     "perplexity": "measure how well a model predicts a text, and how far it is from another run at the same text",
+    "plot": "draw what happens inside a model: attention, the residual stream, the logit lens",
     "golden": "record reference values of a model; compare an implementation with them",
     "train": "run one stage of the training recipe",
     "doctor": "show which models fit on this machine, how fast they can be, and how to fix problems",

@@ -65,6 +65,7 @@ def scripts(tmp_path_factory):
     [
         ("qwq gen", ["generate"], ["golden"]),
         ("qwq ", list(COMMANDS), []),
+        ("qwq plot ", ["attention", "residual", "lens"], ["generate"]),
         ("qwq golden ", ["record", "compare", "list"], ["generate"]),
         ("qwq generate --temp", ["--temp"], ["--top-k", "--temperature"]),
         ("qwq generate --no", [], ["--no-display-prompt"]),

@@ -278,6 +278,7 @@ def test_an_option_means_the_same_in_every_command():
     assert models == {
         *("qwq generate", "qwq info", "qwq convert", "qwq eval", "qwq golden record", "qwq golden compare"),
         *("qwq train", "qwq doctor", "qwq bench", "qwq perplexity", "qwq tokenize"),
+        *("qwq plot attention", "qwq plot residual", "qwq plot lens"),
     }
 
 

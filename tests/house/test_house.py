@@ -27,7 +27,7 @@ ORDER = [
     {"text"},
     {"interop"},
     {"engine"},
-    {"oracle", "eval", "bench"},
+    {"oracle", "eval", "bench", "inside", "plots"},
     {"train"},
     {"cli"},
 ]
