@@ -82,6 +82,10 @@ class BusyError(QwqError):
         self.retry_after = retry_after
 
 
+class SessionFileError(QwqError):
+    """A file of a saved session is damaged, or of another model."""
+
+
 class FileError(QwqError, OSError):
     """A file, a folder or a standard stream cannot be written or read: the operating system refuses.
 

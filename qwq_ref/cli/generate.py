@@ -24,6 +24,7 @@ from .options import (
 )
 from .progress import Bar, shown
 from .prompt import read_prompt
+from .prompt_cache import add_cache_arguments, check_cache, keep_cache, open_cache
 from .report import rate, report
 from .sampling import tell_sampling
 from .sampling_options import add_sampling_arguments, sampling_of
@@ -48,6 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "In a .jsonl file, a line is a JSON string, or an object with a prompt",
     )
     add_model_argument(parser)
+    add_cache_arguments(parser)
     parser.add_argument("--system", metavar="TEXT", help="a system prompt")
     parser.add_argument(
         "-n",
@@ -151,11 +153,13 @@ def run(options: argparse.Namespace) -> int:
             refuse(options, ["logprobs"], "needs --json")
         prompts = {1: read_prompt(options)}
     else:
-        refuse(options, ["prompt", "file", "think"], "has no effect with --prompts")
+        refuse(options, ["prompt", "file", "think", "prompt_cache"], "has no effect with --prompts")
         if options.positional is not None:
             raise UsageError(None, "prompt", "has no effect with --prompts")
         prompts = read_prompts(options.prompts)
         options.parallel = min(len(prompts), options.parallel or PARALLEL)
+
+    check_cache(options)
 
     from ..text import start_templates
 
@@ -198,9 +202,12 @@ def _settings(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _answer(options: argparse.Namespace, model: Model, prompt: str) -> int:
-    generation = model.generate(prompt, progress=lambda count: bar(count), **_settings(options))
+    from ..engine.session import common_prefix
+
+    session = open_cache(options, model)
+    generation = model.generate(prompt, session=session, progress=lambda count: bar(count), **_settings(options))
     run, texts, writer = generation.run, generation.texts, _Writer(options)
-    bar = Bar("prompt", len(run.prompt), "tokens")
+    bar = Bar("prompt", len(run.prompt) - common_prefix(session.ids, run.prompt[:-1]), "tokens")
     stopped: KeyboardInterrupt | QwqError | None = None
     try:
         with shown(bar, at_least=512):
@@ -208,7 +215,7 @@ def _answer(options: argparse.Namespace, model: Model, prompt: str) -> int:
                 writer.write(piece.text, piece.kind)
     except KeyboardInterrupt as stop:
         done = f"{len(run.output)} output tokens were generated"
-        stop.add_note(done if run.output else f"{bar.done:.0f} of {len(run.prompt)} prompt tokens were computed")
+        stop.add_note(done if run.output else f"{bar.done:.0f} of {bar.total} prompt tokens were computed")
         stopped = stop
     except QwqError as problem:
         stopped = problem
@@ -218,6 +225,7 @@ def _answer(options: argparse.Namespace, model: Model, prompt: str) -> int:
         reason = next((name for kind, name in ended.items() if isinstance(stopped, kind)), run.finish_reason)
         print_json({"model": options.model} | report(model, generation, reason))
     _summarise(options, generation, stopped is not None)
+    keep_cache(options, session)
     if stopped is not None:
         raise stopped
     if not options.json:
@@ -266,11 +274,16 @@ def _summarise(options: argparse.Namespace, generation: Generation, stopped: boo
     if generation.ending is not None and not stopped:
         tell(f"qwq: {generation.ending}")
     if not options.json:
-        parts = {"prompt": (len(run.prompt), run.prompt_seconds), "output": (len(run.output), run.output_seconds)}
+        parts = {
+            "prompt": (len(run.prompt) - run.cached, run.prompt_seconds),
+            "output": (len(run.output), run.output_seconds),
+        }
         speeds = [
             f"{name}: {count} tokens, {rate(count, seconds):.1f} tokens/s"
             for name, (count, seconds) in parts.items()
             if count and seconds > 0
         ]
+        if run.cached:
+            speeds.insert(0, f"cached: {run.cached} tokens")
         rest = [f"peak memory: {peak_bytes() / 2**20:.0f} MiB", f"seed: {run.seed}"]
         tell("; ".join([*speeds, *rest]))

@@ -89,7 +89,7 @@ FOREIGN = {
         "--hellaswag --hellaswag-tasks --winogrande --winogrande-tasks --multiple-choice --multiple-choice-tasks"
     ),
     "each call answers one prompt": (
-        "--conversation -cnv --interactive -i --interactive-first -mli --multiline-input --prompt-cache "
+        "--conversation -cnv --interactive -i --interactive-first -mli --multiline-input "
         "--prompt-cache-file --server-base --host --port"
     ),
     "there is no second model that drafts tokens": (

@@ -142,10 +142,16 @@ class Model:
         return own_sampling(self.defaults.sampling(), **changes)
 
     def generate(
-        self, prompt: str | list[dict[str, Any]], *, progress: Progress | None = None, **settings: Any
+        self,
+        prompt: str | list[dict[str, Any]],
+        *,
+        session: Session | None = None,
+        progress: Progress | None = None,
+        **settings: Any,
     ) -> Generation:
         """Answer a prompt -> an iterator of `Piece`; its `run` tells how far it is.
 
+        session   continues: tokens that it has in common with the prompt are not computed again. None: an empty one
         progress  called with the number of prompt tokens computed since its last call, fractions included
         settings  fields of `Settings`, such as max_tokens and seed, and fields of `Sampling`, such as temperature:
                   without them, the checkpoint's sampling counts
@@ -154,7 +160,7 @@ class Model:
         raises NonFiniteError for a step whose logits hold NaN or infinity.
         """
         ready = self.prepare(prompt, progress=progress, **settings)
-        session = self.session()
+        session = self.session() if session is None else session
         return ready.generation(alone(ready.work(session), self.backend, self.path))
 
     def generate_all(

@@ -110,6 +110,10 @@ class Session:
         held.ids = self.ids[:length]
         return held
 
+    def arrays(self) -> Ids[Array]:
+        """Return the arrays that hold the tokens: see `Backend.arrays`. They are valid while the session is held."""
+        return self.backend.arrays(self._sequence)
+
     def keep_common(self, ids: Ids[int]) -> int:
         """Keep the tokens that are also the first of `ids` -> their number."""
         common = common_prefix(self.ids, ids)

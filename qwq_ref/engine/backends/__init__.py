@@ -92,6 +92,18 @@ class Backend(Protocol):
     def sequence(self) -> Sequence:
         """Return an empty sequence."""
 
+    def identity(self) -> dict[str, str]:
+        """Return what decides the bits of a cache, by names for people: the weights, as a digest, and the forms."""
+
+    def arrays(self, sequence: Any) -> Listed[Array]:
+        """Return the arrays that hold the positions of a sequence, and nothing else. The sequence is used up."""
+
+    def array_shapes(self, length: int) -> list[tuple[tuple[int, ...], np.dtype[Any]]]:
+        """Return the shapes and dtypes of the arrays of a sequence of so many positions."""
+
+    def restored(self, length: int, fill: Callable[[Listed[Array]], None]) -> Sequence:
+        """Return a sequence of so many positions, whose arrays `fill` has filled. It raises what `fill` raises."""
+
     def limit_memory(self, size: int) -> None:
         """Let the caches of all sequences have so many bytes at most, but enough for one of a whole context."""
 

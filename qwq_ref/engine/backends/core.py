@@ -17,11 +17,12 @@ from ...core import attention
 from ...core.attention import PAGE, pages_of
 from ...core.layer import Layer, Part, Parts
 from ...core.ops import rope_frequencies, rope_tables
-from ...errors import NonFiniteError
+from ...errors import NonFiniteError, UsageError
 from ...footprint import human
 from ...numerics.engine import key_biases
 from ...spec.ops import Array, Tap
 from .. import thread
+from ..digest import digest
 from ..pages import Pool, Table
 from ..weights import WeightStore
 from . import Ids, Progress, Step, checked_length, checked_steps
@@ -110,6 +111,40 @@ class CoreBackend:
             attention.KV(self.kv, pages, self.context, c.K, c.E, bias, i * part)
             for i, bias in enumerate(self._key_biases)
         ]
+
+    @functools.cached_property
+    def _identity(self) -> dict[str, str]:
+        if self.streams:
+            raise UsageError(None, "session", "cannot be saved or loaded where --max-memory leaves weights on the disk")
+        weights, arrays = self.weights, [self.weights.norm]
+        for layer in weights.layers:
+            arrays += [layer.input_norm, layer.qkv_bias, layer.post_norm, *(packed.packed for packed in layer)]
+        arrays += [piece.packed for piece in weights.head_pieces]
+        forms = {"backend": "core", "weights form": self.form, "KV cache": self.kv}
+        return forms | {"model": digest(self.config, arrays)}
+
+    def identity(self) -> dict[str, str]:
+        return self._identity
+
+    def arrays(self, sequence: Sequence) -> list[Array]:
+        """Behind the last position, a page holds zeros: what lies there may be of another conversation."""
+        length, table = sequence.length, sequence.table
+        pages = pages_of(length)
+        rest = pages * PAGE - length
+        zeros = np.zeros((rest, self.config.K, self.config.E), np.float32)
+        table.prepare(length, rest)
+        for kv in self.caches(table) if rest else ():
+            attention.append(replace(kv, capacity=pages * PAGE), zeros, zeros, length, threads=self.threads)
+        return [table.bytes_of(i) for i in range(pages)]
+
+    def array_shapes(self, length: int) -> list[tuple[tuple[int, ...], np.dtype[Any]]]:
+        return [((self.pool.bytes,), np.dtype(np.uint8))] * pages_of(length)
+
+    def restored(self, length: int, fill: Callable[[Listed[Array]], None]) -> Sequence:
+        table = Table(self.pool, self.context)
+        table.prepare(0, length)
+        fill([table.bytes_of(i) for i in range(pages_of(length))])
+        return Sequence(self, table, length)
 
     def limit_memory(self, size: int) -> None:
         self.pool.limit = max(pages_of(self.context), size // self.pool.bytes)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Listed
+from typing import Any
 
 import numpy as np
 
@@ -12,6 +13,7 @@ from ...errors import NonFiniteError
 from ...spec import crop, forward
 from ...spec.model import empty_cache
 from ...spec.ops import Array, Tap
+from ..digest import digest
 from ..faults import TOO_LARGE, divisible
 from . import Ids, Progress, Step, checked_ids, checked_length, checked_steps
 
@@ -60,6 +62,26 @@ class NumpyBackend:
 
     def sequence(self) -> Sequence:
         return Sequence(self.config)
+
+    def identity(self) -> dict[str, str]:
+        assert self.tensors is not None
+        return {"backend": "numpy", "weights form": self.form, "KV cache": self.kv} | {
+            "model": digest(self.config, self.tensors.values())
+        }
+
+    def arrays(self, sequence: Sequence) -> list[Array]:
+        return [np.ascontiguousarray(part) for kept in sequence.cache for part in kept]
+
+    def array_shapes(self, length: int) -> list[tuple[tuple[int, ...], np.dtype[Any]]]:
+        shape = (length, self.config.K, self.config.E)
+        return [(shape, np.dtype(np.float32))] * (2 * self.config.L)
+
+    def restored(self, length: int, fill: Callable[[Listed[Array]], None]) -> Sequence:
+        arrays = [np.empty(shape, dtype) for shape, dtype in self.array_shapes(length)]
+        fill(arrays)
+        sequence = self.sequence()
+        sequence.cache = tuple(zip(arrays[::2], arrays[1::2], strict=True))
+        return sequence
 
     def limit_memory(self, size: int) -> None:
         pass  # the spec's caches are values
