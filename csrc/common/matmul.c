@@ -18,7 +18,8 @@ enum {
     FLOATS_CHUNK = 2,  /* the same for floats, which take as much */
     PANELS = 4,        /* that a thread takes at a time: pairs, for gate and up; */
     MOST_TOKENS = 516, /* with as many tokens their results stay in the second cache */
-    SLICE = 32         /* groups that a thread quantises at a time, where there are few tokens */
+    SLICE = 8,         /* groups that a thread quantises at a time, where there are few tokens: */
+    EVEN = 4           /* fewer tiles a thread than this could leave one of them idle */
 };
 static const double SMALL_WORK = 1 << 18; /* products below which threads cost more than they bring */
 static const size_t SMALL_ROWS = 1 << 13; /* activations below which one thread quantises them */
@@ -155,6 +156,7 @@ typedef struct {
     size_t panel_bytes;
     const float *rows;    /* activations, normalised if that is asked for */
     size_t slice, slices; /* groups that are quantised at a time, and how often in a token */
+    size_t panels;        /* of a piece */
     int few, direct;      /* whether there are few tokens; whether they are multiplied with blocks as they lie */
 } qwq_job;
 
@@ -417,7 +419,7 @@ static void prepare(qwq_job *j, int threads)
     const qwq_matmul_call *c = j->call;
     if (c->T * c->K < SMALL_ROWS)
         threads = 1;
-    j->slice = j->tiles.count < (size_t)threads ? SLICE : j->scratch.groups;
+    j->slice = j->tiles.count < EVEN * (size_t)threads ? SLICE : j->scratch.groups;
     j->slices = up(j->scratch.groups, j->slice) / j->slice;
     j->rows = c->fusion->norm ? j->scratch.normed : c->x;
     if (c->fusion->norm)
@@ -458,8 +460,8 @@ static void multiply_pieces(const void *job, size_t first, size_t end, int worke
     uint8_t *own = j->scratch.threads + (size_t)worker * j->scratch.bytes_of_thread;
     qwq_wide *wide = j->direct ? NULL : (qwq_wide *)(void *)own;
     float *results = (float *)(void *)(own + GROUP_CHUNK * sizeof(qwq_wide));
-    for (size_t p = first * PANELS; p < smaller(end * PANELS, panels); p += PANELS)
-        multiply(j, p, smaller(p + PANELS, panels), wide, results);
+    for (size_t p = first * j->panels; p < smaller(end * j->panels, panels); p += j->panels)
+        multiply(j, p, smaller(p + j->panels, panels), wide, results);
 }
 
 int qwq_matmul_run(const qwq_matmul_call *c)
@@ -481,8 +483,9 @@ int qwq_matmul_run(const qwq_matmul_call *c)
                    .tiles = tiles_of(c->T, k->tile),
                    .panel_bytes = up(c->K, l.columns) / l.columns * l.bytes,
                    .few = few,
+                   .panels = some ? (c->fusion->swiglu ? 2 : 1) : PANELS,
                    .direct = few && k->blocks[format->codes]};
     prepare(&job, threads);
-    qwq_parallel_for(multiply_pieces, &job, up(c->N, PANEL * PANELS) / (PANEL * PANELS), threads);
+    qwq_parallel_for(multiply_pieces, &job, up(c->N, PANEL * job.panels) / (PANEL * job.panels), threads);
     return stopped(c->fusion->stop) ? QWQ_ESTOP : 0;
 }

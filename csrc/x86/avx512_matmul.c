@@ -261,8 +261,12 @@ INLINE void plain_bytes_tile(float *y, const uint8_t *w, const qwq_tile *tile, s
         sums sum;
         begin_sums(&sum, tile->begin + g * (size_t)T, T);
         UNROLL_BY(4) for (size_t l = 0; l < LINES; l++) {
-            if (l == 0)
+            if (T > 2) {
+                _mm_prefetch((const char *)w + 2 * l * LINE + 4 * Q8_BLOCK, _MM_HINT_T0);
+                _mm_prefetch((const char *)w + (2 * l + 1) * LINE + 4 * Q8_BLOCK, _MM_HINT_T0);
+            } else if (l == 0) {
                 start_next_page(w);
+            }
             __m512i first = _mm512_loadu_si512(w + 2 * l * LINE);
             __m512i second = _mm512_loadu_si512(w + (2 * l + 1) * LINE);
             dots(&sum, first, second, q + l * (size_t)T * 4, T);

@@ -1,7 +1,8 @@
 """Measure whole models: prompt and decoding speed, in turns with the ceilings, and with a peer if there is one.
 
 The names are those of llama-bench. `pp512` computes a prompt of 512 tokens and the logits of the last one. `tg128`
-decodes 128 tokens, one after another. `@ d4096` means behind 4096 other tokens. Tokens are random; nothing is sampled.
+decodes 128 tokens, one after another. `@ d4096` means behind 4096 other tokens. `tg128 x16` decodes 128 tokens of each
+of 16 sequences, which share each step. Tokens are random; nothing is sampled.
 """
 
 from __future__ import annotations
@@ -19,10 +20,11 @@ import numpy as np
 
 from ..config import Config
 from ..core import attention as kv_cache
-from ..engine.backends import LAST, Backend
+from ..engine.backends import LAST, Backend, Step
 from ..engine.backends.core import CoreBackend
-from ..engine.faults import run_finite
+from ..engine.faults import run_finite, run_finite_together
 from ..engine.plan import EMBEDDING, HEAD, plan
+from ..engine.session import Request
 from ..forms import AnyForm
 from .measure import Ceilings, in_turns
 from .ops import peak_of
@@ -33,14 +35,19 @@ SHORTEST = 0.2  # seconds over which a ceiling is measured
 
 @dataclass(frozen=True)
 class Trial:
-    """One test: a prompt of `tokens` ("pp"), or `tokens` decoded one after another ("tg"), behind `depth` others."""
+    """One test: a prompt of `tokens` ("pp"), or `tokens` decoded one after another ("tg"), behind `depth` others.
+
+    parallel  sequences that decode as many tokens each, with shared steps
+    """
 
     kind: str
     tokens: int
     depth: int
+    parallel: int = 1
 
     def __str__(self) -> str:
-        return f"{self.kind}{self.tokens}" + (f" @ d{self.depth}" if self.depth else "")
+        shared = f" x{self.parallel}" if self.parallel > 1 else ""
+        return f"{self.kind}{self.tokens}{shared}" + (f" @ d{self.depth}" if self.depth else "")
 
 
 @dataclass(frozen=True)
@@ -58,7 +65,8 @@ class Work:
 
 
 def work(config: Config, weights: AnyForm, kv: str, test: Trial) -> Work:
-    """Return the work of a test: each packed weight is read once a step, the cache once for the step's tokens."""
+    """Return the work of a test: each packed weight is read once a step, a cache once for its tokens of the step."""
+    many = test.parallel
     planned = plan(config, weights)
     head, embedding = planned.pop(HEAD), planned.pop(EMBEDDING, None)
     row = 0 if embedding is None else embedding.nbytes // config.V  # 0: the head is read whole
@@ -72,12 +80,12 @@ def work(config: Config, weights: AnyForm, kv: str, test: Trial) -> Work:
     at_a_time = 1024  # positions that a cache is laid out in
     per_position = config.L * kv_cache.kv_bytes(kv, at_a_time, config.K, config.E) / at_a_time
     return Work(
-        sum(matrices.values()) * test.tokens - last * unasked + math.prod(head.shape) * steps,
-        2 * config.H * config.E * (config.L * seen - (seen - end if unasked else 0)),
+        (sum(matrices.values()) * test.tokens - last * unasked + math.prod(head.shape) * steps) * many,
+        2 * config.H * config.E * (config.L * seen - (seen - end if unasked else 0)) * many,
         sum(planned[name].nbytes for name in matrices) * steps
         + head.nbytes * steps
-        + row * test.tokens
-        + int(per_position * (seen if test.kind == "tg" else end)),
+        + row * test.tokens * many
+        + int(per_position * (seen if test.kind == "tg" else end)) * many,
     )
 
 
@@ -110,6 +118,21 @@ class Engine:
     def decode(self, tokens: int, depth: int) -> float:
         return self._run(Trial("tg", tokens, depth), 1)
 
+    def decode_together(self, test: Trial) -> float:
+        """Return the seconds of the shared steps of several sequences."""
+        sequences = [self.backend.sequence() for _ in range(test.parallel)]
+        for sequence in sequences:
+            sequence.fill(test.depth, self._rng)
+        ids = self._rng.integers(0, self.backend.config.V, (test.tokens, test.parallel))
+        start = perf_counter()
+        for step in ids:
+            requests = [
+                Request(Step([token], sequence, LAST), str(test))
+                for token, sequence in zip(step, sequences, strict=True)
+            ]
+            run_finite_together(self.backend, requests, self._model)
+        return perf_counter() - start
+
     def _run(self, test: Trial, chunk: int) -> float:
         self.sequence.fill(test.depth, self._rng)
         ids = self._rng.integers(0, self.backend.config.V, test.tokens)
@@ -123,7 +146,8 @@ class Engine:
 class Row:
     """One test. Speeds are tokens per second; nothing is rounded.
 
-    tokens          the number of tokens; products, scores and bytes are the work of all of them, see `Work`
+    tokens          the number of tokens of each sequence, of which there are `parallel`; products, scores and bytes
+                    are the work of all of them, see `Work`
     tok_s           the median of the repeats; tok_s_stddev is their standard deviation
     peak            multiply-accumulates per second of the processor, None where there is no such ceiling
     attention_peak  the same for attention
@@ -141,6 +165,7 @@ class Row:
     threads: int
     tokens: int
     depth: int
+    parallel: int
     tok_s: float
     tok_s_stddev: float
     samples: list[float]
@@ -210,8 +235,8 @@ def _row(
     if peak is not None and attention_peak is not None:
         limits = {"compute": todo.products / peak + todo.scores / attention_peak, "memory": todo.bytes / read}
         bound = max(limits, key=lambda name: limits[name])
-        ceiling = test.tokens / limits[bound]
-    speeds, *theirs = ([test.tokens / s for s in seconds] for seconds in turns.times)
+        ceiling = test.tokens * test.parallel / limits[bound]
+    speeds, *theirs = ([test.tokens * test.parallel / s for s in seconds] for seconds in turns.times)
     ratios = [ours / other for ours, other in zip(speeds, theirs[0], strict=True)] if theirs else []
     return Row(
         test=str(test),
@@ -222,6 +247,7 @@ def _row(
         threads=backend.threads,
         tokens=test.tokens,
         depth=test.depth,
+        parallel=test.parallel,
         tok_s=median(speeds),
         tok_s_stddev=stdev(speeds) if len(speeds) > 1 else 0.0,
         samples=speeds,
@@ -243,4 +269,7 @@ def _row(
 
 
 def _seconds(runner: Runner, test: Trial) -> float:
+    if test.parallel > 1:
+        assert isinstance(runner, Engine)
+        return runner.decode_together(test)
     return (runner.prompt if test.kind == "pp" else runner.decode)(test.tokens, test.depth)

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 _OUTPUTS = ("table", "md", "json", "csv")
 _MODELS_ONLY = (
-    *("model", "layers", "n_prompt", "n_gen", "n_depth", "weights", "kv", "peer"),
+    *("model", "layers", "n_prompt", "n_gen", "n_depth", "weights", "kv", "peer", "parallel"),
     *("rope_scaling", "rope_scale", "yarn_orig_ctx"),
 )
 _MOST = (1 << 24) - 1  # tokens of a test
@@ -81,6 +81,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("-d", "--n-depth", "0", "tokens before these (default 0)"),
     ):
         models.add_argument(short, name, type=numbers, default=default, metavar="N,...", help=what)
+    models.add_argument(
+        "-np",
+        "--parallel",
+        type=many(integer(1, 1024)),
+        default="1",
+        metavar="N,...",
+        help="sequences that decode with shared steps (default 1)",
+    )
     models.add_argument(
         "--weights",
         **some_of((*FORMS, FILE)),
@@ -191,6 +199,13 @@ def _tests(options: argparse.Namespace) -> list[Trial]:
 
     sizes = {"pp": options.n_prompt, "tg": options.n_gen}
     tests = [Trial(kind, n, depth) for depth in options.n_depth for kind, many in sizes.items() for n in many if n]
+    tests = [
+        dataclasses.replace(test, parallel=parallel)
+        for test in tests
+        for parallel in (options.parallel if test.kind == "tg" else [1])
+    ]
+    if options.peer and any(test.parallel > 1 for test in tests):
+        raise UsageError(None, "parallel", "has no effect on --peer")
     if not tests:
         raise UsageError(None, "n-prompt", "is 0, and so is -n: there is nothing to do")
     return tests
@@ -271,10 +286,12 @@ def _backend(options: argparse.Namespace, config: Config, weights: str, kv: str,
     if not options.shape:
         with progress_bar("loading", parameters(config), "weights") as progress:
             how: dict[str, Any] = {"backend": "core", "weights": weights, "kv": kv, "context": context}
+            how["parallel"] = max(test.parallel for test in tests)
             model = load(options.model, **how, rope=config.rope, progress=progress)
         return cast(CoreBackend, model.backend)
     size = model_bytes(config, weights)
-    require({"weights": size, "KV cache": cache_bytes(config, kv, context)}, options.shape)
+    caches = cache_bytes(config, kv, context) * max(test.parallel for test in tests)
+    require({"weights": size, "KV cache": caches}, options.shape)
     with progress_bar("packing", size, "B") as progress:
         return CoreBackend(config, random_weights(config, weights, progress), context, kv)
 

@@ -122,9 +122,7 @@ def test_damaged_files_are_refused(model, saved, tmp_path):
 def test_a_session_of_another_model_is_refused(model, saved, random_folder, monkeypatch):
     _, path = saved
     other = qwq_ref.load(random_folder, backend="core", kv="int8" if model.backend.kv == "fp32" else "fp32")
-    with pytest.raises(
-        SessionFileError, match=r"identity: is of another model or form: its (KV|weights) "
-    ):
+    with pytest.raises(SessionFileError, match=r"identity: is of another model or form: its (KV|weights) "):
         load_session(other, path)
     if hasattr(model.backend, "pool"):
         weights = model.backend.weights
