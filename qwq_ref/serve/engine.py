@@ -1,0 +1,121 @@
+"""The model of a server: it loads while the server answers already, and then a scheduler answers prompts."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, TypeVar
+
+from .. import __version__
+from ..errors import BusyError
+from .answers import Answer
+from .limits import Limits
+from .problems import ApiError, unavailable
+
+if TYPE_CHECKING:
+    from ..engine.model import Model, Prepared
+    from ..engine.scheduler import Scheduler
+
+T = TypeVar("T")
+_WAIT = 5  # seconds after which a client may try again while the model loads
+
+
+class Engine:
+    """A model that loads in a thread.
+
+    name     as clients call it
+    lenient  whether any other name means this model, too, and unknown fields are ignored
+    began    seconds since 1970
+    problem  the error that ended the loading
+    """
+
+    def __init__(self, name: str, load: Callable[[], Model], limits: Limits, lenient: bool = False) -> None:
+        self.name, self.limits, self.lenient = name, limits, lenient
+        self.began = int(time.time())
+        self.problem: BaseException | None = None
+        self.draining = False
+        self._load = load
+        self._model: Model | None = None
+        self._scheduler: Scheduler | None = None
+
+    def start(self, ready: Callable[[], object] = lambda: None) -> None:
+        """Load the model in a thread, and then call `ready` there, whether it worked or not."""
+
+        def work() -> None:
+            from ..engine.scheduler import Scheduler
+
+            try:
+                model = self._load()
+                scheduler = Scheduler(model, self.limits.running, self.limits.waiting)
+                self._model, self._scheduler = model, scheduler
+            except BaseException as problem:
+                self.problem = problem
+            ready()
+
+        threading.Thread(target=work, name="qwq-loader", daemon=True).start()
+
+    @property
+    def loaded(self) -> bool:
+        return self._scheduler is not None
+
+    @property
+    def model(self) -> Model:
+        """The model. Raises ApiError while it loads."""
+        if self._model is None:
+            raise unavailable("the model is loading", _WAIT, "loading")
+        return self._model
+
+    @property
+    def scheduler(self) -> Scheduler:
+        """What computes. Raises ApiError while the model loads."""
+        if self._scheduler is None:
+            raise unavailable("the model is loading", _WAIT, "loading")
+        return self._scheduler
+
+    @property
+    def fingerprint(self) -> str:
+        """A word that changes when the bits of answers may change."""
+        backend = self.model.backend
+        return f"qwq_ref-{__version__}-{backend.form}-{backend.kv}"
+
+    def check_name(self, name: str | None) -> None:
+        """Raise ApiError for the name of another model."""
+        if name is not None and name != self.name and not self.lenient:
+            message = f"there is no model {name[:100]!r} here, but {self.name!r} (see --alias and --lenient)"
+            raise ApiError(404, message, param="model", code="model_not_found")
+
+    async def ask(self, prepare: Sequence[Callable[[], Prepared]]) -> list[Answer]:
+        """Submit prompts, all or none. Raises ApiError, and the errors of `Model.prepare`."""
+        self.check_room()
+        prepared = [await asyncio.to_thread(each) for each in prepare]
+        answers: list[Answer] = []
+        try:
+            for each in prepared:
+                answers.append(Answer(self.scheduler, each))
+        except BusyError:
+            for answer in answers:
+                answer.cancel()
+            raise
+        return answers
+
+    def check_open(self) -> None:
+        """Raise ApiError while the model loads, and while the server shuts down."""
+        if self.draining:
+            raise unavailable("the server is shutting down", _WAIT, "shutting_down")
+        _ = self.scheduler
+
+    def check_room(self) -> None:
+        """Raise ApiError or BusyError where no prompt may come, before any work on it."""
+        self.check_open()
+        counts = self.scheduler.counts
+        if counts.waiting >= self.limits.waiting:
+            seconds = max(1.0, counts.seconds / counts.answered if counts.answered else _WAIT)
+            raise BusyError(None, "server", f"is busy: {counts.waiting} prompts wait already", seconds)
+
+    def drain(self) -> None:
+        """Take no more prompts, let those that run go on for some seconds, then cancel them. Does not wait."""
+        self.draining = True
+        if self._scheduler is not None:
+            threading.Thread(target=self._scheduler.close, args=(self.limits.drain,), daemon=True).start()
