@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..engine.generation import Piece
+from ..engine.logprobs import Recorder, TokenLogprob
 from ..engine.scheduler import Ended, Progress
 from .problems import of_error, unavailable
 
@@ -46,7 +47,7 @@ class Answer:
 
     def __init__(self, scheduler: Scheduler, prepared: Prepared) -> None:
         self._scheduler = scheduler
-        self._run = prepared.run
+        self._run, self._choose = prepared.run, prepared.choose
         self._events: asyncio.Queue[tuple[Any, int]] = asyncio.Queue()
         self._loop = asyncio.get_running_loop()
         self._ended = False
@@ -83,6 +84,20 @@ class Answer:
                     at = count
         finally:
             self.cancel()
+
+    def noted(self, start: int, stop: int) -> list[TokenLogprob]:
+        """Return the log-probabilities of tokens of the output, if they were asked for."""
+        return (self._run.logprobs or [])[start:stop]
+
+    @property
+    def output(self) -> list[int]:
+        """The ids so far."""
+        return self._run.output
+
+    @property
+    def end(self) -> TokenLogprob | None:
+        """The token that ended the output, if log-probabilities were asked for."""
+        return self._choose.end if isinstance(self._choose, Recorder) else None
 
     @property
     def cut(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,16 @@ from .. import __version__
 from ..errors import QwqError
 from .bodies import Bodies
 from .chat import chat
+from .completions import complete
 from .engine import Engine
 from .guard import LOOPBACK, Guard
 from .journal import Journal
+from .metrics import metrics
 from .models import health, models, one_model
 from .page import add_page
 from .problems import ApiError, of_error
-from .requests import ChatRequest
+from .requests import ChatRequest, CompletionRequest
+from .tokens import DetokenizeRequest, TokenizeRequest, detokenize, tokenize
 
 _STATUS = {404: "there is nothing at this path", 405: "this path does not know the method"}
 PAGE = Path(__file__).parent / "page"
@@ -38,12 +42,19 @@ def make_app(
     """
     api = FastAPI(title="qwq serve", version=__version__, docs_url=None, redoc_url=None, redirect_slashes=False)
     _add_routes(api, engine)
+    _add_tools(api, engine)
     _add_problems(api)
     pages = add_page(api, page)
     paths = frozenset(route.path for route in api.routes if hasattr(route, "path"))
     bodies = Bodies(api, engine.limits)
     guard = Guard(bodies, [*LOOPBACK, *hosts], key, engine.limits.head, pages)
-    return Journal(guard, paths, verbose)
+    journal = Journal(guard, paths | {"/metrics"}, verbose)
+
+    @api.get("/metrics", summary="Counts and times, for Prometheus")
+    async def _metrics() -> Response:
+        return metrics(engine, journal)
+
+    return journal
 
 
 def _add_routes(api: FastAPI, engine: Engine) -> None:
@@ -62,6 +73,20 @@ def _add_routes(api: FastAPI, engine: Engine) -> None:
     @api.post("/v1/chat/completions", summary="Answer a conversation")
     async def _chat(request: Request, body: ChatRequest) -> Response:
         return await chat(engine, request, body)
+
+    @api.post("/v1/completions", summary="Go on with a text")
+    async def _complete(request: Request, body: CompletionRequest) -> Response:
+        return await complete(engine, request, body)
+
+
+def _add_tools(api: FastAPI, engine: Engine) -> None:
+    @api.post("/tokenize", summary="The ids of a text")
+    async def _tokenize(body: TokenizeRequest) -> Response:
+        return await asyncio.to_thread(tokenize, engine, body)
+
+    @api.post("/detokenize", summary="The text of ids")
+    async def _detokenize(body: DetokenizeRequest) -> Response:
+        return await asyncio.to_thread(detokenize, engine, body)
 
 
 def _add_problems(api: FastAPI) -> None:

@@ -111,6 +111,42 @@ class ChatRequest(Request):
         return [{**m, "role": "system"} if m.get("role") == "developer" else m for m in self.messages]
 
 
+class CompletionRequest(Request):
+    """A request to /v1/completions."""
+
+    prompt: str | list[str] | list[int] | list[list[int]]
+    suffix: str | None = None
+    echo: bool | None = None
+    logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    best_of: Count | None = None
+
+    def prompts(self, most: int) -> list[str | list[int]]:
+        """Return the prompts. Raises ApiError for none, and for more than `most`."""
+        given: Any = self.prompt
+        one = isinstance(given, str) or (bool(given) and isinstance(given[0], int))
+        prompts = [given] if one else list(given)
+        if not 1 <= len(prompts) <= most:
+            message = f"prompt: must hold 1 to {most} prompts, got {len(prompts)}"
+            raise ApiError(400, message, param="prompt", code="invalid_value")
+        return prompts
+
+    @property
+    def tried(self) -> int:
+        """The number of answers to compute for each prompt. Raises ApiError."""
+        count, wanted = self.best_of or self.n or 1, self.n or 1
+        if count < wanted or (self.stream and count != wanted):
+            message = "best_of: must be at least n" if count < wanted else "best_of: needs a request without stream"
+            raise ApiError(400, message, param="best_of", code="invalid_value")
+        return count
+
+    def settings(self) -> dict[str, Any]:
+        """Return the settings of `Model.prepare`, but for the seed."""
+        noted = self.logprobs if self.logprobs is not None else 0 if self.best_of else None
+        given = {"logprobs": noted, "suffix": self.suffix, "raw": True}
+        most = 16 if self.max_tokens is None else self.max_tokens  # OpenAI's number
+        return {**self.sampling(), **{k: v for k, v in given.items() if v is not None}, "max_tokens": most}
+
+
 def _token_ids(bias: dict[str, float]) -> dict[int, float]:
     for name in bias:
         if not (name.isascii() and name.isdigit() and len(name) < 10):
