@@ -25,6 +25,8 @@ from .models import health, models, one_model
 from .page import add_page
 from .problems import ApiError, of_error
 from .requests import ChatRequest, CompletionRequest
+from .responses import respond
+from .responses_request import ResponsesRequest
 from .tokens import DetokenizeRequest, TokenizeRequest, detokenize, tokenize
 
 _STATUS = {404: "there is nothing at this path", 405: "this path does not know the method"}
@@ -77,6 +79,10 @@ def _add_routes(api: FastAPI, engine: Engine) -> None:
     @api.post("/v1/completions", summary="Go on with a text")
     async def _complete(request: Request, body: CompletionRequest) -> Response:
         return await complete(engine, request, body)
+
+    @api.post("/v1/responses", summary="Answer a conversation, as items")
+    async def _respond(request: Request, body: ResponsesRequest) -> Response:
+        return await respond(engine, request, body)
 
 
 def _add_tools(api: FastAPI, engine: Engine) -> None:

@@ -98,7 +98,7 @@ class ChatRequest(Request):
 
     def settings(self) -> dict[str, Any]:
         """Return the settings of `Model.prepare`, but for the seed."""
-        names = ("tools", "tool_choice", "response_format", "reasoning_effort")
+        names = ("tools", "tool_choice", "parallel_tool_calls", "response_format", "reasoning_effort")
         given = {name: value for name in names if (value := getattr(self, name)) is not None}
         if self.top_logprobs is not None and not self.logprobs:
             raise ApiError(400, "top_logprobs: needs logprobs", param="top_logprobs", code="invalid_value")
