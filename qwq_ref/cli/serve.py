@@ -79,14 +79,14 @@ def run(options: argparse.Namespace) -> int:
     key = _read_key(options)
     hosts = [name.strip() for name in (options.allow_host or "").split(",") if name.strip()]
 
-    from ..serve.limits import Limits
+    from ..serve.limits import ServerLimits
     from ..serve.reach import address, bind, check_reach, curl_line
 
     check_reach(options.host, key, hosts)
     sock = bind(options.host, options.port)
     name = options.alias or _short(options.model)
 
-    from ..serve.engine import Engine
+    from ..serve.engine import ServedModel
     from ..serve.server import make_server, run_server
     from ..text import start_templates
 
@@ -97,8 +97,8 @@ def run(options: argparse.Namespace) -> int:
 
         return load_model(options, choices, options.ctx_size, options.chat_template_file, rows=_ROWS)
 
-    limits = Limits(running=options.parallel or Limits.running)
-    engine = Engine(name, load, limits, options.lenient)
+    limits = ServerLimits(running=options.parallel or ServerLimits.running)
+    engine = ServedModel(name, load, limits, options.lenient)
     server = make_server(engine, key=key, hosts=hosts, verbose=options.verbose, tell=tell)
     url = address(sock)
     tell(f"qwq: {name} answers at {url} (Ctrl-C ends it)")

@@ -6,22 +6,19 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..engine.generation import Piece
 from ..engine.logprobs import Recorder, TokenLogprob
-from ..engine.scheduler import Ended, Progress
+from ..engine.model import Prepared
+from ..engine.scheduler import Ended, Progress, Scheduler
 from .problems import of_error, unavailable
-
-if TYPE_CHECKING:
-    from ..engine.model import Prepared
-    from ..engine.scheduler import Scheduler
 
 _CUT = ("length", "context", "loop")  # reasons for which an answer is not whole
 
 
 @dataclass(frozen=True)
-class Part:
+class TextPart:
     """A piece of text, and the output tokens that came with it.
 
     start, stop  places in `run.output`
@@ -42,7 +39,7 @@ class Usage:
     reasoning: int
 
 
-class Answer:
+class ServedAnswer:
     """One prompt in the scheduler. The event loop uses it; raises as `Scheduler.submit`."""
 
     def __init__(self, scheduler: Scheduler, prepared: Prepared) -> None:
@@ -61,7 +58,7 @@ class Answer:
         if not self._ended:
             self._scheduler.cancel(self.job)
 
-    async def parts(self) -> AsyncIterator[Part | Progress]:
+    async def parts(self) -> AsyncIterator[TextPart | Progress]:
         """Yield what comes, until the end. Raises ApiError for an error, and where the server shuts down.
 
         If the caller goes away, the answer is cancelled.
@@ -80,7 +77,7 @@ class Answer:
                 if isinstance(event, Progress):
                     yield event
                 else:
-                    yield Part(event, at, count)
+                    yield TextPart(event, at, count)
                     at = count
         finally:
             self.cancel()

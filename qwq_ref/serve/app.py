@@ -17,7 +17,7 @@ from ..errors import QwqError
 from .bodies import Bodies
 from .chat import chat
 from .completions import complete
-from .engine import Engine
+from .engine import ServedModel
 from .guard import LOOPBACK, Guard
 from .journal import Journal
 from .metrics import metrics
@@ -34,7 +34,7 @@ PAGE = Path(__file__).parent / "page"
 
 
 def make_app(
-    engine: Engine, *, key: str | None = None, hosts: Iterable[str] = (), verbose: bool = False, page: Path = PAGE
+    engine: ServedModel, *, key: str | None = None, hosts: Iterable[str] = (), verbose: bool = False, page: Path = PAGE
 ) -> Journal:
     """Return the application with its checks.
 
@@ -59,7 +59,7 @@ def make_app(
     return journal
 
 
-def _add_routes(api: FastAPI, engine: Engine) -> None:
+def _add_routes(api: FastAPI, engine: ServedModel) -> None:
     @api.get("/health", summary="Whether the server can answer: 200, or 503 while the model loads")
     async def _health() -> Response:
         return health(engine)
@@ -85,7 +85,7 @@ def _add_routes(api: FastAPI, engine: Engine) -> None:
         return await respond(engine, request, body)
 
 
-def _add_tools(api: FastAPI, engine: Engine) -> None:
+def _add_tools(api: FastAPI, engine: ServedModel) -> None:
     @api.post("/tokenize", summary="The ids of a text")
     async def _tokenize(body: TokenizeRequest) -> Response:
         return await asyncio.to_thread(tokenize, engine, body)

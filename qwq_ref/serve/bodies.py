@@ -7,7 +7,7 @@ import asyncio
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .json_body import read_json
-from .limits import Limits
+from .limits import ServerLimits
 from .problems import ApiError
 from .refusal import refuse
 
@@ -17,7 +17,7 @@ _BODILESS = ("GET", "HEAD", "OPTIONS", "DELETE")
 class Bodies:
     """Passes on requests with a body of JSON within the limits. Others get 400, 408, 413 or 415."""
 
-    def __init__(self, app: ASGIApp, limits: Limits) -> None:
+    def __init__(self, app: ASGIApp, limits: ServerLimits) -> None:
         self._app = app
         self._limits = limits
 

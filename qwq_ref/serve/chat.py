@@ -13,7 +13,7 @@ from starlette.responses import Response
 from ..engine.scheduler import Progress
 from ..text.tools import Arguments, CallBegins, CallEnds
 from .answers import total, usage_json
-from .engine import Engine
+from .engine import ServedModel
 from .events import DONE, EventStream, event, gather, merged, while_connected
 from .logprobs import chat_logprobs
 from .problems import answer
@@ -21,7 +21,7 @@ from .requests import ChatRequest
 from .turns import Said, Thought, Turn, new_id
 
 
-async def chat(engine: Engine, request: Request, body: ChatRequest) -> Response:
+async def chat(engine: ServedModel, request: Request, body: ChatRequest) -> Response:
     """Answer a request, as a stream or not. Raises ApiError and the errors of `Model.prepare`."""
     body.checked_request(engine.lenient, engine.limits.choices)
     engine.check_name(body.model)
@@ -32,7 +32,7 @@ async def chat(engine: Engine, request: Request, body: ChatRequest) -> Response:
     return await while_connected(request.receive, _answer(engine, body, prepare))
 
 
-async def _answer(engine: Engine, body: ChatRequest, prepare: list[Any]) -> Response:
+async def _answer(engine: ServedModel, body: ChatRequest, prepare: list[Any]) -> Response:
     answers = await engine.ask(prepare)
     try:
         tools = bool(body.tools) and body.tool_choice != "none"
@@ -54,7 +54,7 @@ async def _answer(engine: Engine, body: ChatRequest, prepare: list[Any]) -> Resp
     return EventStream(_stream(engine, body, turns, head), close, engine.limits.keep_alive)
 
 
-async def _whole(engine: Engine, body: ChatRequest, turns: list[Turn], head: dict[str, Any]) -> dict[str, Any]:
+async def _whole(engine: ServedModel, body: ChatRequest, turns: list[Turn], head: dict[str, Any]) -> dict[str, Any]:
     choices = await gather(*(_choice(engine, body, turn, number) for number, turn in enumerate(turns)))
     return {
         **head,
@@ -65,7 +65,7 @@ async def _whole(engine: Engine, body: ChatRequest, turns: list[Turn], head: dic
     }
 
 
-async def _choice(engine: Engine, body: ChatRequest, turn: Turn, number: int) -> dict[str, Any]:
+async def _choice(engine: ServedModel, body: ChatRequest, turn: Turn, number: int) -> dict[str, Any]:
     thought = said = ""
     calls: list[dict[str, Any]] = []
     spans: list[tuple[int, int, str]] = []
@@ -98,7 +98,9 @@ def _call(begins: CallBegins) -> dict[str, Any]:
     return {"id": new_id("call_"), "type": "function", "function": {"name": begins.name, "arguments": ""}}
 
 
-async def _stream(engine: Engine, body: ChatRequest, turns: list[Turn], head: dict[str, Any]) -> AsyncIterator[bytes]:
+async def _stream(
+    engine: ServedModel, body: ChatRequest, turns: list[Turn], head: dict[str, Any]
+) -> AsyncIterator[bytes]:
     head |= {"object": "chat.completion.chunk"}
     usage: dict[str, Any] = {"usage": None} if body.include_usage else {}
     async for chunk in merged(*(_chunks(engine, body, turn, number) for number, turn in enumerate(turns))):
@@ -109,7 +111,7 @@ async def _stream(engine: Engine, body: ChatRequest, turns: list[Turn], head: di
     yield DONE
 
 
-async def _chunks(engine: Engine, body: ChatRequest, turn: Turn, number: int) -> AsyncIterator[dict[str, Any]]:
+async def _chunks(engine: ServedModel, body: ChatRequest, turn: Turn, number: int) -> AsyncIterator[dict[str, Any]]:
     def chunk(delta: dict[str, Any], logprobs: Any = None, **end: Any) -> dict[str, Any]:
         choice = {"index": number, "delta": delta, "logprobs": logprobs, "finish_reason": None, **end}
         return {"choices": [choice]}

@@ -15,8 +15,8 @@ from starlette.responses import Response
 from ..engine.logprobs import TokenLogprob
 from ..engine.scheduler import Progress
 from ..errors import UsageError
-from .answers import Answer, Part, Usage, total, usage_json
-from .engine import Engine
+from .answers import ServedAnswer, TextPart, Usage, total, usage_json
+from .engine import ServedModel
 from .events import DONE, EventStream, event, gather, merged, while_connected
 from .logprobs import completion_logprobs
 from .problems import ApiError, answer
@@ -37,14 +37,14 @@ class _Prompt:
     ids: list[int]
     text: str
     noted: list[TokenLogprob] = field(default_factory=list)
-    answers: list[Answer] = field(default_factory=list)
+    answers: list[ServedAnswer] = field(default_factory=list)
 
     @property
     def usage(self) -> Usage:
         return total([each.usage for each in self.answers]) if self.answers else Usage(len(self.ids), 0, 0, 0)
 
 
-async def complete(engine: Engine, request: Request, body: CompletionRequest) -> Response:
+async def complete(engine: ServedModel, request: Request, body: CompletionRequest) -> Response:
     """Answer a request, as a stream or not. Raises ApiError and the errors of `Model.prepare`."""
     body.checked_request(engine.lenient, engine.limits.choices)
     engine.check_name(body.model)
@@ -53,8 +53,8 @@ async def complete(engine: Engine, request: Request, body: CompletionRequest) ->
     return await while_connected(request.receive, _complete(engine, body))
 
 
-async def _complete(engine: Engine, body: CompletionRequest) -> Response:
-    answers: list[Answer] = []
+async def _complete(engine: ServedModel, body: CompletionRequest) -> Response:
+    answers: list[ServedAnswer] = []
 
     def close() -> None:
         for each in answers:
@@ -72,7 +72,7 @@ async def _complete(engine: Engine, body: CompletionRequest) -> Response:
         raise
 
 
-async def _begin(engine: Engine, body: CompletionRequest, answers: list[Answer]) -> list[_Prompt]:
+async def _begin(engine: ServedModel, body: CompletionRequest, answers: list[ServedAnswer]) -> list[_Prompt]:
     """Submit all prompts, or none. `answers` gets those that run, also where this is interrupted."""
     model, settings = engine.model, body.settings()
     given, most = body.prompts(engine.limits.prompts), settings["max_tokens"]
@@ -101,24 +101,24 @@ async def _begin(engine: Engine, body: CompletionRequest, answers: list[Answer])
     return prompts
 
 
-async def _texts(engine: Engine, one: Answer) -> AsyncIterator[tuple[str, int, int] | Progress]:
+async def _texts(engine: ServedModel, one: ServedAnswer) -> AsyncIterator[tuple[str, int, int] | Progress]:
     """Yield the text of an answer with the places of its tokens. Markers of reasoning are text here."""
     tokenizer = engine.model.tokenizer
     markers = (tokenizer.think_start, tokenizer.think_end)
     async for part in one.parts():
-        if isinstance(part, Part):
+        if isinstance(part, TextPart):
             seen = [i for i in one.output[part.start : part.stop] if i in markers]
             yield "".join(tokenizer.decode([i]) for i in seen) + part.piece.text, part.start, part.stop
         else:
             yield part
 
 
-def _reason(one: Answer | None) -> str:
+def _reason(one: ServedAnswer | None) -> str:
     return "length" if one is None or one.cut else "stop"
 
 
 async def _whole(
-    engine: Engine, body: CompletionRequest, prompts: list[_Prompt], head: dict[str, Any]
+    engine: ServedModel, body: CompletionRequest, prompts: list[_Prompt], head: dict[str, Any]
 ) -> dict[str, Any]:
     found = iter(await gather(*(_choice(engine, body, prompt, one) for prompt, one in _pairs(prompts))))
     choices = []
@@ -131,14 +131,14 @@ async def _whole(
     return {**head, "choices": numbered, "usage": _usage(prompts), **timings}
 
 
-def _pairs(prompts: list[_Prompt]) -> list[tuple[_Prompt, Answer | None]]:
+def _pairs(prompts: list[_Prompt]) -> list[tuple[_Prompt, ServedAnswer | None]]:
     """Return each prompt with each of its answers, or with none where no token is asked for."""
-    none: list[Answer | None] = [None]
+    none: list[ServedAnswer | None] = [None]
     return [(prompt, one) for prompt in prompts for one in prompt.answers or none]
 
 
 async def _choice(
-    engine: Engine, body: CompletionRequest, prompt: _Prompt, one: Answer | None
+    engine: ServedModel, body: CompletionRequest, prompt: _Prompt, one: ServedAnswer | None
 ) -> tuple[float, dict[str, Any]]:
     """Return the mean log-probability of an answer, if it is known, and the choice."""
     text = prompt.text if body.echo else ""
@@ -171,7 +171,7 @@ def _usage(prompts: list[_Prompt]) -> dict[str, Any]:
 
 
 async def _stream(
-    engine: Engine, body: CompletionRequest, prompts: list[_Prompt], head: dict[str, Any]
+    engine: ServedModel, body: CompletionRequest, prompts: list[_Prompt], head: dict[str, Any]
 ) -> AsyncIterator[bytes]:
     usage: dict[str, Any] = {"usage": None} if body.include_usage else {}
     pairs = enumerate(_pairs(prompts))
@@ -184,7 +184,7 @@ async def _stream(
 
 
 async def _chunks(
-    engine: Engine, body: CompletionRequest, prompt: _Prompt, one: Answer | None, number: int
+    engine: ServedModel, body: CompletionRequest, prompt: _Prompt, one: ServedAnswer | None, number: int
 ) -> AsyncIterator[dict[str, Any]]:
     tokenizer = engine.model.tokenizer
 

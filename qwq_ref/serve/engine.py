@@ -6,23 +6,21 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 from .. import __version__
+from ..engine.model import Model, Prepared
+from ..engine.scheduler import Scheduler
 from ..errors import BusyError
-from .answers import Answer
-from .limits import Limits
+from .answers import ServedAnswer
+from .limits import ServerLimits
 from .problems import ApiError, unavailable
-
-if TYPE_CHECKING:
-    from ..engine.model import Model, Prepared
-    from ..engine.scheduler import Scheduler
 
 T = TypeVar("T")
 _WAIT = 5  # seconds after which a client may try again while the model loads
 
 
-class Engine:
+class ServedModel:
     """A model that loads in a thread.
 
     name     as clients call it
@@ -31,7 +29,7 @@ class Engine:
     problem  the error that ended the loading
     """
 
-    def __init__(self, name: str, load: Callable[[], Model], limits: Limits, lenient: bool = False) -> None:
+    def __init__(self, name: str, load: Callable[[], Model], limits: ServerLimits, lenient: bool = False) -> None:
         self.name, self.limits, self.lenient = name, limits, lenient
         self.began = int(time.time())
         self.problem: BaseException | None = None
@@ -44,8 +42,6 @@ class Engine:
         """Load the model in a thread, and then call `ready` there, whether it worked or not."""
 
         def work() -> None:
-            from ..engine.scheduler import Scheduler
-
             try:
                 model = self._load()
                 scheduler = Scheduler(model, self.limits.running, self.limits.waiting)
@@ -69,7 +65,7 @@ class Engine:
 
     @property
     def scheduler(self) -> Scheduler:
-        """What computes. Raises ApiError while the model loads."""
+        """The scheduler. Raises ApiError while the model loads."""
         if self._scheduler is None:
             raise unavailable("the model is loading", _WAIT, "loading")
         return self._scheduler
@@ -86,14 +82,14 @@ class Engine:
             message = f"there is no model {name[:100]!r} here, but {self.name!r} (see --alias and --lenient)"
             raise ApiError(404, message, param="model", code="model_not_found")
 
-    async def ask(self, prepare: Sequence[Callable[[], Prepared]]) -> list[Answer]:
+    async def ask(self, prepare: Sequence[Callable[[], Prepared]]) -> list[ServedAnswer]:
         """Submit prompts, all or none. Raises ApiError, and the errors of `Model.prepare`."""
         self.check_room()
         prepared = [await asyncio.to_thread(each) for each in prepare]
-        answers: list[Answer] = []
+        answers: list[ServedAnswer] = []
         try:
             for each in prepared:
-                answers.append(Answer(self.scheduler, each))
+                answers.append(ServedAnswer(self.scheduler, each))
         except BusyError:
             for answer in answers:
                 answer.cancel()

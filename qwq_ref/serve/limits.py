@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Limits:
+class ServerLimits:
     """Sizes in bytes, times in seconds.
 
     body, head            of a request; `head` is its first line and its headers

@@ -7,12 +7,12 @@ from typing import Any
 
 from ..engine.logprobs import TokenLogprob
 from ..text import Tokenizer
-from .answers import Answer
+from .answers import ServedAnswer
 
 _LEAST = -9999.0  # OpenAI's number for a token that cannot come; JSON has no infinity
 
 
-def chat_logprobs(tokenizer: Tokenizer, answer: Answer, spans: Iterable[tuple[int, int, str]]) -> dict[str, Any]:
+def chat_logprobs(tokenizer: Tokenizer, answer: ServedAnswer, spans: Iterable[tuple[int, int, str]]) -> dict[str, Any]:
     """Return the object `logprobs` of a choice: the tokens of the answer's text. Reasoning has none.
 
     spans  places in the output, and the text that their tokens gave

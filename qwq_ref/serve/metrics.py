@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from starlette.responses import Response
 
 from ..host.memory import peak_bytes
-from .engine import Engine
+from .engine import ServedModel
 
 if TYPE_CHECKING:
     from .journal import Journal
@@ -26,7 +26,7 @@ _COUNTERS = {
 }
 
 
-def metrics(engine: Engine, journal: Journal) -> Response:
+def metrics(engine: ServedModel, journal: Journal) -> Response:
     """Return counts since the start, and the state now. No label holds anything that a client chose."""
     lines = [*_metric("up", "gauge", "whether the model is loaded", {"": int(engine.loaded)})]
     if engine.loaded:

@@ -17,13 +17,13 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
-from .limits import Limits
+from .limits import ServerLimits
 from .problems import ApiError, unavailable
 
 _SEND_BUFFER = 64 << 10  # bytes that the system holds for a client: more would hide that it reads nothing
 
 
-def protocol_for(limits: Limits) -> type[H11Protocol]:
+def protocol_for(limits: ServerLimits) -> type[H11Protocol]:
     """Return the class of connections for a server with these limits."""
 
     class Connection(LimitedProtocol):
@@ -46,7 +46,7 @@ class LimitedProtocol(H11Protocol):
     limits  set by the class of `protocol_for`
     """
 
-    limits: Limits
+    limits: ServerLimits
     _head_timer: asyncio.TimerHandle | None = None
     _stall_timer: asyncio.TimerHandle | None = None
 

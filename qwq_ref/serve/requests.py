@@ -22,7 +22,7 @@ class StreamOptions(Fields):
     include_obfuscation: bool | None = None  # accepted: no event is padded
 
 
-class Request(Fields):
+class GenerationRequest(Fields):
     """The fields that chats and completions share."""
 
     model: str | None = None
@@ -74,7 +74,7 @@ class Request(Fields):
         return [None if self.seed is None else (self.seed + number) % _SEEDS for number in range(count)]
 
 
-class ChatRequest(Request):
+class ChatRequest(GenerationRequest):
     """A request to /v1/chat/completions."""
 
     messages: list[dict[str, Any]]
@@ -111,7 +111,7 @@ class ChatRequest(Request):
         return [{**m, "role": "system"} if m.get("role") == "developer" else m for m in self.messages]
 
 
-class CompletionRequest(Request):
+class CompletionRequest(GenerationRequest):
     """A request to /v1/completions."""
 
     prompt: str | list[str] | list[int] | list[list[int]]

@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 from ..engine.scheduler import Progress
 from ..text.tools import Arguments, CallBegins, CallEnds
-from .engine import Engine
+from .engine import ServedModel
 from .events import EventStream, event, while_connected
 from .problems import ApiError, answer, of_error
 from .responses_request import ResponsesRequest
@@ -21,7 +21,7 @@ from .turns import Delta, Said, Thought, Turn, new_id
 Event = tuple[str, dict[str, Any]]
 
 
-async def respond(engine: Engine, request: Request, body: ResponsesRequest) -> Response:
+async def respond(engine: ServedModel, request: Request, body: ResponsesRequest) -> Response:
     """Answer a request, as a stream or not. Raises ApiError and the errors of `Model.prepare`."""
     body.checked_request(engine.lenient)
     engine.check_name(body.model)
@@ -29,7 +29,7 @@ async def respond(engine: Engine, request: Request, body: ResponsesRequest) -> R
     return await while_connected(request.receive, _respond(engine, body, prepare))
 
 
-async def _respond(engine: Engine, body: ResponsesRequest, prepare: Any) -> Response:
+async def _respond(engine: ServedModel, body: ResponsesRequest, prepare: Any) -> Response:
     (one,) = await engine.ask([prepare])
     try:
         tools = bool(body.tools) and body.tool_choice != "none"

@@ -25,7 +25,7 @@ _OUTSIDE = ("id", "status")  # fields of items that clients send back as they go
 
 
 class Reasoning(Fields):
-    """How much to reason."""
+    """The amount of reasoning."""
 
     effort: Effort | None = None
     summary: str | None = None

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..engine.backends import ALL
 from ..engine.faults import run_finite
 from ..engine.logprobs import TokenLogprob, logprob
+from ..engine.scheduler import Scheduler
 from ..engine.session import Session
-
-if TYPE_CHECKING:
-    from ..engine.scheduler import Scheduler
 
 _ROWS = 64  # tokens between two passes of the scheduler, each with a row of logits
 

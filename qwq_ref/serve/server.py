@@ -11,8 +11,8 @@ from types import FrameType
 import uvicorn
 
 from .app import make_app
-from .engine import Engine
-from .limits import Limits
+from .engine import ServedModel
+from .limits import ServerLimits
 from .protocol import protocol_for
 
 _GRACE = 3  # seconds after the drain in which cancelled answers reach their clients
@@ -24,7 +24,7 @@ class Server(uvicorn.Server):
     tell  called with a line for people
     """
 
-    def __init__(self, config: uvicorn.Config, engine: Engine, tell: Callable[[str], object]) -> None:
+    def __init__(self, config: uvicorn.Config, engine: ServedModel, tell: Callable[[str], object]) -> None:
         super().__init__(config)
         self._engine, self._tell = engine, tell
 
@@ -42,7 +42,7 @@ class Server(uvicorn.Server):
 
 
 def make_server(
-    engine: Engine,
+    engine: ServedModel,
     *,
     key: str | None = None,
     hosts: Iterable[str] = (),
@@ -52,7 +52,7 @@ def make_server(
     """Return a server for an engine, which is not started yet: call `run_server` or `Server.run`."""
     logging.getLogger("uvicorn").addHandler(logging.NullHandler())
     logging.getLogger("uvicorn").propagate = False
-    limits: Limits = engine.limits
+    limits: ServerLimits = engine.limits
     config = uvicorn.Config(
         make_app(engine, key=key, hosts=hosts, verbose=verbose),
         http=protocol_for(limits),
@@ -69,7 +69,7 @@ def make_server(
     return Server(config, engine, tell)
 
 
-def run_server(server: Server, engine: Engine, sock: socket.socket) -> None:
+def run_server(server: Server, engine: ServedModel, sock: socket.socket) -> None:
     """Answer at a socket until a signal comes. Raises the error of a model that cannot be loaded."""
 
     def ready() -> None:

@@ -1,4 +1,4 @@
-"""/tokenize and /detokenize: texts as ids of tokens, and back."""
+"""Texts as ids of tokens, and back: `/tokenize` and `/detokenize`."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from pydantic import Field
 from starlette.responses import Response
 
 from ..errors import UsageError
-from .engine import Engine
+from .engine import ServedModel
 from .fields import Fields
 from .problems import answer
 
 
 class TokenizeRequest(Fields):
-    """A request to /tokenize: `content` as in llama.cpp, `prompt` or `messages` as in vLLM."""
+    """A request to `/tokenize`: `content` as in llama.cpp, `prompt` or `messages` as in vLLM."""
 
     model: str | None = None
     content: str | None = None
@@ -25,13 +25,13 @@ class TokenizeRequest(Fields):
 
 
 class DetokenizeRequest(Fields):
-    """A request to /detokenize."""
+    """A request to `/detokenize`."""
 
     model: str | None = None
     tokens: list[Annotated[int, Field(ge=0)]]
 
 
-def tokenize(engine: Engine, body: TokenizeRequest) -> Response:
+def tokenize(engine: ServedModel, body: TokenizeRequest) -> Response:
     """Return the ids of a text, or of the prompt that a chat's template makes. Control tokens in it are plain text."""
     body.checked(engine.lenient)
     engine.check_name(body.model)
@@ -49,7 +49,7 @@ def tokenize(engine: Engine, body: TokenizeRequest) -> Response:
     return answer({"tokens": tokens, "count": len(ids), "max_model_len": model.context})
 
 
-def detokenize(engine: Engine, body: DetokenizeRequest) -> Response:
+def detokenize(engine: ServedModel, body: DetokenizeRequest) -> Response:
     """Return the text of ids, with control tokens."""
     body.checked(engine.lenient)
     engine.check_name(body.model)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from ..engine.scheduler import Progress
 from ..text.tools import Arguments, CallBegins, CallEnds, Content, ToolParser
-from .answers import Answer, Part
+from .answers import ServedAnswer, TextPart
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Turn:
     one_call  end the answer behind its first call
     """
 
-    def __init__(self, answer: Answer, tools: bool, sure: bool = False, one_call: bool = False) -> None:
+    def __init__(self, answer: ServedAnswer, tools: bool, sure: bool = False, one_call: bool = False) -> None:
         self.answer = answer
         self._parser = ToolParser(sure=sure) if tools else None
         self._one_call = one_call
@@ -48,7 +48,7 @@ class Turn:
         """Yield what comes. Raises ApiError."""
         start = stop = 0
         async for part in self.answer.parts():
-            if not isinstance(part, Part):
+            if not isinstance(part, TextPart):
                 yield part
                 continue
             if part.piece.kind == "thinking":

@@ -6,7 +6,7 @@ import re
 import pytest
 
 from qwq_ref.serve.json_body import nesting, read_json
-from qwq_ref.serve.limits import Limits
+from qwq_ref.serve.limits import ServerLimits
 from qwq_ref.serve.problems import ApiError
 from tests.support.servers import request, serving, status
 
@@ -78,7 +78,7 @@ def test_a_charset_of_json_is_accepted(server):
 
 
 def test_a_large_body_is_refused_by_its_length_and_by_its_bytes(server):
-    most = Limits.body
+    most = ServerLimits.body
     text = b'"' + b"x" * most + b'"'
     answer = server.ask_raw(request(CHAT, text))
     assert status(answer) == 413
@@ -93,15 +93,15 @@ def test_a_large_body_is_refused_by_its_length_and_by_its_bytes(server):
 
 @pytest.mark.parametrize("at_once", [True, False])
 def test_large_headers_are_refused(server, at_once):
-    for more in ({"x_long": "y" * Limits.head}, {f"x{i}": "y" * 90 for i in range(200)}):
+    for more in ({"x_long": "y" * ServerLimits.head}, {f"x{i}": "y" * 90 for i in range(200)}):
         data = request("/health", **more)
         if not at_once:
-            data = data[: Limits.head + 10]  # the server must not wait for the end
+            data = data[: ServerLimits.head + 10]  # the server must not wait for the end
         answer = server.ask_raw(data)
         assert status(answer) == 431
         assert problem(answer)["code"] == "headers_too_large"
-    assert status(server.ask_raw(request("/health?" + "q" * Limits.head))) == 431
-    assert status(server.ask_raw(request("/health", x_long="y" * (Limits.head - 200)))) == 200
+    assert status(server.ask_raw(request("/health?" + "q" * ServerLimits.head))) == 431
+    assert status(server.ask_raw(request("/health", x_long="y" * (ServerLimits.head - 200)))) == 200
 
 
 @pytest.mark.parametrize(
@@ -135,6 +135,14 @@ def test_hostile_json_is_an_error_of_one_line(server, text):
     message = problem(answer)["message"]
     assert message.isprintable()
     assert len(message) < 400
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999", "-1e999", "9" * 5000])
+def test_numbers_that_json_does_not_have_are_refused_everywhere(server, number):
+    with pytest.raises(ApiError, match="JSON"):
+        read_json(f'[{{"x": {number}}}]'.encode(), 32)
+    text = f'{{"messages": [{{"role": "user", "content": "x"}}], "tools": [{{"x": {number}}}]}}'
+    assert problem(server.ask_raw(request(CHAT, text.encode())))["code"] == "invalid_json"
 
 
 def test_nesting_counts_what_is_outside_of_strings():

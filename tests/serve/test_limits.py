@@ -5,16 +5,17 @@ import json
 import socket
 import threading
 import time
+from dataclasses import replace
 
 import openai
 import pytest
 
 import qwq_ref
-from qwq_ref.serve.limits import Limits
+from qwq_ref.serve.limits import ServerLimits
 from tests.support.servers import read_all, request, serving, status, until
 
 CHAT = "/v1/chat/completions"
-SHORT = Limits(
+SHORT = ServerLimits(
     head_seconds=0.4,
     body_seconds=0.4,
     stall_seconds=0.6,
@@ -176,8 +177,11 @@ def test_too_many_prompts_are_refused_with_the_time_to_wait(strict):
 
 def test_choices_come_all_or_none(strict):
     """Six answers do not fit, so none of them is left over."""
+    before = strict.counts
     assert status(strict.ask_raw(ask(n=6))) == 429
     until(lambda: strict.counts.running == strict.counts.waiting == 0)
+    assert strict.counts.answered == before.answered
+    assert strict.counts.cancelled > before.cancelled
 
 
 def test_many_clients_get_their_own_answers_or_429(strict, endless):
@@ -274,10 +278,12 @@ class TestLoading:
 
 
 def test_a_shutdown_lets_answers_end_and_cuts_off_long_ones(endless):
-    with serving(lambda: endless, SHORT) as running, running.connect() as short, running.connect() as long:
+    limits = replace(SHORT, running=4)
+    with serving(lambda: endless, limits) as running, running.connect() as short, running.connect() as long:
         long.sendall(ask(stream=True, n=2))
+        until(lambda: running.counts.running == 2)
         short.sendall(ask(max_tokens=5))
-        until(lambda: running.counts.running + running.counts.waiting == 3)
+        until(lambda: running.counts.running == 3 or running.counts.answered == 1)
         running.server.should_exit = True
         assert b"shutting_down" in read_all(long)
         assert status(read_all(short)) == 200

@@ -5,8 +5,8 @@ import socket
 import threading
 import time
 
-from qwq_ref.serve.engine import Engine
-from qwq_ref.serve.limits import Limits
+from qwq_ref.serve.engine import ServedModel
+from qwq_ref.serve.limits import ServerLimits
 from qwq_ref.serve.reach import address, bind
 from qwq_ref.serve.server import make_server
 
@@ -36,7 +36,7 @@ class Running:
 @contextlib.contextmanager
 def serving(load, limits=None, lenient=False, wait=True, **how):
     """Serve the model that `load` returns, until the block ends."""
-    engine = Engine("qwq-nano", load, limits or Limits(), lenient)
+    engine = ServedModel("qwq-nano", load, limits or ServerLimits(), lenient)
     server = make_server(engine, tell=lambda line: None, **how)
     sock = bind("127.0.0.1", 0)
     running = Running(engine, sock, server)
