@@ -10,7 +10,7 @@ from typing import Any
 
 from ..engine.generation import Piece
 from ..engine.logprobs import Recorder, TokenLogprob
-from ..engine.model import Prepared
+from ..engine.model import PreparedPrompt
 from ..engine.scheduler import Ended, Progress, Scheduler
 from .problems import of_error, unavailable
 
@@ -42,7 +42,7 @@ class Usage:
 class ServedAnswer:
     """One prompt in the scheduler. The event loop uses it; raises as `Scheduler.submit`."""
 
-    def __init__(self, scheduler: Scheduler, prepared: Prepared) -> None:
+    def __init__(self, scheduler: Scheduler, prepared: PreparedPrompt) -> None:
         self._scheduler = scheduler
         self._run, self._choose = prepared.run, prepared.choose
         self._events: asyncio.Queue[tuple[Any, int]] = asyncio.Queue()

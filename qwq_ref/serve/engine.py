@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from .. import __version__
-from ..engine.model import Model, Prepared
+from ..engine.model import Model, PreparedPrompt
 from ..engine.scheduler import Scheduler
 from ..errors import BusyError
 from .answers import ServedAnswer
@@ -82,7 +82,7 @@ class ServedModel:
             message = f"there is no model {name[:100]!r} here, but {self.name!r} (see --alias and --lenient)"
             raise ApiError(404, message, param="model", code="model_not_found")
 
-    async def ask(self, prepare: Sequence[Callable[[], Prepared]]) -> list[ServedAnswer]:
+    async def ask(self, prepare: Sequence[Callable[[], PreparedPrompt]]) -> list[ServedAnswer]:
         """Submit prompts, all or none. Raises ApiError, and the errors of `Model.prepare`."""
         self.check_room()
         prepared = [await asyncio.to_thread(each) for each in prepare]
