@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
 
-from ..engine.generation import Piece
+from ..engine.generation import Kind, Piece
 from ..engine.logprobs import Recorder, TokenLogprob
 from ..engine.model import PreparedPrompt
 from ..engine.scheduler import Ended, Progress, Scheduler
@@ -85,6 +85,11 @@ class ServedAnswer:
     def noted(self, start: int, stop: int) -> list[TokenLogprob]:
         """Return the log-probabilities of tokens of the output, if they were asked for."""
         return (self._run.logprobs or [])[start:stop]
+
+    @property
+    def texts(self) -> dict[Kind, str]:
+        """The reasoning and the answer so far."""
+        return self.job.generation.texts
 
     @property
     def output(self) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import time
 from collections.abc import AsyncIterator
@@ -56,6 +57,7 @@ async def _answer(engine: ServedModel, body: ChatRequest, prepare: list[Any]) ->
 
 async def _whole(engine: ServedModel, body: ChatRequest, turns: list[Turn], head: dict[str, Any]) -> dict[str, Any]:
     choices = await gather(*(_choice(engine, body, turn, number) for number, turn in enumerate(turns)))
+    _prepare_next(engine, body, turns)
     return {
         **head,
         "object": "chat.completion",
@@ -63,6 +65,14 @@ async def _whole(engine: ServedModel, body: ChatRequest, turns: list[Turn], head
         "usage": usage_json(total([turn.answer.usage for turn in turns])),
         "timings": turns[0].answer.timings,
     }
+
+
+def _prepare_next(engine: ServedModel, body: ChatRequest, turns: list[Turn]) -> None:
+    """Let the next turn begin warm: the template leaves the reasoning out, so the answer must be computed again."""
+    texts = turns[0].answer.texts
+    if len(turns) == 1 and turns[0].finish_reason == "stop" and texts["thinking"] and texts["answer"]:
+        messages = [*body.conversation(), {"role": "assistant", "content": texts["answer"]}]
+        asyncio.get_running_loop().run_in_executor(None, engine.warm, messages, body.tools)
 
 
 async def _choice(engine: ServedModel, body: ChatRequest, turn: Turn, number: int) -> dict[str, Any]:
@@ -108,6 +118,7 @@ async def _stream(
     if body.include_usage:
         found = usage_json(total([turn.answer.usage for turn in turns]))
         yield event({**head, "choices": [], "usage": found, "timings": turns[0].answer.timings})
+    _prepare_next(engine, body, turns)
     yield DONE
 
 

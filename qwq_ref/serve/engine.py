@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from .. import __version__
 from ..engine.model import Model, PreparedPrompt
 from ..engine.scheduler import Scheduler
-from ..errors import BusyError
+from ..errors import BusyError, QwqError
 from .answers import ServedAnswer
 from .limits import ServerLimits
 from .problems import ApiError, unavailable
@@ -109,6 +110,14 @@ class ServedModel:
         if counts.waiting >= self.limits.waiting:
             seconds = max(1.0, counts.seconds / counts.answered if counts.answered else _WAIT)
             raise BusyError(None, "server", f"is busy: {counts.waiting} prompts wait already", seconds)
+
+    def warm(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None) -> None:
+        """Compute a conversation in the background, as the template will show it before the next question."""
+        model, scheduler = self.model, self.scheduler
+        if model.template is None or self.draining:
+            return
+        with contextlib.suppress(QwqError, RuntimeError):  # of a template that must end with a question, or a shutdown
+            scheduler.warm(model.template.encode(model.tokenizer, messages, tools or None, add_generation_prompt=False))
 
     def drain(self) -> None:
         """Take no more prompts, let those that run go on for some seconds, then cancel them. Does not wait."""

@@ -1,5 +1,7 @@
 """Chats through OpenAI's own client: the answers have the bits that `Model.generate` gives."""
 
+import time
+
 import openai
 import pytest
 
@@ -68,6 +70,29 @@ def test_choices_have_the_seeds_that_follow(client, nano):
         delta = chunk.choices[0].delta
         texts[chunk.choices[0].index] += getattr(delta, "reasoning", "") + (delta.content or "")
     assert texts == mine
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_the_next_turn_begins_warm(client, nano, server, stream):
+    """The reasoning of the first turn is left out of the second: what follows it was computed in the background."""
+    question = f"What is {'7' if stream else '8'}00+{'7' if stream else '8'}?"
+    first = [{"role": "user", "content": question}]
+    if stream:
+        said, thought, _ = collect(ask(client, first, temperature=0, stream=True))
+    else:
+        message = ask(client, first, temperature=0).choices[0].message
+        said, thought = message.content, message.reasoning
+    assert said
+    assert thought
+    told = [*first, {"role": "assistant", "content": said}]
+    wanted = len(nano.template.encode(nano.tokenizer, told, add_generation_prompt=False))
+
+    def warm():
+        second = [*told, {"role": "user", "content": "And 1+1?"}]
+        return ask(client, second, max_tokens=1).usage.prompt_tokens_details.cached_tokens >= wanted
+
+    time.sleep(0.5)  # the user reads
+    assert warm()
 
 
 def test_prompt_progress_where_it_is_asked_for(client):
