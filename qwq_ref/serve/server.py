@@ -6,11 +6,12 @@ import logging
 import os
 import socket
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from types import FrameType
 
 import uvicorn
 
-from .app import make_app
+from .app import PAGE, make_app
 from .engine import ServedModel
 from .limits import ServerLimits
 from .protocol import protocol_for
@@ -47,6 +48,7 @@ def make_server(
     key: str | None = None,
     hosts: Iterable[str] = (),
     verbose: bool = False,
+    page: Path = PAGE,
     tell: Callable[[str], object] = print,
 ) -> Server:
     """Return a server for an engine, which is not started yet: call `run_server` or `Server.run`."""
@@ -54,7 +56,7 @@ def make_server(
     logging.getLogger("uvicorn").propagate = False
     limits: ServerLimits = engine.limits
     config = uvicorn.Config(
-        make_app(engine, key=key, hosts=hosts, verbose=verbose),
+        make_app(engine, key=key, hosts=hosts, verbose=verbose, page=page),
         http=protocol_for(limits),
         ws="none",
         lifespan="off",
