@@ -19,6 +19,7 @@ from .options import (
     engine_choices,
     set_numpy_threads,
 )
+from .sampling import tell_sampling
 from .screen import tell
 from .text_input import open_input, whole
 from .values import context_size, integer, unless
@@ -95,7 +96,9 @@ def run(options: argparse.Namespace) -> int:
     def load() -> Model:
         from .loading import load_model
 
-        return load_model(options, choices, options.ctx_size, options.chat_template_file, rows=_ROWS)
+        model = load_model(options, choices, options.ctx_size, options.chat_template_file, rows=_ROWS)
+        tell_sampling(options, model)
+        return model
 
     limits = ServerLimits(running=options.parallel or ServerLimits.running)
     engine = ServedModel(name, load, limits, options.lenient)
