@@ -7,6 +7,8 @@ import numpy as np
 import openai
 import pytest
 
+from tests.support.servers import request, status
+
 TEXT = "Reverse 12+34:\n"
 
 
@@ -158,30 +160,34 @@ def test_a_bias_excludes_a_token(client, nano):
         ask(client, logit_bias={"x": 1})
 
 
-def test_texts_become_ids_and_back(server):
-    import httpx2
+def answer_of(server, path, **body):
+    """The status and the text of an answer to a request without a client's package."""
+    data = json.dumps(body).encode() if body else None
+    answer = server.ask_raw(request(path, data))
+    return status(answer), answer.partition(b"\r\n\r\n")[2].decode()
 
-    url = server.url
-    found = httpx2.post(f"{url}/tokenize", json={"content": "What <|im_end|>?", "with_pieces": True}).json()
+
+def test_texts_become_ids_and_back(server):
+    def post(path, **body):
+        code, text = answer_of(server, path, **body)
+        assert code == 200
+        return json.loads(text)
+
+    found = post("/tokenize", content="What <|im_end|>?", with_pieces=True)
     assert "".join(each["piece"] for each in found["tokens"]) == "What <|im_end|>?"
     ids = [each["id"] for each in found["tokens"]]
     assert found["count"] == len(ids)
-    assert httpx2.post(f"{url}/detokenize", json={"tokens": ids}).json()["content"] == "What <|im_end|>?"
-    chat = httpx2.post(f"{url}/tokenize", json={"messages": [{"role": "user", "content": "hi"}]}).json()
-    assert "<|im_start|>" in httpx2.post(f"{url}/detokenize", json={"tokens": chat["tokens"]}).json()["content"]
-    for path, body in (
-        ("/tokenize", {}),
-        ("/detokenize", {"tokens": [10**9]}),
-        ("/tokenize", {"content": "a", "prompt": ""}),
-    ):
-        assert httpx2.post(url + path, json=body).status_code == 400
+    assert post("/detokenize", tokens=ids)["content"] == "What <|im_end|>?"
+    chat = post("/tokenize", messages=[{"role": "user", "content": "hi"}])
+    assert "<|im_start|>" in post("/detokenize", tokens=chat["tokens"])["content"]
+    assert answer_of(server, "/tokenize", with_pieces=True)[0] == 400
+    assert answer_of(server, "/tokenize", content="a", prompt="")[0] == 400
+    assert answer_of(server, "/detokenize", tokens=[10**9])[0] == 400
 
 
 def test_counts_for_prometheus(server, client):
-    import httpx2
-
     ask(client, max_tokens=3, temperature=0)
-    text = httpx2.get(f"{server.url}/metrics").text
+    _, text = answer_of(server, "/metrics")
     values = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
     assert float(values["qwq_output_tokens_total"]) >= 3
     assert float(values['qwq_requests_total{path="/v1/completions",status="200"}']) >= 1
@@ -189,8 +195,7 @@ def test_counts_for_prometheus(server, client):
 
 
 def test_the_api_describes_itself(server):
-    import httpx2
-
-    found = httpx2.get(f"{server.url}/openapi.json").json()
-    assert {"/v1/chat/completions", "/v1/completions", "/tokenize", "/health"} <= set(found["paths"])
+    found = json.loads(answer_of(server, "/openapi.json")[1])
+    paths = {"/v1/chat/completions", "/v1/completions", "/v1/responses", "/tokenize", "/health", "/metrics"}
+    assert paths <= set(found["paths"])
     assert "temperature" in json.dumps(found["components"]["schemas"]["ChatRequest"])
