@@ -20,6 +20,7 @@ COMMANDS = {
     "generate": "answer a prompt",
     "info": "show the size of a model: parameters, memory, bytes read and operations for each token",
     "tokenize": "show the token ids of a text, or the text of token ids",
+    "serve": "answer the clients of OpenAI's API over HTTP",
     "convert": "write a model to a new folder: packed, so that it loads faster, or as floats for transformers",
     "eval": "measure how many small problems a model answers correctly",
     "perplexity": "measure how well a model predicts a text, and how far it is from another run at the same text",

@@ -24,9 +24,10 @@ class TokenLogprob:
 
 
 class Recorder:
-    """Chooses tokens as `choose` does, and notes their log-probabilities. A token of `end_ids` is not noted.
+    """Chooses tokens as `choose` does, and notes their log-probabilities.
 
     most  likeliest ids to note with each
+    end   the token of `end_ids` that ended the output: it is no part of it
     """
 
     def __init__(
@@ -36,6 +37,7 @@ class Recorder:
         most: int,
         end_ids: Collection[int],
     ) -> None:
+        self.end: TokenLogprob | None = None
         self._choose, self._found, self._most, self._end_ids = choose, found, most, end_ids
 
     def __call__(self, logits: Array, prompt: list[int], output: list[int]) -> int:
@@ -44,6 +46,8 @@ class Recorder:
         if token not in self._end_ids:
             complete(self._found, output)
             self._found.append(logprob(logits, token, self._most))
+        else:
+            self.end = logprob(logits, token, self._most)
         return token
 
 

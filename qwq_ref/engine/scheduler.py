@@ -153,6 +153,10 @@ class Scheduler:
         """Compute a prefix of prompts to come, whenever there is nothing else to do."""
         self._call(lambda: self._warm([*ids]))
 
+    def keep(self, session: Session) -> None:
+        """Keep a session for prompts that begin with its tokens. Only work of `call` may do this."""
+        self._prefixes.keep(session)
+
     def call(self, work: Callable[[], T]) -> T:
         """Return work(), called in the scheduler's thread between two passes."""
         return self._call(work).result()

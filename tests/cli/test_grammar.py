@@ -277,7 +277,7 @@ def test_an_option_means_the_same_in_every_command():
     models = {leaf.prog for leaf in leaves() if leaf._action("-m") and leaf._action("-m") is leaf._action("--model")}
     assert models == {
         *("qwq generate", "qwq info", "qwq convert", "qwq eval", "qwq golden record", "qwq golden compare"),
-        *("qwq train", "qwq doctor", "qwq bench", "qwq perplexity", "qwq tokenize"),
+        *("qwq train", "qwq doctor", "qwq bench", "qwq perplexity", "qwq tokenize", "qwq serve"),
         *("qwq plot attention", "qwq plot residual", "qwq plot lens"),
     }
 

@@ -1,0 +1,57 @@
+"""Texts as ids of tokens, and back: `/tokenize` and `/detokenize`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import Field
+from starlette.responses import Response
+
+from ..errors import UsageError
+from .engine import ServedModel
+from .fields import Fields
+from .problems import answer
+
+
+class TokenizeRequest(Fields):
+    """A request to `/tokenize`: `content` as in llama.cpp, `prompt` or `messages` as in vLLM."""
+
+    model: str | None = None
+    content: str | None = None
+    prompt: str | None = None
+    messages: list[dict[str, Any]] | None = None
+    tools: list[dict[str, Any]] | None = None
+    with_pieces: bool | None = None
+
+
+class DetokenizeRequest(Fields):
+    """A request to `/detokenize`."""
+
+    model: str | None = None
+    tokens: list[Annotated[int, Field(ge=0)]]
+
+
+def tokenize(engine: ServedModel, body: TokenizeRequest) -> Response:
+    """Return the ids of a text, or of the prompt that a chat's template makes. Control tokens in it are plain text."""
+    body.checked(engine.lenient)
+    engine.check_name(body.model)
+    model = engine.model
+    given = [each for each in (body.content, body.prompt, body.messages) if each is not None]
+    if len(given) != 1:
+        raise UsageError(None, "content", "give one of content, prompt and messages")
+    if isinstance(given[0], str):
+        ids = model.tokenizer.encode(given[0])
+    else:
+        ids = model.prompt_ids(given[0], tools=body.tools)
+    tokens: list[Any] = [*ids]
+    if body.with_pieces:
+        tokens = [{"id": i, "piece": model.tokenizer.token_bytes(i).decode("utf-8", errors="replace")} for i in ids]
+    return answer({"tokens": tokens, "count": len(ids), "max_model_len": model.context})
+
+
+def detokenize(engine: ServedModel, body: DetokenizeRequest) -> Response:
+    """Return the text of ids, with control tokens."""
+    body.checked(engine.lenient)
+    engine.check_name(body.model)
+    text = engine.model.tokenizer.decode(body.tokens, skip_special=False)
+    return answer({"content": text, "prompt": text})

@@ -1,0 +1,24 @@
+"""One server with the shipped model for all tests of a module."""
+
+import openai
+import pytest
+
+import qwq_ref
+from tests.support.servers import serving
+
+
+@pytest.fixture(scope="session")
+def nano():
+    return qwq_ref.load("qwq-nano", weights="q8", kv="int8")
+
+
+@pytest.fixture(scope="module")
+def server(nano):
+    with serving(lambda: nano) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def client(server):
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
+        yield client
