@@ -211,6 +211,8 @@ static int attend(const job *j, const pass *p, size_t tile, size_t chunk, worksp
     qwq_chunk kv;
     for (size_t span = first; span < last; span++)
         kv.spans[span] = qwq_span_at(&j->kv, p->head, start / SPAN + span);
+    const size_t end = j->queries.pos + j->queries.T;
+    kv.then = start + CHUNK < end ? qwq_span_at(&j->kv, p->head, start / SPAN + SPANS).k : NULL;
     kv.bias = j->kv.bias.codes + p->head * CHUNK * j->kv.bias.pairs * 2;
     const qwq_attention_kernels *kernels = j->kernels;
     (j->fp32 ? kernels->scores_fp32 : kernels->scores_int8)(&rows, &kv, first, last);

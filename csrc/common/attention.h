@@ -43,6 +43,7 @@ typedef struct {
 typedef struct {
     qwq_span spans[SPANS];
     const int16_t *bias; /* qwq_key_bias.codes of the head */
+    const void *then;    /* what is read after it: the keys of the next chunk. NULL: there is none */
 } qwq_chunk;
 
 /* Up to six rows, in the caller's scratch. A row's result lies in `out`: E sums of p v, the largest score, the sum of

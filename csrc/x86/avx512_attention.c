@@ -67,12 +67,26 @@ INLINE ptrdiff_t ahead_of(const void *at, const void *of, const void *next, size
     return (ptrdiff_t)((uintptr_t)next + (offset - bytes) - (uintptr_t)at);
 }
 
-INLINE void scores_of(qwq_rows *rows, const qwq_span *span, const void *next, size_t t, const int streams, const int R)
+/* The scales of 32 tokens that come next: those of values in the same span, those of keys in the next one. */
+INLINE void fetch_scales(const qwq_span *span, const qwq_span *next, size_t t)
+{
+    for (size_t i = t; i < t + BLOCK; i += 16) {
+        fetch(span->v_scale + i);
+        fetch(next->k_scale[0] + i);
+        fetch(next->k_scale[1] + i);
+    }
+}
+
+/* then: the keys or values behind the keys of the span. */
+INLINE void scores_of(qwq_rows *rows, const qwq_span *span, const qwq_span *next, const void *then, size_t t,
+                      const int streams, const int R)
 {
     size_t E = rows->E;
     const uint8_t *k = span->k;
     for (size_t b = 0; b < SPAN / BLOCK; b++, k += 16 * E) {
-        const ptrdiff_t ahead = streams ? ahead_of(k, span->k, next, SPAN * E) : 0;
+        const ptrdiff_t ahead = streams ? ahead_of(k, span->k, then, SPAN * E) : 0;
+        if (streams)
+            fetch_scales(span, next, b * BLOCK);
         const int8_t *q = rows->q;
         float *scores = rows->scores + t + b * BLOCK;
         __m512 half[ROWS][2];
@@ -139,11 +153,12 @@ static void scores_int8(qwq_rows *rows, const qwq_chunk *chunk, size_t first, si
 {
     for (size_t s = first; s < last; s++) {
         const qwq_span *span = &chunk->spans[s];
-        const void *next = s + 1 < last ? span[1].k : chunk->spans[first].v;
+        const qwq_span *next = s + 1 < last ? span + 1 : span;
+        const void *then = s + 1 < last ? next->k : chunk->spans[first].v;
         if (rows->streams)
-            FOR_TILE(rows->rows, scores_of, rows, span, next, s * SPAN, 1)
+            FOR_TILE(rows->rows, scores_of, rows, span, next, then, s * SPAN, 1)
         else
-            FOR_TILE(rows->rows, scores_of, rows, span, NULL, s * SPAN, 0)
+            FOR_TILE(rows->rows, scores_of, rows, span, next, then, s * SPAN, 0)
     }
     if (rows->pairs)
         FOR_TILE(rows->rows, add_bias, rows, chunk, first, last)
@@ -357,7 +372,7 @@ INLINE void values_rows(qwq_rows *rows, const qwq_chunk *chunk, size_t first, si
 {
     for (size_t span = first; span < last; span++) {
         const int8_t *v = chunk->spans[span].v;
-        const void *next = chunk->spans[span + 1 < last ? span + 1 : span].v;
+        const void *next = span + 1 < last ? chunk->spans[span + 1].v : chunk->then ? chunk->then : v;
         for (size_t e = 0; e < rows->E; e += DIMS, v += SPAN * DIMS) {
             ptrdiff_t ahead = streams ? ahead_of(v, chunk->spans[span].v, next, SPAN * rows->E) : 0;
             values_of(rows, v, span, e, ahead, streams, R);
