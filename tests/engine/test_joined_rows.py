@@ -32,7 +32,9 @@ STEPS = st.lists(
 
 
 @settings(max_examples=12, deadline=None)
-@given(STEPS, st.sampled_from(core.isas()), st.sampled_from([1, 2, 3]), st.sampled_from(["int8", "fp32"]), st.integers())
+@given(
+    STEPS, st.sampled_from(core.isas()), st.sampled_from([1, 2, 3]), st.sampled_from(["int8", "fp32"]), st.integers()
+)
 def test_rows_of_many_sequences(steps, isa, threads, kv, seed):
     rng = np.random.default_rng(abs(seed))
     form = "q4" if kv == "int8" else "fp32"
