@@ -127,7 +127,7 @@ class Scheduler:
         self._closing = self._closed = False
         self._totals: dict[str, Any] = dict.fromkeys(Counts.__dataclass_fields__, 0)
         self._seconds = 0.0
-        self._thread = threading.Thread(target=self._loop, name="qwq-scheduler", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="qwq-scheduler", daemon=True)
         self._thread.start()
 
     def submit(self, prepared: PreparedPrompt, deliver: Deliver) -> Job:
@@ -193,6 +193,21 @@ class Scheduler:
         """Return the seconds after which a refused caller may try again: those of a job, until one has ended 5."""
         ended = self._totals["answered"]
         return max(1.0, self._seconds / ended if ended else 5.0)
+
+    def _run(self) -> None:
+        """Run the loop. A fault of this program ends all jobs, so that none of their callers waits for ever."""
+        try:
+            self._loop()
+        except Exception as problem:
+            with self._changed:
+                self._closing = self._closed = True
+                ended = [*self._running.values(), *self._waiting]
+                self._waiting.clear()
+                for _, future in self._calls:
+                    future.set_exception(problem)
+            for job in ended:
+                self._end(job, "failed", problem)
+            raise
 
     def _loop(self) -> None:
         while self._wait():

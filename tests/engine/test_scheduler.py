@@ -239,3 +239,15 @@ def test_closing_lets_jobs_end(nano):
     scheduler.close(WAIT)
     assert listener.wait().problem is None
     assert answer_of(job) == answer_alone(nano, "What is 12+34?", seed=1)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_fault_of_the_program_leaves_nobody_waiting(nano, monkeypatch):
+    scheduler = Scheduler(nano, running=1)
+    monkeypatch.setattr(scheduler._batch, "run", lambda: 1 // 0)
+    listeners = [Listener() for _ in range(3)]
+    scheduler.call(lambda: [scheduler.submit(endless(nano), listener) for listener in listeners])
+    assert all(isinstance(listener.wait().problem, ZeroDivisionError) for listener in listeners)
+    with pytest.raises(BusyError):
+        scheduler.submit(endless(nano), Listener())
+    scheduler.close()
