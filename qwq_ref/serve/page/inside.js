@@ -1,0 +1,1 @@
+export class Inside { constructor(element) { this.element = element; } show() {} }

@@ -1,0 +1,26 @@
+/** The switch between the system's theme, light and dark. */
+
+import { byId } from "./dom.js";
+import { icon } from "./icons.js";
+
+const KEY = "qwq.theme";
+const THEMES = ["system", "light", "dark"];
+
+export function startTheme() {
+  const button = byId("theme");
+  const draw = () => {
+    const theme = document.documentElement.dataset.theme ?? "system";
+    button.replaceChildren(icon(theme === "light" ? "sun" : "moon"), `Theme: ${theme}`);
+    return theme;
+  };
+  button.addEventListener("click", () => {
+    const next = THEMES[(THEMES.indexOf(draw()) + 1) % THEMES.length];
+    if (next === "system") delete document.documentElement.dataset.theme;
+    else document.documentElement.dataset.theme = next;
+    try {
+      localStorage.setItem(KEY, next);
+    } catch { /* storage is off: the theme lasts as long as the page */ }
+    draw();
+  });
+  draw();
+}
