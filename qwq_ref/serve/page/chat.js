@@ -5,6 +5,7 @@ import { Composer } from "./composer.js";
 import { announce, byId, toast } from "./dom.js";
 import { List } from "./list.js";
 import { asBody, read as settings } from "./settings.js";
+import { keepUnsaved, takeUnsaved } from "./store.js";
 import { Thread } from "./thread.js";
 import { asJson, asMarkdown, fileName, readFile, save } from "./transfer.js";
 import { asRequest, newId, Tree } from "./tree.js";
@@ -42,7 +43,7 @@ export class Chat {
       stop: () => this.stop(),
       editLast: () => this.#editLast(),
     });
-    addEventListener("pagehide", () => { for (const each of this.#answerings.values()) each.save(); });
+    addEventListener("pagehide", () => keepUnsaved([...this.#answerings.values()].map((each) => each.message)));
     byId("export-md").addEventListener("click", () => this.#export("md"));
     byId("export-json").addEventListener("click", () => this.#export("json"));
     byId("export-all").addEventListener("click", () => this.#exportAll());
@@ -52,6 +53,7 @@ export class Chat {
 
   /** Show the conversation that was shown last. */
   async begin() {
+    await takeUnsaved(this.store);
     this.conversations = await this.store.conversations();
     const wanted = sessionStorage.getItem(CURRENT);
     await this.open(this.conversations.some((each) => each.id === wanted) ? wanted : null);

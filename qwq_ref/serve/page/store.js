@@ -7,6 +7,7 @@
  */
 
 const NAME = "qwq";
+const UNSAVED = "qwq.unsaved."; // begins names in localStorage
 const TABLES = ["conversations", "messages"];
 
 /** Open the database. Where the browser has none, as in some private windows, memory takes its place. */
@@ -101,6 +102,30 @@ class Store {
         return cursor.continue();
       };
     });
+  }
+}
+
+/**
+ * Keep messages while the page closes: the database would not finish then. `takeUnsaved` gives them to the store.
+ * @param {object[]} messages
+ */
+export function keepUnsaved(messages) {
+  try {
+    for (const message of messages) localStorage.setItem(UNSAVED + message.id, JSON.stringify(message));
+  } catch { /* there is no room: the text since the last save is lost */ }
+}
+
+/** Put what `keepUnsaved` kept into the store. */
+export async function takeUnsaved(store) {
+  for (const name of Object.keys(localStorage).filter((each) => each.startsWith(UNSAVED))) {
+    let message;
+    try {
+      message = JSON.parse(localStorage.getItem(name));
+    } catch { /* cut off: there was no room */ }
+    localStorage.removeItem(name);
+    if (typeof message?.conversation !== "string") continue;
+    const known = await store.messages(message.conversation);
+    if (known.some((each) => each.id === message.id && each.state === "writing")) await store.putMessage(message);
   }
 }
 
