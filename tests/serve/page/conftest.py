@@ -46,7 +46,7 @@ def profile():
 
 @pytest.fixture
 def context(browser, profile):
-    context = browser.new_context(viewport=profile.pop("viewport", {"width": 1100, "height": 700}), **profile)
+    context = browser.new_context(**{"viewport": {"width": 1100, "height": 700}, **profile})
     context.grant_permissions(["clipboard-read", "clipboard-write"])
     yield context
     context.close()
