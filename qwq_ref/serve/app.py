@@ -19,6 +19,7 @@ from .chat import chat
 from .completions import complete
 from .engine import ServedModel
 from .guard import LOOPBACK, Guard
+from .inside import InsideRequest, Looks
 from .journal import Journal
 from .metrics import metrics
 from .models import health, models, one_model
@@ -93,6 +94,12 @@ def _add_tools(api: FastAPI, engine: ServedModel) -> None:
     @api.post("/detokenize", summary="The text of ids")
     async def _detokenize(body: DetokenizeRequest) -> Response:
         return await asyncio.to_thread(detokenize, engine, body)
+
+    looks = Looks(engine)
+
+    @api.post("/inside", summary="Attention, the residual stream and the logit lens of a text")
+    async def _inside(request: Request, body: InsideRequest) -> Response:
+        return await looks.look(request, body)
 
 
 def _add_problems(api: FastAPI) -> None:
