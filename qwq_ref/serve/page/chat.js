@@ -70,7 +70,7 @@ export class Chat {
     sessionStorage.setItem(CURRENT, id ?? "");
     this.draw();
     this.thread.toEnd();
-    document.body.classList.remove("side-open");
+    if (matchMedia("(max-width: 760px)").matches) document.body.classList.remove("side-open");
   }
 
   /** Start a new conversation. */

@@ -22,19 +22,20 @@ async function start() {
 
   byId("new").addEventListener("click", () => { tabs.show("chat"); chat.create(); });
   byId("settings-open").addEventListener("click", () => settings.open(chat.model));
-  const side = () => {
-    document.body.classList.toggle("side-open");
-    byId("shade").hidden = !document.body.classList.contains("side-open");
-    if (document.body.classList.contains("side-open")) byId("new").focus({ preventScroll: true });
+  const phone = matchMedia("(max-width: 760px)");
+  const side = (shown = null) => { // on a phone, the class shows the list; elsewhere, it hides it
+    const open = shown === null ? undefined : shown === phone.matches;
+    document.body.classList.toggle("side-open", open);
+    if (phone.matches && document.body.classList.contains("side-open")) byId("new").focus({ preventScroll: true });
   };
-  for (const id of ["side-open", "side-close", "shade"]) byId(id).addEventListener("click", side);
+  for (const id of ["side-open", "side-close", "shade"]) byId(id).addEventListener("click", () => side());
   listen({
     stop: () => {
-      if (document.body.classList.contains("side-open") && matchMedia("(max-width: 760px)").matches) return side();
+      if (document.body.classList.contains("side-open") && phone.matches) return side(false);
       return chat.stop();
     },
     create: () => { tabs.show("chat"); chat.create(); },
-    search: () => { document.body.classList.add("side-open"); byId("search").focus(); },
+    search: () => { side(true); byId("search").focus(); },
     focus: () => { tabs.show("chat"); byId("box").focus(); },
     settings: () => settings.open(chat.model),
   });
