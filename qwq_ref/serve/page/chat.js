@@ -248,9 +248,9 @@ export class Chat {
   }
 
   #meter() {
-    const last = this.tree.byId.get(this.current?.leaf);
-    const used = last?.counts ? last.counts.prompt + last.counts.output : null;
-    this.composer.meter(used, this.model?.max_model_len);
+    let last = this.tree.byId.get(this.current?.leaf);
+    while (last && !last.counts?.prompt) last = this.tree.byId.get(last.parent);
+    this.composer.meter(last ? last.counts.prompt + last.counts.output : null, this.model?.max_model_len);
   }
 
   /** Return the last question and its answer, or null. */

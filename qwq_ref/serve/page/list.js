@@ -90,8 +90,9 @@ export class List {
     };
     input.addEventListener("keydown", (event) => {
       event.stopPropagation();
-      if (event.key === "Enter" && !event.isComposing) end(true);
-      if (event.key === "Escape") end(false);
+      if (event.isComposing || (event.key !== "Enter" && event.key !== "Escape")) return;
+      event.preventDefault(); // the row that gets the focus would take the key, too
+      end(event.key === "Enter");
     });
     input.addEventListener("blur", () => end(true));
     row.replaceChildren(input);

@@ -129,7 +129,7 @@ export class MessageView {
     this.tools.replaceChildren(
       ...this.#switcher(this.versions),
       iconButton("copy", "Copy answer", () => copy(message.text)),
-      iconButton("dice", "Answer again with another seed", () => acts.regenerate(message, false)),
+      iconButton("shuffle", "Answer again with another seed", () => acts.regenerate(message, false)),
       iconButton("redo", "Answer again with the same seed", () => acts.regenerate(message, true)),
       iconButton("eye", "Look inside the model at this answer", () => acts.look(message)),
       this.facts,
