@@ -38,6 +38,7 @@ settings.load_profile("fast")
 def pytest_addoption(parser):
     parser.addoption("--long", action="store_true", help="10,000 Hypothesis examples a test, and the tests marked long")
     parser.addoption("--real", action="store_true", help="the tests marked real, and no others: see QWQ_REF_MODELS")
+    parser.addoption("--browser", action="store_true", help="run the tests of the page, too: see the mark browser")
 
 
 def pytest_configure(config):
@@ -58,6 +59,8 @@ def pytest_collection_modifyitems(config, items):
     for item in items:
         if item.get_closest_marker("long") and not config.getoption("--long"):
             item.add_marker(pytest.mark.skip(reason="long tier: run with --long"))
+        if item.get_closest_marker("browser") and not (config.getoption("--browser") or config.getoption("--long")):
+            item.add_marker(pytest.mark.skip(reason="browser tier: run with --browser"))
         if item.get_closest_marker("real") and not config.getoption("--real"):
             item.add_marker(pytest.mark.skip(reason="real tier: run with --real, and QWQ_REF_MODELS=FOLDER"))
 

@@ -17,7 +17,7 @@ from starlette.responses import Response
 
 from ..errors import BusyError, CheckpointError, ConfigError, MemoryLimitError, UsageError
 from ..footprint import parameters
-from .engine import Engine
+from .engine import ServedModel
 from .events import while_connected
 from .fields import Fields
 from .problems import ApiError, answer
@@ -29,8 +29,10 @@ if TYPE_CHECKING:
 
 WORK = 2**39  # parameters times tokens of one text: seconds for a model of 0.5 billion, a minute for larger ones
 LEAST = 32  # tokens: models for which `WORK` allows fewer are not looked into
-_LINE = 4  # texts that wait for their turn
+_LINE = 4  # texts at a time, all but one of which wait
 _TEXT = 20_000  # characters
+Subject = Literal["attention", "residual", "lens"]
+SUBJECTS: tuple[Subject, ...] = ("attention", "residual", "lens")
 
 
 class InsideRequest(Fields):
@@ -46,18 +48,14 @@ class InsideRequest(Fields):
     prompt: Annotated[str, Field(min_length=1, max_length=_TEXT)]
     answer: Annotated[str, Field(max_length=_TEXT)] = ""
     raw: bool = False
-    subjects: Annotated[list[Literal["attention", "residual", "lens"]], Field(min_length=1, max_length=3)] = [
-        "attention",
-        "residual",
-        "lens",
-    ]
+    subjects: Annotated[list[Subject], Field(min_length=1, max_length=3)] = Field(default_factory=lambda: [*SUBJECTS])
     token: int = -1
 
 
 class Looks:
     """Looks inside the model of an engine, one at a time."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: ServedModel) -> None:
         self._engine = engine
         self._turn = asyncio.Lock()
         self._waiting = 0
@@ -70,12 +68,12 @@ class Looks:
         self._engine.check_open()
         self._engine.check_name(body.model)
         body.checked(self._engine.lenient)
-        if self._waiting >= _LINE:
-            raise BusyError(None, "server", f"is busy: {_LINE} texts wait to be looked into", 2)
         gone = threading.Event()
         return await while_connected(request.receive, self._look(body, gone))
 
     async def _look(self, body: InsideRequest, gone: threading.Event) -> Response:
+        if self._waiting >= _LINE:
+            raise BusyError(None, "server", f"is busy: it looks into {_LINE} texts already", 2)
         self._waiting += 1
         try:
             async with self._turn:
@@ -140,7 +138,7 @@ def _answer_ids(model: Model, text: str) -> list[int]:
 
 @contextmanager
 def _weights(model: Model) -> Iterator[tuple[Config, Mapping[str, Array]]]:
-    """Yield the config and the weights in floats, from memory or from the disk. Raises ApiError where there are none."""
+    """Yield the config and the weights in floats, from memory or from the disk. Raises ApiError for packed ones."""
     backend = model.backend
     if backend.tensors is not None:
         yield backend.config, backend.tensors

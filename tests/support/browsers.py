@@ -35,7 +35,7 @@ class Watched:
         self.faults = []
         self.asked = []
         self.page = context.new_page()
-        self.page.set_default_timeout(10_000)
+        self.page.set_default_timeout(30_000)
         self.page.on("console", self._console)
         self.page.on("pageerror", lambda problem: self.faults.append(str(problem)))
         self.page.on("request", lambda request: self.asked.append(request.url))
@@ -58,7 +58,7 @@ class Watched:
         self.page.wait_for_selector("html[data-ready]", state="attached")
         self.until("document.querySelector('#welcome-model').textContent !== ''")
 
-    def until(self, condition, seconds=10):
+    def until(self, condition, seconds=60):
         """Wait for a condition in JavaScript. The page's policy refuses Playwright's own way to wait for one."""
         end = time.monotonic() + seconds
         while not self.page.evaluate(condition):
@@ -98,7 +98,9 @@ def stream(*pieces, reasoning=(), finish="stop", ending=None, done=True, output=
     if done:
         chunks.append({"choices": [{"index": 0, "delta": {}, "finish_reason": finish, "ending": ending}]})
         counts = {"prompt_tokens": 7, "completion_tokens": output or len(deltas) - 1}
-        chunks.append({"choices": [], "usage": {**counts, "completion_tokens_details": {"reasoning_tokens": len(reasoning)}}})
+        chunks.append(
+            {"choices": [], "usage": {**counts, "completion_tokens_details": {"reasoning_tokens": len(reasoning)}}}
+        )
     return "".join(f"data: {json.dumps(chunk)}\n\n" for chunk in chunks) + ("data: [DONE]\n\n" if done else "")
 
 
@@ -122,7 +124,9 @@ def scripted(page, *bodies, status=200, headers=None):
 def refusal(status, code, message="refused", **headers):
     """A body for `scripted` that refuses with an error of the API."""
     content = json.dumps({"error": {"message": message, "type": "x", "param": None, "code": code}})
-    return lambda route: route.fulfill(status=status, headers={"content-type": "application/json", **headers}, body=content)
+    return lambda route: route.fulfill(
+        status=status, headers={"content-type": "application/json", **headers}, body=content
+    )
 
 
 class Slow:

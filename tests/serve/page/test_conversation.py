@@ -3,8 +3,12 @@
 import json
 import re
 
+import pytest
+
 from tests.support.browsers import downloaded
 from tests.support.servers import until
+
+pytestmark = pytest.mark.browser
 
 SUM = "What is 123+456?"
 
@@ -145,7 +149,9 @@ def test_exports_and_imports(tab, tmp_path):
     tab.ask(SUM)
     name, text = downloaded(page, page.get_by_role("button", name="Export this conversation as Markdown").click)
     assert name == "What-is-123-456.md"
-    assert text.startswith(f"# {SUM}\n\n## You\n\n{SUM}\n\n## Answer\n\n<details><summary>Reasoning</summary>\n\n```text\nReverse")
+    assert text.startswith(
+        f"# {SUM}\n\n## You\n\n{SUM}\n\n## Answer\n\n<details><summary>Reasoning</summary>\n\n```text\nReverse"
+    )
     assert "579" in text.split("</details>")[1]
     name, text = downloaded(page, page.get_by_role("button", name="Export all").click)
     found = json.loads(text)

@@ -6,6 +6,8 @@ import pytest
 
 from tests.support.browsers import scripted, stream
 
+pytestmark = pytest.mark.browser
+
 SCRIPTS = """<script>document.title = "broken"; alert(1)</script>
 <img src=x onerror="document.title='broken'"> <svg onload=alert(1)> <iframe src="javascript:alert(1)"></iframe>
 <style>body { display: none }</style> <a href="javascript:alert(1)">press</a> <base href="https://evil.example/">
@@ -17,10 +19,14 @@ SCRIPTS = """<script>document.title = "broken"; alert(1)</script>
 |---|---|
 | [x](javascript:alert(1)) | <b>c</b> |
 """
+KINDS = "all => all.map((each) => getComputedStyle(each).unicodeBidi)"
+LINKS = "element => [...element.querySelectorAll('a')].map((each) => [each.protocol, each.rel, each.target])"
 TAGS = {"P", "H3", "H4", "H5", "H6", "UL", "OL", "LI", "BLOCKQUOTE", "HR", "A", "EM", "STRONG", "DEL", "CODE", "PRE"}
 TAGS |= {"SPAN", "DIV", "BUTTON", "TABLE", "THEAD", "TBODY", "TR", "TH", "TD"}
-FRAME = """() => { const copy = document.body.cloneNode(true); copy.querySelector('#thread').remove();
-    for (const each of copy.querySelectorAll('#list, #list-note, #title, #live, #meter')) each.remove(); return copy.innerHTML; }"""
+FRAME = """() => { const copy = document.body.cloneNode(true);
+    copy.querySelector('#thread').remove();
+    for (const each of copy.querySelectorAll('#list, #list-note, #title, #live, #meter')) each.remove();
+    return copy.innerHTML; }"""
 
 
 @pytest.fixture
@@ -51,10 +57,12 @@ def test_markup_is_text(tab, said):
     assert tags(body) <= TAGS
     assert tab.page.title() == "go on – qwq"
     assert "<script>document.title" in body.inner_text()
-    links = body.evaluate("element => [...element.querySelectorAll('a')].map((each) => [each.protocol, each.rel, each.target])")
+    links = body.evaluate(LINKS)
     assert links  # the addresses that stand as text
     assert all(link == ["https:", "noopener noreferrer", "_blank"] for link in links)
-    assert not tab.page.locator("#thread [onerror], #thread [style], #thread script, #thread img, #thread iframe").count()
+    assert not tab.page.locator(
+        "#thread [onerror], #thread [style], #thread script, #thread img, #thread iframe"
+    ).count()
     assert tab.page.evaluate(FRAME) == before
 
 
@@ -84,20 +92,30 @@ def test_long_lines(tab, said):
         pieces = [line[i : i + 2**15] for i in range(0, len(line), 2**15)]
         body = said("begin\n", *pieces, "\n\nend **bold**")
         assert body.locator("strong").last.inner_text() == "bold", name
-        width = tab.page.evaluate("[document.documentElement.scrollWidth, document.querySelector('#scroller').scrollWidth]")
+        width = tab.page.evaluate(
+            "[document.documentElement.scrollWidth, document.querySelector('#scroller').scrollWidth]"
+        )
         assert width == [360, 360], name
         assert tab.page.get_by_label("Message", exact=True).is_visible()
         tab.page.get_by_role("button", name="Show or hide the list").click()
         tab.page.get_by_role("button", name="New conversation").click()
 
 
-def test_many_lines(said):
-    lines = {"p": "a line\n", "li": "- an item\n", "pre": "```\na line\n```\n", "tr": "| a | b |\n", "blockquote": "> a\n\n"}
-    for tag, line in lines.items():
-        head = "| a | b |\n|---|---|\n" if tag == "tr" else ""
+MANY = {
+    "p": ("", "a line\n", 50),
+    "li": ("", "- an item\n", 10_000),
+    "span": ("```\n", "a line\n", 100),
+    "tr": ("| a | b |\n|---|---|\n", "| a | b |\n", 10_001),
+    "blockquote": ("", "> a\n\n", 10_000),
+}
+
+
+def test_many_lines(tab, said):
+    for tag, (head, line, least) in MANY.items():
         body = said(head, *[line * 100] * 100)
-        assert body.locator(tag).count() >= (40 if tag == "p" else 10_000)
-        assert "a" in body.locator(tag).last.inner_text(), tag
+        assert body.locator(tag).count() >= least, tag
+        assert body.inner_text().rstrip().endswith(line.strip("-|>` \n").split(" | ")[-1]), tag
+        tab.page.get_by_role("button", name="New conversation").click()
 
 
 def test_a_fence_that_never_ends_holds_all_that_follows(said):
@@ -111,8 +129,7 @@ def test_marks_that_turn_the_direction_stay_inside(tab, said):
     before = tab.page.get_by_role("button", name="Copy answer").count()
     said(turned, f"\n\n# {turned}\n- {turned}\n| {turned} | a |\n|---|---|\n| {turned} | b |")
     assert tab.page.get_by_role("button", name="Copy answer").count() == before + 1
-    kinds = "getComputedStyle(each).unicodeBidi"
-    found = tab.page.locator(".body > *").evaluate_all(f"all => all.map((each) => {kinds})")
+    found = tab.page.locator(".body > *").evaluate_all(KINDS)
     assert set(found) <= {"isolate", "plaintext", "isolate-override"}
 
 

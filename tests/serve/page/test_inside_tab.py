@@ -5,6 +5,8 @@ import pytest
 from qwq_ref.formats import open_floats, resolve
 from qwq_ref.inside import look
 
+pytestmark = pytest.mark.browser
+
 
 @pytest.fixture
 def inside(tab):
@@ -87,5 +89,3 @@ def test_a_model_that_cannot_be_looked_into(tab, slow_nano, monkeypatch, tmp_pat
     monkeypatch.setattr(slow_nano[0], "path", tmp_path)
     tab.page.get_by_role("tab", name="Inside").click()
     tab.page.get_by_text("The server cannot look: the weights of this model are packed").wait_for()
-
-

@@ -7,9 +7,17 @@ import pytest
 from tests.support.browsers import Watched, refusal, scripted, stream
 from tests.support.servers import serving
 
+pytestmark = pytest.mark.browser
+
 WARNINGS = [
-    ("the reasoning used up max-tokens (20 tokens)", "The reasoning reached the largest number of tokens after 20 tokens"),
-    ("the answer was cut off by max-tokens (2000 tokens)", "cut off at the largest number of tokens after 2,000 tokens"),
+    (
+        "the reasoning used up max-tokens (20 tokens)",
+        "The reasoning reached the largest number of tokens after 20 tokens",
+    ),
+    (
+        "the answer was cut off by max-tokens (2000 tokens)",
+        "cut off at the largest number of tokens after 2,000 tokens",
+    ),
     ("the answer was cut off by the context (9 tokens)", "cut off at the end of the context after 9 tokens"),
     ("the output repeats itself: the last token came 8 times; x", "the loop guard ended it"),
     ("the model gave no answer (1 tokens)", "The model gave no answer (1 tokens)."),
@@ -107,7 +115,7 @@ def test_a_model_that_loads(browser, slow_nano, monkeypatch):
         tab.page.keyboard.press("Enter")
         tab.page.get_by_text("The model is loading. The page asks again in").wait_for()
         loads.set()
-        tab.until("document.querySelector('.assistant .body').textContent.includes('11')", 20)
+        tab.until("document.querySelector('.assistant .body').textContent.includes('11')")
         tab.finish()
         tab.checked()
         context.close()
