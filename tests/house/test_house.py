@@ -27,7 +27,8 @@ ORDER = [
     {"text"},
     {"interop"},
     {"engine"},
-    {"oracle", "eval", "bench", "inside", "plots", "serve"},
+    {"oracle", "eval", "bench", "inside", "plots"},
+    {"serve"},
     {"train"},
     {"cli"},
 ]

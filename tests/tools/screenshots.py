@@ -48,7 +48,7 @@ def draw(folder):
 
         light = tab(viewport={"width": 1180, "height": 720}, color_scheme="light")
         talk(light, folder / "page.png", QUESTIONS)
-        dark = tab(viewport={"width": 1080, "height": 1220}, color_scheme="dark")
+        dark = tab(viewport={"width": 940, "height": 1180}, color_scheme="dark")
         dark.page.get_by_role("tab", name="Inside").click()
         dark.page.locator(".lens caption").wait_for()
         dark.page.locator(".head").nth(27).click()  # layer 2, head 7 finds the digit 1
