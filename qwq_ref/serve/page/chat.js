@@ -44,6 +44,7 @@ export class Chat {
       editLast: () => this.#editLast(),
     });
     addEventListener("pagehide", () => keepUnsaved([...this.#answerings.values()].map((each) => each.message)));
+    document.addEventListener("visibilitychange", () => { if (!document.hidden) this.#refresh(); });
     byId("export-md").addEventListener("click", () => this.#export("md"));
     byId("export-json").addEventListener("click", () => this.#export("json"));
     byId("export-all").addEventListener("click", () => this.#exportAll());
@@ -71,6 +72,22 @@ export class Chat {
     this.draw();
     this.thread.toEnd();
     if (matchMedia("(max-width: 760px)").matches) document.body.classList.remove("side-open");
+  }
+
+  /** Take over what another window of the page did. What this window answers at the moment is newer than the store. */
+  async #refresh() {
+    const busy = new Set([...this.#answerings.values()].map((each) => each.message.conversation));
+    const known = new Map(this.conversations.map((each) => [each.id, each]));
+    const stored = await this.store.conversations();
+    const current = this.current;
+    const before = current?.updated;
+    this.conversations = stored.map((each) => {
+      const own = known.get(each.id);
+      return !own ? each : busy.has(each.id) ? own : Object.assign(own, each);
+    });
+    if (current && !this.conversations.includes(current)) await this.open(null);
+    else if (current && current.updated !== before && !busy.has(current.id)) await this.open(current.id);
+    else this.#drawRest();
   }
 
   /** Start a new conversation. */

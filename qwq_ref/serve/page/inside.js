@@ -1,7 +1,7 @@
 /** The tab that looks into the model: a text, its tokens, and three pictures of the chosen token. */
 
 import { inside as ask } from "./api.js";
-import { announce, count, h, many } from "./dom.js";
+import { announce, count, duration, h, many } from "./dom.js";
 import { Heads } from "./heads.js";
 import { LensTable } from "./lens.js";
 import { Residual } from "./residual.js";
@@ -22,7 +22,7 @@ export class Inside {
   constructor(element) {
     this.prompt = h("textarea", { id: "inside-prompt", rows: "3", dir: "auto" });
     this.answer = h("textarea", { id: "inside-answer", rows: "3", dir: "auto" });
-    this.status = h("p", { class: "quiet inside-status", role: "status" });
+    this.status = h("p", { class: "quiet inside-status" });
     this.strip = new TokenStrip((token) => this.#choose(token));
     this.heads = new Heads((weights, text) => this.#tint(weights, text));
     this.residual = new Residual();
@@ -65,13 +65,20 @@ export class Inside {
     this.#stop = new AbortController();
     const { signal } = this.#stop;
     this.status.textContent = "Looking…";
+    const begin = performance.now();
+    const timer = setInterval(() => { // models of some hundred million parameters take a minute
+      this.status.textContent = `Looking… ${duration((performance.now() - begin) / 1000)}`;
+    }, 1000);
+    signal.addEventListener("abort", () => clearInterval(timer));
     try {
       const found = await ask(body, signal);
-      this.status.textContent = "";
+      if (!signal.aborted) this.status.textContent = "";
       return signal.aborted ? null : found;
     } catch (problem) {
       if (!signal.aborted) this.status.textContent = `The server cannot look: ${problem.message}`;
       return null;
+    } finally {
+      clearInterval(timer);
     }
   }
 
@@ -83,7 +90,8 @@ export class Inside {
     this.asked = asked;
     this.pictures.hidden = false;
     const left = data.left_out ? ` The last ${many(data.left_out, "token")} are left out: a look takes ${count(data.most_tokens)}.` : "";
-    this.status.textContent = `${many(data.tokens.length, "token")}, ${data.layers} layers of ${data.heads} heads.${left}`;
+    this.words = `${many(data.tokens.length, "token")}, ${data.layers} layers of ${data.heads} heads.${left}`;
+    this.status.textContent = this.words;
     this.strip.draw(data.tokens, data.prompt_tokens);
     this.#token = data.token;
     this.#draw();
@@ -97,10 +105,9 @@ export class Inside {
     this.strip.select(token);
     this.residual.draw(this.#data.residual, token);
     this.lens.draw(this.#data, token);
-    const words = this.status.textContent;
     const found = await this.#ask({ ...this.asked, subjects: ["attention"], token });
     if (!found) return;
-    this.status.textContent = words.startsWith("Looking") ? "" : words;
+    this.status.textContent = this.words;
     this.#data.attention = found.attention;
     this.#draw();
     announce(`Token ${token}, ${this.lens.summary}`);

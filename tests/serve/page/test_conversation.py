@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from tests.support.browsers import downloaded
+from tests.support.browsers import Watched, downloaded
 from tests.support.servers import until
 
 pytestmark = pytest.mark.browser
@@ -142,6 +142,26 @@ def test_conversations_are_chosen_renamed_searched_deleted_and_restored(tab):
     page.get_by_role("button", name="Undo").click()
     tab.until("document.querySelectorAll('#list li').length === 2")
     assert "579" in tab.answer.inner_text()
+
+
+def test_a_second_window_shows_what_the_first_one_did(tab, context, server):
+    other = Watched(context, server.url)
+    other.open()
+    tab.ask(SUM)
+    shown = "document.dispatchEvent(new Event('visibilitychange'))"
+    other.page.evaluate(shown)
+    other.until("document.querySelectorAll('#list li').length === 1")
+    other.page.locator("#list .open").click()
+    other.until("document.querySelector('.assistant .body')?.textContent.includes('579')")
+    other.ask("What is 5+6?")
+    tab.page.evaluate(shown)
+    tab.until("document.querySelectorAll('.message').length === 4")
+    other.page.locator("#list li").hover()
+    other.page.get_by_role("button", name=f"Delete {SUM}").click()
+    other.until("document.querySelectorAll('#list li').length === 0")
+    tab.page.evaluate(shown)
+    tab.until("document.querySelectorAll('.message').length === 0")
+    other.checked()
 
 
 def test_exports_and_imports(tab, tmp_path):
