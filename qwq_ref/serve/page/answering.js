@@ -20,6 +20,7 @@ const TRIES = 60; // requests to a server that is busy or loading
 export class Answering extends EventTarget {
   #stop = new AbortController();
   #saved = 0;
+  #base = 0; // seconds of the phase before it began again
 
   /**
    * @param {object} message of the role "assistant", already saved
@@ -145,14 +146,14 @@ export class Answering extends EventTarget {
     this.#clock();
     this.live.phase = name;
     this.live.since = performance.now();
-    this.base = this.message.times[name] ?? 0;
+    this.#base = this.message.times[name] ?? 0;
   }
 
   /** Add the time since the last call to that of the phase. */
   #clock() {
     const { live, message } = this;
     const name = live.phase === "waiting" ? "prompt" : live.phase;
-    message.times[name] = (this.base ?? 0) + (performance.now() - live.since) / 1000;
+    message.times[name] = this.#base + (performance.now() - live.since) / 1000;
   }
 
   #changed() {

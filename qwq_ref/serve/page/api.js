@@ -1,5 +1,7 @@
 /** The server's API: one stream of events for each answer, and errors with what to do about them. */
 
+import { session } from "./memory.js";
+
 const KEY = "qwq.key"; // in sessionStorage: a key does not outlive the window
 
 /**
@@ -18,11 +20,11 @@ export class ApiError extends Error {
 
 /** Keep the server's key until the window closes. */
 export function setKey(key) {
-  sessionStorage.setItem(KEY, key);
+  session.set(KEY, key);
 }
 
 async function ask(path, { body = null, signal = null } = {}) {
-  const key = sessionStorage.getItem(KEY);
+  const key = session.get(KEY);
   const headers = {};
   if (key) headers.Authorization = `Bearer ${key}`;
   if (body !== null) headers["Content-Type"] = "application/json";

@@ -4,6 +4,7 @@ import { Answering, newAnswer } from "./answering.js";
 import { Composer } from "./composer.js";
 import { announce, byId, toast } from "./dom.js";
 import { List } from "./list.js";
+import { session } from "./memory.js";
 import { asBody, read as settings } from "./settings.js";
 import { keepUnsaved, takeUnsaved } from "./store.js";
 import { Thread } from "./thread.js";
@@ -56,7 +57,7 @@ export class Chat {
   async begin() {
     await takeUnsaved(this.store);
     this.conversations = await this.store.conversations();
-    const wanted = sessionStorage.getItem(CURRENT);
+    const wanted = session.get(CURRENT);
     await this.open(this.conversations.some((each) => each.id === wanted) ? wanted : null);
   }
 
@@ -68,7 +69,7 @@ export class Chat {
     const known = messages.map((message) => this.#answerings.get(message.id)?.message ?? message);
     this.current = conversation;
     this.tree = new Tree(known);
-    sessionStorage.setItem(CURRENT, id ?? "");
+    session.set(CURRENT, id ?? "");
     this.draw();
     this.thread.toEnd();
     if (matchMedia("(max-width: 760px)").matches) document.body.classList.remove("side-open");
@@ -118,7 +119,7 @@ export class Chat {
       this.current = { id: newId(), title: titleOf(text), named: false, created: now, updated: now, leaf: null };
       this.conversations.unshift(this.current);
       this.tree = new Tree([]);
-      sessionStorage.setItem(CURRENT, this.current.id);
+      session.set(CURRENT, this.current.id);
     }
     const message = { id: newId(), conversation: this.current.id, parent, role: "user", text, created: now };
     this.tree.add(message);

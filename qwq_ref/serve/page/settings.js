@@ -1,6 +1,7 @@
 /** The settings of answers: kept in the browser. An empty field leaves the choice to the model. */
 
 import { byId, h } from "./dom.js";
+import { local } from "./memory.js";
 
 const KEY = "qwq.settings";
 
@@ -21,7 +22,7 @@ const EFFORTS = [["", "The model's own"], ["none", "None: answer at once"], ["lo
 /** Return the settings that differ from the model's own: {system, ...fields of the API}. */
 export function read() {
   try {
-    const found = JSON.parse(localStorage.getItem(KEY) ?? "{}");
+    const found = JSON.parse(local.get(KEY) ?? "{}");
     return Object.fromEntries(Object.entries(found).filter(([name, value]) => valid(name, value)));
   } catch {
     return {};
@@ -36,9 +37,7 @@ function valid(name, value) {
 }
 
 function write(settings) {
-  try {
-    localStorage.setItem(KEY, JSON.stringify(settings));
-  } catch { /* storage is off: the settings last as long as the page */ }
+  local.set(KEY, JSON.stringify(settings));
 }
 
 /**

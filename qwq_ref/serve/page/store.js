@@ -6,6 +6,8 @@
  * `parent` is null for a first one. Messages with one parent are versions of each other.
  */
 
+import { local } from "./memory.js";
+
 const NAME = "qwq";
 const UNSAVED = "qwq.unsaved."; // begins names in localStorage
 const TABLES = ["conversations", "messages"];
@@ -110,19 +112,17 @@ class Store {
  * @param {object[]} messages
  */
 export function keepUnsaved(messages) {
-  try {
-    for (const message of messages) localStorage.setItem(UNSAVED + message.id, JSON.stringify(message));
-  } catch { /* there is no room: the text since the last save is lost */ }
+  for (const message of messages) local.set(UNSAVED + message.id, JSON.stringify(message)); // or there is no room
 }
 
 /** Put what `keepUnsaved` kept into the store. */
 export async function takeUnsaved(store) {
-  for (const name of Object.keys(localStorage).filter((each) => each.startsWith(UNSAVED))) {
+  for (const name of local.names(UNSAVED)) {
     let message;
     try {
-      message = JSON.parse(localStorage.getItem(name));
+      message = JSON.parse(local.get(name));
     } catch { /* cut off: there was no room */ }
-    localStorage.removeItem(name);
+    local.remove(name);
     if (typeof message?.conversation !== "string") continue;
     const known = await store.messages(message.conversation);
     if (known.some((each) => each.id === message.id && each.state === "writing")) await store.putMessage(message);

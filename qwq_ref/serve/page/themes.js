@@ -2,6 +2,7 @@
 
 import { byId } from "./dom.js";
 import { icon } from "./icons.js";
+import { local } from "./memory.js";
 
 const KEY = "qwq.theme";
 const THEMES = ["system", "light", "dark"];
@@ -17,9 +18,7 @@ export function startTheme() {
     const next = THEMES[(THEMES.indexOf(draw()) + 1) % THEMES.length];
     if (next === "system") delete document.documentElement.dataset.theme;
     else document.documentElement.dataset.theme = next;
-    try {
-      localStorage.setItem(KEY, next);
-    } catch { /* storage is off: the theme lasts as long as the page */ }
+    local.set(KEY, next);
     draw();
   });
   draw();

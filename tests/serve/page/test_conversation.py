@@ -13,6 +13,11 @@ pytestmark = pytest.mark.browser
 SUM = "What is 123+456?"
 
 
+def whole(tab):
+    """The reasoning and the text of the last answer."""
+    return tab.page.locator(".thinking").last.text_content() + tab.answer.inner_text()
+
+
 def seed_of(tab):
     return re.search(r"seed (\d+)", tab.page.locator(".facts").last.inner_text())[1]
 
@@ -51,16 +56,19 @@ def test_an_answer_is_shown_while_it_comes_and_stops(tab, pace, server):
 
 
 def test_another_seed_gives_a_version_and_the_same_seed_the_same_answer(tab):
+    hot = json.dumps({"temperature": 3, "max_tokens": 30})
+    tab.page.evaluate(f"localStorage['qwq.settings'] = '{hot}'")
     tab.ask("write a text")
-    first, seed = tab.answer.inner_text(), seed_of(tab)
+    first, seed = whole(tab), seed_of(tab)
     tab.page.get_by_role("button", name="Answer again with the same seed").click()
     tab.finish()
     tab.page.get_by_text("2 / 2").wait_for()
-    assert (tab.answer.inner_text(), seed_of(tab)) == (first, seed)
+    assert (whole(tab), seed_of(tab)) == (first, seed)
     tab.page.get_by_role("button", name="Answer again with another seed").click()
     tab.finish()
     tab.page.get_by_text("3 / 3").wait_for()
     assert seed_of(tab) != seed
+    assert whole(tab) != first
     tab.page.get_by_role("button", name="Earlier version").click()
     assert tab.page.get_by_text("2 / 3").is_visible()
     assert seed_of(tab) == seed
@@ -162,6 +170,18 @@ def test_a_second_window_shows_what_the_first_one_did(tab, context, server):
     tab.page.evaluate(shown)
     tab.until("document.querySelectorAll('.message').length === 0")
     other.checked()
+
+
+def test_a_browser_that_keeps_nothing(context, server):
+    context.add_init_script("""for (const name of ["localStorage", "sessionStorage", "indexedDB"]) {
+        Object.defineProperty(window, name, { get() { throw new DOMException("denied", "SecurityError"); } }); }""")
+    tab = Watched(context, server.url)
+    tab.open()
+    tab.page.get_by_text("This browser keeps nothing for the page").wait_for()
+    tab.ask(SUM)
+    assert "579" in tab.answer.inner_text()
+    assert tab.page.locator("#list li").count() == 1
+    tab.checked()
 
 
 def test_exports_and_imports(tab, tmp_path):
