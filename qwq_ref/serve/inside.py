@@ -32,7 +32,6 @@ LEAST = 32  # tokens: models for which `WORK` allows fewer are not looked into
 _LINE = 4  # texts at a time, all but one of which wait
 _TEXT = 20_000  # characters
 Subject = Literal["attention", "residual", "lens"]
-SUBJECTS: tuple[Subject, ...] = ("attention", "residual", "lens")
 
 
 class InsideRequest(Fields):
@@ -40,16 +39,16 @@ class InsideRequest(Fields):
 
     prompt    a question, which the chat template formats; `raw`: a plain text
     answer    what follows: reasoning, the marker </think>, an answer. The part that is too long is left out
-    subjects  what to compute
-    token     the token whose attention is shown; a negative number counts from the end
+    subjects  what to compute; None: all
+    token     the token whose attention is shown; a negative number counts from the end; None: the last one
     """
 
     model: str | None = None
     prompt: Annotated[str, Field(min_length=1, max_length=_TEXT)]
-    answer: Annotated[str, Field(max_length=_TEXT)] = ""
-    raw: bool = False
-    subjects: Annotated[list[Subject], Field(min_length=1, max_length=3)] = Field(default_factory=lambda: [*SUBJECTS])
-    token: int = -1
+    answer: Annotated[str, Field(max_length=_TEXT)] | None = None
+    raw: bool | None = None
+    subjects: Annotated[list[Subject], Field(min_length=1, max_length=3)] | None = None
+    token: int | None = None
 
 
 class Looks:
@@ -94,7 +93,7 @@ class _GoneError(Exception):
 
 
 def _look(model: Model, body: InsideRequest, gone: threading.Event) -> dict[str, Any]:
-    from ..inside import MOST_TOKENS, look
+    from ..inside import MOST_TOKENS, SUBJECTS, look
 
     def going_on(_: int) -> None:
         if gone.is_set():
@@ -105,17 +104,17 @@ def _look(model: Model, body: InsideRequest, gone: threading.Event) -> dict[str,
             most = min(MOST_TOKENS, config.positions, WORK // parameters(config))
             if most < LEAST:
                 raise ApiError(400, "the model is too large to look into while it serves", code="cannot_look")
-            prompt = model.prompt_ids(body.prompt, raw=body.raw or model.template is None)
+            prompt = model.prompt_ids(body.prompt, raw=bool(body.raw) or model.template is None)
             if len(prompt) > most:
                 problem = f"has {len(prompt)} tokens, and a look into this model takes at most {most}"
                 raise UsageError(None, "prompt", problem)
-            ids = prompt + _answer_ids(model, body.answer)
+            ids = prompt + _answer_ids(model, body.answer or "")
             found = look(
                 config,
                 weights,
                 ids[:most],
-                body.subjects,
-                token=body.token,
+                body.subjects or SUBJECTS,
+                token=-1 if body.token is None else body.token,
                 top=min(5, config.V),
                 prompt=len(prompt),
                 model=model.path,

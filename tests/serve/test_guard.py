@@ -153,7 +153,9 @@ def test_nesting_counts_what_is_outside_of_strings():
         read_json(b"[" * 33 + b"]" * 33, 32)
 
 
-@pytest.mark.parametrize("path", ["/", "/v1", "/v1/chat", "/..%2f..", "/v1/chat/completions/", "/%00", "//"])
+@pytest.mark.parametrize(
+    "path", ["/none", "/page/none.js", "/v1", "/v1/chat", "/..%2f..", "/v1/chat/completions/", "/%00", "//"]
+)
 def test_an_unknown_path_is_an_error(server, path):
     answer = server.ask_raw(request(path))
     assert status(answer) == 404

@@ -12,6 +12,7 @@ SMALL = {
     "/v1/responses": {"input": "x", "max_output_tokens": 1},
     "/tokenize": {"content": "x"},
     "/detokenize": {"tokens": [1]},
+    "/inside": {"prompt": "x"},
 }
 ODD = [None, True, -1, 0, 1, 1.5, 1e300, 2**64, -(2**70), "", "x", "\ud800", "<|im_end|>", [], [None], [[]], [{}], {}]
 ODD += [[1, "x"], [[1], "x"], {"type": "x"}, {"type": []}, {"x": {"y": [1]}}, [{"type": "function"}], "x" * 2000]
