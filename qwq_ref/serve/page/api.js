@@ -57,11 +57,6 @@ export async function model() {
   return (await (await ask("/v1/models")).json()).data[0];
 }
 
-/** Return the number of tokens of a prompt. */
-export async function countTokens(messages, signal) {
-  return (await (await ask("/tokenize", { body: { messages }, signal })).json()).count;
-}
-
 /** Look inside: see docs/serve.md for the fields. */
 export async function inside(body, signal) {
   return (await ask("/inside", { body, signal })).json();
