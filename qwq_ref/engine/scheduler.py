@@ -195,7 +195,7 @@ class Scheduler:
         return max(1.0, self._seconds / ended if ended else 5.0)
 
     def _run(self) -> None:
-        """Run the loop. A fault of this program ends all jobs, so that none of their callers waits for ever."""
+        """Run the loop. A fault of this program ends all jobs, so that no caller waits without end."""
         try:
             self._loop()
         except Exception as problem:
