@@ -133,3 +133,33 @@ def signals(own: bool) -> Iterator[None]:
     finally:
         for number in ours:
             signal.signal(number, signal.SIG_DFL if own else usual[number])
+
+
+@contextlib.contextmanager
+def ctrl_c(act: Callable[[], object] | None = None) -> Iterator[None]:
+    """Let each Ctrl-C in the block call `act`; None: raise KeyboardInterrupt, as often as it comes.
+
+    Other signals end the command, as before. An ignored SIGINT stays ignored.
+    """
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or before in (signal.SIG_IGN, None):
+        yield
+        return
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        screen.echoes = True
+        if act is None:
+            raise KeyboardInterrupt
+        act()
+
+    signal.signal(signal.SIGINT, handle)
+    try:
+        yield
+    finally:
+        if signal.getsignal(signal.SIGINT) is handle:  # no other signal has come
+            signal.signal(signal.SIGINT, before)
+
+
+def was_ctrl_c() -> bool:
+    """Return whether Ctrl-C is behind the last KeyboardInterrupt, and no signal that must end the command."""
+    return _last == signal.SIGINT
