@@ -60,14 +60,17 @@ class Tmux:
 
     def status(self):
         """Wait until the command has ended -> its exit status."""
-        self.until(lambda _: self._tmux("display-message", "-p", "-t", "it", "#{pane_dead}").strip() == "1")
-        return int(self._tmux("display-message", "-p", "-t", "it", "#{pane_dead_status}"))
+        deadline = time.monotonic() + 60
+        while not (status := self._tmux("display-message", "-p", "-t", "it", "#{pane_dead_status}").strip()):
+            assert time.monotonic() < deadline, self.screen()
+            time.sleep(0.05)
+        return int(status)
 
     def screen(self, styles=False):
         """Return the text of the screen and of what scrolled away; with its escape sequences, if asked for."""
         return self._tmux("capture-pane", "-p", "-J", "-S", "-", *(["-e"] if styles else []), "-t", "it").rstrip("\n")
 
-    def until(self, true, seconds=8):
+    def until(self, true, seconds=60):
         """Wait until a text is on the screen, or until a function of the screen is true -> the screen."""
         deadline = time.monotonic() + seconds
         while True:

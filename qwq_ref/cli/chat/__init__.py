@@ -27,6 +27,7 @@ from ..options import (
     set_numpy_threads,
 )
 from ..prompt import read_prompt
+from ..prompt_cache import add_cache_arguments, check_cache, keep_cache, open_cache
 from ..sampling import tell_sampling
 from ..sampling_options import sampling_of
 from ..screen import tell
@@ -38,6 +39,7 @@ from ..text_input import HYPHEN
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_prompt_arguments(parser, "the first message")
     add_model_argument(parser)
+    add_cache_arguments(parser)
     add_output_arguments(parser)
     add_context_argument(parser)
     add_template_argument(parser)
@@ -64,6 +66,8 @@ def run(options: argparse.Namespace) -> int:
     given = (options.positional, options.prompt, options.file)
     first = read_prompt(options) if any(each is not None for each in given) else None
 
+    check_cache(options)
+
     from ...text import start_templates
 
     start_templates()
@@ -84,7 +88,9 @@ def run(options: argparse.Namespace) -> int:
     keyboard = open_keyboard(history=not options.no_history)
     # Memory for one conversation was counted with the model; what is free beside it may keep earlier ones.
     scheduler = Scheduler(model, running=1, waiting=1, memory=None if options.max_memory is None else 0)
+    talk = None
     try:
+        scheduler.keep(open_cache(options, model))
         talk = Talk(
             options.model,
             model,
@@ -93,6 +99,7 @@ def run(options: argparse.Namespace) -> int:
             asked,
             keyboard,
             options.think == "show",
+            caches=options.max_memory is None,
         )
         if keyboard.interactive:
             tell(
@@ -101,5 +108,7 @@ def run(options: argparse.Namespace) -> int:
         with ctrl_c():
             talk.run(first)
     finally:
+        if talk is not None and options.prompt_cache is not None:
+            keep_cache(options, talk.computed())
         scheduler.close()
     return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from typing import TYPE_CHECKING, Any
 
 from ...engine.turns import certain_prefix
@@ -20,7 +21,9 @@ from .view import STOPPED, View
 if TYPE_CHECKING:
     from ...engine.model import Model
     from ...engine.scheduler import Scheduler
+    from ...engine.session import Session
 
+_CACHE = ".qwqcache"  # what the name of a saved conversation's cache ends with
 _ROOM = 1024  # tokens for an answer that /trim makes room for, where the context has four times as many
 
 
@@ -31,6 +34,7 @@ class Talk:
     table     the settings of the answers to come
     pending   a message that did not fit
     attached  texts that go with the next message
+    caches    whether /save writes the KV cache, too
     exported  files that /export wrote, which it may replace
     over      whether the user wants to leave
     """
@@ -44,9 +48,10 @@ class Talk:
         asked: dict[str, Any],
         keyboard: Keyboard,
         thinking: bool,
+        caches: bool = True,
     ) -> None:
         self.name, self.model, self.keyboard = name, model, keyboard
-        self._scheduler = scheduler
+        self._scheduler, self._caches = scheduler, caches
         self.conversation = conversation
         self.table = Table(model, asked)
         self.view = View(scheduler, thinking, keyboard.interactive)
@@ -99,7 +104,7 @@ class Talk:
 
     def _prepare(self) -> None:
         """Compute the prefix of the next prompt, while the user reads and types."""
-        prefix = certain_prefix(self.model, self.conversation.messages(), self.conversation.system)
+        prefix = self._prefix()
         if prefix and prefix != self._warmed and len(prefix) < self.model.context:
             self._scheduler.warm(prefix)
             self._warmed = prefix
@@ -193,16 +198,39 @@ class Talk:
         self.conversation = conversation
         self.exported = set()
 
+    def computed(self) -> Session:
+        """Return a session with what is computed of the conversation."""
+        return self._scheduler.held(self._prefix())
+
+    def _prefix(self) -> list[int]:
+        return certain_prefix(self.model, self.conversation.messages(), self.conversation.system)
+
     def save(self, path: str) -> None:
-        """Write the conversation to a file. Raises FileError, also for a file of another kind that it would replace."""
+        """Write the conversation to a file, and the KV cache of it to another beside it.
+
+        Raises FileError, also for a file of another kind that it would replace.
+        """
+        from ...engine.session_file import save_session
+
         if not is_replaceable(path):
             raise FileError(path, None, "exists already, and is no conversation")
         self.write(path, json.dumps(self.conversation.to_json(self.name), ensure_ascii=False, indent=1).encode("utf-8"))
+        if self._caches and (session := self.computed()).held:
+            save_session(session, path + _CACHE)
+            tell(f"{path}{_CACHE}: {session.held:,} tokens, so that /load computes nothing again")
 
     def load(self, path: str, conversation: Conversation) -> None:
+        """Go on with a conversation. A cache beside it that is of no use here is told, and left alone."""
+        from ...engine.session_file import load_session
+
         self.replace(conversation)
         turns = len(conversation.turns)
         tell(f"{path}: {turns} turn{'' if turns == 1 else 's'}, {self._needed(None) - 1:,} tokens")
+        if self._caches and os.path.lexists(path + _CACHE):
+            try:
+                self._scheduler.keep(load_session(self.model, path + _CACHE))
+            except QwqError as problem:
+                say(f"{problem}; the conversation is computed again")
 
     def write(self, path: str, data: bytes) -> None:
         write_atomically(path, lambda file: file.write(data))

@@ -16,7 +16,7 @@ LOOP = ("--loop-guard", "off")
 
 
 def at_prompt(screen):
-    return screen.endswith("\n>") or screen.endswith("\n> ")
+    return screen.rstrip().endswith("\n>")
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def test_a_conversation(editor, state, tmp_path):
         terminal.until(at_prompt)
         terminal.type("What is 12+34?")
         terminal.press("Enter")
-        assert "The answer is \\boxed{46}." in terminal.until("1,024]\n>")
+        assert "The answer is \\boxed{46}." in terminal.until(lambda screen: "1,024]" in screen and at_prompt(screen))
         # A message of several lines, by Alt+Enter, by a backslash, by quotes, and by a paste.
         terminal.type("one")
         terminal.press("M-Enter")
@@ -68,11 +68,13 @@ def test_a_conversation(editor, state, tmp_path):
         terminal.until("dropped: first second third")
         terminal.press("Up", "Up")
         terminal.until("> /export")
-        terminal.press("C-c", "C-r")
-        terminal.type("12+")
-        terminal.until(lambda screen: re.search(r"> What is 12\+34\?\n+I-search backward: 12\+$", screen))
         terminal.press("C-c")
-        terminal.until(lambda screen: at_prompt(screen) or screen.endswith("> "))
+        time.sleep(0.3)
+        terminal.press("C-r")
+        terminal.type("12+")
+        terminal.until(lambda screen: re.search(r"What is 12\+34\?\n+I-search backward: 12\+$", screen))
+        terminal.press("C-c")
+        terminal.until(at_prompt)
         terminal.press("C-d")
         assert terminal.status() == 0
     users = re.findall(r"## User\n\n(.*?)\n\n## Assistant", (tmp_path / "talk.md").read_text(), re.DOTALL)
@@ -272,6 +274,14 @@ def test_an_error_ends_a_pipe(text, status, words):
     assert done.returncode == status
     assert done.stderr.decode().splitlines()[-1].startswith(words)
     assert b"Traceback" not in done.stderr
+
+
+def test_a_prompt_cache_lives_from_call_to_call(tmp_path):
+    file = str(tmp_path / "cache")
+    for cached in (False, True):
+        done = piped("What is 12+34?\n/stats\n", "--temp", "0", "--prompt-cache", file)
+        assert done.returncode == 0, done.stderr
+        assert (b"; 0 prompt tokens were cached" not in b" ".join(done.stderr.split())) == cached
 
 
 @pytest.mark.parametrize("arguments", [["-"], ["-f", "-"], ["--think", "only"], ["--raw"]])

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import stat
 import time
 
@@ -227,6 +228,20 @@ def test_save_and_load(begin, tmp_path):
     assert len(other.conversation.turns) == 1
     assert "qwq_chat: must be 1" in err
     assert json.loads(path.read_text())["model"] == "nano"
+
+
+def test_a_saved_conversation_is_not_computed_again(begin, tmp_path, nano, capsys):
+    path = tmp_path / "talk.json"
+    talk, _, err = begin("What is 12+34?", "What is 12+35?", f"/save {path}")
+    assert f"{path}.qwqcache: " in err
+    prefix = certain_prefix(nano, talk.conversation.messages())
+    other, _, err = begin(f"/load {path}", "What is 12+36?")
+    cached = int(re.search(r"prompt \d+, (\d+) cached", err)[1])
+    assert 0.5 * len(prefix) < cached  # the reasoning of the last turn is gone, and the rest was computed
+    (tmp_path / "talk.json.qwqcache").write_bytes(b"x" * 100)
+    other, _, err = begin(f"/load {path}")
+    assert len(other.conversation.turns) == 2
+    assert "the conversation is computed again" in err
 
 
 def test_export_replaces_its_own_pages_alone(begin, tmp_path):
