@@ -19,6 +19,7 @@ ALIASES = {
     "--logit-bias": ("-l",),
     "--stop": ("--reverse-prompt", "--stop-strings"),
     "--think-budget": ("--reasoning-budget",),
+    "--alias": ("--served-model-name", "-a"),
     "--out": ("--mlx-path",),
     "--repeats": ("--repetitions",),
     "--problems": ("--limit",),

@@ -163,10 +163,6 @@ class Scheduler:
         """Whether a prefix of prompts to come is not computed yet."""
         return self._warming is not None
 
-    def keep(self, session: Session) -> None:
-        """Keep a session for the prompts to come that begin like it."""
-        self.call(lambda: self._prefixes.keep(session))
-
     def held(self, ids: Ids[int]) -> Session:
         """Return a session with the longest part of a prefix that is computed."""
         return self.call(lambda: self._prefixes.fork([*ids, -1], self.model.session, self._sessions()))

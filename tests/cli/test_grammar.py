@@ -107,7 +107,7 @@ def test_a_value_may_look_odd(line, name, value):
     ("line", "problem"),
     [
         ("genrate hi", "genrate: is not a command (did you mean generate?)"),
-        ("run hi", "run: is not a command; there are generate, chat, info, "),
+        ("run hi", "run: is not a command; there are generate, chat, batch, info, "),
         ("'What is 2+2?'", "What is 2+2?: is not a command: qwq generate answers a prompt"),
         ("golden cmpare", "cmpare: is not an action of qwq golden (did you mean compare?)"),
         ("-v", "the following arguments are required: COMMAND (see qwq --help)"),
@@ -277,7 +277,7 @@ def test_an_option_means_the_same_in_every_command():
     models = {leaf.prog for leaf in leaves() if leaf._action("-m") and leaf._action("-m") is leaf._action("--model")}
     assert models == {
         *("qwq generate", "qwq chat", "qwq info", "qwq convert", "qwq eval", "qwq golden record", "qwq golden compare"),
-        *("qwq train", "qwq doctor", "qwq bench", "qwq perplexity", "qwq tokenize", "qwq serve"),
+        *("qwq train", "qwq doctor", "qwq bench", "qwq perplexity", "qwq tokenize", "qwq serve", "qwq batch"),
         *("qwq plot attention", "qwq plot residual", "qwq plot lens"),
     }
 

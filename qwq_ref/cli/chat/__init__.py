@@ -90,7 +90,8 @@ def run(options: argparse.Namespace) -> int:
     scheduler = Scheduler(model, running=1, waiting=1, memory=None if options.max_memory is None else 0)
     talk = None
     try:
-        scheduler.keep(open_cache(options, model))
+        kept = open_cache(options, model)
+        scheduler.call(lambda: scheduler.keep(kept))
         talk = Talk(
             options.model,
             model,

@@ -228,7 +228,8 @@ class Talk:
         tell(f"{path}: {turns} turn{'' if turns == 1 else 's'}, {self._needed(None) - 1:,} tokens")
         if self._caches and os.path.lexists(path + _CACHE):
             try:
-                self._scheduler.keep(load_session(self.model, path + _CACHE))
+                session = load_session(self.model, path + _CACHE)
+                self._scheduler.call(lambda: self._scheduler.keep(session))
             except QwqError as problem:
                 say(f"{problem}; the conversation is computed again")
 
