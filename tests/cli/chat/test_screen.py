@@ -92,6 +92,7 @@ def test_ctrl_c_keeps_the_partial_answer(editor, state, scripted):
         terminal.until("4!4!4!4!")
         terminal.press("C-c")
         screen = terminal.until(lambda screen: at_prompt(screen) and "[stopped; " in screen)
+        assert int(re.search(r"stopped; (\d+)", screen)[1]) < 3000  # of 4,078 that fit
         assert "Traceback" not in screen
         terminal.type("/stats")
         terminal.press("Enter")
@@ -192,6 +193,7 @@ def test_ctrl_c_in_a_dumb_terminal(scripted):
     terminal.until("4!4!4!")
     terminal.press("\x03")
     terminal.until(r"\[stopped; \d+ tokens stay in the conversation\]")
+    assert int(re.search(r"stopped; (\d+)", terminal.raw)[1]) < 3000  # of 4,078 that fit
     terminal.until(r"\]\r?\n> ")
     terminal.press("\x03")
     terminal.until("Ctrl-C again")
