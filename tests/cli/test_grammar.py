@@ -156,7 +156,7 @@ def test_a_value_may_look_odd(line, name, value):
         ("generate -ngl 99", "-ngl/--n-gpu-layers: must be 0 or auto, got 99: everything runs on the CPU"),
         ("generate --gpu_layers all", "--gpu_layers: must be 0 or auto, got all: everything runs on the CPU"),
         ("info -ngl 0", "-ngl: has no counterpart: everything runs on the CPU"),
-        ("generate -cnv", "-cnv: has no counterpart: each call answers one prompt"),
+        ("generate -cnv", "-cnv: has no counterpart: `qwq chat` holds a conversation"),
         ("generate --cache_type_k q8_0", "--cache_type_k: has no counterpart: keys and values have one form, --kv "),
         ("generate --kv-bits=8", "--kv-bits: has no counterpart: keys and values have one form, --kv fp32 or "),
         ("info --kv-bits 8", "--kv-bits: is not an option of qwq info (see qwq info --help)"),

@@ -22,7 +22,7 @@ def record():
     """Hold a conversation -> the lines of the screen, with their escape sequences."""
     with tempfile.TemporaryDirectory() as folder:
         variables = {"XDG_STATE_HOME": folder, "TERM": "xterm-256color"}
-        with chat("--seed", "1", columns=COLUMNS, rows=ROWS, environment=variables) as terminal:
+        with chat("--temp", "0", columns=COLUMNS, rows=ROWS, environment=variables) as terminal:
 
             def say(text, count):
                 terminal.type(text)

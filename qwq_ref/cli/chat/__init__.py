@@ -31,7 +31,6 @@ from ..prompt_cache import add_cache_arguments, check_cache, keep_cache, open_ca
 from ..sampling import tell_sampling
 from ..sampling_options import sampling_of
 from ..screen import tell
-from ..spellings import NEUTRAL
 from ..streams import require_output
 from ..text_input import HYPHEN
 
@@ -52,7 +51,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_rope_arguments(parser)
     add_memory_arguments(parser)
     parser.epilog = "/help lists the commands within a conversation: see docs/chat.md."
-    parser.add_argument(*NEUTRAL, dest="neutral", action="store_true", help=argparse.SUPPRESS)
 
 
 def run(options: argparse.Namespace) -> int:
