@@ -26,6 +26,8 @@ def record():
 
             def say(text, count):
                 terminal.type(text)
+                if text.startswith("/"):
+                    terminal.press("Space")  # closes the menu
                 terminal.press("Enter")
                 terminal.until(lambda screen: screen.count("cached;") == count and screen.rstrip().endswith("\n>"))
 
@@ -34,9 +36,9 @@ def record():
             terminal.type("/think hide")
             terminal.press("Enter")
             terminal.until(lambda screen: "folded" in screen and screen.rstrip().endswith("\n>"))
-            say("What is 12+34?", 2)
+            say("/regen", 2)
             terminal.type("/s")
-            terminal.until("/seed")
+            terminal.until("/stats")
             return terminal.screen(styles=True).split("\n")
 
 

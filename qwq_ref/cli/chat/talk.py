@@ -126,11 +126,12 @@ class Talk:
             self._tell_overflow(text)
             return False
         self.pending, self.attached = None, []
-        with self.keyboard.away():
-            generation, ending = self.view.show(prepared)
-        texts = generation.texts
-        self.conversation.turns.append(Turn(text, texts["answer"], texts["thinking"], ending, generation.run.seed))
-        self.view.tell_end(generation, ending, self.model.context)
+        with self.view.stoppable():
+            with self.keyboard.away():
+                generation, ending = self.view.show(prepared)
+            texts = generation.texts
+            self.conversation.turns.append(Turn(text, texts["answer"], texts["thinking"], ending, generation.run.seed))
+            self.view.tell_end(generation, ending, self.model.context)
         return True
 
     def again(self, text: str, seed: int | None = None) -> None:

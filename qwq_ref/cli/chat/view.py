@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import queue
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from ...engine.generation import Generation, Piece
-from ...engine.scheduler import Ended, Progress, Scheduler
+from ...engine.scheduler import Ended, Job, Progress, Scheduler
 from ..ending import ctrl_c
 from ..progress import Bar, shown
 from ..report import rate
@@ -32,26 +33,36 @@ class View:
     def __init__(self, scheduler: Scheduler, thinking: bool, interactive: bool) -> None:
         self._scheduler = scheduler
         self.thinking, self.interactive = thinking, interactive
+        self._job: Job | None = None
+        self._presses = 0
+
+    @contextlib.contextmanager
+    def stoppable(self) -> Iterator[None]:
+        """Let Ctrl-C in the block stop the answer of `show`, and nothing else, if a person waits."""
+        self._job, self._presses = None, 0
+        with ctrl_c(self._press if self.interactive else None):
+            yield
+
+    def _press(self) -> None:
+        self._presses += 1
+        if self._job is not None:
+            self._scheduler.cancel(self._job)
+        if self._presses >= _PRESSES:
+            raise KeyboardInterrupt
 
     def show(self, prepared: PreparedPrompt) -> tuple[Generation, str | None]:
-        """Answer a prompt -> the answer, and why it is not whole. Raises KeyboardInterrupt, and what ends it."""
+        """Answer a prompt, in a block of `stoppable` -> the answer, and why it is not whole.
+
+        Raises KeyboardInterrupt, and an error that ends the answer.
+        """
         events: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        presses = 0
-
-        def press() -> None:
-            nonlocal presses
-            presses += 1
-            if presses == 1:
-                self._scheduler.cancel(job)
-            elif presses >= _PRESSES:
-                raise KeyboardInterrupt
-
-        job = self._scheduler.submit(prepared, events.put)
         screen_of = _Answer(self.thinking)
+        self._job = job = self._scheduler.submit(prepared, events.put)
         try:
-            with ctrl_c(press if self.interactive else None):
-                while not isinstance(event := events.get(), Ended):
-                    screen_of.take(event, job.generation)
+            if self._presses:  # before there was anything to stop
+                self._scheduler.cancel(job)
+            while not isinstance(event := events.get(), Ended):
+                screen_of.take(event, job.generation)
         except BaseException:
             self._scheduler.cancel(job)
             raise
@@ -59,7 +70,8 @@ class View:
             screen_of.close()
         if event.problem is not None:
             raise event.problem
-        return job.generation, STOPPED if presses else job.generation.ending
+        stopped = job.generation.run.finish_reason == "cancelled"
+        return job.generation, STOPPED if stopped else job.generation.ending
 
     def tell_end(self, generation: Generation, ending: str | None, context: int) -> None:
         """Print how an answer ended, and on a terminal its length, its speed, and the room that is left."""

@@ -4,16 +4,19 @@ import contextlib
 import json
 import os
 import re
+import signal
 import stat
 import time
 
 import pytest
 
 import qwq_ref
+from qwq_ref.cli import ending
 from qwq_ref.cli.chat.commands import COMMANDS
 from qwq_ref.cli.chat.conversation import Conversation
 from qwq_ref.cli.chat.settings import names
 from qwq_ref.cli.chat.talk import Talk
+from qwq_ref.cli.chat.view import View
 from qwq_ref.engine.scheduler import Scheduler
 from qwq_ref.engine.settings import Settings
 from qwq_ref.engine.turns import certain_prefix
@@ -102,6 +105,32 @@ def test_the_next_turn_begins_with_a_prefix_that_is_computed(begin, nano):
     prefix = certain_prefix(nano, talk.conversation.messages()[:2])
     assert second.run.cached == len(prefix) > first.run.cached
     scheduler.close()
+
+
+def test_ctrl_c_at_any_time_keeps_the_answer(begin, monkeypatch):
+    """Before the first token, and between the last one and its place in the conversation."""
+    with ending.signals(own=False), ending.ctrl_c():
+        submit = Scheduler.submit
+
+        def pressed(self, prepared, deliver):
+            signal.raise_signal(signal.SIGINT)
+            return submit(self, prepared, deliver)
+
+        monkeypatch.setattr(Scheduler, "submit", pressed)
+        talk, _, err = begin("What is 12+34?")
+        assert talk.conversation.turns[0].ending == "stopped"
+        assert "[stopped; " in err
+        monkeypatch.undo()
+        show = View.show
+
+        def late(self, prepared):
+            found = show(self, prepared)
+            signal.raise_signal(signal.SIGINT)
+            return found
+
+        monkeypatch.setattr(View, "show", late)
+        talk, *_ = begin("What is 12+34?")
+        assert (talk.conversation.turns[0].ending, len(talk.conversation.turns)) == (None, 1)
 
 
 def test_every_command_has_help(begin):
