@@ -74,7 +74,7 @@ def run(options: argparse.Namespace) -> int:
     from ...engine.settings import Settings
     from ..ending import ctrl_c
     from ..loading import load_model
-    from .conversation import Conversation
+    from .conversation import Dialogue
     from .keyboard import open_keyboard
     from .talk import Talk
 
@@ -94,7 +94,7 @@ def run(options: argparse.Namespace) -> int:
             options.model,
             model,
             scheduler,
-            Conversation(system=asked.pop("system")),
+            Dialogue(system=asked.pop("system")),
             asked,
             keyboard,
             options.think == "show",

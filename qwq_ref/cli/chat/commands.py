@@ -14,7 +14,7 @@ from ..streams import argument_text, read_stream
 from ..text_input import open_input, whole
 from ..values import integer
 from . import settings
-from .conversation import Conversation, is_conversation, read_conversation
+from .conversation import Dialogue, is_conversation, read_conversation
 
 if TYPE_CHECKING:
     from .talk import Talk
@@ -64,7 +64,7 @@ def _help(talk: Talk, _: str) -> None:
 
 
 def _clear(talk: Talk, _: str) -> None:
-    talk.replace(Conversation(system=talk.conversation.system))
+    talk.replace(Dialogue(system=talk.conversation.system))
     tell("the conversation is empty")
 
 

@@ -14,7 +14,7 @@ VERSION = 1
 
 
 @dataclass
-class Turn:
+class ChatTurn:
     """A message of the user, and what the model said.
 
     ending  why the answer is not whole; None: it is
@@ -35,10 +35,10 @@ class Turn:
 
 
 @dataclass
-class Conversation:
+class Dialogue:
     """Turns, the oldest first, under a system prompt."""
 
-    turns: list[Turn] = field(default_factory=list)
+    turns: list[ChatTurn] = field(default_factory=list)
     system: str | None = None
 
     def messages(self, new: str | None = None) -> list[dict[str, Any]]:
@@ -71,7 +71,7 @@ class Conversation:
         return "\n\n".join(parts) + "\n"
 
 
-def read_conversation(data: bytes, path: str) -> Conversation:
+def read_conversation(data: bytes, path: str) -> Dialogue:
     """Return the conversation in a file's bytes. Raises FileError."""
     content = parse_json(data, path, FileError)
     if type(content.get(_FORM)) is not int or content[_FORM] != VERSION:
@@ -81,7 +81,7 @@ def read_conversation(data: bytes, path: str) -> Conversation:
         raise FileError(path, "system", "must be a text or null")
     if not isinstance(turns, list):
         raise FileError(path, "turns", "must be a list")
-    return Conversation([_turn(each, f"turns[{number}]", path) for number, each in enumerate(turns)], system)
+    return Dialogue([_turn(each, f"turns[{number}]", path) for number, each in enumerate(turns)], system)
 
 
 def is_conversation(data: bytes) -> bool:
@@ -89,10 +89,10 @@ def is_conversation(data: bytes) -> bool:
     return data.lstrip()[:1] == b"{" and f'"{_FORM}"'.encode() in data[:200]
 
 
-def _turn(value: Any, where: str, path: str) -> Turn:
+def _turn(value: Any, where: str, path: str) -> ChatTurn:
     if not isinstance(value, Mapping):
         raise FileError(path, where, "must be an object")
-    known = {each.name for each in fields(Turn)}
+    known = {each.name for each in fields(ChatTurn)}
     for name, given in value.items():
         if name not in known:
             raise FileError(path, f"{where}.{name[:40]}", "is not a field of a turn")
@@ -103,7 +103,7 @@ def _turn(value: Any, where: str, path: str) -> Turn:
             raise FileError(path, f"{where}.{name}", "has a value of another kind")
     if "user" not in value:
         raise FileError(path, f"{where}.user", "is missing")
-    return Turn(**value)
+    return ChatTurn(**value)
 
 
 def _is_text(value: Any) -> bool:

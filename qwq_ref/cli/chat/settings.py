@@ -27,7 +27,7 @@ _UNSET = {
 _EXCLUDE = {"think_budget": "reasoning_effort", "reasoning_effort": "think_budget"}
 
 
-class Table:
+class SettingTable:
     """The settings of the answers to come.
 
     asked  those that were asked for, as `Model.prepare` takes them; None where a default counts

@@ -12,11 +12,11 @@ from ...formats.write import write_atomically
 from ..ending import say, was_ctrl_c
 from ..screen import tell
 from .commands import is_replaceable, run_command
-from .conversation import Conversation, Turn
+from .conversation import ChatTurn, Dialogue
 from .keyboard import Keyboard
-from .settings import Table
+from .settings import SettingTable
 from .typed import command
-from .view import STOPPED, View
+from .view import STOPPED, AnswerView
 
 if TYPE_CHECKING:
     from ...engine.model import Model
@@ -44,7 +44,7 @@ class Talk:
         name: str,
         model: Model,
         scheduler: Scheduler,
-        conversation: Conversation,
+        conversation: Dialogue,
         asked: dict[str, Any],
         keyboard: Keyboard,
         thinking: bool,
@@ -53,8 +53,8 @@ class Talk:
         self.name, self.model, self.keyboard = name, model, keyboard
         self._scheduler, self._caches = scheduler, caches
         self.conversation = conversation
-        self.table = Table(model, asked)
-        self.view = View(scheduler, thinking, keyboard.interactive)
+        self.table = SettingTable(model, asked)
+        self.view = AnswerView(scheduler, thinking, keyboard.interactive)
         self.pending: str | None = None
         self.attached: list[str] = []
         self.exported: set[str] = set()
@@ -130,7 +130,9 @@ class Talk:
             with self.keyboard.away():
                 generation, ending = self.view.show(prepared)
             texts = generation.texts
-            self.conversation.turns.append(Turn(text, texts["answer"], texts["thinking"], ending, generation.run.seed))
+            self.conversation.turns.append(
+                ChatTurn(text, texts["answer"], texts["thinking"], ending, generation.run.seed)
+            )
             self.view.tell_end(generation, ending, self.model.context)
         return True
 
@@ -189,13 +191,13 @@ class Talk:
         if self.pending is not None:
             self.ask(self.pending)
 
-    def last_turn(self, command: str) -> Turn:
+    def last_turn(self, command: str) -> ChatTurn:
         """Return the last turn. Raises UsageError where there is none."""
         if not self.conversation.turns:
             raise UsageError(None, command, "finds no message: the conversation is empty")
         return self.conversation.turns[-1]
 
-    def replace(self, conversation: Conversation) -> None:
+    def replace(self, conversation: Dialogue) -> None:
         self.conversation = conversation
         self.exported = set()
 
@@ -220,7 +222,7 @@ class Talk:
             save_session(session, path + _CACHE)
             tell(f"{path}{_CACHE}: {session.held:,} tokens, so that /load computes nothing again")
 
-    def load(self, path: str, conversation: Conversation) -> None:
+    def load(self, path: str, conversation: Dialogue) -> None:
         """Go on with a conversation. A cache beside it that is of no use here is told, and left alone."""
         from ...engine.session_file import load_session
 

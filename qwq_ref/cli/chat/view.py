@@ -23,7 +23,7 @@ _LONG = 64  # prompt tokens from which their progress is shown
 _PRESSES = 3  # of Ctrl-C, after which a step that does not end is left alone
 
 
-class View:
+class AnswerView:
     """Shows the answers of a scheduler.
 
     thinking     whether the reasoning is shown; else its length is

@@ -4,11 +4,13 @@ import json
 
 import pytest
 
-from qwq_ref.cli.chat.conversation import Conversation, Turn, is_conversation, read_conversation
+from qwq_ref.cli.chat.conversation import ChatTurn, Dialogue, is_conversation, read_conversation
 from qwq_ref.cli.chat.typed import command, is_whole, message, read_message
 from qwq_ref.errors import FileError
 
-TALK = Conversation([Turn("1+1?", "2", "one and one", None, 7), Turn("and\n你好", "", "", "stopped", 8)], "Be brief.")
+TALK = Dialogue(
+    [ChatTurn("1+1?", "2", "one and one", None, 7), ChatTurn("and\n你好", "", "", "stopped", 8)], "Be brief."
+)
 
 
 def test_the_messages():

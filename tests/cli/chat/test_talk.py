@@ -13,10 +13,10 @@ import pytest
 import qwq_ref
 from qwq_ref.cli import ending
 from qwq_ref.cli.chat.commands import COMMANDS
-from qwq_ref.cli.chat.conversation import Conversation
+from qwq_ref.cli.chat.conversation import Dialogue
 from qwq_ref.cli.chat.settings import names
 from qwq_ref.cli.chat.talk import Talk
-from qwq_ref.cli.chat.view import View
+from qwq_ref.cli.chat.view import AnswerView
 from qwq_ref.engine.scheduler import Scheduler
 from qwq_ref.engine.settings import Settings
 from qwq_ref.engine.turns import certain_prefix
@@ -62,7 +62,7 @@ def begin(nano, capsys):
         schedulers.append(scheduler)
         keys = Keys(lines)
         keys.interactive, keys.edits = interactive, edits
-        own = Talk("nano", model, scheduler, Conversation(), ASKED | {"temperature": 0} | asked, keys, True)
+        own = Talk("nano", model, scheduler, Dialogue(), ASKED | {"temperature": 0} | asked, keys, True)
         own.run(first)
         out, err = capsys.readouterr()
         return own, out, err
@@ -95,7 +95,7 @@ def test_the_next_turn_begins_with_a_prefix_that_is_computed(begin, nano):
             time.sleep(0.01)
 
     scheduler = Scheduler(nano, running=1, waiting=1)
-    talk = Talk("nano", nano, scheduler, Conversation(), ASKED | {"temperature": 0}, Keys([]), True)
+    talk = Talk("nano", nano, scheduler, Dialogue(), ASKED | {"temperature": 0}, Keys([]), True)
     talk.keyboard.lines = ["What is 12+34?", waited, "What is 12+35?"]
     before = []
     show = talk.view.show
@@ -121,14 +121,14 @@ def test_ctrl_c_at_any_time_keeps_the_answer(begin, monkeypatch):
         assert talk.conversation.turns[0].ending == "stopped"
         assert "[stopped; " in err
         monkeypatch.undo()
-        show = View.show
+        show = AnswerView.show
 
         def late(self, prepared):
             found = show(self, prepared)
             signal.raise_signal(signal.SIGINT)
             return found
 
-        monkeypatch.setattr(View, "show", late)
+        monkeypatch.setattr(AnswerView, "show", late)
         talk, *_ = begin("What is 12+34?")
         assert (talk.conversation.turns[0].ending, len(talk.conversation.turns)) == (None, 1)
 
@@ -216,7 +216,7 @@ def test_undo_clear_and_system(begin):
     assert "dropped: hello again" in err
     assert talk.conversation.system == "Be brief."
     talk, *_ = begin("/system Be brief.", "hello", "/clear")
-    assert talk.conversation == Conversation([], "Be brief.")
+    assert talk.conversation == Dialogue([], "Be brief.")
     talk, *_ = begin("/system Be brief.", "/system none")
     assert talk.conversation.system is None
 
