@@ -90,7 +90,7 @@ def run(options: argparse.Namespace) -> int:
         tell_sampling(options, model)
         name = options.alias or PurePath(options.model.rstrip("/")).name.removesuffix(".gguf")
         served = LocalModel(name, model, options.parallel, options.lenient)
-        work = _Work(make_app(served), output, count)
+        work = _Work(make_app(served, verbose=options.verbose), output, count)
         try:
             with kept(work.words), shown(work.bar):
                 asyncio.run(work.answer(options.input, 2 * options.parallel))
@@ -119,8 +119,7 @@ class _Work:
         try:
             for place, request in enumerate(read_requests(path)):
                 if self._output.has(place, request):
-                    self.earlier += 1
-                    self.bar.begin(self.earlier)
+                    self._skip()
                     continue
                 if len(tasks) >= most:
                     done, tasks = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -134,6 +133,14 @@ class _Work:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _skip(self) -> None:
+        """Count an answer that was there. It is no part of the rate, unless new ones came before it."""
+        self.earlier += 1
+        if self.answered or self.failed:
+            self.bar(1)
+        else:
+            self.bar.begin(self.earlier)
 
     async def _one(self, place: int, request: BatchRequest) -> None:
         from ..serve.local import post

@@ -1,4 +1,7 @@
-"""Print an answer as it comes: the answer on stdout, the reasoning on stderr, dimmed on a terminal."""
+"""Print an answer as it comes: the answer on stdout, the reasoning on stderr, dimmed on a terminal.
+
+On a terminal, control characters of a model are shown, and not obeyed: they could write to the clipboard, or hide text.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,8 @@ from collections.abc import Container
 from typing import TextIO
 
 from .screen import DIM, PLAIN, styles
+
+_CONTROLS = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"}
 
 
 class Writer:
@@ -30,6 +35,8 @@ class Writer:
             self.close()
             self.thinking_to.write("\n")
         stream = self.thinking_to if kind == "thinking" else sys.stdout
+        if stream.isatty():
+            text = text.translate(_CONTROLS)
         if self.dim and kind == "thinking":
             text = f"{DIM}{text}{PLAIN}"
         stream.write(text)

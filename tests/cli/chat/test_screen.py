@@ -165,6 +165,30 @@ def test_reasoning_is_dimmed_where_colours_are_wanted(editor, state, no_colour):
         assert (not styles) if no_colour else ("\x1b[2m" in styles)
 
 
+@needs_tmux
+def test_another_encoding(editor, state):
+    """The terminal is not told to show characters that its locale lacks."""
+    locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    with chat("--temp", "0", environment=state | locale) as terminal:
+        terminal.until(at_prompt)
+        terminal.type("你好")
+        terminal.press("Enter")
+        assert "\\u6ca1" in terminal.until(lambda screen: "cached;" in screen and at_prompt(screen))
+
+
+@needs_tmux
+def test_keys_during_an_answer_belong_to_the_next_message(editor, state, scripted):
+    with chat("-m", scripted("two", "4!", ends=False), *LOOP, "-n", "1500", environment=state) as terminal:
+        terminal.until(at_prompt)
+        terminal.type("what?")
+        terminal.press("Enter")
+        terminal.until("4!4!4!")
+        terminal.type("/seed 77")
+        terminal.press("Enter")
+        screen = terminal.until("seed: 77")
+        assert screen.index("cached;") < screen.index("/seed 77")  # nothing of it was in the answer
+
+
 # --- A plain terminal ------------------------------------------------------------------------------------------------
 
 
