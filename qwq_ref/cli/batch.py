@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import importlib.util
 import json
 import os
 import secrets
-from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UsageError
@@ -29,13 +27,12 @@ from .options import (
 from .progress import Bar, shown
 from .sampling import tell_sampling
 from .screen import tell
+from .served import ROWS, add_served_arguments, require_served, served_name
 from .streams import require_output
 from .text_input import HYPHEN
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
-
-_ROWS = 64  # of logits at a time, where the probabilities of a prompt are asked for
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,12 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="write the answers to FILE, in the order of the requests. The same command goes on behind the answers "
         "that are there; default: standard output",
     )
-    parser.add_argument("--alias", metavar="NAME", help="the model's name in the requests; default: the end of MODEL")
-    parser.add_argument(
-        "--lenient",
-        action="store_true",
-        help="ignore unknown fields of requests, and answer to any name of a model; default: refuse both",
-    )
+    add_served_arguments(parser)
     add_context_argument(parser)
     add_template_argument(parser)
     add_download_arguments(parser)
@@ -65,8 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    if importlib.util.find_spec("fastapi") is None:
-        raise UsageError(None, "batch", "needs fastapi: pip install 'qwq_ref[serve]'")
+    require_served("batch", "fastapi")
     set_numpy_threads(options)
     choices = engine_choices(options)
     check_rope_options(options)
@@ -86,10 +77,9 @@ def run(options: argparse.Namespace) -> int:
     from .loading import load_model
 
     with Output(options.out) as output:
-        model = load_model(options, choices, options.ctx_size, options.chat_template_file, rows=_ROWS)
+        model = load_model(options, choices, options.ctx_size, options.chat_template_file, rows=ROWS)
         tell_sampling(options, model)
-        name = options.alias or PurePath(options.model.rstrip("/")).name.removesuffix(".gguf")
-        served = LocalModel(name, model, options.parallel, options.lenient)
+        served = LocalModel(served_name(options), model, options.parallel, options.lenient)
         work = _Work(make_app(served, verbose=options.verbose), output, count)
         try:
             with kept(work.words), shown(work.bar):
