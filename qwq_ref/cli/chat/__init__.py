@@ -104,7 +104,7 @@ def run(options: argparse.Namespace) -> int:
             tell(
                 f"{options.model}, context {model.context:,} tokens; /help lists the commands, Ctrl-D leaves", dim=True
             )
-        with ctrl_c():
+        with ctrl_c(), keyboard.open():
             talk.run(first)
     finally:
         if talk is not None and options.prompt_cache is not None:

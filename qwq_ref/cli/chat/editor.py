@@ -53,24 +53,33 @@ class Editor:
             return None
         except KeyboardInterrupt:
             raise KeyboardInterrupt(self._session.default_buffer.text) from None
+        finally:
+            self._brackets(True)
         return argument_text(message(text), "message")
 
     @contextlib.contextmanager
-    def away(self) -> Iterator[None]:
-        """Show nothing of what is typed during the block, and let a paste stay one message of the next `read`."""
-        output, descriptor = self._session.app.output, sys.stdin.fileno()
+    def open(self) -> Iterator[None]:
+        """Keep what is typed between two messages for the next one: unseen, and a paste as one message.
+
+        Ctrl-D is a key like others then. Only the editor's own mode, during `read`, takes away that Ctrl-C is a signal.
+        """
+        descriptor = sys.stdin.fileno()
         before = termios.tcgetattr(descriptor)
         silent = [*before]
-        silent[3] &= ~termios.ECHO
+        silent[3] &= ~(termios.ECHO | termios.ICANON)
         termios.tcsetattr(descriptor, termios.TCSANOW, silent)
-        output.enable_bracketed_paste()
-        output.flush()
+        self._brackets(True)
         try:
             yield
         finally:
-            output.disable_bracketed_paste()
-            output.flush()
+            self._brackets(False)
             termios.tcsetattr(descriptor, termios.TCSANOW, before)
+
+    def _brackets(self, on: bool) -> None:
+        """Let the terminal put marks around a paste, or not."""
+        output = self._session.app.output
+        (output.enable_bracketed_paste if on else output.disable_bracketed_paste)()
+        output.flush()
 
 
 def _keys() -> KeyBindings:

@@ -35,8 +35,8 @@ class Keyboard(Protocol):
         draft  a text that the user may change and send
         """
 
-    def away(self) -> contextlib.AbstractContextManager[object]:
-        """Keep what is typed during the block for the next `read`."""
+    def open(self) -> contextlib.AbstractContextManager[object]:
+        """Take the keyboard for a block, in which all calls of `read` come."""
 
 
 class Pipe:
@@ -50,7 +50,7 @@ class Pipe:
     def read(self, draft: str = "") -> str | None:
         return read_message(lambda goes_on: self._line())
 
-    def away(self) -> contextlib.AbstractContextManager[object]:
+    def open(self) -> contextlib.AbstractContextManager[object]:
         return contextlib.nullcontext()
 
     def _line(self) -> str | None:
@@ -68,7 +68,7 @@ class Plain:
     def read(self, draft: str = "") -> str | None:
         return read_message(self._line)
 
-    def away(self) -> contextlib.AbstractContextManager[object]:
+    def open(self) -> contextlib.AbstractContextManager[object]:
         return contextlib.nullcontext()
 
     def _line(self, goes_on: bool) -> str | None:

@@ -127,8 +127,7 @@ class Talk:
             return False
         self.pending, self.attached = None, []
         with self.view.stoppable():
-            with self.keyboard.away():
-                generation, ending = self.view.show(prepared)
+            generation, ending = self.view.show(prepared)
             texts = generation.texts
             self.conversation.turns.append(
                 ChatTurn(text, texts["answer"], texts["thinking"], ending, generation.run.seed)

@@ -43,7 +43,7 @@ class Keys:
             self.lines.pop(0)()
         return self.lines.pop(0) if self.lines else None
 
-    def away(self):
+    def open(self):
         return contextlib.nullcontext()
 
 
