@@ -1,6 +1,7 @@
 """A real terminal: a command in tmux, with a server of its own, whose screen can be read."""
 
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -22,7 +23,9 @@ class Tmux:
     def __init__(self, command, columns=80, rows=24, environment=(), folder=None):
         self._socket = f"qwq-{uuid.uuid4().hex[:12]}"
         variables = {"PYTHONPATH": os.environ.get("PYTHONPATH", ""), "PYTHONUTF8": "1"} | dict(environment)
-        words = ["env", "-u", "NO_COLOR", *(f"{name}={value}" for name, value in variables.items()), *command]
+        # The shell tells the status: that of tmux is missing at times. Ctrl-C must not end the shell.
+        words = ["sh", "-c", 'trap : INT; "$@"; echo "status $?"', "sh"]
+        words += ["env", "-u", "NO_COLOR", *(f"{name}={value}" for name, value in variables.items()), *command]
         size = ["-x", str(columns), "-y", str(rows)]
         place = [] if folder is None else ["-c", str(folder)]
         self._tmux(
@@ -60,11 +63,7 @@ class Tmux:
 
     def status(self):
         """Wait until the command has ended -> its exit status."""
-        deadline = time.monotonic() + 60
-        while not (status := self._tmux("display-message", "-p", "-t", "it", "#{pane_dead_status}").strip()):
-            assert time.monotonic() < deadline, self.screen()
-            time.sleep(0.05)
-        return int(status)
+        return int(re.search(r"\nstatus (\d+)", self.until("\nstatus "))[1])
 
     def screen(self, styles=False):
         """Return the text of the screen and of what scrolled away; with its escape sequences, if asked for."""
