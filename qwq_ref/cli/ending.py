@@ -28,6 +28,7 @@ _WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "ended by SIGTERM", sign
 
 
 _last = signal.SIGINT  # the signal behind the last KeyboardInterrupt
+_deferred: list[int] | None = None  # signals that came in a block of `deferred`; None: no such block runs
 
 
 def say(line: str) -> None:
@@ -118,6 +119,8 @@ def signals(own: bool) -> Iterator[None]:
 
     def stop(number: int, frame: FrameType | None) -> Any:
         global _last
+        if _waits(number):
+            return
         _last = signal.Signals(number)
         screen.echoes = number == signal.SIGINT
         for each in ours:
@@ -133,3 +136,60 @@ def signals(own: bool) -> Iterator[None]:
     finally:
         for number in ours:
             signal.signal(number, signal.SIG_DFL if own else usual[number])
+
+
+def _waits(number: int) -> bool:
+    """Return whether a signal waits for the end of a `deferred` block. A second one does not."""
+    if _deferred is None or _deferred:
+        return False
+    _deferred.append(number)
+    return True
+
+
+@contextlib.contextmanager
+def deferred() -> Iterator[None]:
+    """Let a signal that comes in the block raise KeyboardInterrupt at its end: both of two changes happen, or none.
+
+    For short blocks of the main thread.
+    """
+    global _deferred
+    if _deferred is not None or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    waiting = _deferred = []
+    try:
+        yield
+    finally:
+        _deferred = None
+        for number in waiting[:1]:
+            signal.raise_signal(number)
+
+
+@contextlib.contextmanager
+def ctrl_c(act: Callable[[], object] | None = None) -> Iterator[None]:
+    """Let each Ctrl-C in the block call `act`; None: raise KeyboardInterrupt, as often as it comes.
+
+    Other signals end the command, as before. An ignored SIGINT stays ignored.
+    """
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or before in (signal.SIG_IGN, None):
+        yield
+        return
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        screen.echoes = True
+        if act is None:
+            raise KeyboardInterrupt
+        act()
+
+    signal.signal(signal.SIGINT, handle)
+    try:
+        yield
+    finally:
+        if signal.getsignal(signal.SIGINT) is handle:  # no other signal has come
+            signal.signal(signal.SIGINT, before)
+
+
+def was_ctrl_c() -> bool:
+    """Return whether Ctrl-C is behind the last KeyboardInterrupt, and no signal that must end the command."""
+    return _last == signal.SIGINT

@@ -4,9 +4,18 @@ from __future__ import annotations
 
 import argparse
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..errors import QwqError, UsageError
+from .answer_options import (
+    add_context_argument,
+    add_draw_arguments,
+    add_output_arguments,
+    add_template_argument,
+    add_thinking_arguments,
+    decode_texts,
+    settings_of,
+)
 from .constrain import add_constrain_arguments, response_format
 from .hints import print_hint
 from .many import PARALLEL, answer_all, read_prompts
@@ -27,17 +36,16 @@ from .prompt import read_prompt
 from .prompt_cache import add_cache_arguments, check_cache, keep_cache, open_cache
 from .report import rate, report
 from .sampling import tell_sampling
-from .sampling_options import add_sampling_arguments, sampling_of
-from .screen import DIM, PLAIN, styles, tell
+from .sampling_options import sampling_of
+from .screen import tell
 from .spellings import NEUTRAL
 from .streams import argument_text, print_json, require_output
-from .values import context_size, count, integer, one_of, seed, unless
+from .values import integer
+from .writer import Writer
 
 if TYPE_CHECKING:
     from ..engine.generation import Generation
     from ..engine.model import Model
-
-_EFFORTS = ("none", "minimal", "low", "medium", "high")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,42 +58,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_model_argument(parser)
     add_cache_arguments(parser)
-    parser.add_argument("--system", metavar="TEXT", help="a system prompt")
-    parser.add_argument(
-        "-n",
-        "--max-tokens",
-        type=unless("-1", count),
-        metavar="N",
-        help="largest number of output tokens, reasoning included; default: until the model ends its answer",
-    )
-    parser.add_argument(
-        "-r",
-        "--stop",
-        action="append",
-        metavar="TEXT",
-        help="end the answer where it contains TEXT, and leave TEXT out; reasoning may contain it; may be repeated",
-    )
-    parser.add_argument(
-        "--loop-guard",
-        type=lambda text: 0 if text == "off" else integer(2)(text),
-        metavar="N",
-        help="end an output whose last tokens came N times in a row; off: let it go on; default: 8",
-    )
-    parser.add_argument(
-        "-c",
-        "--ctx-size",
-        type=unless("0", context_size),
-        metavar="N",
-        help="room for prompt and output, in tokens, such as 8192 or 8K; default: the model's whole context, or the "
-        "largest half, quarter or smaller part that fits in memory",
-    )
+    add_output_arguments(parser)
+    add_context_argument(parser)
     parser.add_argument("--raw", action="store_true", help="continue the prompt as plain text, without chat template")
     parser.add_argument(
         "--suffix",
         metavar="TEXT",
         help="fill the gap between the prompt and TEXT, as editors of code ask for it; both stay plain, as with --raw",
     )
-    parser.add_argument("--chat-template-file", metavar="FILE", help="a Jinja template instead of the model's own")
+    add_template_argument(parser)
     add_download_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object at the end, and no stream of text")
     parser.add_argument(
@@ -94,33 +75,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="add to the JSON the log-probability of each output token, and those of the N likeliest",
     )
-    sampling = add_sampling_arguments(parser)
-    sampling.add_argument(
-        "-s",
-        "--seed",
-        type=unless("-1", seed),
-        metavar="N",
-        help="the same seed gives the same answer; default: a random seed",
-    )
-    thinking = parser.add_argument_group("reasoning")
-    thinking.add_argument(
-        "--think",
-        **one_of(["show", "hide", "only"]),
-        default="show",
-        help="show the reasoning on stderr (default), hide it, or print only the reasoning, on stdout",
-    )
-    thinking.add_argument(
-        "--think-budget",
-        type=unless("-1", integer(0)),
-        metavar="N",
-        help="end the reasoning after N tokens; 0: answer without reasoning; default: no limit",
-    )
-    thinking.add_argument(
-        "--reasoning-effort",
-        **one_of(_EFFORTS),
-        help="a budget by name: none and minimal 0 tokens, low 1024, medium 4096, but at most a quarter or a half of "
-        "the room for the output; high: no limit",
-    )
+    add_draw_arguments(parser)
+    shown = "show the reasoning on stderr (default), hide it, or print only the reasoning, on stdout"
+    add_thinking_arguments(parser, ["show", "hide", "only"], shown)
     add_constrain_arguments(parser)
     add_engine_arguments(parser)
     add_rope_arguments(parser)
@@ -144,9 +101,7 @@ def run(options: argparse.Namespace) -> int:
         refuse(options, ["system", "chat_template_file", "prompts"], "has no effect with --suffix")
         refuse(options, ["json_schema", "grammar", "grammar_file"], "does not go together with --suffix")
         options.raw = True
-    if options.system is not None:
-        options.system = argument_text(options.system, "system")
-    options.stop = options.stop and [argument_text(text, "stop") for text in options.stop]
+    decode_texts(options)
     if options.prompts is None:
         refuse(options, ["parallel"], "needs --prompts")
         if not options.json:
@@ -170,7 +125,7 @@ def run(options: argparse.Namespace) -> int:
     from .loading import load_model
 
     options.response_format = response_format(options)
-    Settings.checked(**_settings(options))
+    Settings.checked(**settings_of(options))
     model = load_model(options, choices, options.ctx_size, options.chat_template_file, chat=not options.raw)
     if options.verbose:
         tell(f"chat template: {'yes' if model.template else 'no'}")
@@ -179,34 +134,16 @@ def run(options: argparse.Namespace) -> int:
         tell(f"end tokens: {', '.join(ends) or 'none'}")
     tell_sampling(options, model, **sampling_of(options))
     if options.prompts is not None:
-        return answer_all(options, model, prompts, _settings(options))
+        return answer_all(options, model, prompts, settings_of(options))
     return _answer(options, model, prompts[1])
-
-
-def _settings(options: argparse.Namespace) -> dict[str, Any]:
-    """Return the settings of `Model.generate` that were asked for."""
-    names = (
-        "system",
-        "raw",
-        "suffix",
-        "response_format",
-        "max_tokens",
-        "seed",
-        "think_budget",
-        "reasoning_effort",
-        "stop",
-        "logprobs",
-        "loop_guard",
-    )
-    return {name: getattr(options, name) for name in names} | sampling_of(options)
 
 
 def _answer(options: argparse.Namespace, model: Model, prompt: str) -> int:
     from ..engine.session import common_prefix
 
     session = open_cache(options, model)
-    generation = model.generate(prompt, session=session, progress=lambda count: bar(count), **_settings(options))
-    run, texts, writer = generation.run, generation.texts, _Writer(options)
+    generation = model.generate(prompt, session=session, progress=lambda count: bar(count), **settings_of(options))
+    run, texts, writer = generation.run, generation.texts, _writer(options)
     bar = Bar("prompt", len(run.prompt) - common_prefix(session.ids, run.prompt[:-1]), "tokens")
     stopped: KeyboardInterrupt | QwqError | None = None
     try:
@@ -233,37 +170,10 @@ def _answer(options: argparse.Namespace, model: Model, prompt: str) -> int:
     return 0
 
 
-class _Writer:
-    """The answer on stdout and the reasoning on stderr, dimmed on a terminal; neither with --json."""
-
-    def __init__(self, options: argparse.Namespace) -> None:
-        shown = {"show": ("thinking", "answer"), "hide": ("answer",), "only": ("thinking",)}[options.think]
-        self.shown = () if options.json else shown
-        self.thinking_to = sys.stdout if options.think == "only" else sys.stderr
-        self.dim = styles(self.thinking_to)
-        self.last = ""
-        self.kind: str | None = None
-
-    def write(self, text: str, kind: str) -> None:
-        if kind not in self.shown or not text:
-            return
-        if self.kind not in (None, kind):  # a model may go back to its reasoning
-            self.close()
-            self.thinking_to.write("\n")
-        stream = self.thinking_to if kind == "thinking" else sys.stdout
-        if self.dim and kind == "thinking":
-            text = f"{DIM}{text}{PLAIN}"
-        stream.write(text)
-        stream.flush()
-        self.last, self.kind = text.removesuffix(PLAIN), kind
-
-    def close(self) -> None:
-        """End the last line, so that whatever comes next starts on its own."""
-        if self.last and not self.last.endswith("\n"):
-            stream = self.thinking_to if self.kind == "thinking" else sys.stdout
-            stream.write("\n")
-            stream.flush()
-        self.last = ""
+def _writer(options: argparse.Namespace) -> Writer:
+    """Return what prints the answer and its reasoning; neither with --json."""
+    shown = {"show": ("thinking", "answer"), "hide": ("answer",), "only": ("thinking",)}[options.think]
+    return Writer(() if options.json else shown, sys.stdout if options.think == "only" else sys.stderr)
 
 
 def _summarise(options: argparse.Namespace, generation: Generation, stopped: bool) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from ..errors import FileError, QwqError, UsageError
+from .ending import deferred
 from .progress import progress_bar
 from .report import report
 from .screen import tell
@@ -73,8 +74,9 @@ def answer_all(options: argparse.Namespace, model: Model, lines: dict[int, str],
                 tokens += len(generation.run.output)
                 bar(1)
                 while printed in done:
-                    _print(options.model, model, printed, prompts[printed], done.pop(printed))
-                    printed += 1
+                    with deferred():  # Ctrl-C in between would lose the answer, or print it twice
+                        _print(options.model, model, printed, prompts[printed], done.pop(printed))
+                        printed += 1
         except (KeyboardInterrupt, QwqError) as problem:
             for number, generation in sorted(done.items()):  # complete ones behind one that is not
                 _print(options.model, model, number, prompts[number], generation)

@@ -115,10 +115,10 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-ngl", "--gpu-layers", "--n-gpu-layers", type=gpu, help=argparse.SUPPRESS)
 
 
-def add_memory_arguments(parser: argparse.ArgumentParser, what: str) -> None:
+def add_memory_arguments(parser: argparse.ArgumentParser, what: str | None = None) -> None:
     """Add the options that `loading.load_model` reads where work may share passes over the weights.
 
-    what  what shares a pass
+    what  what shares a pass; None: nothing does
     """
     group = parser.add_argument_group("memory")
     group.add_argument(
@@ -128,6 +128,9 @@ def add_memory_arguments(parser: argparse.ArgumentParser, what: str) -> None:
         help="take at most so much memory, such as 8G. If the model needs more, its layers are read from the disk in "
         "each pass over them, with the same results",
     )
+    if what is None:
+        parser.set_defaults(parallel=None)
+        return
     group.add_argument(
         "-np", "--parallel", type=count, metavar="N", help=f"{what} that share each pass over the layers"
     )

@@ -18,6 +18,8 @@ from .spellings import ALIASES, foreign
 
 COMMANDS = {
     "generate": "answer a prompt",
+    "chat": "hold a conversation",
+    "batch": "answer a file of requests in OpenAI's batch format",
     "info": "show the size of a model: parameters, memory, bytes read and operations for each token",
     "tokenize": "show the token ids of a text, or the text of token ids",
     "serve": "answer the clients of OpenAI's API over HTTP",

@@ -105,8 +105,9 @@ class Screen:
 screen = Screen()
 
 
-def tell(message: str) -> None:
+def tell(message: str, dim: bool = False) -> None:
     """Print a message on stderr. Where the terminal is too narrow, break it behind semicolons, else between words."""
+    before, after = (DIM, PLAIN) if dim and styles(sys.stderr) else ("", "")
     if screen.descriptor is None:
         print(message, file=sys.stderr)
         return
@@ -117,7 +118,7 @@ def tell(message: str) -> None:
             lines[-1] += f" {part}"
         else:
             lines += _wrapped(part, columns)
-    print("\n".join(lines[1:]), file=sys.stderr)
+    print(before + "\n".join(lines[1:]) + after, file=sys.stderr)
 
 
 def show(page: str) -> None:

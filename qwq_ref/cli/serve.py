@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import os
-from pathlib import PurePath
 from typing import TYPE_CHECKING
 
 from ..errors import UsageError
+from .answer_options import add_context_argument, add_template_argument
 from .options import (
     add_download_arguments,
     add_engine_arguments,
@@ -21,8 +20,9 @@ from .options import (
 )
 from .sampling import tell_sampling
 from .screen import tell
+from .served import ROWS, add_served_arguments, require_served, served_name
 from .text_input import open_input, whole
-from .values import context_size, integer, unless
+from .values import integer
 
 if TYPE_CHECKING:
     from ..engine.model import Model
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 _KEY = "QWQ_API_KEY"
 _PORT = 8080
 _LEAST = 8  # characters of a key
-_ROWS = 64  # of logits at a time, where the probabilities of a prompt are asked for
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--port", type=integer(0, 65535), default=_PORT, metavar="N", help=f"default: {_PORT}; 0 takes a free one"
     )
-    parser.add_argument("--alias", metavar="NAME", help="the model's name for clients; default: the end of MODEL")
+    add_served_arguments(parser)
     parser.add_argument(
         "--api-key",
         metavar="KEY",
@@ -52,20 +51,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME,...",
         help="names beside localhost under which clients may call the server, such as that of a container; needs a key",
     )
-    parser.add_argument(
-        "--lenient",
-        action="store_true",
-        help="ignore unknown fields of requests, and answer to any name of a model; default: refuse both",
-    )
-    parser.add_argument(
-        "-c",
-        "--ctx-size",
-        type=unless("0", context_size),
-        metavar="N",
-        help="room for prompt and output, in tokens, such as 8192 or 8K; default: the model's whole context, or the "
-        "largest half, quarter or smaller part that fits in memory",
-    )
-    parser.add_argument("--chat-template-file", metavar="FILE", help="a Jinja template instead of the model's own")
+    add_context_argument(parser)
+    add_template_argument(parser)
     add_download_arguments(parser)
     add_engine_arguments(parser)
     add_rope_arguments(parser)
@@ -73,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    _require_extra()
+    require_served("serve", "fastapi", "uvicorn")
     set_numpy_threads(options)
     choices = engine_choices(options)
     check_rope_options(options)
@@ -85,7 +72,7 @@ def run(options: argparse.Namespace) -> int:
 
     check_reach(options.host, key, hosts)
     sock = bind(options.host, options.port)
-    name = options.alias or _short(options.model)
+    name = served_name(options)
 
     from ..serve.engine import ServedModel
     from ..serve.server import make_server, run_server
@@ -96,7 +83,7 @@ def run(options: argparse.Namespace) -> int:
     def load() -> Model:
         from .loading import load_model
 
-        model = load_model(options, choices, options.ctx_size, options.chat_template_file, rows=_ROWS)
+        model = load_model(options, choices, options.ctx_size, options.chat_template_file, rows=ROWS)
         tell_sampling(options, model)
         return model
 
@@ -108,13 +95,6 @@ def run(options: argparse.Namespace) -> int:
     tell(curl_line(url, name, key))
     run_server(server, engine, sock)
     return 0
-
-
-def _require_extra() -> None:
-    """Raise UsageError without the packages of the extra."""
-    missing = [name for name in ("fastapi", "uvicorn") if importlib.util.find_spec(name) is None]
-    if missing:
-        raise UsageError(None, "serve", f"needs {missing[0]}: pip install 'qwq_ref[serve]'")
 
 
 def _read_key(options: argparse.Namespace) -> str | None:
@@ -133,9 +113,3 @@ def _read_key(options: argparse.Namespace) -> str | None:
     if len(key) < _LEAST or not key.isascii() or not key.isprintable() or " " in key:
         raise UsageError(None, where, f"must be at least {_LEAST} printable ASCII characters without blanks")
     return key
-
-
-def _short(model: str) -> str:
-    """Return the end of a model's name or path, without the folders and the suffix."""
-    name = PurePath(model.rstrip("/")).name or model
-    return name.removesuffix(".gguf").removesuffix(".safetensors")

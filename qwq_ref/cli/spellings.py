@@ -88,10 +88,10 @@ FOREIGN = {
     "`qwq eval` asks a model problems": (
         "--hellaswag --hellaswag-tasks --winogrande --winogrande-tasks --multiple-choice --multiple-choice-tasks"
     ),
-    "each call answers one prompt": (
-        "--conversation -cnv --interactive -i --interactive-first -mli --multiline-input "
-        "--prompt-cache-file --server-base --host --port"
+    "`qwq chat` holds a conversation": (
+        "--conversation -cnv --interactive -i --interactive-first -mli --multiline-input"
     ),
+    "each call answers one prompt": "--prompt-cache-file --server-base --host --port",
     "there is no second model that drafts tokens": (
         "--draft-model --model-draft -md --num-draft-tokens --draft --draft-max --draft-min --threads-draft -td "
         "--spec-type --spec-default"

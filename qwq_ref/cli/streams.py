@@ -308,6 +308,25 @@ def read_pieces(stream: BinaryIO, name: str, size: int) -> Iterator[bytes]:
             data.clear()
 
 
+def read_lines(stream: BinaryIO, name: str, limit: int = 1 << 26) -> Iterator[bytes]:
+    """Yield the lines of a stream with their ends, each as soon as it is there. Raises FileError.
+
+    limit  bytes of a line
+    """
+    data = bytearray()
+    while piece := _read(stream, name, 1 << 16):
+        data += piece
+        start = 0
+        while end := data.find(b"\n", start) + 1:
+            yield bytes(data[start:end])
+            start = end
+        del data[:start]
+        if len(data) > limit:
+            raise FileError(name, None, f"has a line of more than {limit:,} bytes")
+    if data:
+        yield bytes(data)
+
+
 def _read(stream: BinaryIO, name: str, size: int = 1 << 20) -> bytes:
     try:
         while (piece := stream.read(size)) is None:

@@ -47,6 +47,11 @@ class Prefixes:
             self._kept.append(session)
         return session.fork(n)
 
+    def fork(self, ids: Ids[int], new: Callable[[], Session], running: Iterable[Session] = ()) -> Session:
+        """Return a session as `begin` does, but take none away."""
+        n, session = self.common(ids, running)
+        return new() if session is None else session.fork(n)
+
     def keep(self, session: Session) -> None:
         """Keep a session that ended, in place of those that are prefixes of it. The oldest one may go."""
         if len(session.ids) < _LEAST:

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from collections.abc import Sequence as Ids
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Never, TypeVar
 
 from ..errors import BusyError
 from ..host.memory import available_bytes
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 _SHARED = 64  # prompt tokens in common for which a prompt waits until another one has computed them
+_WARM = 128  # tokens of a prefix to come that are computed at a time: a job takes those that are complete
 _KEPT = 32  # ended sessions that are kept
 _MEMORY = 0.8  # of the memory that is available, for caches
 
@@ -157,6 +158,15 @@ class Scheduler:
         """Keep a session for prompts that begin with its tokens. Only work of `call` may do this."""
         self._prefixes.keep(session)
 
+    @property
+    def warming(self) -> bool:
+        """Whether a prefix of prompts to come is not computed yet."""
+        return self._warming is not None
+
+    def held(self, ids: Ids[int]) -> Session:
+        """Return a session with the longest part of a prefix that is computed."""
+        return self.call(lambda: self._prefixes.fork([*ids, -1], self.model.session, self._sessions()))
+
     def call(self, work: Callable[[], T]) -> T:
         """Return work(), called in the scheduler's thread between two passes."""
         return self._call(work).result()
@@ -262,7 +272,8 @@ class Scheduler:
         return None
 
     def _sessions(self) -> list[Session]:
-        return [job.session for job in self._running.values() if job.session is not None]
+        warming = [self._warming[1]] if self._warming is not None else []
+        return [*warming, *(job.session for job in self._running.values() if job.session is not None)]
 
     def _admit(self) -> None:
         while len(self._running) < self._most and (job := self._admissible()) is not None:
@@ -295,7 +306,7 @@ class Scheduler:
         session = self._prefixes.begin([*ids, -1], self.model.session, self._sessions())
         number = next(self._numbers)
         self._warming = number, session
-        self._batch.add(number, session.asking(ids[len(session.ids) :]), background=True)
+        self._batch.add(number, _pieces(session, ids[len(session.ids) :]), background=True)
 
     def _take(self, number: int, item: Item) -> None:
         job = self._running.get(number)
@@ -329,3 +340,9 @@ class Scheduler:
     def _deliver(self, job: Job, event: Any) -> None:
         with contextlib.suppress(Exception):  # a caller that is gone does not end the thread of all others
             job.deliver(event)
+
+
+def _pieces(session: Session, ids: list[int]) -> Asking[Never]:
+    """Add tokens to a session a few at a time, so that it soon holds some of them."""
+    for start in range(0, len(ids), _WARM):
+        yield from session.asking(ids[start : start + _WARM])

@@ -107,7 +107,7 @@ def test_a_value_may_look_odd(line, name, value):
     ("line", "problem"),
     [
         ("genrate hi", "genrate: is not a command (did you mean generate?)"),
-        ("run hi", "run: is not a command; there are generate, info, "),
+        ("run hi", "run: is not a command; there are generate, chat, batch, info, "),
         ("'What is 2+2?'", "What is 2+2?: is not a command: qwq generate answers a prompt"),
         ("golden cmpare", "cmpare: is not an action of qwq golden (did you mean compare?)"),
         ("-v", "the following arguments are required: COMMAND (see qwq --help)"),
@@ -156,7 +156,7 @@ def test_a_value_may_look_odd(line, name, value):
         ("generate -ngl 99", "-ngl/--n-gpu-layers: must be 0 or auto, got 99: everything runs on the CPU"),
         ("generate --gpu_layers all", "--gpu_layers: must be 0 or auto, got all: everything runs on the CPU"),
         ("info -ngl 0", "-ngl: has no counterpart: everything runs on the CPU"),
-        ("generate -cnv", "-cnv: has no counterpart: each call answers one prompt"),
+        ("generate -cnv", "-cnv: has no counterpart: `qwq chat` holds a conversation"),
         ("generate --cache_type_k q8_0", "--cache_type_k: has no counterpart: keys and values have one form, --kv "),
         ("generate --kv-bits=8", "--kv-bits: has no counterpart: keys and values have one form, --kv fp32 or "),
         ("info --kv-bits 8", "--kv-bits: is not an option of qwq info (see qwq info --help)"),
@@ -276,8 +276,8 @@ def test_an_option_means_the_same_in_every_command():
     assert several == {"-n", "-p", "-o", "-r"}
     models = {leaf.prog for leaf in leaves() if leaf._action("-m") and leaf._action("-m") is leaf._action("--model")}
     assert models == {
-        *("qwq generate", "qwq info", "qwq convert", "qwq eval", "qwq golden record", "qwq golden compare"),
-        *("qwq train", "qwq doctor", "qwq bench", "qwq perplexity", "qwq tokenize", "qwq serve"),
+        *("qwq generate", "qwq chat", "qwq info", "qwq convert", "qwq eval", "qwq golden record", "qwq golden compare"),
+        *("qwq train", "qwq doctor", "qwq bench", "qwq perplexity", "qwq tokenize", "qwq serve", "qwq batch"),
         *("qwq plot attention", "qwq plot residual", "qwq plot lens"),
     }
 

@@ -7,7 +7,8 @@ import math
 
 import pytest
 
-from qwq_ref.cli import generate, main
+from qwq_ref.cli import answer_options, generate, main
+from qwq_ref.cli.answer_options import settings_of
 from qwq_ref.engine.loops import DIFFERENT, TIMES
 from qwq_ref.engine.sampler import own_sampling
 from qwq_ref.engine.settings import EFFORTS, MOST_LOGPROBS, Settings
@@ -67,7 +68,7 @@ def test_an_effort_limits_the_reasoning(small):
 
 
 def test_the_options_and_the_library_have_the_same_efforts():
-    assert tuple(EFFORTS) == generate._EFFORTS
+    assert tuple(EFFORTS) == answer_options._EFFORTS
 
 
 def test_the_options_reach_a_whole_answer(capsys):
@@ -85,7 +86,7 @@ def test_every_option_is_a_setting():
         "hi --typical-p .5 --top-n-sigma 1 --frequency-penalty 2 --repeat-last-n 9 --logit-bias 5=1 --logit-bias 6-inf"
     )
     line += " --samplers typ_p,temp --stop A --stop B --logprobs 3 --loop-guard off --reasoning-effort low"
-    asked = generate._settings(parser.parse_args(line.split()))
+    asked = settings_of(parser.parse_args(line.split()))
     assert {name: value for name, value in asked.items() if value is not None} == {
         "raw": False,
         "typical_p": 0.5,
@@ -101,5 +102,6 @@ def test_every_option_is_a_setting():
     }
     settings = Settings.checked(**asked)
     own = {each.name for each in dataclasses.fields(Settings)} | {each.name for each in dataclasses.fields(Sampling)}
-    assert own == {*asked, "sampling"}
+    programs = {"tools", "tool_choice", "parallel_tool_calls"}  # for programs alone: a client calls the functions
+    assert own == {*asked, "sampling", *programs}
     assert own_sampling({}, **settings.sampling).penalty_window == 9

@@ -149,6 +149,25 @@ def test_generate(scripted):
     assert re.fullmatch(r"qwq: interrupted: \d+ output tokens were generated", lines[-1])
 
 
+def test_control_characters_of_a_model_are_shown():
+    """They could write to the clipboard, or hide text. In a file they stay."""
+    text = """
+        import sys
+        from qwq_ref.cli import streams
+        from qwq_ref.cli.writer import Writer
+        with streams.standard():
+            writer = Writer(("thinking", "answer"))
+            for kind in ("thinking", "answer"):
+                writer.write("a\\x1b]52;c;aGk=\\x07\\tb\\x9b2J\\rc\\x7f" + chr(10), kind)
+    """
+    terminal = script(text, environment={"NO_COLOR": "1"})
+    assert terminal.end()[0] == 0
+    assert terminal.raw.count("a\\x1b]52;c;aGk=\\x07\tb\\x9b2J\\x0dc\\x7f") == 2
+    assert "\x1b" not in terminal.raw
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(text)], capture_output=True)
+    assert done.stdout == "a\x1b]52;c;aGk=\x07\tb\x9b2J\rc\x7f\n".encode()
+
+
 @pytest.mark.parametrize(("columns", "count"), [(200, 1), (80, 2), (40, 3)])
 def test_the_speed_fits(scripted, columns, count):
     status, lines = Terminal("generate", "-m", scripted("two", "4!"), "-s", "1", "what?", columns=columns).end()

@@ -1,0 +1,171 @@
+"""`qwq batch`: answer a file of requests in OpenAI's batch format, with the answers of `qwq serve`."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import secrets
+from typing import TYPE_CHECKING, Any
+
+from ..errors import UsageError
+from .answer_options import add_context_argument, add_template_argument
+from .batch_files import BatchRequest, Output, count_requests, read_requests
+from .ending import deferred, kept
+from .many import PARALLEL
+from .options import (
+    add_download_arguments,
+    add_engine_arguments,
+    add_memory_arguments,
+    add_model_argument,
+    add_rope_arguments,
+    check_rope_options,
+    engine_choices,
+    set_numpy_threads,
+)
+from .progress import Bar, shown
+from .sampling import tell_sampling
+from .screen import tell
+from .served import ROWS, add_served_arguments, require_served, served_name
+from .streams import require_output
+from .text_input import HYPHEN
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "input", metavar="FILE", help="requests as JSON, one a line: custom_id, method, url and body; -: standard input"
+    )
+    add_model_argument(parser)
+    parser.add_argument(
+        "-o",
+        "--out",
+        metavar="FILE",
+        help="write the answers to FILE, in the order of the requests. The same command goes on behind the answers "
+        "that are there; default: standard output",
+    )
+    add_served_arguments(parser)
+    add_context_argument(parser)
+    add_template_argument(parser)
+    add_download_arguments(parser)
+    add_engine_arguments(parser)
+    add_rope_arguments(parser)
+    add_memory_arguments(parser, "requests")
+
+
+def run(options: argparse.Namespace) -> int:
+    require_served("batch", "fastapi")
+    set_numpy_threads(options)
+    choices = engine_choices(options)
+    check_rope_options(options)
+    if options.out is None:
+        require_output()
+    elif options.input != HYPHEN and os.path.exists(options.out) and os.path.samefile(options.input, options.out):
+        raise UsageError(options.out, "out", "is the input, too")
+    count = count_requests(options.input)
+
+    from ..text import start_templates
+
+    start_templates()
+    options.parallel = options.parallel or PARALLEL
+
+    from ..serve.app import make_app
+    from ..serve.local import LocalModel
+    from .loading import load_model
+
+    with Output(options.out) as output:
+        model = load_model(options, choices, options.ctx_size, options.chat_template_file, rows=ROWS)
+        tell_sampling(options, model)
+        served = LocalModel(served_name(options), model, options.parallel, options.lenient)
+        work = _Work(make_app(served, verbose=options.verbose), output, count)
+        try:
+            with kept(work.words), shown(work.bar):
+                asyncio.run(work.answer(options.input, 2 * options.parallel))
+        finally:
+            served.close()
+            output.finish(whole=work.whole)
+    tell(work.summary())
+    return 0
+
+
+class _Work:
+    """The requests of a run, and how far it is.
+
+    whole  whether all requests have an answer
+    """
+
+    def __init__(self, app: ASGIApp, output: Output, count: int | None) -> None:
+        self._app, self._output, self._count = app, output, count
+        self.bar = Bar("answering", count or 0, "requests")
+        self.answered = self.failed = self.earlier = self.tokens = 0
+        self.whole = False
+
+    async def answer(self, path: str, most: int) -> None:
+        """Answer the requests of a file, of which at most so many are under way. Raises FileError."""
+        tasks: set[asyncio.Task[None]] = set()
+        try:
+            for place, request in enumerate(read_requests(path)):
+                if self._output.has(place, request):
+                    self._skip()
+                    continue
+                if len(tasks) >= most:
+                    done, tasks = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+                    _raise_first(done)
+                tasks.add(asyncio.create_task(self._one(place, request)))
+            while tasks:
+                done, tasks = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+                _raise_first(done)
+            self.whole = True
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _skip(self) -> None:
+        """Count an answer that was there. It is no part of the rate, unless new ones came before it."""
+        self.earlier += 1
+        if self.answered or self.failed:
+            self.bar(1)
+        else:
+            self.bar.begin(self.earlier)
+
+    async def _one(self, place: int, request: BatchRequest) -> None:
+        from ..serve.local import post
+
+        identity, response, error = f"batch_req_{secrets.token_hex(12)}", None, None
+        if request.problem is not None:
+            error = {"code": "invalid_request", "message": f"line {request.line}: {request.problem}"}
+        else:
+            status, data = await post(self._app, request.url, request.body)
+            response = {"status_code": status, "request_id": f"req_{secrets.token_hex(12)}", "body": json.loads(data)}
+        line = {"id": identity, "custom_id": request.custom_id, "response": response, "error": error}
+        with deferred():  # Ctrl-C would lose the line, or count it wrongly
+            self._output.write(place, line)
+            self._count_in(response)
+        self.bar(1)
+
+    def _count_in(self, response: dict[str, Any] | None) -> None:
+        if response is None or response["status_code"] != 200:
+            self.failed += 1
+        else:
+            self.answered += 1
+            self.tokens += response["body"]["usage"]["completion_tokens"]
+
+    def words(self) -> str:
+        """Return what is kept after an interruption."""
+        of = "" if self._count is None else f" of {self._count}"
+        return f"{self.earlier + self.answered + self.failed}{of} requests have an answer"
+
+    def summary(self) -> str:
+        parts = [f"{self.answered} answered, {self.tokens} output tokens"]
+        parts += [f"{self.failed} refused: their lines tell why"] * bool(self.failed)
+        parts += [f"{self.earlier} were there already"] * bool(self.earlier)
+        return "; ".join(parts)
+
+
+def _raise_first(tasks: set[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.result()
