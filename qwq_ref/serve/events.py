@@ -14,6 +14,7 @@ from .problems import encode, of_error
 
 T = TypeVar("T")
 DONE = b"data: [DONE]\n\n"
+COMMENT = b": keep-alive\n\n"
 _HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}  # a proxy must not hold events back
 
 
@@ -43,6 +44,7 @@ class EventStream(Response):
         self._events, self._close, self._keep_alive = events, close, keep_alive
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope.setdefault("state", {})["events"] = True  # `protocol` may send comments between them
         try:
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             with contextlib.suppress(GoneError):
@@ -61,7 +63,7 @@ class EventStream(Response):
                 waiting = waiting or asyncio.create_task(_next(iterator))
                 done, _ = await asyncio.wait({waiting}, timeout=self._keep_alive)
                 if not done:
-                    await put(b": keep-alive\n\n")
+                    await put(COMMENT)
                     continue
                 try:
                     data, waiting = waiting.result(), None

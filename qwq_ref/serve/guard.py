@@ -22,7 +22,7 @@ _ORIGIN = re.compile(r"https?://(.*)", re.IGNORECASE)
 
 
 class Guard:
-    """Passes on the requests of those who may ask. Others get 403, 401 or 431.
+    """Passes on the requests of those who may ask. Others get 400, 401, 403 or 431.
 
     hosts  names that Host and Origin may have
     key    each request must show it; None: none is needed
@@ -48,6 +48,9 @@ class Guard:
         target = len(scope["raw_path"]) + len(scope["query_string"])
         if target + sum(len(name) + len(value) + 4 for name, value in headers) > self._head:
             return ApiError(431, f"the headers have more than {self._head} bytes", code="headers_too_large")
+        if {b"content-length", b"transfer-encoding"} <= {name for name, _ in headers}:
+            message = "Content-Length and Transfer-Encoding together leave open where the body ends"
+            return ApiError(400, message, code="two_lengths")
         names = {"host": _values(headers, b"host"), "origin": _values(headers, b"origin")}
         if len(names["host"]) != 1 or not self._known(names["host"][0]):
             return ApiError(403, "this Host may not ask here (see --allow-host)", param="Host", code="host_refused")
