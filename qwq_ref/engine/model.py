@@ -15,7 +15,7 @@ from ..errors import UsageError
 from ..formats import GenerationConfig
 from ..spec import Sampling
 from ..spec.ops import Array
-from ..text import ThinkingSplitter, Tokenizer, fim_ends, fim_ids, prompt_is_thinking
+from ..text import ThinkingSplitter, Tokenizer, check_fits, fim_ends, fim_ids, prompt_is_thinking
 from ..text.template import ChatTemplate
 from . import backends
 from .ahead import no_template
@@ -97,6 +97,7 @@ class Model:
         raw: bool = False,
         tools: list[dict[str, Any]] | None = None,
         suffix: str | None = None,
+        most: int | None = None,
     ) -> list[int]:
         """A question, or a conversation of messages with `role` and `content` -> the ids of a prompt.
 
@@ -104,6 +105,7 @@ class Model:
                 place of the text, its ids may be given, which stay as they are
         tools   functions that the template offers to the model, as JSON schemas
         suffix  the text behind a gap, before which the prompt stands: the model fills it. Implies raw
+        most    UsageError for a prompt that has surely more ids: its length shows that before its text is cut into ids
 
         Raises TemplateError, TokenizerError, UsageError.
         """
@@ -112,6 +114,8 @@ class Model:
         if raw or suffix is not None:
             if not isinstance(prompt, str) or system is not None or tools:
                 raise UsageError(None, "raw", "takes a plain text, with no messages, no system prompt and no tools")
+            if most is not None:
+                check_fits(sum(self.tokenizer.least(text) for text in (prompt, suffix or "")), most, least=True)
             if suffix is not None:
                 return fim_ids(self.tokenizer, prompt, suffix)
             return self.tokenizer.begin(self.tokenizer.encode(prompt))
@@ -120,7 +124,7 @@ class Model:
         messages: list[Any] = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
         if system is not None:
             messages = [{"role": "system", "content": system}, *messages]
-        return self.template.encode(self.tokenizer, messages, tools or None)
+        return self.template.encode(self.tokenizer, messages, tools or None, most=most)
 
     def _known_ids(self, ids: list[Any]) -> list[int]:
         """Return ids that the model has. Raises UsageError for others."""
@@ -231,7 +235,7 @@ class Model:
             settings.response_format, settings.tools, settings.tool_choice, settings.parallel_tool_calls
         )
         tools = None if settings.tool_choice == "none" else settings.tools
-        ids = self.prompt_ids(prompt, settings.system, settings.raw, tools, settings.suffix)
+        ids = self.prompt_ids(prompt, settings.system, settings.raw, tools, settings.suffix, self.context)
         thinking = prompt_is_thinking(ids, self.tokenizer)
         budget = budget_of(self.tokenizer, settings, min(self.context - len(ids), settings.max_tokens or self.context))
         state = ThinkingSplitter(self.tokenizer, thinking and budget.tokens != 0, opened=thinking)

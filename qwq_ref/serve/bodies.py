@@ -8,33 +8,49 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .json_body import read_json
 from .limits import ServerLimits
-from .problems import ApiError
+from .problems import ApiError, unavailable
 from .refusal import refuse
 
+_FREE = 64 << 10  # bytes of a body that do not count: small requests go on where large ones must wait
 _BODILESS = ("GET", "HEAD", "OPTIONS", "DELETE")
 
 
 class Bodies:
-    """Passes on requests with a body of JSON within the limits. Others get 400, 408, 413 or 415."""
+    """Passes on requests with a body of JSON within the limits. Others get 400, 408, 413, 415 or 503.
+
+    held  bytes of the bodies of requests that have no answer yet, but for the first ones of each
+    """
 
     def __init__(self, app: ASGIApp, limits: ServerLimits) -> None:
         self._app = app
         self._limits = limits
+        self.held = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        body = bytearray()
         try:
-            body = await self._read(scope, receive)
-        except ApiError as problem:
-            await refuse(problem, scope, receive, send)
-            return
-        if body is None:  # the client is gone
-            return
+            try:
+                whole = await self._read(scope, receive, body)
+            except ApiError as problem:
+                self._let_go(body)
+                await refuse(problem, scope, receive, send)
+                return
+            if whole:  # the client is not gone
+                await self._pass_on(scope, bytes(body), receive, send)
+        finally:
+            self._let_go(body)
+
+    def _let_go(self, body: bytearray) -> None:
+        self.held -= max(0, len(body) - _FREE)
+        body.clear()
+
+    async def _pass_on(self, scope: Scope, body: bytes, receive: Receive, send: Send) -> None:
         if scope["method"] not in _BODILESS:
             try:
-                read_json(body, self._limits.depth)
+                read_json(body, self._limits.depth, self._limits.containers)
             except ApiError as problem:
                 await problem.response()(scope, receive, send)
                 return
@@ -49,7 +65,8 @@ class Bodies:
 
         await self._app(scope, again, send)
 
-    async def _read(self, scope: Scope, receive: Receive) -> bytes | None:
+    async def _read(self, scope: Scope, receive: Receive, body: bytearray) -> bool:
+        """Read the body -> whether it came whole, or the client went. Raises ApiError."""
         headers = dict(scope["headers"])
         has_body = b"transfer-encoding" in headers or int(headers.get(b"content-length", b"0")) > 0
         most = self._limits.body
@@ -57,21 +74,25 @@ class Bodies:
             raise _too_large(most)
         if scope["method"] not in _BODILESS and not _is_json(headers.get(b"content-type", b"")):
             raise ApiError(415, "the body must be application/json", param="Content-Type", code="not_json")
-        body = bytearray()
         try:
             async with asyncio.timeout(self._limits.body_seconds):
                 more = has_body
                 while more:
                     message = await receive()
                     if message["type"] == "http.disconnect":
-                        return None
+                        return False
+                    before = max(_FREE, len(body))
                     body += message.get("body", b"")
+                    self.held += max(0, len(body) - before)
                     more = message.get("more_body", False)
                     if len(body) > most:
                         raise _too_large(most)
+                    if self.held > self._limits.bodies and len(body) > _FREE:
+                        reason = f"the bodies of all requests have {self._limits.bodies} bytes already"
+                        raise unavailable(reason, 1, "too_many_bytes")
         except TimeoutError:
             raise ApiError(408, f"the body took over {self._limits.body_seconds:g} seconds", code="slow_body") from None
-        return bytes(body)
+        return True
 
 
 def _too_large(most: int) -> ApiError:

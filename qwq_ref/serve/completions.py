@@ -82,7 +82,7 @@ async def _begin(engine: ServedModel, body: CompletionRequest, answers: list[Ser
     engine.check_room()
     prompts = []
     for text in given:
-        ids = await asyncio.to_thread(model.prompt_ids, text, raw=True, suffix=body.suffix)
+        ids = await asyncio.to_thread(model.prompt_ids, text, raw=True, suffix=body.suffix, most=model.context)
         if len(ids) + most > model.context:
             problem = f"of {len(ids)} tokens and {most} more do not fit in the context of {model.context}"
             raise UsageError(None, "prompt", problem)

@@ -28,6 +28,7 @@ class ServedModel:
     lenient  whether any other name means this model, too, and unknown fields are ignored
     began    seconds since 1970
     problem  the error that ended the loading
+    preparing  prompts that are checked, and then wait in the scheduler
     """
 
     def __init__(self, name: str, load: Callable[[], Model], limits: ServerLimits, lenient: bool = False) -> None:
@@ -35,6 +36,7 @@ class ServedModel:
         self.began = int(time.time())
         self.problem: BaseException | None = None
         self.draining = False
+        self.preparing = 0
         self._load = load
         self._model: Model | None = None
         self._scheduler: Scheduler | None = None
@@ -86,7 +88,11 @@ class ServedModel:
     async def ask(self, prepare: Sequence[Callable[[], PreparedPrompt]]) -> list[ServedAnswer]:
         """Submit prompts, all or none. Raises ApiError, and the errors of `Model.prepare`."""
         self.check_room()
-        prepared = [await asyncio.to_thread(each) for each in prepare]
+        self.preparing += len(prepare)
+        try:
+            prepared = [await asyncio.to_thread(each) for each in prepare]
+        finally:
+            self.preparing -= len(prepare)
         answers: list[ServedAnswer] = []
         try:
             for each in prepared:
@@ -107,9 +113,10 @@ class ServedModel:
         """Raise ApiError or BusyError where no prompt may come, before any work on it."""
         self.check_open()
         counts = self.scheduler.counts
-        if counts.waiting >= self.limits.waiting:
+        waiting = counts.waiting + self.preparing
+        if waiting >= self.limits.waiting:
             seconds = max(1.0, counts.seconds / counts.answered if counts.answered else _WAIT)
-            raise BusyError(None, "server", f"is busy: {counts.waiting} prompts wait already", seconds)
+            raise BusyError(None, "server", f"is busy: {waiting} prompts wait already", seconds)
 
     def warm(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None) -> None:
         """Compute a conversation in the background, as the template will show it before the next question."""

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Self
+from typing import Annotated, Any, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from ..errors import did_you_mean
 from .problems import ApiError
 
+T = TypeVar("T")
+Listed = Annotated[
+    list[T], Field(fail_fast=True)
+]  # one wrong item is enough: an error for each of a million takes gigabytes
 Neutral = Callable[[Any], bool]
 
 

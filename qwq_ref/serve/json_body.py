@@ -17,10 +17,10 @@ _STEPS[[*b"[{"]] = 1
 _STEPS[[*b"]}"]] = -1
 
 
-def read_json(body: bytes, depth: int) -> Any:
+def read_json(body: bytes, depth: int, containers: int = 1 << 16) -> Any:
     """Return the value of a JSON text in UTF-8. Raises ApiError.
 
-    depth  the most objects and lists within each other
+    depth, containers  the most objects and lists within each other, and in all
     """
     try:
         text = body.decode("utf-8")
@@ -34,15 +34,12 @@ def read_json(body: bytes, depth: int) -> Any:
         raise ApiError(400, message, code="invalid_json") from None
     except ValueError as problem:
         raise ApiError(400, f"the body is not JSON: {problem}", code="invalid_json") from None
-    if nesting(body) > depth:
+    steps = _STEPS[np.frombuffer(_STRING.sub(b"", body), np.uint8)]  # of a valid text: its strings have ends
+    if np.max(np.cumsum(steps, dtype=np.int32), initial=0) > depth:
         raise _too_deep(depth)
+    if np.count_nonzero(steps > 0) > containers:
+        raise ApiError(400, f"the body has more than {containers} objects and lists", code="invalid_json")
     return value
-
-
-def nesting(body: bytes) -> int:
-    """Return the number of objects and lists within each other in a valid JSON text."""
-    steps = _STEPS[np.frombuffer(_STRING.sub(b"", body), np.uint8)]
-    return int(np.max(np.cumsum(steps, dtype=np.int32), initial=0))
 
 
 def _too_deep(depth: int) -> ApiError:

@@ -10,7 +10,8 @@ class ServerLimits:
     """Sizes in bytes, times in seconds.
 
     body, head            of a request; `head` is its first line and its headers
-    depth                 of JSON values within each other
+    bodies                of all requests together, but for the first 64 KB of each
+    depth, containers     objects and lists of JSON within each other, and in all
     head_seconds          from the first byte of a request, or from the connection, to the end of its headers
     body_seconds          from there to the end of its body
     stall_seconds         for which a client may read nothing of its answer
@@ -25,7 +26,9 @@ class ServerLimits:
 
     body: int = 4 << 20
     head: int = 16 << 10
+    bodies: int = 32 << 20
     depth: int = 32
+    containers: int = 1 << 16
     head_seconds: float = 10
     body_seconds: float = 30
     stall_seconds: float = 30

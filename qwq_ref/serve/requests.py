@@ -4,15 +4,22 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
-from .fields import Fields
+from .fields import Fields, Listed
 from .problems import ApiError
 
 Effort = Literal["none", "minimal", "low", "medium", "high"]
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 _SEEDS = 1 << 64
+_BIASES = 4096  # entries of logit_bias: each step of an answer goes through all of them
+
+
+def _few(value: Any) -> Any:
+    if isinstance(value, dict) and len(value) > _BIASES:
+        raise ValueError(f"must have at most {_BIASES} entries")
+    return value
 
 
 class StreamOptions(Fields):
@@ -30,7 +37,7 @@ class GenerationRequest(Fields):
     stream_options: StreamOptions | None = None
     n: Count | None = None
     seed: Annotated[int, Field(ge=0, lt=_SEEDS)] | None = None
-    stop: str | list[str] | None = None
+    stop: str | Listed[str] | None = None
     max_tokens: Annotated[int, Field(ge=0)] | None = None
     temperature: Annotated[float, Field(ge=0)] | None = None
     top_p: Share | None = None
@@ -40,7 +47,7 @@ class GenerationRequest(Fields):
     frequency_penalty: float | None = None
     repetition_penalty: Annotated[float, Field(gt=0)] | None = None
     repeat_penalty: Annotated[float, Field(gt=0)] | None = None
-    logit_bias: dict[str, float] | None = None
+    logit_bias: Annotated[dict[str, float], BeforeValidator(_few)] | None = None
     think_budget: Annotated[int, Field(ge=0)] | None = None
     return_progress: bool | None = None
 
@@ -77,11 +84,11 @@ class GenerationRequest(Fields):
 class ChatRequest(GenerationRequest):
     """A request to /v1/chat/completions."""
 
-    messages: list[dict[str, Any]]
+    messages: Listed[dict[str, Any]]
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    tools: list[dict[str, Any]] | None = None
+    tools: Listed[dict[str, Any]] | None = None
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
     response_format: dict[str, Any] | None = None
@@ -114,7 +121,7 @@ class ChatRequest(GenerationRequest):
 class CompletionRequest(GenerationRequest):
     """A request to /v1/completions."""
 
-    prompt: str | list[str] | list[int] | list[list[int]]
+    prompt: str | Listed[str] | Listed[int] | Listed[Listed[int]]
     suffix: str | None = None
     echo: bool | None = None
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None

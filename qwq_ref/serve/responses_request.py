@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from .fields import NEUTRAL, Fields, Neutral, one_of
+from .fields import NEUTRAL, Fields, Listed, Neutral, one_of
 from .problems import ApiError
 from .requests import Effort, Share
 
@@ -43,7 +43,7 @@ class ResponsesRequest(Fields):
     """A request to /v1/responses. The server keeps nothing: the input is the whole conversation."""
 
     model: str | None = None
-    input: str | list[dict[str, Any]]
+    input: str | Listed[dict[str, Any]]
     instructions: str | None = None
     stream: bool | None = None
     stream_options: dict[str, Any] | None = None
@@ -54,7 +54,7 @@ class ResponsesRequest(Fields):
     seed: Annotated[int, Field(ge=0, lt=1 << 64)] | None = None
     reasoning: Reasoning | None = None
     text: TextOptions | None = None
-    tools: list[dict[str, Any]] | None = None
+    tools: Listed[dict[str, Any]] | None = None
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
     previous_response_id: str | None = None

@@ -5,7 +5,7 @@ from .fim import fim_ends, fim_ids
 from .template import ChatTemplate, load_chat_template
 from .template_process import start_templates
 from .thinking import ThinkingSplitter, prompt_is_thinking, split_thinking
-from .tokenizer import StreamDecoder, Tokenizer
+from .tokenizer import StreamDecoder, Tokenizer, check_fits
 from .tokenizer_file import load_tokenizer
 from .tokenizer_gguf import gguf_tokenizer
 from .tools import ToolParser
@@ -17,6 +17,7 @@ __all__ = [
     "ThinkingSplitter",
     "Tokenizer",
     "ToolParser",
+    "check_fits",
     "fim_ends",
     "fim_ids",
     "gguf_tokenizer",

@@ -23,7 +23,7 @@ from .mask import Mask, strings_of
 from .messages import Conversation, Message, checked_conversation
 from .template_gguf import gguf_templates, gguf_variables
 from .template_process import Limits, TemplateProcess
-from .tokenizer import Tokenizer
+from .tokenizer import Tokenizer, check_fits
 from .tokenizer_config import read_tokenizer_config
 
 _TEMPLATE_BYTES = 1 << 16  # three times the longest in use; compiling takes time that grows with the length
@@ -92,6 +92,7 @@ class ChatTemplate:
         messages: list[Message],
         tools: list[Any] | None = None,
         add_generation_prompt: bool = True,
+        most: int | None = None,
         **extra: Any,
     ) -> list[int]:
         """Return the prompt as ids; arguments as for `render`. Only the template's own text becomes control tokens.
@@ -100,6 +101,7 @@ class ChatTemplate:
         begin with `tokenizer.bos` once, if `tokenizer.adds_bos`, whether or not the template writes it.
         An assistant's text keeps <think> and the other added tokens that are not special, so that the template can
         cut earlier reasoning. Raises TemplateError, also for an empty prompt, and TokenizerError for a lone surrogate.
+        most: UsageError for a prompt that has surely more ids, before it is cut into ids.
         """
         talk = checked_conversation(messages, tools, extra)
         chosen = self._chosen(talk)
@@ -116,7 +118,14 @@ class ChatTemplate:
                 if mask.controls(looser) == mask.controls(text):
                     text = looser
         ids: list[int] = []
-        for part in tokenizer.split_added(text):
+        parts = tokenizer.split_added(text)
+        if most is not None:
+            check_fits(
+                sum(1 if isinstance(part, int) else tokenizer.least(mask.show(part)) for part in parts),
+                most,
+                least=True,
+            )
+        for part in parts:
             ids += [part] if isinstance(part, int) else tokenizer.encode(mask.show(part))
         if not ids:
             raise TemplateError(chosen.file, None, "makes an empty prompt of this conversation")

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from qwq_ref.serve.json_body import nesting, read_json
+from qwq_ref.serve.json_body import read_json
 from qwq_ref.serve.limits import ServerLimits
 from qwq_ref.serve.problems import ApiError
 from tests.support.servers import request, serving, status
@@ -146,8 +146,12 @@ def test_numbers_that_json_does_not_have_are_refused_everywhere(server, number):
 
 
 def test_nesting_counts_what_is_outside_of_strings():
-    assert nesting(b'[{"a": "]][[{{", "\\"[[[": [[1]]}]') == 4
-    assert nesting(b'"[[["') == 0
+    mixed = b'[{"a": "]][[{{", "\\"[[[": [[1]]}]'
+    assert read_json(mixed, 4, 4)
+    for limits in ((3, 4), (4, 3)):
+        with pytest.raises(ApiError, match="more than 3 objects and lists"):
+            read_json(mixed, *limits)
+    assert read_json(b'"[[["', 0, 0) == "[[["
     assert read_json(b"[" * 32 + b"]" * 32, 32)
     with pytest.raises(ApiError, match="more than 32"):
         read_json(b"[" * 33 + b"]" * 33, 32)
