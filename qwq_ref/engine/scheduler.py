@@ -1,6 +1,7 @@
 """A scheduler: one thread answers the prompts of many callers with shared passes over the weights.
 
 An answer has the same bits as alone: see `decode.batch`. Any thread may call the methods of `Scheduler` and `Job`.
+Nothing that one job does may end the thread: the callers of all others would wait without end.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from typing import TYPE_CHECKING, Any, Never, TypeVar
 
 from ..errors import BusyError
 from ..host.memory import available_bytes
-from .decode.batch import Batch, Item
+from .backends import Step
+from .decode.batch import Batch, Item, as_exception
 from .prefixes import Prefixes
 from .session import Asking, Session, common_prefix
 
@@ -167,6 +169,15 @@ class Scheduler:
         """Return a session with the longest part of a prefix that is computed."""
         return self.call(lambda: self._prefixes.fork([*ids, -1], self.model.session, self._sessions()))
 
+    def make_room(self, step: Step) -> None:
+        """Give up kept sessions until there is memory for a step of `call`. Only its work may do this.
+
+        Raises BusyError where that is not enough.
+        """
+        while self.model.backend.missing([step]):
+            if not self._prefixes.drop_oldest():
+                raise BusyError(None, "server", "has no memory left for this prompt now", self._patience())
+
     def call(self, work: Callable[[], T]) -> T:
         """Return work(), called in the scheduler's thread between two passes."""
         return self._call(work).result()
@@ -205,7 +216,7 @@ class Scheduler:
         return max(1.0, self._seconds / ended if ended else 5.0)
 
     def _run(self) -> None:
-        """Run the loop. A fault of this program ends all jobs, so that no caller waits without end."""
+        """Run the loop. A fault that leaves it ends all jobs and the scheduler, so that no caller waits without end."""
         try:
             self._loop()
         except Exception as problem:
@@ -221,18 +232,32 @@ class Scheduler:
 
     def _loop(self) -> None:
         while self._wait():
-            self._admit()
-            before = len(self._running)
-            for number, item in self._batch.items():
-                self._take(number, item)
-            if len(self._running) < before and self._waiting:
-                continue  # the next job shares the pass
-            started = time.monotonic()
-            failures = [*self._batch.run()]
-            self._seconds += time.monotonic() - started
-            self._totals["passes"] += 1
-            for number, problem in failures:
-                self._take(number, problem)
+            try:
+                self._pass()
+            except BaseException as problem:  # of the machine or of a library: MemoryError, OSError, a panic in Rust
+                self._fail_all(as_exception(problem))
+
+    def _pass(self) -> None:
+        self._admit()
+        before = len(self._running)
+        for number, item in self._batch.items():
+            self._take(number, item)
+        if len(self._running) < before and self._waiting:
+            return  # the next job shares the pass
+        started = time.monotonic()
+        failures = [*self._batch.run()]
+        self._seconds += time.monotonic() - started
+        self._totals["passes"] += 1
+        for number, problem in failures:
+            self._take(number, problem)
+
+    def _fail_all(self, problem: Exception) -> None:
+        """End all running jobs: their sessions may hold parts of a pass, so none of them is kept."""
+        self._warming = None
+        self._batch.clear()
+        for job in [*self._running.values()]:
+            job.session = None
+            self._end(job, "failed", problem)
 
     def _wait(self) -> bool:
         """Wait for work, and carry out calls and cancellations -> whether to go on."""
@@ -245,7 +270,7 @@ class Scheduler:
         for work, future in calls:
             try:
                 future.set_result(work())
-            except Exception as problem:
+            except BaseException as problem:  # a panic in Rust is no Exception
                 future.set_exception(problem)
         for job in cancelled:
             self._drop(job)
@@ -256,7 +281,8 @@ class Scheduler:
             if job in self._waiting:
                 self._waiting.remove(job)
             elif job.number in self._running:
-                self._batch.remove(job.number)
+                with contextlib.suppress(Exception):
+                    self._batch.remove(job.number)
             else:
                 return
         job.generation.run.finish_reason = "cancelled"
@@ -265,11 +291,21 @@ class Scheduler:
     def _admissible(self) -> Job | None:
         """Return the first waiting job whose prompt no running job is about to compute."""
         computing = [job for job in self._running.values() if job.session and len(job.session.ids) < len(job.prompt)]
-        for job in self._waiting:
-            held, _ = self._prefixes.common(job.prompt, self._sessions())
+        for job in [*self._waiting]:
+            try:
+                held, _ = self._prefixes.common(job.prompt, self._sessions())
+            except Exception as problem:
+                self._turn_away(job, problem)
+                continue
             if all(common_prefix(job.prompt, other.prompt) < held + _SHARED for other in computing):
                 return job
         return None
+
+    def _turn_away(self, job: Job, problem: Exception) -> None:
+        """End a job that waits."""
+        with self._changed:
+            self._waiting.remove(job)
+        self._end(job, "failed", problem)
 
     def _sessions(self) -> list[Session]:
         warming = [self._warming[1]] if self._warming is not None else []
@@ -277,7 +313,11 @@ class Scheduler:
 
     def _admit(self) -> None:
         while len(self._running) < self._most and (job := self._admissible()) is not None:
-            session = self._prefixes.begin(job.prompt, self.model.session, self._sessions())
+            try:
+                session = self._prefixes.begin(job.prompt, self.model.session, self._sessions())
+            except Exception as problem:
+                self._turn_away(job, problem)
+                continue
             if not self._batch.has_room(session, job.prompt[len(session.ids) :]) and len(self._batch):
                 self._prefixes.keep(session)
                 return
@@ -303,6 +343,9 @@ class Scheduler:
         if self._warming is not None and self._warming[0] in self._batch:
             self._batch.remove(self._warming[0])
             self._prefixes.keep(self._warming[1])
+            self._warming = None
+        if not 0 < len(ids) <= self.model.context or not all(0 <= identity < self.model.config.V for identity in ids):
+            return
         session = self._prefixes.begin([*ids, -1], self.model.session, self._sessions())
         number = next(self._numbers)
         self._warming = number, session
@@ -316,14 +359,23 @@ class Scheduler:
                 self._warming = None
             return
         if isinstance(item, int):
-            if piece := job.generation.take(item):
+            try:
+                piece = job.generation.take(item)
+            except Exception as problem:
+                self._batch.remove(number)
+                self._end(job, "failed", problem)
+                return
+            if piece:
                 self._deliver(job, piece)
             return
         self._end(job, "answered" if item is None else "failed", item)
 
     def _end(self, job: Job, how: str, problem: Exception | None) -> None:
-        if piece := job.generation.end():
-            self._deliver(job, piece)
+        try:
+            if piece := job.generation.end():
+                self._deliver(job, piece)
+        except Exception as fault:
+            how, problem = "failed", problem or fault
         run = job.generation.run
         if job.session is not None:
             self._prefixes.keep(job.session)

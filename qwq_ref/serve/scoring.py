@@ -6,7 +6,7 @@ import asyncio
 
 import numpy as np
 
-from ..engine.backends import ALL
+from ..engine.backends import ALL, Step
 from ..engine.faults import run_finite
 from ..engine.logprobs import TokenLogprob, logprob
 from ..engine.scheduler import Scheduler
@@ -21,7 +21,7 @@ async def score(scheduler: Scheduler, ids: list[int], most: int) -> list[TokenLo
     most  likeliest ids to note with each
 
     The work shares the thread of the scheduler, a few tokens at a time. The computed prompt is kept for an answer that
-    goes on from it. Raises NonFiniteError.
+    goes on from it. Raises BusyError where memory is short, and NonFiniteError.
     """
     model = scheduler.model
     sequence = model.backend.sequence()
@@ -30,6 +30,7 @@ async def score(scheduler: Scheduler, ids: list[int], most: int) -> list[TokenLo
 
     def some(start: int) -> list[TokenLogprob]:
         part = ids[start : start + _ROWS]
+        scheduler.make_room(Step(part, sequence, ALL))
         rows = run_finite(model.backend, part, sequence, ALL, model.path, "prompt")[:, :vocabulary].copy()
         for hole in model.tokenizer.holes:
             rows[:, hole.start : hole.stop] = -np.inf

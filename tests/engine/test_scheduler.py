@@ -245,6 +245,7 @@ def test_closing_lets_jobs_end(nano):
 def test_a_fault_of_the_program_leaves_nobody_waiting(nano, monkeypatch):
     scheduler = Scheduler(nano, running=1)
     monkeypatch.setattr(scheduler._batch, "run", lambda: 1 // 0)
+    monkeypatch.setattr(scheduler._batch, "clear", lambda: 1 // 0)  # without this fault, others would go on
     listeners = [Listener() for _ in range(3)]
     scheduler.call(lambda: [scheduler.submit(endless(nano), listener) for listener in listeners])
     assert all(isinstance(listener.wait().problem, ZeroDivisionError) for listener in listeners)

@@ -10,6 +10,7 @@ answer changes, so nobody notices more than a delay. The oldest work is never pu
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -114,6 +115,12 @@ class Batch:
         """Add a work, under a number that no other one has."""
         self._works[number] = _Work(work, background)
 
+    def clear(self) -> None:
+        """Close all works, whatever state a pass has left them in."""
+        while self._works:
+            with contextlib.suppress(Exception):
+                self._works.popitem()[1].asking.close()
+
     def remove(self, number: int) -> None:
         """Close a work. Its session keeps the tokens that were computed for it."""
         self._works.pop(number).asking.close()
@@ -130,8 +137,10 @@ class Batch:
                     found = work.asking.send(work.logits)
                 except StopIteration:
                     item = None
-                except Exception as problem:
-                    item = problem
+                except (KeyboardInterrupt, SystemExit):
+                    raise
+                except BaseException as problem:  # a panic in Rust is no Exception
+                    item = as_exception(problem)
                 else:
                     work.logits = None
                     if isinstance(found, Request):
@@ -208,6 +217,11 @@ class Batch:
             counts[n] = min(left, max(1, room // (len(prompts) - i)))  # the short ones leave room for the others
             room -= counts[n]
         return counts
+
+
+def as_exception(problem: BaseException) -> Exception:
+    """Return an error as an Exception: of another one, only the kind is known."""
+    return problem if isinstance(problem, Exception) else RuntimeError(f"{type(problem).__name__} in a library")
 
 
 def _piece(work: _Work, count: int) -> Request:
