@@ -295,7 +295,7 @@ class Scheduler:
             try:
                 held, _ = self._prefixes.common(job.prompt, self._sessions())
             except Exception as problem:
-                self._turn_away(job, problem)
+                self._turn_away(job, as_exception(problem))
                 continue
             if all(common_prefix(job.prompt, other.prompt) < held + _SHARED for other in computing):
                 return job
@@ -316,7 +316,7 @@ class Scheduler:
             try:
                 session = self._prefixes.begin(job.prompt, self.model.session, self._sessions())
             except Exception as problem:
-                self._turn_away(job, problem)
+                self._turn_away(job, as_exception(problem))
                 continue
             if not self._batch.has_room(session, job.prompt[len(session.ids) :]) and len(self._batch):
                 self._prefixes.keep(session)
@@ -363,7 +363,7 @@ class Scheduler:
                 piece = job.generation.take(item)
             except Exception as problem:
                 self._batch.remove(number)
-                self._end(job, "failed", problem)
+                self._end(job, "failed", as_exception(problem))
                 return
             if piece:
                 self._deliver(job, piece)
@@ -375,7 +375,7 @@ class Scheduler:
             if piece := job.generation.end():
                 self._deliver(job, piece)
         except Exception as fault:
-            how, problem = "failed", problem or fault
+            how, problem = "failed", problem or as_exception(fault)
         run = job.generation.run
         if job.session is not None:
             self._prefixes.keep(job.session)

@@ -47,7 +47,7 @@ def test_a_panic_of_a_library_ends_one_job(nano, scheduler):
     assert scheduler.counts.failed == 1
 
 
-@pytest.mark.parametrize("problem", [MemoryError(), OSError("the disk is gone"), PanicError()])
+@pytest.mark.parametrize("problem", [MemoryError, OSError, PanicError])
 def test_a_pass_that_fails_ends_its_jobs(nano, scheduler, monkeypatch, problem):
     run, go = type(nano.backend).run_together, threading.Event()
 
@@ -55,7 +55,7 @@ def test_a_pass_that_fails_ends_its_jobs(nano, scheduler, monkeypatch, problem):
         if go.is_set():
             return run(self, steps, progress)
         time.sleep(0.01)
-        raise problem
+        raise problem("the disk is gone")
 
     monkeypatch.setattr(type(nano.backend), "run_together", fails)
     jobs = [ask(scheduler, f"What is {n}+1?", seed=1, max_tokens=5) for n in range(3)]
@@ -127,3 +127,21 @@ def test_prompts_that_are_scored_wait_for_memory(nano):
             scheduler.call(lambda: model.backend.run(other.ids, other.sequence, other.rows))
     finally:
         scheduler.close()
+
+
+def test_an_error_that_lives_holds_no_memory():
+    """The caller may keep it for long. Its frames would hold the sessions of this answer, and of others."""
+    nano = qwq_ref.load("qwq-nano", weights="q8", kv="int8")
+    scheduler = Scheduler(nano)
+    listeners = [Listener() for _ in range(6)]
+    for number, listener in enumerate(listeners):
+        _, other = ask(scheduler, "x" * 200 + str(number), seed=1, max_tokens=20)
+        fails = choosing(nano, lambda logits, prompt, output: 100 if len(output) < 9 else 1 // 0, loop_guard=0)
+        scheduler.submit(fails, listener)
+        listener.wait()
+        other.wait()
+    scheduler.call(lambda: [None for _ in iter(scheduler._prefixes.drop_oldest, False)])
+    scheduler.call(lambda: None)
+    scheduler.close()
+    assert all(isinstance(listener.events[-1].problem, ZeroDivisionError) for listener in listeners)
+    assert nano.backend.pool.used == 0

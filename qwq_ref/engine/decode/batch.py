@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Ids
 from dataclasses import dataclass, field, replace
@@ -220,8 +221,15 @@ class Batch:
 
 
 def as_exception(problem: BaseException) -> Exception:
-    """Return an error as an Exception: of another one, only the kind is known."""
-    return problem if isinstance(problem, Exception) else RuntimeError(f"{type(problem).__name__} in a library")
+    """Return an error that was caught here as an Exception: of another one, only the kind is known.
+
+    It may live for long. So it lets go of the frame that caught it, and of all sessions in the frames below.
+    """
+    below = None if problem.__traceback__ is None else problem.__traceback__.tb_next
+    traceback.clear_frames(below)
+    if not isinstance(problem, Exception):
+        return RuntimeError(f"{type(problem).__name__} in a library")
+    return problem.with_traceback(below)
 
 
 def _piece(work: _Work, count: int) -> Request:
