@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Never, TypeVar
 from ..errors import BusyError
 from ..host.memory import available_bytes
 from .backends import Step
-from .decode.batch import Batch, Item, as_exception
+from .decode.batch import Batch, Item, as_exception, without_frames
 from .prefixes import Prefixes
 from .session import Asking, Session, common_prefix
 
@@ -271,7 +271,7 @@ class Scheduler:
             try:
                 future.set_result(work())
             except BaseException as problem:  # a panic in Rust is no Exception
-                future.set_exception(problem)
+                future.set_exception(without_frames(problem))
         for job in cancelled:
             self._drop(job)
         return not self._closed

@@ -17,6 +17,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Ids
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 from ...errors import MemoryLimitError, NonFiniteError
 from ...spec.ops import Array
@@ -24,6 +25,7 @@ from ..backends import Backend
 from ..faults import run_together
 from ..session import Asking, Request, Session
 
+E = TypeVar("E", bound=BaseException)
 Item = int | None | Exception  # an id, the end of a work, or its failure
 
 _LEAST = 16  # prompt tokens in a pass: fewer leave the kernels idle
@@ -221,15 +223,18 @@ class Batch:
 
 
 def as_exception(problem: BaseException) -> Exception:
-    """Return an error that was caught here as an Exception: of another one, only the kind is known.
-
-    It may live for long. So it lets go of the frame that caught it, and of all sessions in the frames below.
-    """
-    below = None if problem.__traceback__ is None else problem.__traceback__.tb_next
-    traceback.clear_frames(below)
+    """Return an error as an Exception without frames: of another one, only the kind is known."""
     if not isinstance(problem, Exception):
-        return RuntimeError(f"{type(problem).__name__} in a library")
-    return problem.with_traceback(below)
+        problem = RuntimeError(f"{type(problem).__name__} in a library").with_traceback(problem.__traceback__)
+    return without_frames(problem)
+
+
+def without_frames(problem: E) -> E:
+    """Return an error with its place as a note: its frames would hold sessions for as long as a caller keeps it."""
+    for place in traceback.extract_tb(problem.__traceback__)[-1:]:
+        problem.add_note(f"at {place.filename}:{place.lineno} in {place.name}")
+    problem.__cause__ = problem.__context__ = None
+    return problem.with_traceback(None)
 
 
 def _piece(work: _Work, count: int) -> Request:
