@@ -17,6 +17,7 @@ from ..errors import QwqError
 from .bodies import Bodies
 from .chat import chat
 from .completions import complete
+from .description import EVENTS, METRICS, PROBLEMS
 from .engine import ServedModel
 from .guard import LOOPBACK, Guard
 from .inside import InsideRequest, Looks
@@ -43,7 +44,14 @@ def make_app(
     hosts  names beside those of loopback that Host and Origin may have
     page   a folder with index.html, which is the page at `/`; it may be missing
     """
-    api = FastAPI(title="qwq serve", version=__version__, docs_url=None, redoc_url=None, redirect_slashes=False)
+    api = FastAPI(
+        title="qwq serve",
+        version=__version__,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        responses=PROBLEMS,
+    )
     _add_routes(api, engine)
     _add_tools(api, engine)
     _add_problems(api)
@@ -53,7 +61,7 @@ def make_app(
     guard = Guard(bodies, [*LOOPBACK, *hosts], key, engine.limits.head, pages)
     journal = Journal(guard, paths | {"/metrics"}, verbose)
 
-    @api.get("/metrics", summary="Counts and times, for Prometheus")
+    @api.get("/metrics", summary="Counts and times, for Prometheus", response_class=Response, responses=METRICS)
     async def _metrics() -> Response:
         return metrics(engine, journal)
 
@@ -73,15 +81,15 @@ def _add_routes(api: FastAPI, engine: ServedModel) -> None:
     async def _model(name: str) -> Response:
         return one_model(engine, name)
 
-    @api.post("/v1/chat/completions", summary="Answer a conversation")
+    @api.post("/v1/chat/completions", summary="Answer a conversation", responses=EVENTS)
     async def _chat(request: Request, body: ChatRequest) -> Response:
         return await chat(engine, request, body)
 
-    @api.post("/v1/completions", summary="Go on with a text")
+    @api.post("/v1/completions", summary="Go on with a text", responses=EVENTS)
     async def _complete(request: Request, body: CompletionRequest) -> Response:
         return await complete(engine, request, body)
 
-    @api.post("/v1/responses", summary="Answer a conversation, as items")
+    @api.post("/v1/responses", summary="Answer a conversation, as items", responses=EVENTS)
     async def _respond(request: Request, body: ResponsesRequest) -> Response:
         return await respond(engine, request, body)
 
