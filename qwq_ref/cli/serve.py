@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import stat
 from typing import TYPE_CHECKING
 
 from ..errors import UsageError
@@ -103,6 +104,10 @@ def _read_key(options: argparse.Namespace) -> str | None:
         raise UsageError(None, "api_key", "is given twice, with the option and in a file")
     if options.api_key_file is not None:
         with open_input(options.api_key_file) as stream:
+            if stat.S_IMODE(os.fstat(stream.fileno()).st_mode) & 0o044 and os.name != "nt":
+                tell(
+                    f"qwq: warning: {options.api_key_file} can be read by other users: chmod 600 {options.api_key_file}"
+                )
             key, where = whole(stream.read(1 << 12), options.api_key_file).split("\n")[0].strip(), "api_key_file"
     elif options.api_key is not None:
         key, where = options.api_key, "api_key"

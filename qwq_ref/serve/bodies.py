@@ -12,7 +12,7 @@ from .problems import ApiError, unavailable
 from .refusal import refuse
 
 _FREE = 64 << 10  # bytes of a body that do not count: small requests go on where large ones must wait
-_BODIES = ("POST", "PUT", "PATCH")  # methods whose bodies are read as JSON; there is nothing for the others
+_WITH_BODY = ("POST",)  # methods whose bodies are JSON; no path knows others
 
 
 class Bodies:
@@ -48,7 +48,7 @@ class Bodies:
         body.clear()
 
     async def _pass_on(self, scope: Scope, body: bytes, receive: Receive, send: Send) -> None:
-        if scope["method"] in _BODIES:
+        if scope["method"] in _WITH_BODY:
             try:
                 read_json(body, self._limits.depth, self._limits.containers)
             except ApiError as problem:
@@ -72,7 +72,7 @@ class Bodies:
         most = self._limits.body
         if int(headers.get(b"content-length", b"0")) > most:
             raise _too_large(most)
-        if scope["method"] in _BODIES and not _is_json(headers.get(b"content-type", b"")):
+        if scope["method"] in _WITH_BODY and not _is_json(headers.get(b"content-type", b"")):
             raise ApiError(415, "the body must be application/json", param="Content-Type", code="not_json")
         try:
             async with asyncio.timeout(self._limits.body_seconds):

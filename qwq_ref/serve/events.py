@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any, TypeVar
 
 from starlette.responses import Response
@@ -110,19 +110,15 @@ async def while_connected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
             await _stop(task)
 
 
-async def gather(*works: Awaitable[T]) -> list[T]:
+async def gather(*works: Coroutine[Any, Any, T]) -> list[T]:
     """Return the results of works that run side by side. If one fails, the others are cancelled."""
-    tasks = [asyncio.create_task(_of(work)) for work in works]
+    tasks = [asyncio.create_task(work) for work in works]
     try:
         await asyncio.gather(*tasks)
     finally:
         for task in tasks:
             await _stop(task)
     return [task.result() for task in tasks]
-
-
-async def _of(work: Awaitable[T]) -> T:
-    return await work
 
 
 async def merged(*sources: AsyncIterator[T]) -> AsyncIterator[T]:

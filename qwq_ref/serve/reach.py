@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import shlex
 import socket
@@ -24,12 +25,17 @@ def check_reach(host: str, key: str | None, hosts: Iterable[str]) -> None:
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """Return a socket that listens at an address. Raises FileError."""
+    """Return a socket that listens at an address. Raises FileError, and UsageError for a name that lies.
+
+    A name of loopback must mean loopback: the file of hosts, or a name server, may say otherwise.
+    """
     where = f"{host}:{port}"
     try:
         family, kind, number, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         sock = socket.socket(family, kind, number)
         try:
+            if is_loopback(host) and not ipaddress.ip_address(address[0]).is_loopback:
+                raise UsageError(None, "host", f"{host} is {address[0]} on this machine, and no address of loopback")
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             sock.bind(address)
             sock.listen(128)

@@ -11,7 +11,9 @@ from .problems import ApiError
 
 Effort = Literal["none", "minimal", "low", "medium", "high"]
 Share = Annotated[float, Field(ge=0, le=1)]
-Count = Annotated[int, Field(ge=1)]
+_LARGEST = (1 << 53) - 1  # whole numbers beyond it are not the same in every program
+Count = Annotated[int, Field(ge=1, le=_LARGEST)]
+Number = Annotated[int, Field(ge=0, le=_LARGEST)]
 _SEEDS = 1 << 64
 _BIASES = 4096  # entries of logit_bias: each step of an answer goes through all of them
 
@@ -38,17 +40,17 @@ class GenerationRequest(Fields):
     n: Count | None = None
     seed: Annotated[int, Field(ge=0, lt=_SEEDS)] | None = None
     stop: str | Listed[str] | None = None
-    max_tokens: Annotated[int, Field(ge=0)] | None = None
+    max_tokens: Number | None = None
     temperature: Annotated[float, Field(ge=0)] | None = None
     top_p: Share | None = None
-    top_k: Annotated[int, Field(ge=0)] | None = None
+    top_k: Number | None = None
     min_p: Share | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     repetition_penalty: Annotated[float, Field(gt=0)] | None = None
     repeat_penalty: Annotated[float, Field(gt=0)] | None = None
     logit_bias: Annotated[dict[str, float], BeforeValidator(_few)] | None = None
-    think_budget: Annotated[int, Field(ge=0)] | None = None
+    think_budget: Number | None = None
     return_progress: bool | None = None
 
     def checked_request(self, lenient: bool, choices: int) -> None:
@@ -85,7 +87,7 @@ class ChatRequest(GenerationRequest):
     """A request to /v1/chat/completions."""
 
     messages: Listed[dict[str, Any]]
-    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_completion_tokens: Count | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     tools: Listed[dict[str, Any]] | None = None

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from .fields import NEUTRAL, Fields, Listed, Neutral, one_of
 from .problems import ApiError
-from .requests import Effort, Share
+from .requests import Count, Effort, Share
 
 _INCLUDED = {"reasoning.encrypted_content"}
 _NEUTRAL: Mapping[str, Neutral] = {
@@ -47,7 +47,7 @@ class ResponsesRequest(Fields):
     instructions: str | None = None
     stream: bool | None = None
     stream_options: dict[str, Any] | None = None
-    max_output_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_output_tokens: Count | None = None
     temperature: Annotated[float, Field(ge=0)] | None = None
     top_p: Share | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=0)] | None = None

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import Field
 from starlette.responses import Response
 
 from ..errors import UsageError
@@ -12,6 +11,7 @@ from ..text import check_fits
 from .engine import ServedModel
 from .fields import Fields, Listed
 from .problems import answer
+from .requests import Number
 
 
 class TokenizeRequest(Fields):
@@ -29,7 +29,7 @@ class DetokenizeRequest(Fields):
     """A request to `/detokenize`."""
 
     model: str | None = None
-    tokens: Listed[Annotated[int, Field(ge=0)]]
+    tokens: Listed[Number]
 
 
 def tokenize(engine: ServedModel, body: TokenizeRequest) -> Response:

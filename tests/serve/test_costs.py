@@ -151,3 +151,11 @@ def test_the_least_number_of_tokens_is_no_more_than_there_are(nano):
     for text in texts:
         assert tokenizer.least(text) <= len(tokenizer.encode(text))
     assert tokenizer.least("x" * 100_000) > 1000
+
+
+@pytest.mark.parametrize("field", ["max_tokens", "n", "best_of", "top_k", "logprobs"])
+def test_a_number_of_many_digits_is_not_repeated(server, field):
+    body = {"prompt": "x", field: int("9" * 4000)}
+    answer = server.ask_raw(request(COMPLETE, json.dumps(body).encode()))
+    assert status(answer) == 400
+    assert len(answer) < 700
