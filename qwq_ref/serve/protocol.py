@@ -25,7 +25,7 @@ from .problems import ApiError, unavailable
 _SEND_BUFFER = 64 << 10  # bytes that the system holds for a client: more would hide that it reads nothing
 _PIPELINED = 64 << 10  # bytes of requests behind the one that is answered
 _CRUMBS = 256 << 10  # bytes of a body that frame its chunks. Each chunk takes time, so many small ones would take much
-_PROBES = (0.01, 1.0)  # seconds between looks for a client that may be gone; the last one repeats
+_PROBES = (0.0, 0.01, 0.2)  # seconds between looks for a client that may be gone; the last one repeats
 
 
 def protocol_for(limits: ServerLimits) -> type[H11Protocol]:

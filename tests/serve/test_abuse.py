@@ -1,4 +1,4 @@
-"""Malformed, oversized, slow, cross-origin and half-closed requests: each gets what docs/serve.md says, and leaves nothing.
+"""Malformed, oversized, slow, cross-origin and half-closed requests: each gets the answer of docs/serve.md.
 
 `python -m tests.tools.abuse` sends 100,000 of them.
 """
@@ -34,8 +34,8 @@ def test_a_wrong_answer_is_found(server, nano):
     data = request("/health")
     assert fault_of(Case(data, {200}), send(Case(data, {200}), server.port, random)) is None
     assert "wanted {403}" in fault_of(Case(data, {403}), send(Case(data, {403}), server.port, random))
-    counts, faults = abuse(server.port, [("What is 0+0?", text + "!")], range(40))
-    assert sum(counts.values()) == 40
+    counts, faults = abuse(server.port, [("What is 0+0?", text + "!")], range(12))
+    assert sum(counts.values()) == 12
     assert {fault.split(": ")[1] for fault in faults} == {"another answer"}
 
 

@@ -52,8 +52,9 @@ def test_memory_is_flat_over_10000_requests(server):
             assert status(server.ask_raw(request("/v1/completions", bad))) == 400
 
     some(1000)
-    before, threads = resident(), threading.active_count()
-    some(4000)
+    before, threads, answered = resident(), threading.active_count(), server.counts.answered
+    some(10_000)
+    assert server.counts.answered == answered + 10_000
     until(lambda: not server.server.server_state.connections)
     assert resident() - before < 16 << 20
     assert threading.active_count() <= threads + 1
