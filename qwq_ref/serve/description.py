@@ -1,4 +1,4 @@
-"""What /openapi.json says of responses, beside the requests that FastAPI describes."""
+"""The responses in /openapi.json. FastAPI describes the requests."""
 
 from __future__ import annotations
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import socket
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import FrameType
 
@@ -36,6 +38,12 @@ class Server(uvicorn.Server):
         if self._engine.loaded and (running := self._engine.scheduler.counts.running):
             seconds = f"{self._engine.limits.drain:g} seconds"
             self._tell(f"qwq: {running} answers may go on for {seconds}; another signal ends them")
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Take a thread for each prompt that may be prepared: Python's own number of threads is that of processors."""
+        threads = ThreadPoolExecutor(2 * self._engine.limits.waiting, thread_name_prefix="qwq-serve")
+        asyncio.get_running_loop().set_default_executor(threads)
+        await super().startup(sockets)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._engine.drain()

@@ -143,6 +143,26 @@ def test_a_prompt_that_waits_for_its_preparation_counts_as_waiting(nano, monkeyp
         until(lambda: running.engine.preparing == 0)
 
 
+def test_slow_prompts_hold_up_no_other_request(nano, monkeypatch):
+    """A grammar may compile for seconds, one at a time. The other threads must not run out meanwhile."""
+    go, prepare = threading.Event(), type(nano).prepare
+
+    def slow(self, *args, **how):
+        assert go.wait(30)
+        return prepare(self, *args, **how)
+
+    monkeypatch.setattr(type(nano), "prepare", slow)
+    body = json.dumps({"messages": [{"role": "user", "content": "x"}], "max_tokens": 1}).encode()
+    with serving(lambda: nano) as running:
+        held = [running.connect() for _ in range(60)]
+        for sock in held:
+            sock.sendall(request(CHAT, body))
+        until(lambda: running.engine.preparing == 60)
+        assert status(running.ask_raw(request("/tokenize", b'{"content": "x"}'), timeout=10)) == 200
+        go.set()
+        assert {status(read_all(sock)) for sock in held} == {200}
+
+
 def test_the_least_number_of_tokens_is_no_more_than_there_are(nano):
     rng = np.random.default_rng(0)
     tokenizer = nano.tokenizer

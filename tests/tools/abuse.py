@@ -34,7 +34,7 @@ with serving(lambda: model) as running:
         if line.startswith("forget"):
             scheduler.call(lambda: [None for _ in iter(scheduler._prefixes.drop_oldest, False)])
             gc.collect()
-        threads = sum(not thread.name.startswith("asyncio_") for thread in threading.enumerate())
+        threads = sum(not thread.name.startswith("qwq-serve") for thread in threading.enumerate())
         bodies = running.server.config.app._app._app.held
         print(len(running.server.server_state.connections), model.backend.pool.used, threads, bodies, flush=True)
 """
