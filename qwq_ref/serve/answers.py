@@ -12,7 +12,7 @@ from ..engine.generation import Kind, Piece
 from ..engine.logprobs import Recorder, TokenLogprob
 from ..engine.model import PreparedPrompt
 from ..engine.scheduler import Ended, Progress, Scheduler
-from .problems import of_error, unavailable
+from .problems import of_late_error, unavailable
 
 _CUT = ("length", "context", "loop")  # reasons for which an answer is not whole
 
@@ -70,7 +70,7 @@ class ServedAnswer:
                 if isinstance(event, Ended):
                     self._ended = True
                     if event.problem is not None:
-                        raise of_error(event.problem)
+                        raise of_late_error(event.problem)
                     if self._run.finish_reason == "cancelled":
                         raise unavailable("the server is shutting down", 5, "shutting_down")
                     return

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from .problems import encode, of_error
+from .problems import encode, of_late_error
 
 T = TypeVar("T")
 DONE = b"data: [DONE]\n\n"
@@ -68,7 +68,7 @@ class EventStream(Response):
                 try:
                     data, waiting = waiting.result(), None
                 except Exception as problem:
-                    data, waiting = event(of_error(problem).content), None
+                    data, waiting = event(of_late_error(problem).content), None
                     await put(data)
                     break
                 if data is None:

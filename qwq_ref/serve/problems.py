@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import sys
+import traceback
 from collections.abc import Mapping
 from typing import Any
 
@@ -64,6 +66,16 @@ def encode(content: Any) -> bytes:
 def unavailable(message: str, seconds: float, code: str) -> ApiError:
     """Return the error of a server that can answer later."""
     return ApiError(503, message, code=code, headers={"Retry-After": str(math.ceil(seconds))})
+
+
+def of_late_error(error: Exception) -> ApiError:
+    """Return the problem of an answer that had begun. A fault of this program is told on stderr, without its text."""
+    problem = of_error(error)
+    if problem.code == "fault" and problem is not error:
+        places = [f"at {f.filename}:{f.lineno} in {f.name}" for f in traceback.extract_tb(error.__traceback__)]
+        noted = [*places, *getattr(error, "__notes__", ())]  # see `decode.batch.without_frames`
+        print(f"qwq: fault: {type(error).__name__} {noted[-1] if noted else ''}".rstrip(), file=sys.stderr, flush=True)
+    return problem
 
 
 def of_error(error: Exception) -> ApiError:

@@ -14,7 +14,7 @@ from ..engine.scheduler import Progress
 from ..text.tools import Arguments, CallBegins, CallEnds
 from .engine import ServedModel
 from .events import EventStream, event, while_connected
-from .problems import ApiError, answer, of_error
+from .problems import ApiError, answer, of_late_error
 from .responses_request import ResponsesRequest
 from .turns import Delta, Said, Thought, Turn, new_id
 
@@ -101,7 +101,7 @@ class Built:
                 for each in self._take(delta):
                     yield each
         except Exception as problem:
-            raise of_error(problem) from None
+            raise of_late_error(problem) from None
         cut = self._turn.finish_reason == "length"
         for each in self._close("incomplete" if cut else "completed"):
             yield each
