@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.abuse import KINDS, Case, abuse, fault_of, known_answers, send
+from tests.support.abuse import KINDS, Case, fault_of, good, known_answers, send
 from tests.support.servers import request, until
 from tests.tools.abuse import run
 
@@ -34,9 +34,8 @@ def test_a_wrong_answer_is_found(server, nano):
     data = request("/health")
     assert fault_of(Case(data, {200}), send(Case(data, {200}), server.port, random)) is None
     assert "wanted {403}" in fault_of(Case(data, {403}), send(Case(data, {403}), server.port, random))
-    counts, faults = abuse(server.port, [("What is 0+0?", text + "!")], range(12))
-    assert sum(counts.values()) == 12
-    assert {fault.split(": ")[1] for fault in faults} == {"another answer"}
+    case = good(random, [("What is 0+0?", text + "!")])
+    assert fault_of(case, send(case, server.port, random)) == "another answer"
 
 
 @pytest.mark.long
