@@ -56,7 +56,7 @@ class Given:
     def __init__(self, ids):
         self.ids = ids
 
-    def encode(self, tokenizer, messages, tools=None):
+    def encode(self, tokenizer, messages, tools=None, most=None):
         return list(self.ids)
 
     def turn_end(self, tokenizer):
