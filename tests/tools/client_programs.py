@@ -1,4 +1,4 @@
-"""Install the programs that the tests of the tier `clients` run: python -m tests.tools.client_programs FOLDER [NAME ...]
+"""Install the programs that `pytest --clients` runs: python -m tests.tools.client_programs FOLDER [NAME ...]
 
 Each program in Python gets a virtual environment, FOLDER/NAME. Packages of JavaScript come into FOLDER/node_modules.
 Names: llm, langchain, lm-eval, open-webui, javascript; without one, all but open-webui, which is large.
