@@ -2,10 +2,12 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from qwq_ref.serve.limits import ServerLimits
-from tests.support.client_programs import SCRIPTS, node_package, run_client
+from tests.support.client_programs import SCRIPTS, node_package, python_with, run_client
+from tests.support.paths import PACKAGE
 from tests.support.servers import serving
 
 pytestmark = pytest.mark.clients
@@ -36,3 +38,90 @@ def test_openai_for_javascript(nano, guarded, tmp_path):
         "content": texts["answer"],
         "reasoning_content": texts["thinking"],
     }
+
+
+DOCUMENTS = [
+    {"q": "Reverse 12+34:\n", "choices": ["21+43", "12+34", "43+21"], "y": 0},
+    {"q": "What is 12+34? ", "choices": ["46", "47", " 46 "], "y": 0},
+    {"q": "排序 3,1,2：", "choices": ["1,2,3", "3,2,1", "一二三"], "y": 0},
+]
+SCORED = """
+task: scored
+dataset_path: json
+dataset_kwargs:
+  data_files:
+    test: {data}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{{{q}}}}"
+doc_to_choice: choices
+doc_to_target: y
+target_delimiter: ""
+metric_list:
+  - metric: acc
+"""
+WRITTEN = """
+task: written
+dataset_path: json
+dataset_kwargs:
+  data_files:
+    test: {data}
+test_split: test
+output_type: generate_until
+doc_to_text: "{{{{q}}}}"
+doc_to_target: "{{{{choices[y]}}}}"
+target_delimiter: ""
+generation_kwargs:
+  until: ["+", "zzz"]
+  max_gen_toks: 20
+  temperature: 0
+metric_list:
+  - metric: exact_match
+"""
+
+
+def samples(folder, task):
+    """The documents of a task, each with lm-eval's requests and answers."""
+    (file,) = folder.rglob(f"samples_{task}_*.jsonl")
+    found = [json.loads(line) for line in file.read_text().splitlines()]
+    return sorted(found, key=lambda each: each["doc_id"])
+
+
+def loglikelihood(model, context, rest):
+    """The sum of the log-probabilities of a continuation, and whether it is the likeliest one.
+
+    lm-eval moves spaces at the end of the context to the continuation. It then takes as many ids of the whole text as
+    remain behind the number of ids of the context, also where a token lies across the border.
+    """
+    before = model.tokenizer.encode(context.rstrip())
+    count = len(before)
+    ids = before + model.tokenizer.encode(context + rest)[count:]
+    logits = model.logits(ids)[:, : model.tokenizer.size].astype(np.float64)
+    largest = logits.max(-1, keepdims=True)
+    rows = (logits - (largest + np.log(np.exp(logits - largest).sum(-1, keepdims=True))))[count - 1 : -1]
+    return sum(row[i] for row, i in zip(rows, ids[count:], strict=True)), [*rows.argmax(-1)] == ids[count:]
+
+
+def test_lm_eval_has_the_loglikelihoods_of_python(nano, guarded, tmp_path):
+    python = python_with("lm-eval")
+    data = tmp_path / "data.jsonl"
+    data.write_text("".join(json.dumps(each) + "\n" for each in DOCUMENTS))
+    (tmp_path / "scored.yaml").write_text(SCORED.format(data=data))
+    (tmp_path / "written.yaml").write_text(WRITTEN.format(data=data))
+    url, tokenizer = f"{guarded.url}/v1/completions", PACKAGE / "models" / "qwq-nano"
+    run_client(
+        python.with_name("lm_eval"),
+        *("--model", "local-completions", "--tasks", "scored,written", "--include_path", tmp_path),
+        *("--model_args", f"model=qwq-nano,base_url={url},tokenizer={tokenizer},max_length={nano.context}"),
+        *("--log_samples", "--output_path", tmp_path / "out"),
+        folder=tmp_path,
+        OPENAI_API_KEY=KEY,
+        HF_HUB_OFFLINE="1",
+    )
+    for document, sample in zip(DOCUMENTS, samples(tmp_path / "out", "scored"), strict=True):
+        for choice, (value, likeliest) in zip(document["choices"], sample["filtered_resps"], strict=True):
+            mine = loglikelihood(nano, document["q"], choice)
+            assert (float(value), str(likeliest)) == (mine[0], str(mine[1])), (document["q"], choice)
+    for document, sample in zip(DOCUMENTS, samples(tmp_path / "out", "written"), strict=True):
+        mine = greedy(nano, document["q"], raw=True, stop=["+", "zzz"], max_tokens=20)
+        assert sample["resps"][0][0] == "".join(mine.texts.values())
