@@ -1,5 +1,6 @@
 """Other programs that call the server, each from its own environment: the tier `clients`."""
 
+import copy
 import json
 
 import numpy as np
@@ -125,3 +126,95 @@ def test_lm_eval_has_the_loglikelihoods_of_python(nano, guarded, tmp_path):
     for document, sample in zip(DOCUMENTS, samples(tmp_path / "out", "written"), strict=True):
         mine = greedy(nano, document["q"], raw=True, stop=["+", "zzz"], max_tokens=20)
         assert sample["resps"][0][0] == "".join(mine.texts.values())
+
+
+@pytest.fixture(scope="module")
+def eager(nano):
+    """A server whose model calls a function before it answers, with digits. The shipped one is too small for that."""
+    model = copy.copy(nano)
+
+    def prepare(prompt, **how):
+        if how.get("tools"):
+            how |= {"reasoning_effort": "none", "max_tokens": 200, "parallel_tool_calls": False}
+            how["tools"] = [with_digits(each) for each in how["tools"]]
+            how["tool_choice"] = "required" if prompt[-1]["role"] == "user" else "auto"
+        return nano.prepare(prompt, **how)
+
+    model.__dict__["prepare"] = prepare
+    with serving(lambda: model, key=KEY) as running:
+        yield running
+
+
+def with_digits(tool):
+    """A tool whose arguments are all 1 or 2."""
+    names = [*tool["function"]["parameters"]["properties"]]
+    closed = {"type": "object", "required": names, "additionalProperties": False}
+    closed["properties"] = {name: {"enum": [1, 2]} for name in names}
+    return {"type": "function", "function": {**tool["function"], "parameters": closed}}
+
+
+def turns(model, *questions):
+    """The greedy answers to questions, each behind the answers before it."""
+    messages, answers = [], []
+    for question in questions:
+        messages.append({"role": "user", "content": question})
+        answers.append(greedy(model, messages).texts["answer"])
+        messages.append({"role": "assistant", "content": answers[-1]})
+    return answers
+
+
+def test_langchain(nano, eager, tmp_path):
+    python = python_with("langchain")
+    lines = run_client(python, SCRIPTS / "langchain_chat.py", eager.url, KEY, "qwq-nano", folder=tmp_path).splitlines()
+    found = {name: value for line in lines for name, value in json.loads(line).items()}
+    assert found["conversation"] == turns(nano, "What is 12+34?", "And 2+2?", "And 3+2?")
+    assert found["reasoning"] == greedy(nano, "What is 12+34?").texts["thinking"]
+    assert found["tools"] == {"name": "add", "args": ["a", "b"], "answered": True}
+    assert set(found["schema"]) == {"sum"}
+    assert found["agent"] == ["human", "ai", "tool", "ai"]
+    assert found["text"] == "".join(greedy(nano, "Reverse 12+34:\n", raw=True, max_tokens=12).texts.values())
+
+
+MODELS = """
+- model_id: nano
+  model_name: qwq-nano
+  api_base: {url}/v1
+  api_key_name: qwq
+  supports_tools: true
+  supports_schema: true
+- model_id: thinker
+  model_name: qwq-nano
+  api_base: {url}/v1
+  api_key_name: qwq
+  responses: true
+  reasoning: true
+"""
+SUM = {"type": "object", "properties": {"sum": {"type": "integer", "minimum": 0, "maximum": 9}}, "required": ["sum"]}
+FUNCTIONS = """
+def add(a: int, b: int) -> str:
+    "Add two numbers."
+    return "It is done."
+"""
+
+
+def test_llm(nano, eager, tmp_path):
+    program = python_with("llm").with_name("llm")
+    (tmp_path / "extra-openai-models.yaml").write_text(MODELS.format(url=eager.url))
+    how = {"folder": tmp_path, "LLM_USER_PATH": str(tmp_path), "OPENAI_API_KEY": KEY}
+
+    def ask(*words):
+        return run_client(program, *words, **how).removesuffix("\n")
+
+    greedily = ("-o", "temperature", "0")
+    first = ask("-m", "nano", "What is 12+34?", *greedily)
+    second = ask("-c", "And 2+2?", *greedily)
+    assert [first, second] == turns(nano, "What is 12+34?", "And 2+2?")
+    assert ask("-m", "nano", "--no-stream", "What is 12+34?", *greedily) == first
+    assert ask("-m", "thinker", "What is 12+34?", *greedily) == first
+    schema = json.dumps({**SUM, "additionalProperties": False})
+    assert set(json.loads(ask("-m", "nano", "--schema", schema, "What is 1+3?", *greedily))) == {"sum"}
+    (tmp_path / "functions.py").write_text(FUNCTIONS)
+    ask("-m", "nano", "--functions", tmp_path / "functions.py", "What is 1+3?", *greedily)
+    logged = json.loads(ask("logs", "--json", "-n", "2"))
+    assert [[call["name"] for call in each["tool_calls"]] for each in logged] == [["add"], []]
+    assert [[result["output"] for result in each["tool_results"]] for each in logged] == [[], ["It is done."]]

@@ -13,7 +13,7 @@ from pathlib import Path
 # The versions that docs/clients.md names.
 PYTHON = {
     "llm": ["llm==0.36"],
-    "langchain": ["langchain-openai==1.7.4", "langchain==1.5.2"],
+    "langchain": ["langchain==1.5.2", "langchain-openai==1.7.4", "langchain-deepseek==1.1.1"],
     # Without its pin, torch brings gigabytes of libraries for GPUs.
     "lm-eval": ["torch==2.13.0", "lm-eval[api]==0.4.13", "transformers>=5,<6"],
     "open-webui": ["torch==2.13.0", "open-webui==0.12.4"],
