@@ -6,9 +6,11 @@ import json
 import numpy as np
 import pytest
 
+import qwq_ref
 from qwq_ref.serve.limits import ServerLimits
 from tests.support.client_programs import SCRIPTS, node_package, python_with, run_client
 from tests.support.paths import PACKAGE
+from tests.support.real_models import QWEN_05B, real_model
 from tests.support.servers import serving
 
 pytestmark = pytest.mark.clients
@@ -133,7 +135,10 @@ def eager(nano):
     """A server whose model calls a function before it answers, with digits. The shipped one is too small for that."""
     model = copy.copy(nano)
 
+    model.__dict__["asked"] = asked = []
+
     def prepare(prompt, **how):
+        asked.append((prompt, how))
         if how.get("tools"):
             how |= {"reasoning_effort": "none", "max_tokens": 200, "parallel_tool_calls": False}
             how["tools"] = [with_digits(each) for each in how["tools"]]
@@ -142,6 +147,7 @@ def eager(nano):
 
     model.__dict__["prepare"] = prepare
     with serving(lambda: model, key=KEY) as running:
+        running.asked = asked
         yield running
 
 
@@ -218,3 +224,57 @@ def test_llm(nano, eager, tmp_path):
     logged = json.loads(ask("logs", "--json", "-n", "2"))
     assert [[call["name"] for call in each["tool_calls"]] for each in logged] == [["add"], []]
     assert [[result["output"] for result in each["tool_results"]] for each in logged] == [[], ["It is done."]]
+
+
+def test_the_package_of_continue(nano, eager, tmp_path):
+    folder = node_package("@continuedev/openai-adapters").parents[2]
+    out = run_client("node", SCRIPTS / "continue.mjs", folder, eager.url, KEY, "qwq-nano", folder=tmp_path)
+    gap = greedy(nano, "def add(a, b):\n    ", suffix="\n    return total\n", max_tokens=20).texts
+    assert json.loads(out) == {
+        "chat": greedy(nano, "What is 12+34?").texts["answer"],
+        "calls": ["read_file"],
+        "gap": "".join(gap.values()),
+    }
+
+
+@pytest.mark.real
+def test_continue_fills_a_gap_with_a_published_model(tmp_path):
+    folder = node_package("@continuedev/openai-adapters").parents[2]
+    model = qwq_ref.load(real_model(QWEN_05B), context=1024)
+    with serving(lambda: model, key=KEY) as running:
+        out = run_client("node", SCRIPTS / "continue.mjs", folder, running.url, KEY, "qwq-nano", folder=tmp_path)
+    found = json.loads(out)
+    assert "46" in found["chat"]
+    names = {}
+    exec("def add(a, b):\n    " + found["gap"].partition("\n")[0], names)
+    assert names["add"](2, 3) == 5
+
+
+# The context of the shipped model is a little longer than Continue's own instructions.
+CONTINUE = """
+name: local
+version: 1.0.0
+schema: v1
+models:
+  - name: nano
+    provider: openai
+    model: qwq-nano
+    apiBase: {url}/v1
+    apiKey: {key}
+    roles: [chat]
+    defaultCompletionOptions: {{contextLength: 1024, maxTokens: 30, temperature: 0}}
+    requestOptions:
+      extraBodyProperties: {{reasoning_effort: none}}
+"""
+
+
+def test_the_command_of_continue(nano, eager, tmp_path):
+    program = node_package("@continuedev/cli") / "dist" / "cn.js"
+    (tmp_path / "config.yaml").write_text(CONTINUE.format(url=eager.url, key=KEY))
+    eager.asked.clear()
+    how = ("--config", "config.yaml", "--exclude", "*", "-p", "What is 12+34?")
+    out = run_client("node", program, *how, folder=tmp_path)
+    ((prompt, settings),) = eager.asked
+    assert [each["role"] for each in prompt] == ["system", "user"]
+    assert settings["reasoning_effort"] == "none"
+    assert out.strip() == greedy(nano, prompt, reasoning_effort="none", max_tokens=30).texts["answer"].strip()
