@@ -1,17 +1,22 @@
 """Other programs that call the server, each from its own environment: the tier `clients`."""
 
+import contextlib
 import copy
 import json
+import os
+import subprocess
+import urllib.request
 
 import numpy as np
 import pytest
 
 import qwq_ref
 from qwq_ref.serve.limits import ServerLimits
+from qwq_ref.serve.reach import bind
 from tests.support.client_programs import SCRIPTS, node_package, python_with, run_client
 from tests.support.paths import PACKAGE
 from tests.support.real_models import QWEN_05B, real_model
-from tests.support.servers import serving
+from tests.support.servers import serving, until
 
 pytestmark = pytest.mark.clients
 KEY = "correct-horse-7"
@@ -278,3 +283,69 @@ def test_the_command_of_continue(nano, eager, tmp_path):
     assert [each["role"] for each in prompt] == ["system", "user"]
     assert settings["reasoning_effort"] == "none"
     assert out.strip() == greedy(nano, prompt, reasoning_effort="none", max_tokens=30).texts["answer"].strip()
+
+
+@pytest.fixture
+def open_webui(eager, tmp_path):
+    """The address of an open-webui that asks the server, without accounts and without its own tools."""
+    program = python_with("open-webui").with_name("open-webui")
+    variables = {
+        "OPENAI_API_BASE_URL": f"{eager.url}/v1",
+        "OPENAI_API_KEY": KEY,
+        "ENABLE_OLLAMA_API": "False",
+        "DEFAULT_MODEL_PARAMS": '{"function_calling": "legacy"}',
+        "ENABLE_TITLE_GENERATION": "False",
+        "ENABLE_TAGS_GENERATION": "False",
+        "ENABLE_FOLLOW_UP_GENERATION": "False",
+        # For the test: no account, no network.
+        **{"WEBUI_AUTH": "False", "WEBUI_SECRET_KEY": KEY, "OFFLINE_MODE": "True", "RAG_EMBEDDING_ENGINE": "openai"},
+        **{"DATA_DIR": str(tmp_path / "data"), "HOME": str(tmp_path), "PATH": os.environ["PATH"]},
+    }
+    with bind("127.0.0.1", 0) as sock:
+        port = sock.getsockname()[1]
+    with (tmp_path / "log").open("w") as log:
+        command = [program, "serve", "--host", "127.0.0.1", "--port", str(port)]
+        process = subprocess.Popen(command, cwd=tmp_path, env=variables, stdout=log, stderr=log)
+        try:
+            url = f"http://127.0.0.1:{port}"
+            until(lambda: process.poll() is not None or _answers(url), 300)
+            assert process.poll() is None, (tmp_path / "log").read_text()
+            yield url
+        finally:
+            process.terminate()
+            process.wait(60)
+
+
+def _answers(url):
+    with contextlib.suppress(OSError):
+        return "true" in fetch(f"{url}/health")
+    return False
+
+
+def fetch(url, token="", **body):
+    """The text of a page, or of the answer to a body."""
+    data = json.dumps(body).encode() if body else None
+    head = {"Content-Type": "application/json", "Authorization": f"Bearer {token}"}
+    with urllib.request.urlopen(urllib.request.Request(url, data, head), timeout=60) as answer:
+        return answer.read().decode()
+
+
+def test_open_webui(nano, eager, open_webui):
+    token = json.loads(fetch(f"{open_webui}/api/v1/auths/signin", email="", password=""))["token"]
+    listed = json.loads(fetch(f"{open_webui}/api/models", token))["data"]
+    assert [each["id"] for each in listed] == ["qwq-nano"]
+    messages, texts, thoughts = [], [], []
+    for question in ("What is 12+34?", "And 2+2?"):
+        messages.append({"role": "user", "content": question})
+        body = {"model": "qwq-nano", "messages": messages, "stream": True, "params": {"temperature": 0}}
+        eager.asked.clear()
+        answer = fetch(f"{open_webui}/api/chat/completions", token, **body)
+        lines = [line.removeprefix("data: ") for line in answer.splitlines() if line.startswith("data: {")]
+        deltas = [json.loads(line)["choices"][0]["delta"] for line in lines]
+        texts.append("".join(each.get("content") or "" for each in deltas))
+        thoughts.append("".join(each.get("reasoning_content") or "" for each in deltas))
+        ((prompt, settings),) = eager.asked
+        assert (prompt, settings["temperature"]) == (messages, 0)
+        messages.append({"role": "assistant", "content": texts[-1]})
+    assert texts == turns(nano, "What is 12+34?", "And 2+2?")
+    assert thoughts[0] == greedy(nano, "What is 12+34?").texts["thinking"]
