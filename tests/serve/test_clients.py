@@ -48,6 +48,16 @@ def test_openai_for_javascript(nano, guarded, tmp_path):
     }
 
 
+@pytest.mark.real
+def test_openai_for_javascript_with_a_published_model(tmp_path):
+    """A model without reasoning, and with a tokenizer of 151,000 tokens."""
+    folder = node_package("openai").parents[1]
+    model = qwq_ref.load(real_model(QWEN_05B), context=2048)
+    with serving(lambda: model, ServerLimits(running=2, waiting=4), key=KEY) as running:
+        out = run_client("node", SCRIPTS / "openai.mjs", folder, running.url, KEY, folder=tmp_path)
+    assert out.count("ok: ") == 20
+
+
 DOCUMENTS = [
     {"q": "Reverse 12+34:\n", "choices": ["21+43", "12+34", "43+21"], "y": 0},
     {"q": "What is 12+34? ", "choices": ["46", "47", " 46 "], "y": 0},
