@@ -1,4 +1,4 @@
-"""Profiles, the long tier, the real tier, and the enforcement of the spec's shape contracts in every test."""
+"""Profiles, the tiers of tests, and the enforcement of the spec's shape contracts in every test."""
 
 import os
 
@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from qwq_ref import core
-from tests.support import contracts, real_models
+from tests.support import client_programs, contracts, real_models
 from tests.support.hub_server import hub, local_hub  # noqa: F401
 from tests.support.shared_data import shared_data  # noqa: F401
 from tests.support.small_tokenizer import (  # noqa: F401
@@ -35,9 +35,15 @@ settings.register_profile("long", max_examples=10_000, **_common)
 settings.load_profile("fast")
 
 
+TIERS = {"real": real_models, "clients": client_programs}  # mark and option -> the module that knows its folder
+
+
 def pytest_addoption(parser):
     parser.addoption("--long", action="store_true", help="10,000 Hypothesis examples a test, and the tests marked long")
-    parser.addoption("--real", action="store_true", help="the tests marked real, and no others: see QWQ_REF_MODELS")
+    for name, module in TIERS.items():
+        parser.addoption(
+            f"--{name}", action="store_true", help=f"the tests marked {name}, and no others: see {module.VARIABLE}"
+        )
     parser.addoption("--browser", action="store_true", help="run the tests of the page, too: see the mark browser")
 
 
@@ -47,13 +53,14 @@ def pytest_configure(config):
 
 
 def pytest_report_header(config):
-    problem = real_models.missing()
-    return f"real tier: every test is skipped: {problem}" if config.getoption("--real") and problem else None
+    problems = {name: module.missing() for name, module in TIERS.items() if config.getoption(f"--{name}")}
+    return [f"{name} tier: every test is skipped: {problem}" for name, problem in problems.items() if problem]
 
 
 def pytest_collection_modifyitems(config, items):
-    of_tier = [item for item in items if item.get_closest_marker("real")]
-    if config.getoption("--real"):
+    chosen = {name for name in TIERS if config.getoption(f"--{name}")}
+    if chosen:
+        of_tier = [item for item in items if any(item.get_closest_marker(name) for name in chosen)]
         config.hook.pytest_deselected(items=[item for item in items if item not in of_tier])
         items[:] = of_tier
     for item in items:
@@ -61,13 +68,16 @@ def pytest_collection_modifyitems(config, items):
             item.add_marker(pytest.mark.skip(reason="long tier: run with --long"))
         if item.get_closest_marker("browser") and not (config.getoption("--browser") or config.getoption("--long")):
             item.add_marker(pytest.mark.skip(reason="browser tier: run with --browser"))
-        if item.get_closest_marker("real") and not config.getoption("--real"):
-            item.add_marker(pytest.mark.skip(reason="real tier: run with --real, and QWQ_REF_MODELS=FOLDER"))
+        for name, module in TIERS.items():
+            if item.get_closest_marker(name) and name not in chosen:
+                reason = f"{name} tier: run with --{name}, and {module.VARIABLE}=FOLDER"
+                item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item):
-    real_models.tier = item.get_closest_marker("real") is not None
+    for name, module in TIERS.items():
+        module.tier = item.get_closest_marker(name) is not None
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -15,6 +15,7 @@ from starlette.responses import Response
 from ..engine.logprobs import TokenLogprob
 from ..engine.scheduler import Progress
 from ..errors import UsageError
+from ..text import read_gap
 from .answers import ServedAnswer, TextPart, Usage, total, usage_json
 from .engine import ServedModel
 from .events import DONE, EventStream, event, gather, merged, while_connected
@@ -80,9 +81,11 @@ async def _begin(engine: ServedModel, body: CompletionRequest, answers: list[Ser
         message = f"prompt: prompts and best_of ask for more than {engine.limits.prompts} answers"
         raise ApiError(400, message, param="prompt", code="invalid_value")
     engine.check_room()
-    prompts = []
-    for text in given:
-        ids = await asyncio.to_thread(model.prompt_ids, text, raw=True, suffix=body.suffix, most=model.context)
+    prompts, texts = [], []
+    for one in given:
+        text, suffix = _gap(engine, body, one)
+        texts.append((text, suffix))
+        ids = await asyncio.to_thread(model.prompt_ids, text, raw=True, suffix=suffix, most=model.context)
         if len(ids) + most > model.context:
             problem = f"of {len(ids)} tokens and {most} more do not fit in the context of {model.context}"
             raise UsageError(None, "prompt", problem)
@@ -94,11 +97,22 @@ async def _begin(engine: ServedModel, body: CompletionRequest, answers: list[Ser
             prompt.noted = await score(engine.scheduler, prompt.ids, body.logprobs)
     if most:
         seeds = body.seeds(body.tried)
-        prepare = [functools.partial(model.prepare, text, seed=seed, **settings) for text in given for seed in seeds]
+        prepare = [
+            functools.partial(model.prepare, text, seed=seed, **{**settings, "suffix": suffix})
+            for text, suffix in texts
+            for seed in seeds
+        ]
         answers += await engine.ask(prepare)
         for number, prompt in enumerate(prompts):
             prompt.answers = answers[number * len(seeds) : (number + 1) * len(seeds)]
     return prompts
+
+
+def _gap(engine: ServedModel, body: CompletionRequest, text: str | list[int]) -> tuple[str | list[int], str | None]:
+    """Return a prompt and its suffix. Editors that know a model may write its tokens of a gap into the prompt."""
+    if body.suffix is None and isinstance(text, str) and not body.echo:
+        return read_gap(engine.model.tokenizer, text) or (text, None)
+    return text, body.suffix
 
 
 async def _texts(engine: ServedModel, one: ServedAnswer) -> AsyncIterator[tuple[str, int, int] | Progress]:

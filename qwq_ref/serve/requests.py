@@ -149,9 +149,9 @@ class CompletionRequest(GenerationRequest):
         return count
 
     def settings(self) -> dict[str, Any]:
-        """Return the settings of `Model.prepare`, but for the seed."""
+        """Return the settings of `Model.prepare`, but for the seed and the suffix."""
         noted = self.logprobs if self.logprobs is not None else 0 if self.best_of else None
-        given = {"logprobs": noted, "suffix": self.suffix, "raw": True}
+        given = {"logprobs": noted, "raw": True}
         most = 16 if self.max_tokens is None else self.max_tokens  # OpenAI's number
         return {**self.sampling(), **{k: v for k, v in given.items() if v is not None}, "max_tokens": most}
 

@@ -59,6 +59,7 @@ class Turn:
             for delta in self._read(part.piece.text, start, stop):
                 if isinstance(delta, Said):
                     start = stop
+                self._called = self._called or isinstance(delta, CallEnds)
                 yield delta
                 if self._called and self._one_call:
                     self.answer.cancel()
@@ -71,7 +72,6 @@ class Turn:
         if self._parser is None:
             return [Said(text, start, stop)]
         events = self._parser.feed(text)
-        self._called = self._called or any(isinstance(event, CallEnds) for event in events)
         return [Said(event.text, start, stop) if isinstance(event, Content) else event for event in events]
 
     @property

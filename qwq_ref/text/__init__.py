@@ -1,7 +1,7 @@
 """From text to token ids and back: tokenizer, chat template, reasoning."""
 
 from ..text_files import FILES
-from .fim import fim_ends, fim_ids
+from .fim import fim_ends, fim_ids, read_gap
 from .template import ChatTemplate, load_chat_template
 from .template_process import start_templates
 from .thinking import ThinkingSplitter, prompt_is_thinking, split_thinking
@@ -24,6 +24,7 @@ __all__ = [
     "load_chat_template",
     "load_tokenizer",
     "prompt_is_thinking",
+    "read_gap",
     "split_thinking",
     "start_templates",
 ]

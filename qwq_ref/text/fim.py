@@ -31,3 +31,20 @@ def fim_ends(tokenizer: Tokenizer) -> list[int]:
     """Return the ids that end the text of a gap, beside those that end any answer."""
     end_of_text = tokenizer.added.get(_END_OF_TEXT)
     return [*tokenizer.fim.values(), *(() if end_of_text is None else (end_of_text,))]
+
+
+def read_gap(tokenizer: Tokenizer, text: str) -> tuple[str, str] | None:
+    """Return the texts before and after a gap from a prompt that spells the three tokens, as editors write it.
+
+    None for any other text: where a token comes twice, or not at its place, nothing says where the gap is.
+    """
+    names = {identity: name for name, identity in tokenizer.added.items()}
+    if any(role not in tokenizer.fim for role in ("prefix", "suffix", "middle")):
+        return None
+    prefix, suffix, middle = (names[tokenizer.fim[role]] for role in ("prefix", "suffix", "middle"))
+    if any(text.count(name) != 1 for name in (prefix, suffix, middle)):
+        return None
+    if not (text.startswith(prefix) and text.endswith(middle)):
+        return None
+    before, found, after = text[len(prefix) : -len(middle)].partition(suffix)
+    return (before, after) if found else None

@@ -19,7 +19,7 @@ from qwq_ref.config import Config
 from qwq_ref.core import Format
 from qwq_ref.formats import packed
 from tests.core.test_matmul import FORMATS, name_of, random_weight  # skips where the core is not built
-from tests.house.test_docs import fenced
+from tests.support.pages import fenced
 from tests.support.paths import DOCS, QWQ_CONFIG
 
 PAGE = DOCS / "packed.md"

@@ -7,24 +7,28 @@ import sys
 
 import pytest
 
+import qwq_ref
+from tests.support.pages import fenced
 from tests.support.paths import ROOT
+from tests.support.servers import serving
 
+SERVED = ("clients.md",)  # pages whose snippets ask a server
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 
 
-def fenced(page, language):
-    """[(line number, text)] of the page's fenced blocks of a language."""
-    text = page.read_text()
-    return [
-        (text[: match.start()].count("\n") + 1, match[1])
-        for match in re.finditer(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
-    ]
+@pytest.fixture(scope="module")
+def server():
+    with serving(lambda: qwq_ref.load("qwq-nano")) as running:
+        yield running
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_snippets_run(page, tmp_path, monkeypatch):
+def test_snippets_run(page, tmp_path, monkeypatch, request):
     """All Python blocks of a page, in order, in one namespace; they assert what they claim."""
     monkeypatch.chdir(tmp_path)
+    if page.name in SERVED:
+        monkeypatch.setenv("OPENAI_BASE_URL", f"{request.getfixturevalue('server').url}/v1")
+        monkeypatch.setenv("OPENAI_API_KEY", "none")
     namespace = {}
     for line, code in fenced(page, "python"):
         exec(compile("\n" * line + code, str(page), "exec"), namespace)

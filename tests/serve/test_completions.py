@@ -144,6 +144,25 @@ def test_chats_have_logprobs_of_their_answers(client, nano):
     assert [each for one in chunks if one for each in one.content] == content
 
 
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_gap_that_is_written_with_its_tokens(client, nano, stream):
+    """Editors that know a model's name, such as Continue, write its tokens of a gap into the prompt."""
+    before, after = "def add(a, b):\n    <|im_end|>", "\n    return total\n"
+    mine = nano.generate(before, suffix=after, temperature=0, max_tokens=12)
+    for _ in mine:
+        pass
+    text = f"<|fim_prefix|>{before}<|fim_suffix|>{after}<|fim_middle|>"
+    found = ask(client, text, temperature=0, max_tokens=12, stream=stream, stop=["<|fim_pad|>", "<|im_end|>"])
+    chunks = [*found] if stream else [found]
+    assert "".join(chunk.choices[0].text for chunk in chunks) == "".join(mine.texts.values())
+    found = ask(client, [text, "Sort 3,1,2."], temperature=0, max_tokens=12)
+    assert found.choices[0].text == "".join(mine.texts.values())
+    assert found.choices[1].text == ask(client, "Sort 3,1,2.", temperature=0, max_tokens=12).choices[0].text
+    assert found.usage.prompt_tokens == len(mine.run.prompt) + len(nano.tokenizer.encode("Sort 3,1,2."))
+    plain = ask(client, text, temperature=0, max_tokens=0, echo=True, logprobs=0)  # a text to score is no gap
+    assert plain.usage.prompt_tokens == len(nano.tokenizer.encode(text))
+
+
 def test_stop_strings_end_the_text(client):
     whole = ask(client, temperature=0, max_tokens=60).choices[0].text
     stop = whole[10:13]

@@ -6,7 +6,7 @@ import pytest
 
 import qwq_ref
 from qwq_ref.errors import TokenizerError, UsageError
-from qwq_ref.text import fim_ends, fim_ids, load_tokenizer
+from qwq_ref.text import fim_ends, fim_ids, load_tokenizer, read_gap
 from tests.support.gguf_text import TOKENS, metadata, write
 from tests.support.real_models import QWEN_05B, real_model
 from tests.support.scripts import Given, model_that_says, read
@@ -36,6 +36,22 @@ def test_the_texts_are_plain(small):
         fim_ids(small, "", "\ud800")
 
 
+def test_a_gap_that_is_written_with_its_tokens(small):
+    assert read_gap(small, "<|fim_prefix|>a <|im_end|>\n<|fim_suffix|> b<|fim_middle|>") == ("a <|im_end|>\n", " b")
+    assert read_gap(small, "<|fim_prefix|><|fim_suffix|><|fim_middle|>") == ("", "")
+    for text in (
+        "",
+        "a",
+        "x<|fim_prefix|>a<|fim_suffix|>b<|fim_middle|>",
+        "<|fim_prefix|>a<|fim_suffix|>b<|fim_middle|>\n",
+        "<|fim_prefix|>a<|fim_middle|>",
+        "<|fim_prefix|>a<|fim_suffix|>b<|fim_suffix|>c<|fim_middle|>",  # where does the gap begin?
+        "<|fim_prefix|>a<|fim_middle|><|fim_suffix|>b<|fim_middle|>",
+        "<|fim_prefix|>a<|fim_suffix|>b<|fim_prefix|>c<|fim_middle|>",
+    ):
+        assert read_gap(small, text) is None, text
+
+
 def test_each_token_of_the_kind_ends_a_gap(small):
     assert {*fim_ends(small)} == {small.added[token] for token in (*ROLES.values(), "<|endoftext|>")}
     for end in (*ROLES.values(), "<|endoftext|>", "<|im_end|>"):
@@ -54,6 +70,7 @@ def test_a_model_without_these_tokens_says_so(tmp_path):
     model = model_that_says(load_tokenizer(file), [], Given([5]))
     with pytest.raises(UsageError, match=r"^suffix: this model has no token for the middle of a gap"):
         model.generate("a", suffix="b")
+    assert read_gap(model.tokenizer, "<|fim_prefix|>a<|fim_suffix|>b<|fim_middle|>") is None
 
 
 @pytest.mark.parametrize(
