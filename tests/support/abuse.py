@@ -215,7 +215,7 @@ def odd_target(rng, known):
             "/page/%2e%2e/%2e%2e/etc/passwd",
             "/%00",
             "/..%2f",
-            "/?%0d%0ax:1",
+            "/nothing?%0d%0ax:1",
             "http://localhost/nothing",
             "http://evil.example/",
             "*",
