@@ -53,6 +53,14 @@ def nano():
 
 
 @pytest.fixture
+def heard():
+    """Let the process hear Ctrl-C: a background shell's children ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture
 def begin(nano, capsys):
     """Return a function that lets a user type lines -> the talk, its stdout, its stderr."""
     schedulers = []
@@ -107,7 +115,7 @@ def test_the_next_turn_begins_with_a_prefix_that_is_computed(begin, nano):
     scheduler.close()
 
 
-def test_ctrl_c_at_any_time_keeps_the_answer(begin, monkeypatch):
+def test_ctrl_c_at_any_time_keeps_the_answer(begin, monkeypatch, heard):
     """Before the first token, and between the last one and its place in the conversation."""
     with ending.signals(own=False), ending.ctrl_c():
         submit = Scheduler.submit
