@@ -279,7 +279,8 @@ def test_a_missing_generation_config_is_told(random_folder, tmp_path, capsys):
 
 def test_verbose_tells_the_sampling(random_folder, capsys):
     ask = ("generate", "-v", "--raw", "-p", "x", "-n", "3", "-c", "64", "-m", random_folder)
-    line = "sampling: temperature 0.6, top-k 40, top-p 0.95, min-p 0, repetition-penalty 1, presence-penalty 0; from "
+    line = "sampling: temperature 0.6, top-k 40, top-p 0.95, min-p 0, repetition-penalty 1, presence-penalty 0, "
+    line += "frequency-penalty 0, penalty-window 0, typical-p 1, top-n-sigma 0; from "
     assert f"{line}generation_config.json\n" in messages(capsys, *ask)
     line = line.replace("0.6", "2")
     assert f"{line}generation_config.json and the command line\n" in messages(capsys, *ask, "--temp", "2")

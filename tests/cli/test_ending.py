@@ -28,7 +28,9 @@ def start(*command, **kwargs):
 
 @pytest.mark.parametrize(("number", "words"), ENDS.items())
 def test_a_signal_keeps_the_partial_answer(scripted, number, words):
-    process = start("-m", "qwq_ref", "generate", "-m", scripted("two", "4!", ends=False), "what?")
+    process = start(
+        "-m", "qwq_ref", "generate", "-m", scripted("two", "4!", ends=False), "what?", "--loop-guard", "off"
+    )
     first = process.stdout.read(2)
     process.send_signal(number)
     rest, err = process.communicate(timeout=60)
@@ -41,7 +43,8 @@ def test_a_signal_keeps_the_partial_answer(scripted, number, words):
 
 
 def test_a_signal_keeps_the_partial_json(scripted):
-    process = start("-m", "qwq_ref", "generate", "-m", scripted("two", "4!", ends=False), "what?", "--json", "-v")
+    endless = ("-m", scripted("two", "4!", ends=False), "what?", "--loop-guard", "off")
+    process = start("-m", "qwq_ref", "generate", *endless, "--json", "-v")
     for line in process.stderr:
         if line.startswith("context: "):  # the model is loaded, and the answer is about to begin
             break
