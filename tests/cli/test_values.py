@@ -87,7 +87,7 @@ def test_what_is_refused(convert, text, problem):
         ("bench --op argmax -T 1,x", "-T/--tokens: must be an integer, got x"),
         (
             "nothing",
-            "nothing: is not a command; there are generate, info, convert, eval, perplexity, plot, golden",
+            "nothing: is not a command; there are generate, chat, batch, info, tokenize, serve, convert, eval,",
         ),
     ],
 )

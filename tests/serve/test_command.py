@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
@@ -123,6 +124,7 @@ def test_the_second_signal_ends_at_once(first):
             running.process.send_signal(first)
             while not any("another signal" in line for line in running.lines):
                 assert running.process.poll() is None
+                time.sleep(0.01)  # the thread that reads the lines needs its turn
             running.process.send_signal(signal.SIGTERM)
             assert running.end() == 143
 
