@@ -216,12 +216,11 @@ typedef struct {
     const float *scale, *turns;
 } qwq_key_bias;
 
-/* A KV cache of one layer, for `capacity` tokens, in pages of 128 tokens. Caches may share pages that no call writes to.
- * pages   [capacity / 128, rounded up]: where each begins, at a multiple of 64. Those of the tokens that a call reads or
- *         writes must be there. attention.h has their layout; what is not yet appended may hold anything
- * offset  from the beginning of a page to the layer's part of it, a multiple of 64
- * bias    of int8 keys
- * int8    1 for int8, 0 for float32 */
+/* A KV cache of one layer, for `capacity` tokens, in pages of 128 tokens. Caches may share pages that no call writes
+ * to. pages   [capacity / 128, rounded up]: where each begins, at a multiple of 64. Those of the tokens that a call
+ * reads or writes must be there. attention.h has their layout; what is not yet appended may hold anything offset  from
+ * the beginning of a page to the layer's part of it, a multiple of 64 bias    of int8 keys int8    1 for int8, 0 for
+ * float32 */
 typedef struct {
     uint8_t *const *pages;
     size_t offset;

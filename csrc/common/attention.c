@@ -139,7 +139,8 @@ static void prepare(pass *p, const job *j, size_t head, size_t row, size_t rows,
             }
             int8_t codes[MOST_DIMS];
             float scale[HALVES];
-            qwq_quantise_halves(j->kernels, codes, scale, x, qwq_of_head(j->kv.bias.query_gain, head, j->kv.E), NULL, j->kv.E);
+            qwq_quantise_halves(j->kernels, codes, scale, x, qwq_of_head(j->kv.bias.query_gain, head, j->kv.E), NULL,
+                                j->kv.E);
             for (size_t h = 0; h < HALVES; h++) {
                 int32_t sum = 0;
                 for (size_t e = h * j->wide / 2; e < (h + 1) * j->wide / 2; e++)

@@ -12,7 +12,7 @@ enum {
     CHUNK = 1024, /* tokens whose scores share a maximum; anchored at position 0 */
     BLOCK = 32,   /* tokens whose weights share a unit; likewise */
     BLOCKS = CHUNK / BLOCK,
-    SPAN = 128,          /* tokens that are worked on at a time, and of a page */
+    SPAN = 128, /* tokens that are worked on at a time, and of a page */
     SPANS = CHUNK / SPAN,
     DIMS = 32,           /* the same of dimensions */
     ROWS = 6,            /* query rows at work together; a row is one head of one token */
@@ -25,8 +25,8 @@ enum {
 static const float ATTENTION_SMALLEST = 0x1p-100f, ATTENTION_LARGEST = 0x1p56f, ATTENTION_LOWEST = -0x1p126f;
 
 /* What a layer has in a page, with a head dimension E (rounded up to 32): for each KV head in turn
- *   int8: keys 128 * E bytes [128/16][E/4][16][4], value + 128; values 128 * E bytes [E/32][128/4][32][4]; scales of the
- *         lower half of the dimensions of keys [128], floats; of the upper half [128]; scales of values [128]. Four
+ *   int8: keys 128 * E bytes [128/16][E/4][16][4], value + 128; values 128 * E bytes [E/32][128/4][32][4]; scales of
+ * the lower half of the dimensions of keys [128], floats; of the upper half [128]; scales of values [128]. Four
  *         dimensions of a key, or four tokens of a value, are what one instruction multiplies; reading follows
  *         addresses.
  *   fp32: keys [128][E], then values [128][E].

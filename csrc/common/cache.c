@@ -37,7 +37,7 @@ qwq_span qwq_span_at(const qwq_kv *kv, size_t head, size_t n)
 
 /* x * gain - center [E] to q, E rounded up to 32: each half with a scale of its own. */
 void qwq_quantise_halves(const qwq_attention_kernels *kernels, int8_t *q, float scale[HALVES], const float *x,
-                            const float *gain, const float *center, size_t E)
+                         const float *gain, const float *center, size_t E)
 {
     size_t wide = up(E, DIMS), lower = smaller(E, wide / 2);
     memset(q + E, 0, wide - E);

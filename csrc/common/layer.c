@@ -34,7 +34,7 @@ static void weights_of(weight *weights, const qwq_layer *l)
 /* Where a layer's intermediate results are. */
 typedef struct {
     float *qkv, *q, *k, *v, *heads, *act, *wanted; /* the last: rows of x, if not all are wanted */
-    void *rest; /* scratch of whatever is running */
+    void *rest;                                    /* scratch of whatever is running */
     size_t bytes;
 } places;
 
@@ -230,7 +230,8 @@ static void turn_wanted(const step *s, float *q, const float *cos, const float *
 }
 
 /* Queries of the wanted rows, keys and values of all, turned: x [T, D] -> at->q, at->k, at->v. */
-static int project(const step *s, const weight *weights, const float *x, const float *cos, const float *sin, const tokens *n)
+static int project(const step *s, const weight *weights, const float *x, const float *cos, const float *sin,
+                   const tokens *n)
 {
     const qwq_layer *l = s->layer;
     const places *p = s->at;

@@ -8,15 +8,16 @@
 #include "common/fetch.h"
 #include "common/formats.h"
 #include "common/parallel.h"
+#include "common/results.h"
 #include "common/table.h"
 
 enum {
-    GROUP_CHUNK = 8,   /* groups that are unpacked at a time: they stay in the first cache for all tokens */
-    FEW = 2,           /* tiles: so many tokens wait for memory; */
-    SOME = 6,          /* tiles: so many cost less to decode a panel for, each time from the first two caches, than to */
-    CACHED = 1 << 19,  /* unpack and scale it for, while their activations, in bytes, stay in the second cache */
-    FLOATS_CHUNK = 2,  /* the same for floats, which take as much */
-    PANELS = 4,        /* that a thread takes at a time: pairs, for gate and up; */
+    GROUP_CHUNK = 8,  /* groups that are unpacked at a time: they stay in the first cache for all tokens */
+    FEW = 2,          /* tiles: so many tokens wait for memory; */
+    SOME = 6,         /* tiles: so many cost less to decode a panel for, each time from the first two caches, than to */
+    CACHED = 1 << 19, /* unpack and scale it for, while their activations, in bytes, stay in the second cache */
+    FLOATS_CHUNK = 2, /* the same for floats, which take as much */
+    PANELS = 4,       /* that a thread takes at a time: pairs, for gate and up; */
     MOST_TOKENS = 516, /* with as many tokens their results stay in the second cache */
     SLICE = 8,         /* groups that a thread quantises at a time, where there are few tokens: */
     EVEN = 4           /* fewer tiles a thread than this could leave one of them idle */
@@ -243,8 +244,25 @@ static void few_times(float *y, qwq_wide *wide, const qwq_job *j, const uint8_t 
         tile[i] = tile_in(&j->scratch, l, j->tiles.T, t, tokens[i], 0);
     }
     if (!wide) {
-        for (size_t i = 0; i < j->tiles.count; y += tokens[i++] * PANEL)
-            j->kernels->blocks[j->format->codes](y, panel, &tile[i], tokens[i], groups, j->format, l);
+        blocks_fn *times = j->kernels->blocks[j->format->codes];
+        if (j->tiles.count <= FEW) {
+            for (size_t i = 0; i < j->tiles.count; y += tokens[i++] * PANEL)
+                times(y, panel, &tile[i], tokens[i], groups, j->format, l);
+            return;
+        }
+        /* Some groups for all tiles in turn. Only the first tile would wait for memory: each fetches a part of what
+         * comes two turns later. Panels follow one another. */
+        const size_t some = up(GROUP_CHUNK, l->columns / GROUP), bytes = some * GROUP / l->columns * l->bytes;
+        const size_t part = up(bytes / j->tiles.count, LINE);
+        for (size_t g = 0; g < groups; g += some, panel += bytes) {
+            const size_t n = smaller(some, groups - g);
+            float *to = y;
+            for (size_t i = 0; i < j->tiles.count; to += tokens[i++] * PANEL) {
+                fetch(panel + 2 * bytes + i * part, part);
+                times(to, panel, &tile[i], tokens[i], n, j->format, l);
+                advance(&tile[i], tokens[i], n, l);
+            }
+        }
         return;
     }
     for (size_t g = 0; g < groups; g++) {
@@ -304,41 +322,6 @@ static void many_times(float *results, qwq_wide *wide, const qwq_job *j, size_t 
                 t += tokens;
             }
         }
-}
-
-/* What is done with results, for some tokens and the panels of a thread. */
-typedef struct {
-    float *y;
-    const float *scale; /* of tokens; NULL for floats */
-    const qwq_fusion *fusion;
-    const qwq_ops *ops;
-    size_t N, t0, t1;
-} qwq_end;
-
-/* n of one token's results, rows from n0 on: times the token's scale, plus the bias and the residual. */
-static void finish(float *to, const float *results, const qwq_end *e, size_t t, size_t n0, size_t n)
-{
-    const float *bias = e->fusion->bias, *residual = e->fusion->residual;
-    e->ops->finish(to, results, e->scale ? e->scale + t : NULL, bias ? bias + n0 : NULL,
-                   residual ? residual + t * e->N + n0 : NULL, n);
-}
-
-/* One panel's results, rows from n0, to where they belong. */
-static void store(const float *results, const qwq_end *e, size_t n0)
-{
-    for (size_t t = e->t0; t < e->t1; t++, results += PANEL)
-        finish(e->y + t * e->N + n0, results, e, t, n0, smaller(PANEL, e->N - n0));
-}
-
-/* Two panels' results, gate and up, to the 32 columns that they make. */
-static void store_swiglu(const float *gates, const float *ups, const qwq_end *e, size_t n0)
-{
-    for (size_t t = e->t0; t < e->t1; t++, gates += PANEL, ups += PANEL) {
-        float gate[PANEL] __attribute__((aligned(LINE))), one[PANEL] __attribute__((aligned(LINE)));
-        finish(gate, gates, e, t, n0, PANEL);
-        finish(one, ups, e, t, n0 + PANEL, PANEL);
-        e->ops->swiglu(e->y + t * (e->N / 2) + n0 / 2, gate, one, 1.0f, PANEL);
-    }
 }
 
 int qwq_matmul(float *y, const qwq_linear *w, const float *x, const qwq_fusion *fusion, void *scratch, size_t T,

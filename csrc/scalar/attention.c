@@ -121,7 +121,8 @@ static void scores_fp32(qwq_rows *rows, const qwq_chunk *chunk, size_t first, si
     size_t E = rows->E;
     for (size_t r = 0; r < rows->rows; r++)
         for (size_t t = first * SPAN; t < last * SPAN; t++) {
-            const float *q = (const float *)rows->q + r * E, *k = (const float *)chunk->spans[t / SPAN].k + t % SPAN * E;
+            const float *q = (const float *)rows->q + r * E,
+                        *k = (const float *)chunk->spans[t / SPAN].k + t % SPAN * E;
             float lanes[16];
             for (size_t j = 0; j < 16; j++)
                 lanes[j] = q[j] * k[j];

@@ -52,7 +52,8 @@ static void weights_int8(qwq_rows *rows, const qwq_chunk *chunk, size_t first, s
                 total[i % 2] = _mm256_add_ps(total[i % 2], p);
                 /* where p is 0, anything may lie in the cache */
                 __m256 counts = _mm256_cmp_ps(p, _mm256_setzero_ps(), _CMP_GT_OQ);
-                w[i] = _mm256_and_ps(counts, _mm256_mul_ps(p, _mm256_load_ps(chunk->spans[t / SPAN].v_scale + t % SPAN)));
+                w[i] =
+                    _mm256_and_ps(counts, _mm256_mul_ps(p, _mm256_load_ps(chunk->spans[t / SPAN].v_scale + t % SPAN)));
                 largest = _mm256_max_ps(largest, w[i]);
             }
             float most = largest_of(largest);
