@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import qwq_ref
+from qwq_ref.engine.decode.batch import Batch
 from qwq_ref.engine.scheduler import Ended, Progress, Scheduler
 from qwq_ref.errors import BusyError
 
@@ -252,3 +253,22 @@ def test_a_fault_of_the_program_leaves_nobody_waiting(nano, monkeypatch):
     with pytest.raises(BusyError):
         scheduler.submit(endless(nano), Listener())
     scheduler.close()
+
+
+def test_a_piece_of_what_was_put_aside_is_as_long_as_its_request(nano):
+    """Its tokens are then the first of the whole session, and not those of the request."""
+    session, ids = nano.session(), np.random.default_rng(1).integers(0, 500, 40).tolist()
+    session.extend(ids[:20])
+    batch = Batch(nano.backend, live=False)
+    batch.add(0, session.asking(ids[20:]))
+    assert list(batch.items()) == []
+    batch._works[0].put_aside()
+    batch._works[0].aside = False
+    batch._shares = lambda works: {0: 20}
+    for _ in range(2):
+        assert list(batch.run()) == []
+    assert list(batch.items()) == [(0, None)]
+    whole = nano.session()
+    whole.extend(ids)
+    assert session.ids == ids
+    assert np.array_equal(session.next_logits(), whole.next_logits())

@@ -241,6 +241,4 @@ def _piece(work: _Work, count: int) -> Request:
     """Return the first tokens that are left of a request as one of its own."""
     request = work.request
     assert request is not None
-    if count == len(request.step.ids):
-        return request
     return replace(request, step=replace(request.step, ids=work.left[:count]))
