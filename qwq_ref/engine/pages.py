@@ -5,6 +5,7 @@ A page holds the keys and values of all layers. A sequence that writes to a page
 
 from __future__ import annotations
 
+import ctypes
 import threading
 import weakref
 from collections import deque
@@ -162,7 +163,5 @@ class Table:
 
 
 def _bytes_at(address: int, size: int) -> Array:
-    import ctypes
-
     array: Any = (ctypes.c_uint8 * size).from_address(address)
     return np.frombuffer(array, np.uint8)

@@ -140,7 +140,7 @@ class Scheduler:
                 raise BusyError(None, "server", "is shutting down", 1)
             if len(self._waiting) >= self._most_waiting:
                 self._totals["refused"] += 1
-                raise BusyError(None, "server", f"is busy: {len(self._waiting)} prompts wait already", self._patience())
+                raise BusyError(None, "server", f"is busy: {len(self._waiting)} prompts wait already", self.patience)
             job = Job(next(self._numbers), prepared, prepared.generation(), deliver)
             self._waiting.append(job)
             self._changed.notify_all()
@@ -176,7 +176,7 @@ class Scheduler:
         """
         while self.model.backend.missing([step]):
             if not self._prefixes.drop_oldest():
-                raise BusyError(None, "server", "has no memory left for this prompt now", self._patience())
+                raise BusyError(None, "server", "has no memory left for this prompt now", self.patience)
 
     def call(self, work: Callable[[], T]) -> T:
         """Return work(), called in the scheduler's thread between two passes."""
@@ -210,8 +210,9 @@ class Scheduler:
             now = {"running": len(self._running), "waiting": len(self._waiting), "kept": len(self._prefixes)}
             return Counts(**{**self._totals, **now, "seconds": self._seconds})
 
-    def _patience(self) -> float:
-        """Return the seconds after which a refused caller may try again: those of a job, until one has ended 5."""
+    @property
+    def patience(self) -> float:
+        """The seconds after which a refused caller may try again: those of a job, until one has ended 5."""
         ended = self._totals["answered"]
         return max(1.0, self._seconds / ended if ended else 5.0)
 

@@ -45,11 +45,16 @@ class Session:
     """
 
     def __init__(
-        self, backend: Backend, model: str | os.PathLike[str] | None = None, sequence: Sequence | None = None
+        self,
+        backend: Backend,
+        model: str | os.PathLike[str] | None = None,
+        sequence: Sequence | None = None,
+        ids: Ids[int] = (),
     ) -> None:
+        """`sequence`: one that holds `ids`; None: an empty one."""
         self.backend = backend
         self.model = model
-        self.ids: list[int] = []
+        self.ids = [*ids]
         self._sequence = backend.sequence() if sequence is None else sequence
         self._logits: Array | None = None  # of the token after the last one; None where they are not known
 
@@ -106,9 +111,7 @@ class Session:
 
     def fork(self, length: int) -> Session:
         """Return a session with the first `length` tokens. Both share the memory of these."""
-        held = Session(self.backend, self.model, self._sequence.fork(length))
-        held.ids = self.ids[:length]
-        return held
+        return Session(self.backend, self.model, self._sequence.fork(length), self.ids[:length])
 
     def arrays(self) -> Ids[Array]:
         """Return the arrays that hold the tokens: see `Backend.arrays`. They are valid while the session is held."""

@@ -92,9 +92,7 @@ def _read(model: Model, file: SafetensorsFile, path: StrPath) -> Session:
         if digest.hexdigest() != about.get("sha256"):
             raise SessionFileError(path, "sha256", "is not that of the contents: the file is damaged")
 
-    session = Session(backend, model.path, backend.restored(length, fill))
-    session.ids = ids.tolist()
-    return session
+    return Session(backend, model.path, backend.restored(length, fill), ids.tolist())
 
 
 def _fill(file: SafetensorsFile, digest: Any, name: str, array: Array) -> None:

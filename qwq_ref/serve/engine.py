@@ -112,11 +112,9 @@ class ServedModel:
     def check_room(self) -> None:
         """Raise ApiError or BusyError where no prompt may come, before any work on it."""
         self.check_open()
-        counts = self.scheduler.counts
-        waiting = counts.waiting + self.preparing
+        waiting = self.scheduler.counts.waiting + self.preparing
         if waiting >= self.limits.waiting:
-            seconds = max(1.0, counts.seconds / counts.answered if counts.answered else _WAIT)
-            raise BusyError(None, "server", f"is busy: {waiting} prompts wait already", seconds)
+            raise BusyError(None, "server", f"is busy: {waiting} prompts wait already", self.scheduler.patience)
 
     def warm(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None) -> None:
         """Compute a conversation in the background, as the template will show it before the next question."""

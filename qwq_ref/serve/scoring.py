@@ -37,14 +37,9 @@ async def score(scheduler: Scheduler, ids: list[int], most: int) -> list[TokenLo
         following = ids[start + 1 : start + 1 + _ROWS]
         return [_noted(row, identity, most) for row, identity in zip(rows, following, strict=False)]
 
-    def keep() -> None:
-        session = Session(model.backend, model.path, sequence)
-        session.ids = [*ids]
-        scheduler.keep(session)
-
     for start in range(0, len(ids), _ROWS):
         found += await asyncio.to_thread(scheduler.call, lambda start=start: some(start))
-    await asyncio.to_thread(scheduler.call, keep)
+    await asyncio.to_thread(scheduler.call, lambda: scheduler.keep(Session(model.backend, model.path, sequence, ids)))
     return found
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from collections.abc import Sequence as Listed
 from dataclasses import dataclass, replace
@@ -76,7 +75,7 @@ class CoreBackend:
         threads: int = 1,
     ) -> None:
         """
-        context  positions that a sequence can hold: its memory is reserved at once
+        context  positions that a sequence can hold: it takes memory as it grows
         kv       "fp32" or "int8"
         isa      None: the best that the processor can run. Results are identical with each
         threads  of each long call. Results are identical with any number
@@ -87,8 +86,6 @@ class CoreBackend:
         self._inv_freq = rope_frequencies(config.rope, config.E)
         matrices = [packed for layer in weights.layers for packed in layer] + [*weights.head_pieces]
         self._products = sum(N * K for N, K in (packed.shape for packed in matrices))  # for a token
-        self._layers: list[Layer] | None = None
-        self._lock = threading.Lock()
         self.pool = Pool(config.L * attention.page_bytes(kv, config.K, config.E))
 
     @property
@@ -162,17 +159,14 @@ class CoreBackend:
         biases = key_biases(config, [layer.qkv_bias[:heads] for layer in self.weights.layers], rope_tables)
         return [attention.KeyBias.of(bias, self.context, config.K, config.E) for bias in biases]
 
-    @property
+    @functools.cached_property
     def layers(self) -> list[Layer]:
-        """The layers of the model: those of the first step, which makes them."""
-        with self._lock:
-            if self._layers is None:
-                config, caches = self.config, self.caches(Table(self.pool, self.context))
-                self._layers = [
-                    Layer(layer, cache, config.H, config.rms_norm_eps, config.window(i))
-                    for i, (layer, cache) in enumerate(zip(self.weights.layers, caches, strict=True))
-                ]
-            return self._layers
+        """The layers of the model, for all sequences."""
+        config, caches = self.config, self.caches(Table(self.pool, self.context))
+        return [
+            Layer(layer, cache, config.H, config.rms_norm_eps, config.window(i))
+            for i, (layer, cache) in enumerate(zip(self.weights.layers, caches, strict=True))
+        ]
 
     def run(
         self, ids: Ids, sequence: Sequence, rows: slice, tap: Tap | None = None, progress: Progress | None = None
