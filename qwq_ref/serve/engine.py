@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from .. import __version__
 from ..engine.model import Model, PreparedPrompt
 from ..engine.scheduler import Scheduler
+from ..engine.turns import certain_prefix
 from ..errors import BusyError, QwqError
 from .answers import ServedAnswer
 from .limits import ServerLimits
@@ -118,11 +119,10 @@ class ServedModel:
 
     def warm(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None) -> None:
         """Compute a conversation in the background, as the template will show it before the next question."""
-        model, scheduler = self.model, self.scheduler
-        if model.template is None or self.draining:
+        if self.model.template is None or self.draining:
             return
-        with contextlib.suppress(QwqError, RuntimeError):  # of a template that must end with a question, or a shutdown
-            scheduler.warm(model.template.encode(model.tokenizer, messages, tools or None, add_generation_prompt=False))
+        with contextlib.suppress(QwqError, RuntimeError):  # of a conversation that is too long, or a shutdown
+            self.scheduler.warm(certain_prefix(self.model, messages, tools=tools))
 
     def drain(self) -> None:
         """Take no more prompts, let those that run go on for some seconds, then cancel them. Does not wait."""
