@@ -81,14 +81,15 @@ async def _begin(engine: ServedModel, body: CompletionRequest, answers: list[Ser
         message = f"prompt: prompts and best_of ask for more than {engine.limits.prompts} answers"
         raise ApiError(400, message, param="prompt", code="invalid_value")
     engine.check_room()
-    prompts, texts = [], []
+    prompts, asked = [], []
     for one in given:
         text, suffix = _gap(engine, body, one)
-        texts.append((text, suffix))
         ids = await asyncio.to_thread(model.prompt_ids, text, raw=True, suffix=suffix, most=model.context)
         if len(ids) + most > model.context:
             problem = f"of {len(ids)} tokens and {most} more do not fit in the context of {model.context}"
             raise UsageError(None, "prompt", problem)
+        known = bool(ids) and suffix is None  # then the text need not be cut again for each answer
+        asked.append((ids if known else text, suffix))
         prompts.append(_Prompt(ids, text if isinstance(text, str) else model.tokenizer.decode(text)))
     if body.echo and body.logprobs is not None:
         for prompt in prompts:
@@ -99,7 +100,7 @@ async def _begin(engine: ServedModel, body: CompletionRequest, answers: list[Ser
         seeds = body.seeds(body.tried)
         prepare = [
             functools.partial(model.prepare, text, seed=seed, **{**settings, "suffix": suffix})
-            for text, suffix in texts
+            for text, suffix in asked
             for seed in seeds
         ]
         answers += await engine.ask(prepare)
