@@ -1,9 +1,9 @@
-"""Verifiers: whether a text answers a problem. They take any text and never raise."""
+"""The verifier of the recipe's categories: exact checkers, which take any text and never raise."""
 
 from __future__ import annotations
 
-from .problems import Problem
-from .programs import evaluate, run_rpn
+from ..problems import Problem
+from ..programs import evaluate, run_rpn
 
 _BOX = "\\boxed{"
 # More points than the degree of any program that `rpn` asks for: programs that agree on all are the same polynomial.

@@ -1,0 +1,9 @@
+"""Verifiers: functions that judge a completion. Each returns a `Verdict`, for any text.
+
+categories   the recipe's 23 categories, by exact checkers
+"""
+
+from .categories import boxed, check
+from .verdict import Verdict
+
+__all__ = ["Verdict", "boxed", "check"]
