@@ -7,12 +7,13 @@ import asyncio
 import json
 import os
 import secrets
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UsageError
 from .answer_options import add_context_argument, add_template_argument
 from .batch_files import BatchRequest, Output, count_requests, read_requests
-from .ending import deferred, kept
+from .ending import blocking, kept, run_loop
 from .many import PARALLEL
 from .options import (
     add_download_arguments,
@@ -83,7 +84,7 @@ def run(options: argparse.Namespace) -> int:
         work = _Work(make_app(served, verbose=options.verbose), output, count)
         try:
             with kept(work.words), shown(work.bar):
-                asyncio.run(work.answer(options.input, 2 * options.parallel))
+                run_loop(work.answer(options.input, 2 * options.parallel))
         finally:
             served.close()
             output.finish(whole=work.whole)
@@ -107,7 +108,7 @@ class _Work:
         """Answer the requests of a file, of which at most so many are under way. Raises FileError."""
         tasks: set[asyncio.Task[None]] = set()
         try:
-            for place, request in enumerate(read_requests(path)):
+            for place, request in enumerate(_each(read_requests(path))):
                 if self._output.has(place, request):
                     self._skip()
                     continue
@@ -142,9 +143,8 @@ class _Work:
             status, data = await post(self._app, request.url, request.body)
             response = {"status_code": status, "request_id": f"req_{secrets.token_hex(12)}", "body": json.loads(data)}
         line = {"id": identity, "custom_id": request.custom_id, "response": response, "error": error}
-        with deferred():  # Ctrl-C would lose the line, or count it wrongly
-            self._output.write(place, line)
-            self._count_in(response)
+        self._output.write(place, line)
+        self._count_in(response)
         self.bar(1)
 
     def _count_in(self, response: dict[str, Any] | None) -> None:
@@ -164,6 +164,16 @@ class _Work:
         parts += [f"{self.failed} refused: their lines tell why"] * bool(self.failed)
         parts += [f"{self.earlier} were there already"] * bool(self.earlier)
         return "; ".join(parts)
+
+
+def _each(requests: Iterator[BatchRequest]) -> Iterator[BatchRequest]:
+    """Yield the requests. Ctrl-C ends the wait for the next one, too."""
+    while True:
+        with blocking():
+            request = next(requests, None)
+        if request is None:
+            return
+        yield request
 
 
 def _raise_first(tasks: set[asyncio.Task[None]]) -> None:

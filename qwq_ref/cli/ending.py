@@ -16,7 +16,7 @@ import contextlib
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from types import FrameType
 from typing import Any
 
@@ -28,6 +28,8 @@ _WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "ended by SIGTERM", sign
 
 
 _last = signal.SIGINT  # the signal behind the last KeyboardInterrupt
+_interrupt: Any = None  # the handler that raises it
+_cancel: Any = None  # the handler that cancels the coroutine of `run_loop` instead
 _deferred: list[int] | None = None  # signals that came in a block of `deferred`; None: no such block runs
 
 
@@ -127,8 +129,8 @@ def signals(own: bool) -> Iterator[None]:
             signal.signal(each, signal.SIG_DFL)
         raise KeyboardInterrupt
 
-    global _last
-    _last = signal.SIGINT
+    global _last, _interrupt
+    _last, _interrupt = signal.SIGINT, stop
     for number in ours:
         signal.signal(number, stop)
     try:
@@ -136,6 +138,62 @@ def signals(own: bool) -> Iterator[None]:
     finally:
         for number in ours:
             signal.signal(number, signal.SIG_DFL if own else usual[number])
+
+
+def run_loop(main: Coroutine[Any, Any, None]) -> None:
+    """Run a coroutine in an event loop, and cancel it at a signal that raises KeyboardInterrupt elsewhere.
+
+    Raises KeyboardInterrupt when the loop has ended. A handler that raised it within the loop would end any of its
+    tasks, or its own bookkeeping. Only a block of `blocking` is ended so.
+    """
+    import asyncio
+
+    heeded = [number for number in _WORDS if signal.getsignal(number) is _interrupt]
+    came: list[int] = []
+
+    async def cancellable() -> None:
+        loop, task = asyncio.get_running_loop(), asyncio.current_task()
+        assert task is not None
+
+        def cancel(number: int, frame: FrameType | None) -> None:
+            try:
+                _interrupt(number, frame)
+            except KeyboardInterrupt:
+                came.append(number)
+                loop.call_soon_threadsafe(task.cancel)
+
+        global _cancel
+        _cancel = cancel
+        for number in heeded:
+            signal.signal(number, cancel)
+        await main
+
+    try:
+        asyncio.run(cancellable())
+    except asyncio.CancelledError:
+        if not came:
+            raise
+    finally:
+        if not came:
+            _exchange(_cancel, _interrupt)
+    if came:
+        raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def blocking() -> Iterator[None]:
+    """Let a signal raise KeyboardInterrupt in a block of a coroutine of `run_loop` that waits for the system."""
+    _exchange(_cancel, _interrupt)
+    try:
+        yield
+    finally:
+        _exchange(_interrupt, _cancel)
+
+
+def _exchange(old: Any, new: Any) -> None:
+    for number in _WORDS:
+        if old is not None and signal.getsignal(number) is old:
+            signal.signal(number, new)
 
 
 def _waits(number: int) -> bool:

@@ -31,7 +31,12 @@ class Pool:
     def submit(self, work: Callable[..., T], *arguments: Any) -> Future[T]:
         if self._process != os.getpid():
             self._begin()
-        return self._executor.submit(work, *arguments)
+        try:
+            return self._executor.submit(work, *arguments)
+        except BaseException:  # Ctrl-C, maybe while a thread starts: the executor may not know it, and never end it
+            self.shutdown(wait=False)
+            self._begin()
+            raise
 
     def shutdown(self, wait: bool = True) -> None:
         """End the threads; work that has not begun is left out."""
@@ -44,14 +49,15 @@ _pool = Pool(1, "qwq-engine")  # its thread starts with the first call
 
 def call(work: Callable[[Stop], T]) -> T:
     """Return work(stop), called on the engine's thread. An interruption is raised here after `work` has ended there."""
-    stop = Stop()
-    future = _pool.submit(work, stop)
+    stop, future = Stop(), None
     try:
+        future = _pool.submit(work, stop)
         while not wait([future], HEARD).done:
             pass
         return future.result()
     except BaseException:
         stop.set()
-        future.cancel()  # if work of other threads is still before it
-        wait([future])
+        if future is not None:
+            future.cancel()  # if work of other threads is still before it
+            wait([future])
         raise

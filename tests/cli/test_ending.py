@@ -1,11 +1,13 @@
 """How a command ends: signals, errors of the system, and their exit status."""
 
+import asyncio
 import errno
 import os
 import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -181,3 +183,55 @@ def test_too_few_open_files(most):
     assert "Traceback" not in err
     assert err.startswith("qwq: ") or done.returncode == 0
     assert done.returncode in (0, 1)
+
+
+@pytest.mark.parametrize("number", ENDS)
+def test_a_signal_in_any_task_of_a_loop_cancels_the_coroutine(number, caplog):
+    """KeyboardInterrupt in the other task would end the loop, and asyncio would report a task that nobody asked."""
+    told = []
+
+    async def other():
+        signal.raise_signal(number)
+        told.append("other")
+
+    async def work():
+        task = asyncio.create_task(other())
+        try:
+            await asyncio.sleep(60)
+        finally:
+            await task
+            told.append("ended")
+
+    with ending.signals(own=False), pytest.raises(KeyboardInterrupt):
+        ending.run_loop(work())
+    assert told == ["other", "ended"]
+    assert ending._last == number
+    assert not caplog.records
+
+
+def test_a_signal_ends_a_block_of_a_coroutine_that_waits_for_the_system():
+    read, write = os.pipe()
+
+    async def work():
+        threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        with ending.blocking():
+            os.read(read, 1)
+
+    with ending.signals(own=False), pytest.raises(KeyboardInterrupt):
+        ending.run_loop(work())
+    os.close(read)
+    os.close(write)
+
+
+def test_after_a_loop_signals_interrupt_as_before():
+    async def work():
+        with ending.blocking():
+            pass
+
+    with ending.signals(own=False):
+        before = signal.getsignal(signal.SIGTERM)
+        ending.run_loop(work())
+        assert signal.getsignal(signal.SIGTERM) is before
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL

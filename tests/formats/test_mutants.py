@@ -1,5 +1,6 @@
 """A small share of `python -m tests.tools.mutate`, and that its judge notices each kind of fault."""
 
+import gc
 import io
 import re
 import sys
@@ -87,6 +88,7 @@ def test_the_judge_notices(words, tmp_path, monkeypatch):
     capture = io.StringIO()
     monkeypatch.setattr(sys, "stdout", capture)
     kind.act = FAULTS[words]
+    gc.collect()  # memory of earlier tests that goes meanwhile would hide what the reader takes
     result = mutate.one(kind, "x", 0, 0, capture)
     assert result["outcome"] == "fault"
     assert re.match(words, result["fault"])

@@ -120,7 +120,8 @@ def test_the_second_signal_ends_at_once(first):
         running.ready()
         with running.connect() as sock:
             sock.sendall(ask(stream=True, n=16))
-            sock.recv(4096)
+            while b"_content" not in sock.recv(65536):  # an answer has begun: the signal finds it running
+                pass
             running.process.send_signal(first)
             while not any("another signal" in line for line in running.lines):
                 assert running.process.poll() is None
