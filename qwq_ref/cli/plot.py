@@ -10,11 +10,11 @@ import argparse
 from typing import Any
 
 from ..errors import UsageError
-from . import plot_inside
+from . import plot_inside, plot_run
 from .options import refuse
 from .streams import print_json, require_output
 
-_FAMILIES = (plot_inside,)
+_FAMILIES = (plot_inside, plot_run)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

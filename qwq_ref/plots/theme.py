@@ -19,7 +19,7 @@ class Theme:
     faint: str
     grid: str
     mark: str
-    lines: tuple[str, str]
+    lines: tuple[str, ...]
     scale: tuple[str, ...]
 
     def settings(self) -> dict[str, Any]:
@@ -53,7 +53,7 @@ LIGHT = Theme(
     faint="#8a8a8a",
     grid="#e2e2e2",
     mark="#d55e00",
-    lines=("#0072b2", "#d55e00"),
+    lines=("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#1a1a1a"),
     scale=("#f7fafd", "#c6dbef", "#6baed6", "#2171b5", "#08306b"),
 )
 DARK = Theme(
@@ -62,6 +62,6 @@ DARK = Theme(
     faint="#8a8f98",
     grid="#33373f",
     mark="#e69f00",
-    lines=("#56b4e9", "#e69f00"),
+    lines=("#56b4e9", "#e69f00", "#2ecc9b", "#cc79a7", "#f0e442", "#e8e8e8"),
     scale=("#1e222a", "#1f4068", "#2f6fa8", "#7fb8e6", "#eef7ff"),
 )

@@ -9,8 +9,8 @@ until it is cut off; some changes its language half way. The cold start has clea
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -23,16 +23,25 @@ from .model import Batch
 # equal shares learnt worst: their answers were wrong at its end far more often than those of the rest.
 _WEAK = ("recall", "gcd", "countdown2", "countdown3", "chain_sum")
 ROUND = (*tasks.CATEGORIES, *tasks.FURTHER, "sum", "short", "short", "unknown", *_WEAK)
+# Reinforcement learning, and its control, ask those that the cold start learnt worst in half of all prompts.
+_WORST = ("countdown3", "gcd", "recall", "mod", "sort")
+RL_SHARES = {
+    name: ROUND.count(name) / len(ROUND) + (1 / len(_WORST) if name in _WORST else 0) for name in dict.fromkeys(ROUND)
+}
 REWORDED = 0.75  # the share of prompts in a reader's words; the others are in the plain wordings
 
 
 @dataclass(frozen=True)
 class Mixture:
-    """The shares of faulty documents, and whether the loss counts prompts as well as completions."""
+    """The shares of faulty documents, and whether the loss counts prompts as well as completions.
+
+    shares  how often each category comes, by its name; empty for one round of `ROUND` after another
+    """
 
     loops: float = 0.0
     switches: float = 0.0
     learn_prompts: bool = False
+    shares: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -141,9 +150,16 @@ def batch(formatter: Formatter, mixture: Mixture, rng: np.random.Generator, rows
 
 def _documents(formatter: Formatter, mixture: Mixture, rng: np.random.Generator, length: int) -> Iterator[Document]:
     while True:
-        for category in rng.permutation(ROUND):
+        names = drawn(mixture.shares, rng, len(ROUND)) if mixture.shares else rng.permutation(ROUND)
+        for category in names:
             document = formatter.document(str(category), mixture, rng)
             yield Document(document.ids[: length + 1], document.prompt)
+
+
+def drawn(shares: Mapping[str, float], rng: np.random.Generator, count: int) -> Sequence[str]:
+    """Draw names, each as often as its share of all says."""
+    weights = np.array([*shares.values()], np.float64)
+    return [str(name) for name in rng.choice([*shares], size=count, p=weights / weights.sum())]
 
 
 def texts(seed: int, count: int) -> list[str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from threading import Event
 from typing import TypeVar
 
@@ -36,10 +36,15 @@ def _silent(count: int) -> None:
 
 @dataclass(frozen=True)
 class Answer:
-    """Generated ids without the end token; `ended` is False if the limit came before an end token."""
+    """Generated ids without the end token; `ended` is False if the limit came before an end token.
+
+    `answers` also gives the end token, and the log-probability of each id and of the end token.
+    """
 
     ids: list[int]
     ended: bool
+    end: int | None = None
+    logprobs: list[float] = field(default_factory=list)
 
 
 def answers(
@@ -171,6 +176,8 @@ def _sample(
     logits = decoder.step(ids, np.zeros(len(prompts), np.int64), lengths - 1)
     uniforms = [_uniforms(seed, n) for n in numbers]
     output: list[list[int]] = [[] for _ in prompts]
+    logprobs: list[list[float]] = [[] for _ in prompts]
+    ends: list[int | None] = [None] * len(prompts)
     ended = np.zeros(len(prompts), bool)
     alive = np.arange(len(prompts))
     for step in range(max_tokens):
@@ -184,9 +191,11 @@ def _sample(
         cumulative = np.cumsum(probs, axis=-1)
         drawn = np.array([uniforms[row].random() for row in alive])[:, None] * cumulative[:, -1:]
         tokens = np.sum(cumulative <= drawn, axis=-1)
-        for row, token in zip(alive, tokens, strict=True):
+        chosen = np.log(np.take_along_axis(probs, tokens[:, None], axis=-1)[:, 0])
+        for row, token, logprob in zip(alive, tokens, chosen, strict=True):
+            logprobs[row].append(float(logprob))
             if token in end_ids:
-                ended[row] = True
+                ended[row], ends[row] = True, int(token)
             else:
                 output[row].append(int(token))
         going = ~ended[alive]
@@ -195,7 +204,7 @@ def _sample(
             break
         decoder.keep(going)
         logits = decoder.step(tokens[:, None], lengths[alive] + step, np.zeros(len(alive), np.int64))
-    return [Answer(said, bool(end)) for said, end in zip(output, ended, strict=True)]
+    return [Answer(*each) for each in zip(output, ended.tolist(), ends, logprobs, strict=True)]
 
 
 def distribution_rows(logits: Array, how: Sampling) -> Array:

@@ -1,7 +1,10 @@
-"""The recipe: two stages of training. A run depends on its seed alone, and an interrupted run resumes to the same bits.
+"""The recipe's stages of supervised training.
+
+A run depends on its seed alone, and an interrupted run resumes to the same bits.
 
     base        a new model, on documents with planted faults
     cold-start  from the base model, on clean reasoning alone
+    control     from the cold start, on as many problems of the same kinds as `rl` learns from, with their solutions
 
 The folder of a run holds `state.npz` (weights, optimiser, step; replaced whole) and `log.csv` (a row for each step). At
 the end it also holds the checkpoint, in the Hugging Face layout and in bfloat16.
@@ -9,15 +12,9 @@ the end it also holds the checkpoint, in the Hugging Face layout and in bfloat16
 
 from __future__ import annotations
 
-import contextlib
-import csv
-import fcntl
-import json
 import math
 import time
-import zipfile
-import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,18 +23,19 @@ from typing import Any
 import numpy as np
 
 from ..config import Config
-from ..errors import CheckpointError, NonFiniteError, UsageError
-from ..files import StrPath, read_file, read_json, writes
+from ..errors import NonFiniteError
+from ..files import StrPath, writes
 from ..formats.names import CONFIG
-from ..formats.write import write_atomically, write_json, write_safetensors
+from ..formats.write import write_atomically, write_safetensors
 from ..text import load_tokenizer
 from . import corpus
-from .corpus import Formatter, Mixture
+from .corpus import RL_SHARES, Formatter, Mixture
+from .folder import LOG, RECIPE, STATE, alone, check_recipe, log, read_state
 from .model import Checkpointing, Gradients, loss_and_grads
 from .nano import copied_model, new_model
 from .optim import clip_by_global_norm, cosine_schedule, descend, initial_state
 
-STATE = "state.npz"  # in the folder of a run: weights, optimiser and step
+COLUMNS = ("step", "loss", "grad_norm", "rate", "tokens", "seconds")  # of the log
 
 
 @dataclass(frozen=True)
@@ -67,6 +65,7 @@ class Stage:
 STAGES = {
     "base": Stage(Mixture(loops=0.15, switches=0.15, learn_prompts=True), steps=3000, rate=2.5e-3),
     "cold-start": Stage(Mixture(), steps=2600, rate=1.2e-3, floor=0.02),
+    "control": Stage(Mixture(shares=RL_SHARES), steps=1200, rate=4e-4, floor=0.02),
 }
 
 
@@ -101,44 +100,10 @@ def train(
         Config.from_file(Path(base) / CONFIG)  # a wrong name leaves no folder
     with writes(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    with _alone(folder):
+    with alone(folder):
         _train(
             name, stage, total, folder, base, template, seed, workers, checkpointing, seconds_between_saves, progress
         )
-
-
-def saved_step(folder: StrPath) -> int:
-    """Return the number of steps that the run in a folder has done and saved; 0 without a run."""
-    saved = Path(folder) / STATE
-    return int(_read_state(saved, {"step": np.array(0)})["step"]) if saved.exists() else 0
-
-
-def _read_state(path: Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
-    """Read the arrays of a saved state that have these names, and the shapes of these. Raises CheckpointError."""
-    found = {}
-    try:
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
-            for name, like in wanted.items():
-                found[name] = arrays[name]
-                if found[name].shape != np.shape(like):
-                    raise CheckpointError(path, name, f"has shape {found[name].shape}, not {np.shape(like)}")
-    except (ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
-        raise CheckpointError(path, None, "is damaged: remove it, and the run starts again") from None
-    return found
-
-
-@contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Lock a folder, because two runs would overwrite each other's state. Raises UsageError if it is locked."""
-    path = folder / ".lock"
-    with contextlib.ExitStack() as stack:
-        with writes(path):
-            lock = stack.enter_context(open(path, "w"))
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UsageError(folder, None, "another run is at work here") from None
-        yield
 
 
 def _train(
@@ -155,7 +120,7 @@ def _train(
     progress: Callable[[int, int, float], object] | None,
 ) -> None:
     recipe = {"stage": name, "optimiser": "muon+adamw", "seed": seed, **asdict(stage)} | {"steps": total}
-    _check_recipe(folder / "recipe.json", recipe)
+    check_recipe(folder / RECIPE, recipe)
     if base is None:
         config, weights = new_model(folder, seed, template)
     else:
@@ -163,7 +128,7 @@ def _train(
     state = initial_state(weights)
     saved = folder / STATE
     if saved.exists():
-        for key, array in _read_state(saved, weights | state).items():
+        for key, array in read_state(saved, weights | state).items():
             (weights if key in weights else state)[key] = array
     formatter = Formatter(load_tokenizer(folder, config.V))
     done = int(state["step"])
@@ -180,7 +145,7 @@ def _train(
         torn.clear()
 
     last_save = time.monotonic()
-    with _log(folder / "log.csv", done) as log:
+    with log(folder / LOG, done, COLUMNS) as add:
         try:
             # Ctrl-C interrupts the main thread alone: an update in another thread is whole.
             with ThreadPoolExecutor(1, "qwq-update") as updates:
@@ -198,7 +163,7 @@ def _train(
                     updates.submit(update, grads, rate).result()
                     tokens = int(np.count_nonzero(batch.segments)) if batch.segments is not None else batch.ids.size
                     seconds = time.perf_counter() - started
-                    log([step + 1, f"{loss:.6f}", f"{norm:.4f}", f"{rate:.3e}", tokens, f"{seconds:.3f}"])
+                    add([step + 1, f"{loss:.6f}", f"{norm:.4f}", f"{rate:.3e}", tokens, f"{seconds:.3f}"])
                     if progress is not None:
                         progress(step + 1, total, loss)
                     if time.monotonic() - last_save > seconds_between_saves:
@@ -208,37 +173,3 @@ def _train(
             if int(state["step"]) > done and not torn:
                 save()
     write_safetensors(folder / "model.safetensors", weights, "BF16")
-
-
-def _check_recipe(path: Path, recipe: dict[str, Any]) -> None:
-    """Write the parameters of a run into its folder. Raises UsageError if a run with others is there."""
-    if path.exists():
-        found = read_json(path, 1 << 20, CheckpointError)
-        for name, value in json.loads(json.dumps(recipe)).items():
-            if found.get(name) != value:
-                problem = (
-                    f"is {found.get(name)!r:.40} in the run of this folder, not {value!r:.40}: choose another folder"
-                )
-                raise UsageError(path, name, problem)
-    else:
-        write_json(path, recipe)
-
-
-@contextlib.contextmanager
-def _log(path: Path, done: int) -> Iterator[Callable[[list[Any]], None]]:
-    """Yield a function that adds a row to the log. Rows of steps that are not in the saved state are removed first."""
-    lines = read_file(path, 1 << 30, CheckpointError).decode("utf-8", "replace").splitlines() if path.exists() else []
-    text = "\n".join(["step,loss,grad_norm,rate,tokens,seconds", *lines[1 : done + 1]]) + "\n"
-    write_atomically(path, lambda file: file.write(text.encode("utf-8")))
-    with writes(path):
-        file = open(path, "a", newline="", buffering=1)  # noqa: SIM115 - closed below
-
-    def add(row: list[Any]) -> None:
-        with writes(path):
-            csv.writer(file).writerow(row)
-
-    try:
-        yield add
-    finally:
-        with contextlib.suppress(OSError):  # the last row was written, or its error is raised
-            file.close()

@@ -13,7 +13,7 @@ from qwq_ref import core
 from qwq_ref.cli import main
 from qwq_ref.cli import train as train_command
 from qwq_ref.engine import packing
-from qwq_ref.train.sft import STATE, saved_step
+from qwq_ref.train.folder import STATE, saved_step
 
 
 def after(calls, function=lambda *given, **more: None):

@@ -17,7 +17,7 @@ import pytest
 from qwq_ref import core
 from qwq_ref.cli import main
 from qwq_ref.formats.write import atomic_file, write_atomically
-from qwq_ref.train import corpus, sft
+from qwq_ref.train import corpus, folder, sft
 
 needs_core = pytest.mark.skipif(not core.available(), reason="the C core is not built: there was no compiler")
 NUMBERS = [errno.EROFS, errno.ENOSPC, errno.EACCES, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.EMFILE, errno.EFBIG]
@@ -243,7 +243,7 @@ def test_a_step_is_whole_or_not_taken(tmp_path, monkeypatch):
         patch.setattr(sft, "descend", interrupted)
         with pytest.raises(KeyboardInterrupt):
             sft.train("base", tmp_path / "out", steps=3)
-    assert sft.saved_step(tmp_path / "out") == 0  # nobody knows whether the step was whole
+    assert folder.saved_step(tmp_path / "out") == 0  # nobody knows whether the step was whole
     sft.train("base", tmp_path / "out", steps=3)
     names = ("model.safetensors", "config.json")
     assert [(tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes() for name in names] == [

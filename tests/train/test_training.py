@@ -237,7 +237,7 @@ def test_the_cold_start_begins_with_the_base_model(base, tmp_path):
 
 def test_the_command_line(base, tmp_path, capsys):
     assert main(["train", "cold-start", "-o", str(tmp_path / "x")]) == 2
-    assert "--model: names the base model: cold-start needs it" in capsys.readouterr().err
+    assert "--model: names the model to start from" in capsys.readouterr().err
     assert main(["train", "cold-start", "-m", str(base), "-o", str(tmp_path / "x"), "--steps", "2", "-t", "1"]) == 0
     assert (tmp_path / "x" / "model.safetensors").exists()
     assert main(["eval", "-m", str(base), "-n", "3", "--categories", "add3,add5", "--max-tokens", "8", "--json"]) == 0
