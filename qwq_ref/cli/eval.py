@@ -12,6 +12,7 @@ from ..errors import NonFiniteError, QwqError, UsageError, did_you_mean
 from ..forms import FILE, FORMS, KV_FORMS
 from ..tables import Table
 from .ending import kept
+from .energy import Account, accounted, add_watts_argument, energy_of, line_of_all
 from .options import (
     add_download_arguments,
     add_engine_arguments,
@@ -21,7 +22,7 @@ from .options import (
 )
 from .progress import Bar, progress_bar
 from .sampling import facts_of, tell_sampling
-from .screen import show
+from .screen import show, tell
 from .streams import print_json, require_output
 from .values import count, number, one_of, seed
 
@@ -71,6 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_download_arguments(parser)
     parser.add_argument("--json", action="store_true", help="as JSON")
+    add_watts_argument(parser)
     add_engine_arguments(parser)
 
 
@@ -96,7 +98,10 @@ def run(options: argparse.Namespace) -> int:
     tell_sampling(options, model, temperature=options.temperature)
     for other in others:
         other.told = True
-    return _pairs(options, model, others[0], chosen) if others else _scores(options, model, chosen)
+    if others:
+        return _pairs(options, model, others[0], chosen)
+    with accounted(options) as account:
+        return _scores(options, model, chosen, account)
 
 
 def _mode(text: str) -> tuple[str, str | None]:
@@ -105,24 +110,30 @@ def _mode(text: str) -> tuple[str, str | None]:
     return one_of((*FORMS, FILE))["type"](weights), one_of(KV_FORMS)["type"](kv) if plus else None
 
 
-def _scores(options: argparse.Namespace, model: Model, chosen: Sequence[str]) -> int:
+def _scores(options: argparse.Namespace, model: Model, chosen: Sequence[str], account: Account) -> int:
     from ..eval.accuracy import evaluate
     from ..tasks import CATEGORIES
 
     scores: list[Score] = []
+    started = account.total()
 
     def measure(name: str, bar: Bar) -> Score:
         return evaluate(_answerer(model, options, bar), model.tokenizer, name, options.problems, options.seed)
 
     stopped = _each(options, chosen, options.problems, measure, _SCORES, _row, scores)
+    ended, tokens = account.total(), round(sum(score.tokens * score.n for score in scores))
+    used = None if started is None or ended is None else ended - started
     main = [score for score in scores if score.category in CATEGORIES]
     mean = sum(score.accuracy for score in main) / max(1, len(main))
     above = sum(score.accuracy >= 0.9 for score in main)
     if options.json:
-        _print_json(options, model, {"mean": mean, "at_least_90": above}, scores, stopped)
+        energy = account.facts(**energy_of(used, tokens, "output_token"))
+        _print_json(options, model, {"mean": mean, "at_least_90": above, "energy": energy}, scores, stopped)
     elif main:
         categories = "1 category" if len(main) == 1 else f"{len(main)} categories"
         show(f"mean of {categories} {mean:.1%}; {above} of them at 90% or more")
+    if not options.json:
+        tell(line_of_all(account, used, tokens))
     return _ended(stopped)
 
 

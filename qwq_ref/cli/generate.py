@@ -17,6 +17,7 @@ from .answer_options import (
     settings_of,
 )
 from .constrain import add_constrain_arguments, response_format
+from .energy import Account, Parts, accounted, add_watts_argument
 from .hints import print_hint
 from .many import PARALLEL, answer_all, read_prompts
 from .options import (
@@ -82,6 +83,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_engine_arguments(parser)
     add_rope_arguments(parser)
     add_memory_arguments(parser, "prompts of --prompts")
+    add_watts_argument(parser)
     parser.epilog = (
         "Names of llama.cpp, mlx-lm and transformers work too, such as --temperature and --n-predict: see "
         "docs/command-line.md."
@@ -139,10 +141,16 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _answer(options: argparse.Namespace, model: Model, prompt: str) -> int:
-    from ..engine.session import common_prefix
+    with accounted(options, options.verbose or options.json) as account:
+        return _metered_answer(options, model, prompt, account)
 
-    session = open_cache(options, model)
-    generation = model.generate(prompt, session=session, progress=lambda count: bar(count), **settings_of(options))
+
+def _metered_answer(options: argparse.Namespace, model: Model, prompt: str, account: Account) -> int:
+    from ..engine.session import alone, common_prefix
+
+    session, energy = open_cache(options, model), Parts(account)
+    ready = model.prepare(prompt, progress=lambda count: bar(count), **settings_of(options))
+    generation = ready.generation(energy.watch(alone(ready.work(session), model.backend, model.path)))
     run, texts, writer = generation.run, generation.texts, _writer(options)
     bar = Bar("prompt", len(run.prompt) - common_prefix(session.ids, run.prompt[:-1]), "tokens")
     stopped: KeyboardInterrupt | QwqError | None = None
@@ -157,11 +165,14 @@ def _answer(options: argparse.Namespace, model: Model, prompt: str) -> int:
     except QwqError as problem:
         stopped = problem
     writer.close()
+    energy.ended(len(run.prompt) - run.cached, len(run.output))
     if options.json:
         ended = {KeyboardInterrupt: "interrupt", QwqError: "error"}
         reason = next((name for kind, name in ended.items() if isinstance(stopped, kind)), run.finish_reason)
-        print_json({"model": options.model} | report(model, generation, reason))
+        print_json({"model": options.model} | report(model, generation, reason) | {"energy": energy.facts()})
     _summarise(options, generation, stopped is not None)
+    if account.asked and not options.json:
+        tell(energy.line())
     keep_cache(options, session)
     if stopped is not None:
         raise stopped
