@@ -30,7 +30,11 @@ class Account:
 
     def __init__(self, options: argparse.Namespace, asked: bool) -> None:
         self.asked = asked or options.watts is not None
-        self.meter, self.words = find_meter(options.watts) if self.asked else (None, "not measured")
+        self.meter, self.words = None, "not measured"
+        if getattr(options, "ray", None) is not None:
+            self.words = "not measured: other machines compute"
+        elif self.asked:
+            self.meter, self.words = find_meter(options.watts)
 
     def total(self) -> Energy | None:
         """Return the energy so far; None where nothing is measured."""

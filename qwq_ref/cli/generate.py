@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 from ..errors import QwqError, UsageError
 from .answer_options import (
@@ -16,6 +18,7 @@ from .answer_options import (
     decode_texts,
     settings_of,
 )
+from .cluster import add_ray_argument, add_stages_argument, check_ray, pipeline_of
 from .constrain import add_constrain_arguments, response_format
 from .energy import Account, Parts, accounted, add_watts_argument
 from .hints import print_hint
@@ -84,6 +87,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_rope_arguments(parser)
     add_memory_arguments(parser, "prompts of --prompts")
     add_watts_argument(parser)
+    add_stages_argument(add_ray_argument(parser, "share out the layers of the model over machines"))
     parser.epilog = (
         "Names of llama.cpp, mlx-lm and transformers work too, such as --temperature and --n-predict: see "
         "docs/command-line.md."
@@ -96,6 +100,7 @@ def run(options: argparse.Namespace) -> int:
     require_output()
     choices = engine_choices(options)
     check_rope_options(options)
+    check_ray(options)
     if options.raw:
         refuse(options, ["chat_template_file"], "has no effect with --raw")
     if options.suffix is not None:
@@ -124,11 +129,25 @@ def run(options: argparse.Namespace) -> int:
         start_templates()
 
     from ..engine.settings import Settings
-    from .loading import load_model
 
     options.response_format = response_format(options)
     Settings.checked(**settings_of(options))
-    model = load_model(options, choices, options.ctx_size, options.chat_template_file, chat=not options.raw)
+    with _loaded(options, choices) as model:
+        return _answers(options, model, prompts)
+
+
+@contextlib.contextmanager
+def _loaded(options: argparse.Namespace, choices: dict[str, Any]) -> Iterator[Model]:
+    from .loading import load_model
+
+    if options.ray is None:
+        yield load_model(options, choices, options.ctx_size, options.chat_template_file, chat=not options.raw)
+        return
+    with pipeline_of(options, options.chat_template_file) as model:
+        yield model
+
+
+def _answers(options: argparse.Namespace, model: Model, prompts: dict[int, str]) -> int:
     if options.verbose:
         tell(f"chat template: {'yes' if model.template else 'no'}")
         names = {identity: token for token, identity in model.tokenizer.added.items()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
@@ -58,13 +58,13 @@ class Workers(Generic[S]):
 
     ray   the module
     make  number of threads -> the state of a process; it is pickled
-    room  pieces of work that a process has at a time, for each of its processors
+    room  pieces of work that a process has at a time; None: one for each of its processors
     told  called with a line about each loss
     """
 
     ray: Any
     make: Callable[[int], S]
-    room: int = 1
+    room: int | None = None
     told: Callable[[str], object] = lambda line: None
     places: list[_Place] = field(default_factory=list)
 
@@ -76,18 +76,13 @@ class Workers(Generic[S]):
         for place in self.places:
             self._kill(place.actor)
 
-    @property
-    def threads(self) -> int:
-        """The processors of all machines."""
-        return sum(place.node.cpus for place in self.places)
-
     def map(
         self,
-        function: Callable[[S, T], R],
+        function: Callable[[S, T], R | Awaitable[R]],
         items: Sequence[T],
         progress: Callable[[int, R], object] = lambda number, result: None,
     ) -> list[R]:
-        """Return function(state, item) for each item, in their order. Raises what `function` raises, and ClusterError.
+        """Return the result for each item, in their order. Raises what `function` raises, and ClusterError.
 
         function  of a module, so that other processes find it
         progress  called with the number of an item and its result, as soon as it is there
@@ -132,8 +127,8 @@ class Workers(Generic[S]):
         while True:
             if not self.places:
                 raise ClusterError(None, "ray", "all machines are lost")
-            place = min(self.places, key=lambda each: each.busy / each.node.cpus)
-            if place.busy < self.room * place.node.cpus:
+            place = min(self.places, key=lambda each: each.busy / self._room(each.node))
+            if place.busy < self._room(place.node):
                 return place
             await asyncio.sleep(0.002)
 
@@ -152,11 +147,14 @@ class Workers(Generic[S]):
         self.places.remove(place)
         self.told(f"{place.node.name} was lost; {len(self.places)} machines go on: {reason[:200]}")
 
+    def _room(self, node: Node) -> int:
+        return self.room or node.cpus
+
     def _start(self, node: Node) -> Any:
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         there = NodeAffinitySchedulingStrategy(node.id, soft=False)
-        options = {"scheduling_strategy": there, "max_concurrency": self.room * node.cpus, "num_cpus": 0}
+        options = {"scheduling_strategy": there, "max_concurrency": self._room(node), "num_cpus": 0}
         return self.ray.remote(Worker).options(**options).remote(self.make, node.cpus, node.name)
 
     def _kill(self, actor: Any) -> None:
