@@ -6,6 +6,7 @@
 import asyncio
 import functools
 import os
+import signal
 import sys
 import types
 
@@ -190,11 +191,11 @@ def test_a_model_that_does_not_load_names_the_machine():
 
 
 def test_an_interruption_ends_the_processes():
-    cluster, signals = Cluster([1, 1]), [KeyboardInterrupt()]
+    cluster, signals = Cluster([1, 1]), [signal.SIGINT]
 
     def interrupt(number, result):
         if signals:
-            raise signals.pop()
+            signal.raise_signal(signals.pop())
 
     with pytest.raises(KeyboardInterrupt), Workers(cluster, two) as them:
         them.map(square, range(50), interrupt)
