@@ -121,7 +121,7 @@ def _over_machines(options: argparse.Namespace, chosen: Sequence[str]) -> int:
     wishes = dataclasses.replace(wishes, context=_context(options, read_config(wishes.path)))
     model, there = whole_elsewhere(wishes)
     tell_sampling(options, model, temperature=options.temperature)
-    with workers_of(options, single_thread, there) as workers, accounted(options) as account:
+    with workers_of(options, single_thread, there) as workers, accounted(options, False) as account:
         return _scores(options, model, chosen, account, workers)
 
 
@@ -155,7 +155,7 @@ def _scores(
     elif main:
         categories = "1 category" if len(main) == 1 else f"{len(main)} categories"
         show(f"mean of {categories} {mean:.1%}; {above} of them at 90% or more")
-    if not options.json:
+    if account.asked and stopped is None and not options.json:
         tell(line_of_all(account, used, tokens))
     return _ended(stopped)
 

@@ -68,7 +68,7 @@ def connected(address: str) -> Iterator[Any]:
     ray = require_ray()
     how: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False, "runtime_env": {"env_vars": _WORKERS}}
     if address == LOCAL:
-        how |= {"num_cpus": cpus(), "include_dashboard": False, "object_store_memory": _STORE}
+        how |= {"address": LOCAL, "num_cpus": cpus(), "include_dashboard": False, "object_store_memory": _STORE}
     else:
         _check_answers(address)
         how["address"] = address
