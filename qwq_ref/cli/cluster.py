@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UsageError
+from .ending import run_loop
 from .models import locate
 from .options import chosen_rope, refuse
 from .progress import progress_bar
@@ -100,7 +101,8 @@ def workers_of(
     from ..cluster.connect import connected
     from ..cluster.workers import Workers
 
-    with connected(options.ray) as ray, Workers(ray, functools.partial(make, *arguments), room, _lost) as workers:
+    made = functools.partial(make, *arguments)
+    with connected(options.ray) as ray, Workers(ray, made, room, _lost, run_loop) as workers:
         if options.verbose:
             names = ", ".join(f"{place.node.name} ({place.node.cpus} threads)" for place in workers.places)
             tell(f"machines: {names}")

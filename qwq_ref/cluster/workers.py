@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
@@ -60,12 +60,14 @@ class Workers(Generic[S]):
     make  number of threads -> the state of a process; it is pickled
     room  pieces of work that a process has at a time; None: one for each of its processors
     told  called with a line about each loss
+    run_loop  runs a coroutine in an event loop
     """
 
     ray: Any
     make: Callable[[int], S]
     room: int | None = None
     told: Callable[[str], object] = lambda line: None
+    run_loop: Callable[[Coroutine[Any, Any, None]], None] = asyncio.run
     places: list[_Place] = field(default_factory=list)
 
     def __enter__(self) -> Workers[S]:
@@ -88,22 +90,23 @@ class Workers(Generic[S]):
         progress  called with the number of an item and its result, as soon as it is there
         """
 
-        async def one(number: int, results: dict[int, R]) -> None:
+        async def one(number: int) -> None:
             results[number] = await self.ask(function, items[number])
             progress(number, results[number])
 
-        async def every() -> list[R]:
-            results: dict[int, R] = {}
-            tasks = [asyncio.create_task(one(number, results)) for number in range(len(items))]
+        results: dict[int, R] = {}
+
+        async def every() -> None:
+            tasks = [asyncio.create_task(one(number)) for number in range(len(items))]
             try:
                 await asyncio.gather(*tasks)
             finally:
                 for task in tasks:
                     task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
-            return [results[number] for number in range(len(items))]
 
-        return asyncio.run(every())
+        self.run_loop(every())
+        return [results[number] for number in range(len(items))]
 
     async def ask(self, function: Callable[[S, T], Any], item: T) -> Any:
         """Return function(state, item) of the process with the most room; from another one, should it be lost."""

@@ -194,7 +194,7 @@ class Stage(CoreBackend):
     def flow(self, pieces: Listed[StagePiece], before: Flow | None, tapped: bool = False) -> Flow:
         """Run pieces of different sequences, behind the stage whose result is `before`; None: from the embedding.
 
-        What a sequence holds behind the start of its piece is forgotten.
+        A sequence forgets its positions behind the start of its piece.
         """
         if before is not None and (before.lost or before.problem is not None):
             return before
