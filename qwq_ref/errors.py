@@ -24,6 +24,18 @@ class QwqError(Exception):
         self.problem = problem
         super().__init__(": ".join(printable(part) for part in (self.file, field, problem) if part))
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Errors travel between processes, although their arguments are not those of the constructor."""
+        return _again, (type(self), self.args, self.__dict__)
+
+
+def _again(kind: type[QwqError], arguments: tuple[Any, ...], fields: dict[str, Any]) -> QwqError:
+    """Return an error as it was in another process."""
+    problem = kind.__new__(kind, *arguments)
+    problem.args = arguments
+    problem.__dict__.update(fields)
+    return problem
+
 
 class ConfigError(QwqError):
     """config.json or generation_config.json is malformed, or describes a model that this is not."""
@@ -105,6 +117,10 @@ class FileError(QwqError, OSError):
 
 class NonFiniteError(QwqError):
     """A step of generation or training gave NaN or infinity. No token comes of it, and no weight changes."""
+
+
+class ClusterError(QwqError):
+    """Other machines, or the processes on them, cannot do the work: none answers, or none is left."""
 
 
 class UsageError(QwqError):

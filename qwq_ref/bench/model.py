@@ -10,23 +10,24 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from statistics import median, stdev
-from time import perf_counter
 from typing import Any, Protocol
 
 import numpy as np
 
 from ..config import Config
 from ..core import attention as kv_cache
-from ..engine.backends import LAST, Backend, Step
+from ..engine.backends import LAST, Backend, Sequence, Step
 from ..engine.backends.core import CoreBackend
 from ..engine.faults import run_finite, run_finite_together
 from ..engine.plan import EMBEDDING, HEAD, plan
 from ..engine.session import Request
 from ..forms import AnyForm
-from .measure import Ceilings, in_turns
+from ..host.energy import Meter
+from ..spec.ops import Array
+from .measure import Ceilings, in_turns, timed
 from .ops import peak_of
 from .speed import most_of
 
@@ -105,10 +106,14 @@ class Engine:
     A step looks at its logits, as in generation. It raises NonFiniteError if they hold NaN or infinity.
     """
 
-    def __init__(self, backend: Backend, model: str | None = None) -> None:
-        """`model`: its name in errors."""
+    def __init__(self, backend: Backend, model: str | None = None, meter: Meter | None = None) -> None:
+        """
+        model  its name in errors
+        meter  measures the energy of what is timed, and no more
+        """
         self.backend = backend
-        self._model = model
+        self._model, self._meter = model, meter
+        self.joules: list[float] = []  # of each test that was run
         self.sequence = backend.sequence()
         self._rng = np.random.default_rng(0)
 
@@ -124,22 +129,34 @@ class Engine:
         for sequence in sequences:
             sequence.fill(test.depth, self._rng)
         ids = self._rng.integers(0, self.backend.config.V, (test.tokens, test.parallel))
-        start = perf_counter()
+        return self._timed(lambda: self._decode_all(test, ids, sequences))
+
+    def _decode_all(self, test: Trial, ids: Array, sequences: list[Sequence]) -> None:
         for step in ids:
             requests = [
                 Request(Step([token], sequence, LAST), str(test))
                 for token, sequence in zip(step, sequences, strict=True)
             ]
             run_finite_together(self.backend, requests, self._model)
-        return perf_counter() - start
 
     def _run(self, test: Trial, chunk: int) -> float:
         self.sequence.fill(test.depth, self._rng)
         ids = self._rng.integers(0, self.backend.config.V, test.tokens)
-        start = perf_counter()
-        for at in range(0, test.tokens, chunk):
-            run_finite(self.backend, ids[at : at + chunk], self.sequence, LAST, self._model, str(test))
-        return perf_counter() - start
+
+        def compute() -> None:
+            for at in range(0, test.tokens, chunk):
+                run_finite(self.backend, ids[at : at + chunk], self.sequence, LAST, self._model, str(test))
+
+        return self._timed(compute)
+
+    def _timed(self, compute: Callable[[], None]) -> float:
+        """Return the seconds of a test, and note its joules where they are measured."""
+        before = None if self._meter is None else self._meter.total()
+        seconds = timed(compute)
+        after = None if self._meter is None else self._meter.total()
+        if before is not None and after is not None:
+            self.joules.append((after - before).joules)
+        return seconds
 
 
 @dataclass(frozen=True)
@@ -155,6 +172,8 @@ class Row:
     ceiling_tok_s   the speed that these allow; share is the part of it that is reached
     bound           the longer of the two: "compute" or "memory"
     ratio           the median of tok_s / peer_tok_s, repeat by repeat
+    joules          of each repeat, of the whole machine while the engine computed; empty where no meter tells
+    joules_per_token  their median, shared by the tokens of all sequences
     """
 
     test: str
@@ -183,6 +202,8 @@ class Row:
     peer_tok_s: float | None
     peer_samples: list[float]
     ratio: float | None
+    joules: list[float]
+    joules_per_token: float | None
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -195,9 +216,10 @@ def rows(
     repeats: int,
     best: Ceilings,
     peer: tuple[str, Runner] | None = None,
+    meter: Meter | None = None,
 ) -> Iterator[Row]:
     """Run each test once to warm up, then in each repeat the ceilings, the engine and the peer."""
-    engine = Engine(backend, model)
+    engine = Engine(backend, model, meter)
     for test in tests:
         yield _row(model, backend, engine, test, repeats, best, peer)
 
@@ -216,6 +238,7 @@ def _row(
     best.told(f"{name}, warm-up", 0)
     for runner in runners:
         _seconds(runner, dataclasses.replace(test, tokens=min(test.tokens, backend.chunk if test.kind == "pp" else 2)))
+    engine.joules.clear()
     # The instructions for the codes of weights, and for keys and values of 8 bits with probabilities of up to 16.
     linear = peak_of(most_of(backend.config, backend.weights.form))
     attention = "dots-words" if backend.kv == "int8" else "floats"
@@ -265,6 +288,8 @@ def _row(
         peer_tok_s=median(theirs[0]) if theirs else None,
         peer_samples=theirs[0] if theirs else [],
         ratio=median(ratios) if ratios else None,
+        joules=[*engine.joules],
+        joules_per_token=median(engine.joules) / (test.tokens * test.parallel) if engine.joules else None,
     )
 
 

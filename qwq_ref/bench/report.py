@@ -76,6 +76,7 @@ def of_model(row: dict[str, Any]) -> Cells:
         "peer": row["peer"] or "-",
         "its tokens/s": "-" if row["peer_tok_s"] is None else _number(row["peer_tok_s"]),
         "ratio": "-" if row["ratio"] is None else f"{row['ratio']:.2f}",
+        "J/token": "-" if row["joules_per_token"] is None else _number(row["joules_per_token"]),
     }
 
 
@@ -110,4 +111,6 @@ def _notes(facts: dict[str, Any]) -> list[str]:
         notes.append(f"ceiling: {c['name']}, {c['isa']}, {threads}: {_number(c['per_second'] / 1e9)} {unit}")
     if any(row.get("cached") for row in facts["rows"]):
         notes.append("data in the cache: reading from memory is no limit there")
+    if "energy" in facts:
+        notes.append(f"energy: {facts['energy']['source'] or facts['energy']['problem']}")
     return notes

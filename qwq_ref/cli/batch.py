@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import os
 import secrets
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any
 
 from ..errors import UsageError
 from .answer_options import add_context_argument, add_template_argument
 from .batch_files import BatchRequest, Output, count_requests, read_requests
+from .cluster import add_ray_argument, check_ray, wishes_of, workers_of
 from .ending import blocking, kept, run_loop
 from .many import PARALLEL
 from .options import (
@@ -32,8 +34,7 @@ from .served import ROWS, add_served_arguments, require_served, served_name
 from .streams import require_output
 from .text_input import HYPHEN
 
-if TYPE_CHECKING:
-    from starlette.types import ASGIApp
+Ask = Callable[[str, bytes], Awaitable[tuple[int, bytes]]]  # path, JSON -> the status and the body of a response
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -55,6 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_engine_arguments(parser)
     add_rope_arguments(parser)
     add_memory_arguments(parser, "requests")
+    add_ray_argument(parser, "share out the requests over machines")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -62,6 +64,7 @@ def run(options: argparse.Namespace) -> int:
     set_numpy_threads(options)
     choices = engine_choices(options)
     check_rope_options(options)
+    check_ray(options)
     if options.out is None:
         require_output()
     elif options.input != HYPHEN and os.path.exists(options.out) and os.path.samefile(options.input, options.out):
@@ -72,24 +75,47 @@ def run(options: argparse.Namespace) -> int:
 
     start_templates()
     options.parallel = options.parallel or PARALLEL
-
-    from ..serve.app import make_app
-    from ..serve.local import LocalModel
-    from .loading import load_model
-
-    with Output(options.out) as output:
-        model = load_model(options, choices, options.ctx_size, options.chat_template_file, rows=ROWS)
-        tell_sampling(options, model)
-        served = LocalModel(served_name(options), model, options.parallel, options.lenient)
-        work = _Work(make_app(served, verbose=options.verbose), output, count)
+    answering = _here(options, choices) if options.ray is None else _over_machines(options)
+    with Output(options.out) as output, answering as (ask, machines):
+        work = _Work(ask, output, count)
         try:
             with kept(work.words), shown(work.bar):
-                run_loop(work.answer(options.input, 2 * options.parallel))
+                run_loop(work.answer(options.input, 2 * options.parallel * machines))
         finally:
-            served.close()
             output.finish(whole=work.whole)
     tell(work.summary())
     return 0
+
+
+@contextlib.contextmanager
+def _here(options: argparse.Namespace, choices: dict[str, Any]) -> Iterator[tuple[Ask, int]]:
+    """Load the model for the time of a block -> a function that answers requests, and 1."""
+    from ..serve.app import make_app
+    from ..serve.local import LocalModel, post
+    from .loading import load_model
+
+    model = load_model(options, choices, options.ctx_size, options.chat_template_file, rows=ROWS)
+    tell_sampling(options, model)
+    served = LocalModel(served_name(options), model, options.parallel, options.lenient)
+    app = make_app(served, verbose=options.verbose)
+    try:
+        yield lambda path, body: post(app, path, body), 1
+    finally:
+        served.close()
+
+
+@contextlib.contextmanager
+def _over_machines(options: argparse.Namespace) -> Iterator[tuple[Ask, int]]:
+    """Load the model on each machine for the time of a block -> a function that answers requests, and their number."""
+    from ..cluster.load import whole_elsewhere
+    from ..serve.elsewhere import answered, serving
+
+    wishes = wishes_of(options, options.ctx_size, options.chat_template_file)
+    model, there = whole_elsewhere(wishes, options.parallel, ROWS)
+    tell_sampling(options, model)
+    how = (there, served_name(options), options.parallel, ROWS, options.lenient)
+    with workers_of(options, serving, *how, room=2 * options.parallel) as workers:
+        yield lambda path, body: workers.ask(answered, (path, body)), len(workers.places)
 
 
 class _Work:
@@ -98,8 +124,9 @@ class _Work:
     whole  whether all requests have an answer
     """
 
-    def __init__(self, app: ASGIApp, output: Output, count: int | None) -> None:
-        self._app, self._output, self._count = app, output, count
+    def __init__(self, ask: Ask, output: Output, count: int | None) -> None:
+        """`ask`: called with the path and the body of a request."""
+        self._ask, self._output, self._count = ask, output, count
         self.bar = Bar("answering", count or 0, "requests")
         self.answered = self.failed = self.earlier = self.tokens = 0
         self.whole = False
@@ -134,13 +161,11 @@ class _Work:
             self.bar.begin(self.earlier)
 
     async def _one(self, place: int, request: BatchRequest) -> None:
-        from ..serve.local import post
-
         identity, response, error = f"batch_req_{secrets.token_hex(12)}", None, None
         if request.problem is not None:
             error = {"code": "invalid_request", "message": f"line {request.line}: {request.problem}"}
         else:
-            status, data = await post(self._app, request.url, request.body)
+            status, data = await self._ask(request.url, request.body)
             response = {"status_code": status, "request_id": f"req_{secrets.token_hex(12)}", "body": json.loads(data)}
         line = {"id": identity, "custom_id": request.custom_id, "response": response, "error": error}
         self._output.write(place, line)

@@ -18,6 +18,7 @@ from ..forms import FILE, FORMS, KV_FORMS
 from ..host.limits import cpus
 from ..host.memory import require
 from ..tables import definitions
+from .energy import accounted, add_watts_argument
 from .options import (
     DEFAULT_MODEL,
     add_download_arguments,
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
 _OUTPUTS = ("table", "md", "json", "csv")
 _MODELS_ONLY = (
     *("model", "layers", "n_prompt", "n_gen", "n_depth", "weights", "kv", "peer", "parallel"),
-    *("rope_scaling", "rope_scale", "yarn_orig_ctx"),
+    *("rope_scaling", "rope_scale", "yarn_orig_ctx", "watts"),
 )
 _MOST = (1 << 24) - 1  # tokens of a test
 
@@ -103,6 +104,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         **one_of(["llama.cpp"]),
         help="measure llama.cpp in turns, with --shape or a GGUF file; needs qwq_ref[bench]",
     )
+    add_watts_argument(models)
     add_rope_arguments(parser)
     operations = parser.add_argument_group("operations")
     operations.add_argument(
@@ -129,8 +131,17 @@ def run(options: argparse.Namespace) -> int:
     return _operations(options, numbers if options.threads else sorted({1, *numbers}))
 
 
-def _measure(options: argparse.Namespace, count: int, rows: Callable[[Any], Iterator[Any]], cells: Any) -> int:
-    """Measure rows(ceilings) and print them. After Ctrl-C, or if memory does not suffice, print the finished rows."""
+def _measure(
+    options: argparse.Namespace,
+    count: int,
+    rows: Callable[[Any], Iterator[Any]],
+    cells: Any,
+    more: dict[str, Any] | None = None,
+) -> int:
+    """Measure rows(ceilings) and print them. After Ctrl-C, or if memory does not suffice, print the finished rows.
+
+    more  facts beside the rows
+    """
     from ..bench.measure import Ceilings, machine
     from ..bench.report import render
 
@@ -148,7 +159,7 @@ def _measure(options: argparse.Namespace, count: int, rows: Callable[[Any], Iter
     except QwqError as problem:
         stopped = problem
     if done or stopped is None:
-        facts = {"machine": machine(ceilings), "ceilings": ceilings.to_list(), "rows": done}
+        facts = {"machine": machine(ceilings), "ceilings": ceilings.to_list(), **(more or {}), "rows": done}
         page = render(facts, options.output, cells)
         show(page) if options.output == "table" else print(page)
         sys.stdout.flush()
@@ -175,6 +186,7 @@ def _models(options: argparse.Namespace, numbers: list[int]) -> int:
         raise UsageError(None, "peer", "needs --shape, for random weights of the same shape, or a GGUF file as --model")
     with contextlib.ExitStack() as stack:
         peers = stack.enter_context(_peers(options, config, tests))
+        account = stack.enter_context(accounted(options))
         starts: list[Callable[[int], Any]] = [lambda number: contextlib.nullcontext()]
         if peers is not None:
             starts = [functools.partial(peers.start, number) for number in range(len(peers))]
@@ -187,11 +199,11 @@ def _models(options: argparse.Namespace, numbers: list[int]) -> int:
                 for isa, n, start in itertools.product(isas, numbers, starts):
                     backend.isa, backend.threads = isa, n
                     with start(n) as peer:
-                        yield from rows(name, backend, tests, options.repeats, ceilings, peer)
+                        yield from rows(name, backend, tests, options.repeats, ceilings, peer, account.meter)
                 del backend
 
         total = len(forms) * len(isas) * len(numbers) * len(tests) * len(starts)
-        return _measure(options, total, rows, of_model)
+        return _measure(options, total, rows, of_model, {"energy": account.facts()})
 
 
 def _tests(options: argparse.Namespace) -> list[Trial]:

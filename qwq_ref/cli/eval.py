@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -11,17 +12,20 @@ from ..config import Config
 from ..errors import NonFiniteError, QwqError, UsageError, did_you_mean
 from ..forms import FILE, FORMS, KV_FORMS
 from ..tables import Table
+from .cluster import add_ray_argument, check_ray, single_thread, wishes_of, workers_of
 from .ending import kept
+from .energy import Account, accounted, add_watts_argument, energy_of, line_of_all
 from .options import (
     add_download_arguments,
     add_engine_arguments,
     add_model_argument,
     engine_choices,
+    refuse,
     set_threads,
 )
 from .progress import Bar, progress_bar
 from .sampling import facts_of, tell_sampling
-from .screen import show
+from .screen import show, tell
 from .streams import print_json, require_output
 from .values import count, number, one_of, seed
 
@@ -71,6 +75,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_download_arguments(parser)
     parser.add_argument("--json", action="store_true", help="as JSON")
+    add_watts_argument(parser)
+    add_ray_argument(parser, "share out the problems over machines")
     add_engine_arguments(parser)
 
 
@@ -91,12 +97,32 @@ def run(options: argparse.Namespace) -> int:
     if options.against is not None:
         weights, kv = options.against
         both.append(choices | {"weights": weights, "kv": kv})
+    check_ray(options)
+    if options.ray is not None:
+        return _over_machines(options, chosen)
     path = _located(options, both)
     model, *others = [_load(options, path, each) for each in both]
     tell_sampling(options, model, temperature=options.temperature)
     for other in others:
         other.told = True
-    return _pairs(options, model, others[0], chosen) if others else _scores(options, model, chosen)
+    if others:
+        return _pairs(options, model, others[0], chosen)
+    with accounted(options) as account:
+        return _scores(options, model, chosen, account)
+
+
+def _over_machines(options: argparse.Namespace, chosen: Sequence[str]) -> int:
+    """Measure with a process on each machine."""
+    from ..cluster.load import whole_elsewhere
+    from ..formats import read_config
+
+    refuse(options, ["against"], "has no effect with --ray")
+    wishes = wishes_of(options, None)
+    wishes = dataclasses.replace(wishes, context=_context(options, read_config(wishes.path)))
+    model, there = whole_elsewhere(wishes)
+    tell_sampling(options, model, temperature=options.temperature)
+    with workers_of(options, single_thread, there) as workers, accounted(options, False) as account:
+        return _scores(options, model, chosen, account, workers)
 
 
 def _mode(text: str) -> tuple[str, str | None]:
@@ -105,24 +131,32 @@ def _mode(text: str) -> tuple[str, str | None]:
     return one_of((*FORMS, FILE))["type"](weights), one_of(KV_FORMS)["type"](kv) if plus else None
 
 
-def _scores(options: argparse.Namespace, model: Model, chosen: Sequence[str]) -> int:
+def _scores(
+    options: argparse.Namespace, model: Model, chosen: Sequence[str], account: Account, workers: Any = None
+) -> int:
     from ..eval.accuracy import evaluate
     from ..tasks import CATEGORIES
 
     scores: list[Score] = []
+    started = account.total()
 
     def measure(name: str, bar: Bar) -> Score:
-        return evaluate(_answerer(model, options, bar), model.tokenizer, name, options.problems, options.seed)
+        return evaluate(_answerer(model, options, bar, workers), model.tokenizer, name, options.problems, options.seed)
 
     stopped = _each(options, chosen, options.problems, measure, _SCORES, _row, scores)
+    ended, tokens = account.total(), round(sum(score.tokens * score.n for score in scores))
+    used = None if started is None or ended is None else ended - started
     main = [score for score in scores if score.category in CATEGORIES]
     mean = sum(score.accuracy for score in main) / max(1, len(main))
     above = sum(score.accuracy >= 0.9 for score in main)
     if options.json:
-        _print_json(options, model, {"mean": mean, "at_least_90": above}, scores, stopped)
+        energy = account.facts(**energy_of(used, tokens, "output_token"))
+        _print_json(options, model, {"mean": mean, "at_least_90": above, "energy": energy}, scores, stopped)
     elif main:
         categories = "1 category" if len(main) == 1 else f"{len(main)} categories"
         show(f"mean of {categories} {mean:.1%}; {above} of them at 90% or more")
+    if account.asked and stopped is None and not options.json:
+        tell(line_of_all(account, used, tokens))
     return _ended(stopped)
 
 
@@ -295,13 +329,15 @@ def _no_window(options: argparse.Namespace) -> UsageError:
     return UsageError(options.model, "sliding_window", "is not supported by the batched sampler")
 
 
-def _answerer(model: Model, options: argparse.Namespace, bar: Bar) -> Answerer:
+def _answerer(model: Model, options: argparse.Namespace, bar: Bar, workers: Any = None) -> Answerer:
     """Return a function that answers problems: NumPy all of a category at once, the core one a thread.
+
+    workers  processes on other machines that answer; None: this one does
 
     The random draws are the same.
     """
     from ..host.limits import cpus
-    from ..train.rollout import answers, answers_each
+    from ..train.rollout import answers, answers_each, answers_over
 
     sampling = model.sampling(temperature=options.temperature)
 
@@ -321,7 +357,9 @@ def _answerer(model: Model, options: argparse.Namespace, bar: Bar) -> Answerer:
             "progress": bar,
         }
         try:
-            if (tensors := model.backend.tensors) is not None:
+            if workers is not None:
+                said = answers_over(workers, prompts, sampling, **how | {"workers": 1})
+            elif (tensors := model.backend.tensors) is not None:
                 said = answers(model.config, tensors, prompts, sampling, **how)
             else:
                 said = answers_each(model.backend, prompts, sampling, **how)

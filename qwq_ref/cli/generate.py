@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 from ..errors import QwqError, UsageError
 from .answer_options import (
@@ -16,7 +18,9 @@ from .answer_options import (
     decode_texts,
     settings_of,
 )
+from .cluster import add_ray_argument, add_stages_argument, check_ray, pipeline_of
 from .constrain import add_constrain_arguments, response_format
+from .energy import Account, Parts, accounted, add_watts_argument
 from .hints import print_hint
 from .many import PARALLEL, answer_all, read_prompts
 from .options import (
@@ -82,6 +86,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_engine_arguments(parser)
     add_rope_arguments(parser)
     add_memory_arguments(parser, "prompts of --prompts")
+    add_watts_argument(parser)
+    add_stages_argument(add_ray_argument(parser, "share out the layers of the model over machines"))
     parser.epilog = (
         "Names of llama.cpp, mlx-lm and transformers work too, such as --temperature and --n-predict: see "
         "docs/command-line.md."
@@ -94,6 +100,7 @@ def run(options: argparse.Namespace) -> int:
     require_output()
     choices = engine_choices(options)
     check_rope_options(options)
+    check_ray(options)
     if options.raw:
         refuse(options, ["chat_template_file"], "has no effect with --raw")
     if options.suffix is not None:
@@ -122,11 +129,25 @@ def run(options: argparse.Namespace) -> int:
         start_templates()
 
     from ..engine.settings import Settings
-    from .loading import load_model
 
     options.response_format = response_format(options)
     Settings.checked(**settings_of(options))
-    model = load_model(options, choices, options.ctx_size, options.chat_template_file, chat=not options.raw)
+    with _loaded(options, choices) as model:
+        return _answers(options, model, prompts)
+
+
+@contextlib.contextmanager
+def _loaded(options: argparse.Namespace, choices: dict[str, Any]) -> Iterator[Model]:
+    from .loading import load_model
+
+    if options.ray is None:
+        yield load_model(options, choices, options.ctx_size, options.chat_template_file, chat=not options.raw)
+        return
+    with pipeline_of(options, options.chat_template_file) as model:
+        yield model
+
+
+def _answers(options: argparse.Namespace, model: Model, prompts: dict[int, str]) -> int:
     if options.verbose:
         tell(f"chat template: {'yes' if model.template else 'no'}")
         names = {identity: token for token, identity in model.tokenizer.added.items()}
@@ -139,10 +160,16 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _answer(options: argparse.Namespace, model: Model, prompt: str) -> int:
-    from ..engine.session import common_prefix
+    with accounted(options, options.verbose or options.json) as account:
+        return _metered_answer(options, model, prompt, account)
 
-    session = open_cache(options, model)
-    generation = model.generate(prompt, session=session, progress=lambda count: bar(count), **settings_of(options))
+
+def _metered_answer(options: argparse.Namespace, model: Model, prompt: str, account: Account) -> int:
+    from ..engine.session import alone, common_prefix
+
+    session, energy = open_cache(options, model), Parts(account)
+    ready = model.prepare(prompt, progress=lambda count: bar(count), **settings_of(options))
+    generation = ready.generation(energy.watch(alone(ready.work(session), model.backend, model.path)))
     run, texts, writer = generation.run, generation.texts, _writer(options)
     bar = Bar("prompt", len(run.prompt) - common_prefix(session.ids, run.prompt[:-1]), "tokens")
     stopped: KeyboardInterrupt | QwqError | None = None
@@ -157,11 +184,14 @@ def _answer(options: argparse.Namespace, model: Model, prompt: str) -> int:
     except QwqError as problem:
         stopped = problem
     writer.close()
+    energy.ended(len(run.prompt) - run.cached, len(run.output))
     if options.json:
         ended = {KeyboardInterrupt: "interrupt", QwqError: "error"}
         reason = next((name for kind, name in ended.items() if isinstance(stopped, kind)), run.finish_reason)
-        print_json({"model": options.model} | report(model, generation, reason))
+        print_json({"model": options.model} | report(model, generation, reason) | {"energy": energy.facts()})
     _summarise(options, generation, stopped is not None)
+    if account.asked and not options.json:
+        tell(energy.line())
     keep_cache(options, session)
     if stopped is not None:
         raise stopped

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import FileError, QwqError, UsageError
 from .ending import deferred
+from .energy import accounted, line_of_all
 from .progress import progress_bar
 from .report import report
 from .screen import tell
@@ -63,6 +64,16 @@ def answer_all(options: argparse.Namespace, model: Model, lines: dict[int, str],
 
     lines  as `read_prompts` returns them
     """
+    with accounted(options, options.verbose) as account:
+        tokens = _answer_each(options, model, lines, settings)
+        tell(f"{len(lines)} prompt{'' if len(lines) == 1 else 's'}, {tokens} output tokens")
+        if account.asked:
+            tell(line_of_all(account, account.total(), tokens))
+    return 0
+
+
+def _answer_each(options: argparse.Namespace, model: Model, lines: dict[int, str], settings: dict[str, Any]) -> int:
+    """Print the answers -> the number of output tokens."""
     done: dict[int, Generation] = {}
     prompts = [*lines.values()]
     answers = _checked(options, model, lines, settings)
@@ -83,8 +94,7 @@ def answer_all(options: argparse.Namespace, model: Model, lines: dict[int, str],
             if isinstance(problem, KeyboardInterrupt):
                 problem.add_note(f"{printed + len(done)} of {len(prompts)} prompts were answered")
             raise
-    tell(f"{len(prompts)} prompt{'' if len(prompts) == 1 else 's'}, {tokens} output tokens")
-    return 0
+    return tokens
 
 
 def _checked(

@@ -10,7 +10,7 @@ import bisect
 import itertools
 import os
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -97,10 +97,7 @@ class Layout:
     def of(cls, config: Config, form: AnyForm, memory: int) -> Layout:
         """Lay out a model's weights in so many bytes of memory, or in the fewest that are possible."""
         planned = plan(config, form)
-        parts = []
-        for i in range(config.L):
-            names = [name for name in (*layer_names(i), *qkv_names(i)) if name in planned]
-            parts.append([Piece(name, 0, planned[name]) for name in names if planned[name].format is not None])
+        parts = [pieces_of_layer(planned, i) for i in range(config.L)]
         largest = max(sum(piece.nbytes for piece in part) for part in parts)
         parts += [[piece] for piece in _head_pieces(planned[HEAD], largest)]
         return cls(parts, _spread(cls(parts, [False] * len(parts)), memory))
@@ -147,7 +144,7 @@ class StreamedWeights:
         self._order = [i for i, kept in enumerate(layout.kept) if not kept]  # the parts that are read in each pass
         self._pieces = self._places(config, form)
         self.norm = reader.vector(NORM)
-        self.layers = [self._layer(config, i) for i in range(config.L)]
+        self.layers = [layer_of(self._pieces[i], reader.vector, i) for i in range(config.L)]
         self.head_pieces = [packed for part in self._pieces[config.L :] for packed in part.values()]
         for part, kept in enumerate(layout.kept):
             if kept:
@@ -224,21 +221,29 @@ class StreamedWeights:
             ends = list(itertools.accumulate(piece.nbytes for piece in pieces))
             found.append(
                 {
-                    piece.name: _packed(piece, memory[end - piece.nbytes :], columns_of(config, form, piece.name))
+                    piece.name: packed_in(piece, memory[end - piece.nbytes :], columns_of(config, form, piece.name))
                     for piece, end in zip(pieces, ends, strict=True)
                 }
             )
         return found
 
-    def _layer(self, config: Config, i: int) -> LayerWeights:
-        found, vector = self._pieces[i], self._reader.vector
-        norm, qkv, bias, o, post_norm, gate_up, down = layer_names(i)
-        projections = found[qkv] if qkv in found else QKV(*(found[name] for name in qkv_names(i)))
-        vectors = vector(norm), vector(bias), vector(post_norm)
-        return LayerWeights(vectors[0], projections, vectors[1], found[o], vectors[2], found[gate_up], found[down])
+
+def layer_of(found: Mapping[str, Packed], vector: Callable[[str], Array], i: int) -> LayerWeights:
+    """Return layer i. `found`: its matrices by the names of the plan; `vector`: name -> a norm or a bias."""
+    norm, qkv, bias, o, post_norm, gate_up, down = layer_names(i)
+    projections = found[qkv] if qkv in found else QKV(*(found[name] for name in qkv_names(i)))
+    vectors = vector(norm), vector(bias), vector(post_norm)
+    return LayerWeights(vectors[0], projections, vectors[1], found[o], vectors[2], found[gate_up], found[down])
 
 
-def _packed(piece: Piece, memory: Array, columns: Array | None) -> Packed:
+def pieces_of_layer(planned: Mapping[str, Stored], i: int) -> list[Piece]:
+    """Return the matrices of layer i of a plan."""
+    names = [name for name in (*layer_names(i), *qkv_names(i)) if name in planned]
+    return [Piece(name, 0, planned[name]) for name in names if planned[name].format is not None]
+
+
+def packed_in(piece: Piece, memory: Array, columns: Array | None) -> Packed:
+    """Return a piece in memory that is still to be filled. `columns`: their order, see `plan.columns_of`."""
     stored = piece.stored
     assert stored.format is not None
     return Packed(stored.format, memory[: stored.nbytes], (stored.shape[0], stored.shape[1]), columns)

@@ -11,13 +11,15 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from threading import Event
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
+from ..cluster.workers import Workers
 from ..config import Config
 from ..engine.backends import Backend
 from ..engine.decode.plain import Run, generate
+from ..engine.model import Model
 from ..engine.session import Session
 from ..errors import NonFiniteError
 from ..spec import Sampling, distribution, draw
@@ -25,6 +27,7 @@ from ..spec.ops import Array, embed, linear, rmsnorm, rope_frequencies, rope_tab
 from ..spec.sampling import checked_logits, temperature
 from .model import Common, Weights, block
 
+_SHARE = 4  # prompts that go to another process at a time: that many are computed again where it is lost
 T = TypeVar("T")
 R = TypeVar("R")
 Progress = Callable[[int], object]
@@ -104,11 +107,15 @@ def answers_each(
     never: Sequence[range] = (),
     workers: int = 1,
     progress: Progress = _silent,
+    numbers: Sequence[int] | None = None,
 ) -> list[Answer]:
-    """`answers` of a backend: each of `workers` threads answers one prompt after another, with the same draws."""
+    """`answers` of a backend: each of `workers` threads answers one prompt after another, with the same draws.
+
+    numbers  of the prompts, by which they draw; None: 0, 1 and so on
+    """
 
     def answer(n: int, stop: Event) -> Answer:
-        uniforms, run = _uniforms(seed, n), Run(list(prompts[n]), seed)
+        uniforms, run = _uniforms(seed, n if numbers is None else numbers[n]), Run(list(prompts[n]), seed)
 
         def choose(logits: Array, prompt: list[int], output: list[int]) -> int:
             _heed(stop)
@@ -129,6 +136,42 @@ def answers_each(
         return said
 
     return _shared(answer, range(len(prompts)), workers)
+
+
+@dataclass(frozen=True)
+class _Share:
+    """Some of the prompts, for another process: the arguments of `answers_each`."""
+
+    prompts: list[Sequence[int]]
+    how: Sampling
+    settings: dict[str, Any]
+
+
+def _answer_share(model: Model, share: _Share) -> list[Answer]:
+    return answers_each(model.backend, share.prompts, share.how, **share.settings)
+
+
+def answers_over(
+    machines: Workers[Model],
+    prompts: Sequence[Sequence[int]],
+    how: Sampling,
+    *,
+    progress: Progress = _silent,
+    **settings: Any,
+) -> list[Answer]:
+    """`answers_each` over the machines of a cluster: the same answers. `settings` are its other arguments.
+
+    machines  whose `make` loads a model for one thread
+
+    Raises ClusterError, once no machine is left.
+    """
+    shares = []
+    for start in range(0, len(prompts), _SHARE):
+        some = [*prompts[start : start + _SHARE]]
+        numbers = [*range(start, start + len(some))]
+        shares.append(_Share(some, how, {**settings, "numbers": numbers}))
+    found = machines.map(_answer_share, shares, lambda number, said: progress(len(said)))
+    return [said for share in found for said in share]
 
 
 def _shared(work: Callable[[T, Event], R], items: Iterable[T], workers: int) -> list[R]:

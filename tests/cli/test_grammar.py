@@ -72,6 +72,8 @@ def leaves():
         ("perplexity --save_all_logits x", "perplexity --kl-base=x"),
         ("eval --tasks add3 --limit 5", "eval --categories add3 -n 5"),
         ("convert --hf-path a --mlx-path b", "convert -m a -o b"),
+        ("eval --ray=local --limit 5", "eval -n 5 --ray local"),
+        ("--ray local generate hi --stages=2 --watts 65", "generate hi --watts=65 --stages 2 --ray=local"),
         ("bench --op", "bench --op ''"),
         ("bench --op matmul -T 4", "bench --op=matmul --tokens 4"),
         ("info -c 4K -c 8192", "info --ctx-size 4096 --ctx-size 8192"),

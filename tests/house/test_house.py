@@ -27,7 +27,7 @@ ORDER = [
     {"text"},
     {"interop"},
     {"engine"},
-    {"oracle", "eval", "bench", "inside", "plots"},
+    {"oracle", "eval", "bench", "inside", "plots", "cluster"},
     {"serve"},
     {"train"},
     {"cli"},

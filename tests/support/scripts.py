@@ -83,6 +83,7 @@ def command(model, *arguments, prompt="what?"):
     """`qwq generate` with this model -> (status, stdout, stderr)."""
     parser = argparse.ArgumentParser()
     generate.add_arguments(parser)
+    parser.set_defaults(verbose=False)
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         status = generate._answer(parser.parse_args([*map(str, arguments), "--temp", "0"]), model, prompt)

@@ -64,6 +64,8 @@ class CoreBackend:
 
     chunk = CHUNK
     tensors: Mapping[str, Array] | None = None
+    first = 0  # the number of its first layer in the model, see `stage`
+    ends = True  # whether the last layer of the model, and the head, are its own
 
     def __init__(
         self,
@@ -177,27 +179,45 @@ class CoreBackend:
         return self._run(steps, None, progress)
 
     def _run(self, steps: Listed[Step], tap: Tap | None, progress: Progress | None) -> list[Array]:
-        """Run steps layer by layer. `tap` sees the first step alone."""
+        """Run steps through all layers and the head. `tap` sees the first step alone."""
+        logits = self._through(steps, None, tap, progress)
+        counts = [len(range(len(step.ids))[step.rows]) for step in steps]
+        return np.split(logits, np.cumsum(counts)[:-1])
+
+    def _through(
+        self, steps: Listed[Step], x: Array | None, tap: Tap | None = None, progress: Progress | None = None
+    ) -> Array:
+        """Run steps layer by layer -> the logits [rows, V] of all, or the residual stream [T, D] without a head.
+
+        x  float32 [T, D]: the residual stream before the first layer here; None: of the embedding
+        """
         ids, L = checked_steps(steps, self.config, self.context), self.config.L
         tokens = sum(map(len, ids))
 
-        def compute(stop: core.Stop | None, threads: int) -> list[Array]:
-            works = [self._work(*some) for some in _grouped(ids, steps)]
+        def compute(stop: core.Stop | None, threads: int) -> Array:
+            works, begin = [], 0
+            for some, of_these in _grouped(ids, steps):
+                end = begin + sum(map(len, some))
+                works.append(self._work(some, of_these, None if x is None else x[begin:end]))
+                begin = end
             with self.weights.reading(stop) as ready:
-                if tap is not None:
+                if tap is not None and x is None:
                     tap("model.embed_tokens", works[0].x)
                 for i, layer in enumerate(self.layers):
                     ready(i)
                     for work in works:
-                        work.run(i, layer, i == L - 1, self.isa, threads, stop)
+                        is_last = self.ends and i == L - 1
+                        work.run(self.first + i, layer, is_last, self.isa, threads, stop)
                     if tap is not None:
-                        tap(f"model.layers.{i}.resid_post", works[0].x)
+                        tap(f"model.layers.{self.first + i}.resid_post", works[0].x)
                     if progress is not None:
                         progress(tokens / L)
+                if not self.ends:
+                    return works[0].x if len(works) == 1 else np.concatenate([work.x for work in works])
                 logits = self._logits([work.x for work in works], ready, threads, stop)
             if tap is not None:
                 tap("lm_head", logits)
-            return np.split(logits, np.cumsum([count for work in works for count in work.counts])[:-1])
+            return logits
 
         for step, each in zip(steps, ids, strict=True):
             step.sequence.table.prepare(step.sequence.length, len(each))
@@ -209,7 +229,7 @@ class CoreBackend:
             step.sequence.length += len(each)
         return logits
 
-    def _work(self, ids: Listed[Array], steps: Listed[Step]) -> _Work:
+    def _work(self, ids: Listed[Array], steps: Listed[Step], x: Array | None) -> _Work:
         starts = [step.sequence.length for step in steps]
         positions = np.concatenate([np.arange(p, p + len(each)) for p, each in zip(starts, ids, strict=True)])
         cos, sin = rope_tables(self._inv_freq, self.config.rope.attention_scaling, positions)
@@ -220,7 +240,7 @@ class CoreBackend:
             parts.append(part)
             last.append(replace(part, first=chosen[0] if chosen else len(each)))
             counts.append(len(chosen))
-        x = np.ascontiguousarray(self.weights.embed(np.concatenate(ids)))
+        x = np.ascontiguousarray(self.weights.embed(np.concatenate(ids))) if x is None else np.array(x)
         return _Work(x, cos, sin, Parts(parts), Parts(last), [step.rows for step in steps], counts)
 
     def _logits(
