@@ -41,13 +41,14 @@ def _silent(count: int) -> None:
 class Answer:
     """Generated ids without the end token; `ended` is False if the limit came before an end token.
 
-    `answers` also gives the end token, and the log-probability of each id and of the end token.
+    `answers` also gives the end token, and the log-probability of each id and of the end token. Answers are equal without
+    regard to these.
     """
 
     ids: list[int]
     ended: bool
-    end: int | None = None
-    logprobs: list[float] = field(default_factory=list)
+    end: int | None = field(default=None, compare=False)
+    logprobs: list[float] = field(default_factory=list, compare=False)
 
 
 def answers(

@@ -214,12 +214,12 @@ def model():
 
 
 def dying_once(cluster):
-    """The first process to begin a third piece of work dies."""
+    """The first process to begin a second piece of work dies."""
     counts = {}
 
     def deadly(actor, item):
         counts[id(actor)] = counts.get(id(actor), 0) + 1
-        return counts[id(actor)] == 3 and not any(each.dead for each in cluster.actors)
+        return counts[id(actor)] == 2 and not any(each.dead for each in cluster.actors)
 
     return deadly
 
