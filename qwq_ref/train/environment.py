@@ -1,4 +1,4 @@
-"""What reinforcement learning learns from: questions, and the reward of an answer to each."""
+"""The source of reinforcement learning: questions, and the reward of an answer to each."""
 
 from __future__ import annotations
 

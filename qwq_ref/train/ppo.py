@@ -86,7 +86,7 @@ class Episode(NamedTuple):
 
 
 class Judged(NamedTuple):
-    """What the model says of the actions of one answer, each [T]."""
+    """The model's own figures of the actions of one answer, each [T]."""
 
     logp: Array
     values: Array
@@ -94,7 +94,7 @@ class Judged(NamedTuple):
 
 
 class Credit(NamedTuple):
-    """What an update needs of one answer, each [T]."""
+    """The input of an update from one answer, each [T]."""
 
     old: Array
     advantages: Array

@@ -12,7 +12,7 @@ from ..tasks import Problem
 
 @dataclass(frozen=True)
 class Reward:
-    """What each part adds to the reward of an answer; 0 leaves it out.
+    """The amounts that the parts add to the reward of an answer; 0 leaves a part out.
 
     correct     the answer is right: its box is checked, its form is right, and an end token ended it
     format      an end token ended it, after one </think> and one box

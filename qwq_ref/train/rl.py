@@ -74,8 +74,8 @@ def train(
     progress  called after each iteration with the iterations done, all of them, and the values of the log
 
     At the end, the folder holds the model in bfloat16. Saves the state and passes a KeyboardInterrupt on. Raises
-    UsageError for a folder of another run, CheckpointError for a damaged one, FileError where the system refuses to
-    write, and NonFiniteError for an iteration after which the weights are not finite: those before it are saved.
+    UsageError for a folder of another run, CheckpointError for a damaged one, and FileError where the system refuses to
+    write. Raises NonFiniteError for an iteration after which the weights are not finite: those before it are saved.
     """
     check(recipe)
     Config.from_file(Path(base) / CONFIG)  # a wrong name leaves no folder
