@@ -1,6 +1,8 @@
 """Verifiers: functions that judge a completion. Each returns a `Verdict`, for any text.
 
 categories   the recipe's 23 categories, by exact checkers
+code         programs on tests, in a sandbox
+extract      the program in a completion
 """
 
 from .categories import boxed, check
