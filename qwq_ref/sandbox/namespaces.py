@@ -84,7 +84,8 @@ def _separate_and_mount(options: list[str]) -> bytes:
             case "--remount-ro" | "--chdir":
                 work.append((option, next(given)))
             case "--seccomp":
-                filter_ = os.read(int(next(given)), 1 << 16)
+                with open(int(next(given)), "rb") as file:
+                    filter_ = file.read()
     outside = os.geteuid(), os.getegid()
     _call("unshare", spaces)
     if spaces & _NEW_USER:
@@ -93,8 +94,8 @@ def _separate_and_mount(options: list[str]) -> bytes:
             ("uid_map", f"{uid} {outside[0]} 1"),
             ("gid_map", f"{uid} {outside[1]} 1"),
         ):
-            with open(f"/proc/self/{name}", "w") as file:
-                file.write(text)
+            with open(f"/proc/self/{name}", "w") as written:
+                written.write(text)
     _mount(None, "/", None, _RECURSIVE | _PRIVATE)
     _mount("tmpfs", "/tmp", "tmpfs", _NO_SETUID | _NO_DEVICES)
     os.mkdir(f"/tmp{_OLD}")

@@ -20,7 +20,14 @@ from .inside import values
 _START = (
     "import sys;sys.path.append({code!r});from inside import confine as c,{role} as r;c.confine({limits});r.main({fds})"
 )
-_VARIABLES = {"HOME": view.HOME, "LANG": "C.UTF-8", "PYTHONUTF8": "1", "PYTHONHASHSEED": "0", "TZ": "UTC"}
+_VARIABLES = {
+    "HOME": view.HOME,
+    "LANG": "C.UTF-8",
+    "PYTHONUTF8": "1",
+    "PYTHONHASHSEED": "0",  # a set has the same order in every run
+    "TZ": "UTC",
+    "MALLOC_ARENA_MAX": "1",  # or the C library reserves 64 MiB of addresses for each thread
+}
 _CLOCK_OF_PROCESS = 2  # the clock of all threads: <linux/posix-timers_types.h>
 _NO_TIME, _CRASHED = 24, (4, 6, 7, 8, 11)  # SIGXCPU; SIGILL, SIGABRT, SIGBUS, SIGFPE, SIGSEGV
 

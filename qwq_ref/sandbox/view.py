@@ -16,7 +16,7 @@ from pathlib import Path
 HOME = "/tmp"  # the folder to write in
 CODE = "/sandbox"
 _INSIDE = Path(__file__).resolve().parent / "inside"
-_LIBRARIES = ("/lib", "/lib32", "/lib64", "/usr/lib", "/usr/lib32", "/usr/lib64")
+_LIBRARIES = ("/lib", "/lib64", "/usr/lib", "/usr/lib64")
 _PACKAGES = ("site-packages", "dist-packages")
 
 
@@ -41,11 +41,12 @@ def _python_options() -> tuple[str, ...]:
     stdlib = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib")}
     own = {os.path.join(prefix, "lib") for prefix in (sys.base_prefix, sys.base_exec_prefix)}
     links, folders = [], set()
-    for path in dict.fromkeys((*_LIBRARIES, *sorted(own | stdlib))):
+    for path in _LIBRARIES:
+        if os.path.islink(path):
+            links += ["--symlink", os.path.realpath(path), path]
+    for path in (*map(_with_libraries, _LIBRARIES), *(own - set(_LIBRARIES)), *stdlib):
         if os.path.isdir(path):
             folders.add(os.path.realpath(path))
-            if os.path.islink(path):
-                links += ["--symlink", os.path.realpath(path), path]
     folders = {path for path in folders if not any(str(parent) in folders for parent in Path(path).parents)}
     shown = [option for path in sorted(folders) for option in _shown(path)]
     hidden = [option for path in _packages(folders | stdlib) for option in ("--size", "4096", "--tmpfs", path)]
@@ -53,6 +54,12 @@ def _python_options() -> tuple[str, ...]:
     single = [option for path in files if os.path.exists(path) for option in _shown(path)]
     code = _shown(f"{CODE}/inside", str(_INSIDE))
     return (*shown, *hidden, *links, *single, *code)
+
+
+def _with_libraries(path: str) -> str:
+    """Return the folder of libraries within one such as /usr/lib, where Debian keeps whole programs, too."""
+    narrow = os.path.join(path, sysconfig.get_config_var("MULTIARCH") or "")
+    return narrow if os.path.isdir(narrow) else path
 
 
 def _shown(path: str, source: str | None = None) -> list[str]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import builtins
 import os
 import resource
+import sys
 
 
 def confine(memory: int, seconds: int, disk: int, threads: int, uid: int) -> None:
@@ -21,6 +23,8 @@ def confine(memory: int, seconds: int, disk: int, threads: int, uid: int) -> Non
         os.setresgid(uid, uid, uid)
         os.setresuid(uid, uid, uid)
     _set("NPROC", threads, threads)  # counts for this user, within its namespace
+    for name in ("exit", "quit"):  # programs use them; Python's `site` module, which is left out, makes them
+        setattr(builtins, name, sys.exit)
 
 
 def _set(name: str, soft: int, hard: int) -> None:

@@ -1,12 +1,13 @@
 """Role: load a program, and answer calls of one of its functions.
 
 The first message on the channel answers the loading: None, or the line of an exception. Then each message
-(arguments, keywords) gets ("value", value) or ("raised", name of a built-in exception, line).
+(arguments, keywords) gets ("value", value), or ("raised", name of a built-in exception, its text, its line).
 """
 
 from __future__ import annotations
 
 import builtins
+import os
 import sys
 
 from . import values
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 def main(channel: int, material: int) -> None:
     program, name = values.receive(material)
+    os.close(material)
     try:
         function = _loaded(program, name)
         answer = values.message(None)
@@ -47,4 +49,4 @@ def _answer(function: Any, arguments: Any, keywords: Any) -> bytes:
         return values.message(("value", function(*arguments, **keywords)))
     except BaseException as problem:
         kinds = [kind.__name__ for kind in type(problem).__mro__ if getattr(builtins, kind.__name__, None) is kind]
-        return values.message(("raised", kinds[0], values.line(problem)))
+        return values.message(("raised", kinds[0], values.text(problem), values.line(problem)))

@@ -221,11 +221,15 @@ def _read(fd: int, size: int) -> bytes:
     return b"".join(parts)
 
 
+def text(problem: BaseException) -> str:
+    """Return the text of any exception, at most 200 characters of it."""
+    try:
+        return str(problem)[:200]
+    except BaseException:  # from a method that a program wrote
+        return ""
+
+
 def line(problem: BaseException) -> str:
     """Return an exception in one short line, for any exception."""
-    name = type.__dict__["__name__"].__get__(type(problem))
-    try:
-        text = str(problem)[:200]
-    except BaseException:  # a method that a program wrote
-        text = ""
-    return " ".join(f"{name}: {text}".split()) if text else str(name)
+    name, words = type.__dict__["__name__"].__get__(type(problem)), text(problem)
+    return " ".join(f"{name}: {words}".split()) if words else str(name)

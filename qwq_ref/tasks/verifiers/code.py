@@ -33,7 +33,7 @@ def verify_function(program: str, entry_point: str, tests: str, setup: str = "",
     tests        trusted code that defines `check(candidate)`, with assertions
     setup        trusted code that the tests may call, such as a prompt's own helper functions
 
-    The candidate of the tests calls the function in another process. Its arguments are copies, so a change of a list in
+    The candidate of the tests calls the function in another process. Its name means the same there. Its arguments are copies, so a change of a list in
     place is not seen by the tests. A result that is no plain data equals nothing.
     """
     started = time.monotonic()
@@ -56,7 +56,7 @@ def _run_tests(program: str, name: str, tests: str, setup: str, limits: Limits) 
         with theirs:
             ours, programs = socket.socketpair()
             with ours, programs:
-                given = (setup, tests)
+                given = (setup, tests, name)
                 judge = stack.enter_context(start("checks", given, limits, channels=[ours.fileno(), theirs.fileno()]))
                 runner = stack.enter_context(start("function", (program, name), limits, channels=[programs.fileno()]))
         judge.deadline = runner.deadline
@@ -69,9 +69,8 @@ def _run_tests(program: str, name: str, tests: str, setup: str, limits: Limits) 
             return f"the tests give no verdict: the process {reason}"
         if why is not None and not isinstance(why, str):
             return "the tests give no verdict"
-        if why is not None and why.startswith("the program ends") and (reason := runner.failure(_GRACE)):
-            return f"the program {reason}"
-        return why
+        ended = runner.failure(_GRACE) if why is not None and why.startswith("the program ends") else None
+        return why if ended is None else f"the program {ended}"
 
 
 def _too_long(limits: Limits) -> str:
@@ -260,6 +259,6 @@ def _result(answer: Any) -> Any:
     match answer:
         case ("value", value):
             return value
-        case ("raised", str(), str(line)):
+        case ("raised", str(), str(), str(line)):
             return Raised(line)
     raise ValueError("no answer has this form")
