@@ -33,8 +33,8 @@ def verify_function(program: str, entry_point: str, tests: str, setup: str = "",
     tests        trusted code that defines `check(candidate)`, with assertions
     setup        trusted code that the tests may call, such as a prompt's own helper functions
 
-    The candidate of the tests calls the function in another process. Its name means the same there. Its arguments are copies, so a change of a list in
-    place is not seen by the tests. A result that is no plain data equals nothing.
+    The candidate of the tests calls the function in another process, and its name means the same there. Its arguments
+    are copies, so the tests do not see a change of a list in place. A result that is no plain data equals nothing.
     """
     started = time.monotonic()
     why: str | None
