@@ -9,6 +9,6 @@ inside      the code that runs in the sandbox
 """
 
 from .process import LIMITS, Contained, Limits, start
-from .ways import containment, require_containment
+from .ways import WAYS, containment, problem, require_containment
 
-__all__ = ["LIMITS", "Contained", "Limits", "containment", "require_containment", "start"]
+__all__ = ["LIMITS", "WAYS", "Contained", "Limits", "containment", "problem", "require_containment", "start"]
