@@ -2,6 +2,7 @@
 
 categories   the recipe's 23 categories, by exact checkers
 code         programs on tests, in a sandbox
+mathematics  the last box of an answer, by math-verify
 extract      the program in a completion
 """
 

@@ -18,12 +18,12 @@ from ...sandbox import LIMITS, Contained, Limits, start
 from ...sandbox.inside import values
 from ...sandbox.process import cpu_seconds, material
 from .extract import extract_code
+from .messages import message
 from .verdict import Verdict
 
 __all__ = ["LIMITS", "Limits", "Measurement", "extract_code", "measure", "verify_function", "verify_streams"]
 
 _GRACE = 0.5  # seconds in which a process that has closed its channel ends
-_MOST_KEYS = 10_000  # in a measured result: this process reads it
 
 
 def verify_function(program: str, entry_point: str, tests: str, setup: str = "", *, limits: Limits = LIMITS) -> Verdict:
@@ -61,7 +61,7 @@ def _run_tests(program: str, name: str, tests: str, setup: str, limits: Limits) 
                 runner = stack.enter_context(start("function", (program, name), limits, channels=[programs.fileno()]))
         judge.deadline = runner.deadline
         try:
-            why = _message(verdict, judge.deadline)
+            why = message(verdict, judge.deadline)
         except TimeoutError:
             return f"the program {_too_long(limits)}"
         except (EOFError, OSError, ValueError):
@@ -75,28 +75,6 @@ def _run_tests(program: str, name: str, tests: str, setup: str, limits: Limits) 
 
 def _too_long(limits: Limits) -> str:
     return f"runs for more than {limits.wall:g} seconds"
-
-
-def _message(channel: socket.socket, deadline: float, most_keys: int | None = _MOST_KEYS) -> Any:
-    """Return the next message. Raises TimeoutError, EOFError, OSError, and ValueError for other bytes."""
-    size = int.from_bytes(_received(channel, 4, deadline), "big")
-    if size > values.MOST_BYTES:
-        raise ValueError("a message is too large")
-    return values.decoded(_received(channel, size, deadline), most_keys)
-
-
-def _received(channel: socket.socket, size: int, deadline: float) -> bytes:
-    data = bytearray()
-    while len(data) < size:
-        left = deadline - time.monotonic()
-        if left <= 0:
-            raise TimeoutError
-        channel.settimeout(left)
-        part = channel.recv(min(size - len(data), 1 << 20))
-        if not part:
-            raise EOFError
-        data += part
-    return bytes(data)
 
 
 # --- Standard input to standard output --------------------------------------------------------------------------------
@@ -212,7 +190,7 @@ def measure(
 def _measured_once(program: str, name: str, inputs: Sequence[Sequence[Any]], limits: Limits) -> Measurement:
     with _called(program, name, limits) as (process, channel):
         try:
-            pid, problem = _sender(channel, process.deadline), _message(channel, process.deadline)
+            pid, problem = _sender(channel, process.deadline), message(channel, process.deadline)
             if problem is not None:
                 return Measurement(printable(f"the program does not load: {str(problem)[:300]}"))
             loaded = cpu_seconds(pid)
@@ -221,7 +199,7 @@ def _measured_once(program: str, name: str, inputs: Sequence[Sequence[Any]], lim
             for arguments in inputs:
                 channel.settimeout(max(0.01, process.deadline - time.monotonic()))
                 channel.sendall(values.message((tuple(arguments), {})), socket.MSG_NOSIGNAL)
-                results.append(_result(_message(channel, process.deadline)))
+                results.append(_result(message(channel, process.deadline)))
                 after = cpu_seconds(pid)
                 seconds.append(after - before)
                 before = after
