@@ -33,7 +33,8 @@ def options(disk: int, folders: Sequence[str] = ()) -> list[str]:
     """
     shown = [option for folder in folders for option in _shown(folder, os.path.realpath(folder))]
     home = ["--size", str(disk), "--perms", "1777", "--tmpfs", HOME]
-    return [*_python_options(), *shown, *home, "--remount-ro", "/", "--chdir", HOME]
+    # The home comes first: a folder to read may lie below it.
+    return [*_python_options(), *home, *shown, "--remount-ro", "/", "--chdir", HOME]
 
 
 @cache
@@ -64,7 +65,7 @@ def _with_libraries(path: str) -> str:
 
 def _shown(path: str, source: str | None = None) -> list[str]:
     """Return the options that show a file or folder. All may enter its parents, which bubblewrap would make private."""
-    parents = [str(parent) for parent in reversed(Path(path).parents)][1:]
+    parents = [str(parent) for parent in reversed(Path(path).parents) if str(parent) not in ("/", HOME)]
     made = [option for parent in parents for option in ("--perms", "0755", "--dir", parent)]
     return [*made, "--ro-bind", source or path, path]
 

@@ -3,6 +3,7 @@
 categories   the recipe's 23 categories, by exact checkers
 code         programs on tests, in a sandbox
 mathematics  the last box of an answer, by math-verify
+lean         proofs in Lean 4, by its REPL and Comparator
 extract      the program in a completion
 """
 

@@ -41,7 +41,7 @@ def extract_code(completion: str, defines: str = "") -> str:
     def rank(numbered: tuple[int, _Block]) -> tuple[bool, bool, int, int]:
         number, block = numbered
         kind = 2 if block.language in _PYTHON else 1 if not block.language else 0
-        return bool(defines and definition.search(block.text)), block.closed, kind, number
+        return bool(defines.isidentifier() and definition.search(block.text)), block.closed, kind, number
 
     return max(enumerate(blocks), key=rank)[1].text
 
