@@ -1,8 +1,9 @@
 """The part of bubblewrap that is needed, for machines without it. `ways.py` starts this file as a script.
 
-It takes the options of `bwrap` that `view.py` writes, and does the same things in the same order: namespaces of its own
-for users (not for root), mounts, processes, the network and IPC; a root of only the folders that are named; and a first
-process that ends everything with the last word of the program. Linux alone has these calls, so ctypes reaches them.
+It takes the options of `bwrap` that `view.py` writes, and does the same things in the same order. It makes namespaces
+for mounts, processes, the network and IPC, and for users unless root starts it. The new root holds the named folders
+alone. The first process of the namespace ends when the program ends, and everything else with it. Python has no names
+for these calls of Linux, so ctypes reaches them.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ _NO_TIME, _CRASHED = 24, (4, 6, 7, 8, 11)  # SIGXCPU; SIGILL, SIGABRT, SIGBUS, S
 
 
 class Limits(NamedTuple):
-    """What a program may use.
+    """The resources that a program may use.
 
     memory     bytes of addresses, Python included
     seconds    of the processor's time, rounded up to whole ones

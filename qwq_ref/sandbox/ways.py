@@ -1,4 +1,4 @@
-"""Which containment works on this machine: bubblewrap, or namespaces of our own. Without one, nothing runs."""
+"""The containment that works on this machine: bubblewrap, or namespaces of our own. Without one, nothing runs."""
 
 from __future__ import annotations
 

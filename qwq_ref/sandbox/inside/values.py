@@ -1,8 +1,8 @@
 """Plain data as bytes, and messages over a file descriptor: the language between two sandboxed processes.
 
-A value is a byte for its type and its content. Whoever writes may be hostile, so reading accepts nothing but this form,
-and makes nothing but exact built-in types: no method of the writer comes along. Pickle would bring code, and JSON knows
-no tuples, sets, bytes, NaN or complex numbers.
+A value is a byte for its type and its content. The writer may be hostile, so reading accepts nothing but this form. It
+makes nothing but exact built-in types: no method of the writer comes along. Pickle would bring code, and JSON knows no
+tuples, sets, bytes, NaN or complex numbers.
 
 A message is 4 bytes of length, big-endian, and one value.
 """

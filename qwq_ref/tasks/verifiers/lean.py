@@ -36,7 +36,7 @@ _LAKE_FILES = ("lakefile.toml", "lakefile.lean", "lake-manifest.json", "lean-too
 
 
 class Tools(NamedTuple):
-    """How Lean runs on this machine.
+    """The programs of Lean on this machine.
 
     repl        command of the REPL, such as ("lake", "env", "/opt/repl/.lake/build/bin/repl")
     comparator  command of Comparator, such as ("lake", "env", "/opt/comparator/.lake/build/bin/comparator")
