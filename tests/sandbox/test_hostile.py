@@ -135,6 +135,23 @@ def test_a_program_that_takes_all_ends(way, name):
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 * 1024  # KiB
 
 
+@pytest.mark.parametrize("name", ["an endless loop", "a loop that catches the signal", "a loop in threads"])
+def test_the_processor_s_time_is_limited(way, name):
+    _, _, why = run(way, ENDED[name][0], SHORT._replace(wall=100))
+    assert why == "computes for more than 1 seconds"
+
+
+def test_the_limits_of_the_system(way):
+    """Some of them are second lines of defence, which no attempt reaches."""
+    names = ["AS", "CPU", "FSIZE", "NOFILE", "CORE", "MEMLOCK", "MSGQUEUE", "NPROC"]
+    program = (
+        f"import resource as r\nprint(*(r.getrlimit(getattr(r, 'RLIMIT_' + name)) for name in {names}), sep='\\n')"
+    )
+    output, _, _ = run(way, program)
+    found = [eval(line) for line in output.splitlines()]
+    assert found == [(1 << 28,) * 2, (1, 2), (1 << 24,) * 2, (64, 64), (0, 0), (0, 0), (0, 0), (64, 64)]
+
+
 def test_the_whole_tree_of_files_holds_no_secret(way, tmp_path, monkeypatch):
     """A search of every file that is in sight, every variable and every descriptor."""
     (tmp_path / "tests.json").write_text(SECRET)

@@ -112,19 +112,40 @@ def test_a_way_that_fails_says_why(monkeypatch):
     assert ways.problem.__wrapped__("namespaces") == "cannot start a process (No such file or directory)"
 
 
+UNPRIVILEGED = """
+from qwq_ref.sandbox import ways, start
+print(ways.new_user())
+program = '''
+import os
+print(os.getuid(), end=" ")
+for attempt in (lambda: open("/x", "w"), lambda: os.setuid(0)):
+    try:
+        attempt()
+    except OSError as problem:
+        print(type(problem).__name__, end=" ")
+'''
+for way in ways.WAYS:
+    if ways.problem(way) is None:
+        with start("stream", (program,), output=True, way=way) as process:
+            print(process.output()[0].decode().strip())
+    else:
+        print(ways.problem(way))
+"""
+
+
 def test_the_ways_of_a_user_without_rights():
     """Within a namespace of users, where root is nobody outside: no other user can be become."""
     if shutil.which("unshare") is None:
         pytest.skip("needs unshare of util-linux")
     if subprocess.run(["unshare", "--user", "--map-root-user", "true"], capture_output=True).returncode:
         pytest.skip("this machine allows no namespaces of users")
-    script = "from qwq_ref.sandbox import ways; print(ways.new_user(), *(ways.problem(way) for way in ways.WAYS))"
+    script = UNPRIVILEGED
     command = ["unshare", "--user", "--map-root-user", sys.executable, "-c", script]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    problems = [None if ways.problem(way) is None else way for way in ways.WAYS]
-    assert done.stdout.split()[0] == "0", done.stderr
-    for problem, found in zip(problems, done.stdout.split()[1:], strict=False):
-        assert problem is not None or found == "None", done.stdout
+    assert done.stdout.splitlines()[0] == "0", done.stderr
+    for way, found in zip(ways.WAYS, done.stdout.splitlines()[1:], strict=True):
+        wanted = ["65534", "OSError", "OSError"]  # who it is, a file in the root, and becoming root
+        assert ways.problem(way) is not None or found == " ".join(wanted), done.stdout
 
 
 def test_each_program_of_root_has_a_user_of_its_own(way):
@@ -180,6 +201,30 @@ def test_nothing_is_left_when_the_parent_ends(way, number):
         parent.send_signal(number)
         assert (parent.stdout.read() == "interrupted\n") == (number == signal.SIGINT)
     assert_gone(mark)
+
+
+def test_a_program_has_namespaces_of_its_own(way):
+    mark = (1 << 28) + 4096 * random.randrange(1 << 14)
+    program = "import time\ntime.sleep(99)"
+    with start("stream", (program,), LIMITS._replace(memory=mark), way=way):
+        deadline = time.monotonic() + 20
+        different = set()
+        while not different and time.monotonic() < deadline:
+            time.sleep(0.05)
+            for pid in found(mark):
+                try:
+                    if (
+                        Path(f"/proc/{pid}/root/sandbox/inside").exists()
+                        and not Path(f"/proc/{pid}/root/proc").exists()
+                    ):
+                        names = ("mnt", "pid", "net", "ipc", "uts")
+                        spaces = {name: os.readlink(f"/proc/{pid}/ns/{name}") for name in names}
+                        different = {name for name in names if spaces[name] != os.readlink(f"/proc/self/ns/{name}")}
+                except FileNotFoundError:
+                    continue
+                except PermissionError:
+                    pytest.skip("only root sees the namespaces of other users")
+    assert different == {"mnt", "pid", "net", "ipc", "uts"}
 
 
 def found(mark):
