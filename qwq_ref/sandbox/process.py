@@ -18,7 +18,8 @@ from . import seccomp, view, ways
 from .inside import values
 
 _START = (
-    "import sys;sys.path.append({code!r});from inside import confine as c,{role} as r;c.confine({limits});r.main({fds})"
+    "import sys;sys.path.append({code!r});from inside import confine as c,{role} as r;"
+    "c.require_parent({lifeline});c.confine({limits});r.main({fds})"
 )
 _VARIABLES = {
     "HOME": view.HOME,
@@ -59,8 +60,9 @@ LIMITS = Limits()
 class Contained:
     """A process in a sandbox, and everything that it starts. It ends with the `with` block, however that ends."""
 
-    def __init__(self, process: subprocess.Popen[bytes], limits: Limits) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], limits: Limits, lifeline: int) -> None:
         self._process = process
+        self._lifeline: int | None = lifeline  # a process that starts while this closes does not go on
         self._limits = limits
         self.deadline = time.monotonic() + limits.wall
 
@@ -74,6 +76,9 @@ class Contained:
 
     def end(self) -> None:
         """Kill the process and all that it started, if it runs. Its files are in memory, and go with it."""
+        if self._lifeline is not None:
+            os.close(self._lifeline)
+            self._lifeline = None
         if self._process.poll() is None:
             self._process.kill()  # the first process of its namespace dies with it, and then the others
             self._process.wait()
@@ -200,9 +205,14 @@ def start(
     way = way or ways.require_containment()
     with material(seccomp.program(limits.processes)) as filter_fd, material(values.message(given)) as given_fd:
         passed = [*channels, given_fd]
+        theirs, ours = os.pipe()
         numbers = limits.memory, math.ceil(limits.seconds), limits.disk, limits.threads, ways.new_user()
         code = _START.format(
-            code=view.CODE, role=role, limits=",".join(map(str, numbers)), fds=",".join(map(str, passed))
+            code=view.CODE,
+            role=role,
+            lifeline=theirs,
+            limits=",".join(map(str, numbers)),
+            fds=",".join(map(str, passed)),
         )
         seen = view.options(limits.disk, folders)
         python = [view.python(), "-s", "-S", "-P", "-B", "-c", code]
@@ -212,15 +222,18 @@ def start(
                 stdin=stdin,
                 stdout=subprocess.PIPE if output else subprocess.DEVNULL,
                 stderr=subprocess.PIPE if output else subprocess.DEVNULL,
-                pass_fds=[*passed, filter_fd],
+                pass_fds=[*passed, filter_fd, theirs],
                 env=_VARIABLES,
                 cwd="/",
                 umask=0o022,  # for the folders that bubblewrap makes
                 start_new_session=True,  # Ctrl-C is for this process, which then ends the other
             )
         except OSError as problem:
+            os.close(ours)
             raise SandboxError(None, None, f"cannot start a process ({problem.strerror or problem})") from None
-    return Contained(process, limits)
+        finally:
+            os.close(theirs)
+    return Contained(process, limits, ours)
 
 
 def tried(way: str) -> str | None:

@@ -213,10 +213,8 @@ def test_a_program_has_namespaces_of_its_own(way):
             time.sleep(0.05)
             for pid in found(mark):
                 try:
-                    if (
-                        Path(f"/proc/{pid}/root/sandbox/inside").exists()
-                        and not Path(f"/proc/{pid}/root/proc").exists()
-                    ):
+                    root = Path(f"/proc/{pid}", "root")
+                    if (root / "sandbox" / "inside").exists() and not (root / "proc").exists():
                         names = ("mnt", "pid", "net", "ipc", "uts")
                         spaces = {name: os.readlink(f"/proc/{pid}/ns/{name}") for name in names}
                         different = {name for name in names if spaces[name] != os.readlink(f"/proc/self/ns/{name}")}

@@ -56,8 +56,8 @@ def judge(way, tmp_path):
     def judge(repl, report, status=0, statement=STATEMENT, **given):
         python = [view.python(), "-I", "-S", str(folder / "tool.py")]
         texts = [each if isinstance(each, str) else json.dumps(each, indent=1) for each in (repl, report)]
-        tools = lean.Tools([*python, "repl", texts[0], "0"], [*python, "comparator", texts[1], str(status)])
-        return lean.verify(statement, PROOF, tools._replace(folders=[str(folder)]), limits=LIMITS, **given)
+        tools = lean.Tools((*python, "repl", texts[0], "0"), (*python, "comparator", texts[1], str(status)))
+        return lean.verify(statement, PROOF, tools._replace(folders=(str(folder),)), limits=LIMITS, **given)
 
     return judge
 
@@ -139,7 +139,7 @@ def test_each_theorem_of_the_statement_must_be_proved(judge):
 
 
 def test_tools_that_are_missing_are_no_success(way):
-    verdict = lean.verify(STATEMENT, PROOF, lean.Tools(["lake", "env", "repl"], ["comparator"]), limits=LIMITS)
+    verdict = lean.verify(STATEMENT, PROOF, lean.Tools(("lake", "env", "repl"), ("comparator",)), limits=LIMITS)
     assert (verdict.correct, verdict.why) == (False, "not run: lake: No such file or directory")
 
 

@@ -8,6 +8,20 @@ import resource
 import sys
 
 
+def require_parent(lifeline: int) -> None:
+    """End this process if the one that starts it has ended, or has closed its end of this pipe.
+
+    From here on, the system ends this process with that one. Before, that one could have ended without notice.
+    """
+    os.set_blocking(lifeline, False)
+    try:
+        os.read(lifeline, 1)
+    except BlockingIOError:
+        os.close(lifeline)
+    else:
+        os._exit(125)
+
+
 def confine(memory: int, seconds: int, disk: int, threads: int, uid: int) -> None:
     """Give up the rights of root, and all but these bytes of memory, seconds of CPU time, bytes a file, and threads.
 

@@ -45,10 +45,10 @@ class Tools(NamedTuple):
     variables   such as PATH
     """
 
-    repl: Sequence[str]
-    comparator: Sequence[str]
+    repl: tuple[str, ...]
+    comparator: tuple[str, ...]
     project: str | None = None
-    folders: Sequence[str] = ()
+    folders: tuple[str, ...] = ()
     variables: Mapping[str, str] = {}
 
 
