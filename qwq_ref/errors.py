@@ -98,6 +98,10 @@ class SessionFileError(QwqError):
     """A file of a saved session is damaged, or of another model."""
 
 
+class SandboxError(QwqError):
+    """No sandbox contains a program on this machine, so the program does not run."""
+
+
 class FileError(QwqError, OSError):
     """A file, a folder or a standard stream cannot be written or read: the operating system refuses.
 

@@ -109,6 +109,7 @@ def examine(
         "cpu": doctor.cpu_facts(threads),
         "isa": instructions,
         "memory": doctor.memory_facts(),
+        "sandbox": doctor.sandbox_facts(),
         "speed": None,
         "interrupted": False,
     }
@@ -173,6 +174,7 @@ def page(facts: dict[str, Any]) -> str:
         ("memory", _memory(facts["memory"])),
         ("huge pages", _huge_pages(facts["memory"], facts["speed"])),
         *_speed(facts),
+        ("sandbox", _sandbox(facts["sandbox"])),
     ]
     lines = [definitions(rows)]
     for model in facts["models"]:
@@ -237,6 +239,13 @@ def _huge_pages(memory: dict[str, Any], speed: dict[str, Any] | None) -> str:
     given = "unknown when the system gives them" if mode is None else f"{_GIVEN.get(mode, 'given')} ({mode})"
     share = None if speed is None else speed["huge_pages"]
     return f"{given}; " + ("not measured" if share is None else f"{share:.0%} of a test array lies on them")
+
+
+def _sandbox(facts: dict[str, Any]) -> str:
+    reasons = "; ".join(f"{way}: {reason}" for way, reason in facts["problems"].items())
+    if facts["containment"] is None:
+        return f"none, so programs that models write do not run ({reasons})"
+    return f"{facts['containment']}, for programs that models write" + (f" ({reasons})" if reasons else "")
 
 
 def _speed(facts: dict[str, Any]) -> list[tuple[str, str]]:

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import __version__, core
+from .. import __version__, core, sandbox
 from ..errors import UsageError
 from ..footprint import human
 from . import cpu, limits, memory
@@ -93,6 +93,17 @@ def memory_facts(root: Path = ROOT) -> dict[str, Any]:
         "swap_used": swap,
         "huge_page_mode": memory.huge_page_mode(root),
     }
+
+
+def sandbox_facts() -> dict[str, Any]:
+    """Return what contains the programs of models here.
+
+    containment  "bubblewrap" or "namespaces"; None where neither works, and no such program runs
+    problems     why the ones before it do not work, by name
+    """
+    found = sandbox.containment()
+    before = sandbox.WAYS[: sandbox.WAYS.index(found)] if found else sandbox.WAYS
+    return {"containment": found, "problems": {way: sandbox.problem(way) for way in before}}
 
 
 def isa_facts(asked: str | None) -> dict[str, Any] | None:

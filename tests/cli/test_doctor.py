@@ -13,15 +13,17 @@ import numpy as np
 import pytest
 
 import qwq_ref
-from qwq_ref import core, footprint
+from qwq_ref import core, footprint, sandbox
 from qwq_ref.bench import measure
 from qwq_ref.bench import speed as speeds
-from qwq_ref.cli import main
+from qwq_ref.cli import doctor, main
 from qwq_ref.formats import resolve
 from qwq_ref.forms import FORMS
 from qwq_ref.host import cpu, memory
+from qwq_ref.host import doctor as host_doctor
 from qwq_ref.host.doctor import instructions
 from qwq_ref.host.limits import cpus
+from qwq_ref.sandbox import ways
 
 needs_core = pytest.mark.skipif(not core.available(), reason="the C core is not built: there was no compiler")
 
@@ -72,13 +74,14 @@ def numbers(value):
 @needs_core
 def test_json(capsys):
     facts = report(capsys, "-t", "2")
-    assert list(facts) == ["program", "cpu", "isa", "memory", "speed", "interrupted", "models", "problems"]
+    assert list(facts) == ["program", "cpu", "isa", "memory", "sandbox", "speed", "interrupted", "models", "problems"]
     assert list(facts["program"]) == ["qwq_ref", "python", "numpy", "core", "core_problem"]
     processors = ["model", "online", "usable", "quota", "cores", "nodes", "last_cache", "last_caches", "load"]
     assert list(facts["cpu"]) == [*processors, "threads", "features"]
     assert list(facts["cpu"]["features"]) == instructions()
     assert list(facts["isa"]) == ["chosen", "forced_by", "why", "can_run"]
     assert list(facts["memory"]) == ["total", "available", "limit", "group_available", "swap_used", "huge_page_mode"]
+    assert list(facts["sandbox"]) == ["containment", "problems"]
     assert list(facts["speed"]) == ["isa", "threads", "reads", "peaks", "huge_pages"]
     assert list(facts["speed"]["reads"]) == ["1", "2"]
     assert [model["model"] for model in facts["models"]] == ["qwq-32b", "qwq-nano"]
@@ -95,6 +98,20 @@ def test_json(capsys):
     assert facts["program"]["qwq_ref"] == qwq_ref.__version__
     assert facts["program"]["numpy"] == np.__version__
     assert facts["cpu"]["usable"] == cpus()
+
+
+@pytest.mark.parametrize(
+    ("working", "wanted"),
+    [
+        (["bubblewrap", "namespaces"], "bubblewrap, for programs that models write"),
+        (["namespaces"], "namespaces, for programs that models write (bubblewrap: not here)"),
+        ([], "none, so programs that models write do not run (bubblewrap: not here; namespaces: not here)"),
+    ],
+)
+def test_the_sandbox(monkeypatch, working, wanted):
+    monkeypatch.setattr(ways, "problem", lambda way: None if way in working else "not here")
+    monkeypatch.setattr(sandbox, "problem", ways.problem)
+    assert doctor._sandbox(host_doctor.sandbox_facts()) == wanted
 
 
 def test_the_screen(capsys):

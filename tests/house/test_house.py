@@ -20,7 +20,7 @@ from tests.support.paths import PACKAGE
 ORDER = [
     {"errors", "forms", "startup"},
     {"files", "tables", "text_files"},
-    {"config"},
+    {"config", "sandbox"},
     {"footprint", "spec", "core"},
     {"numerics", "host", "tasks"},
     {"formats"},

@@ -13,6 +13,7 @@ from qwq_ref.eval import outputs
 from qwq_ref.tasks import author, exercises, programs, verifiers
 from qwq_ref.tasks import problems as problems_module
 from qwq_ref.tasks.programs import evaluate, run_rpn
+from qwq_ref.tasks.verifiers import categories
 from tests.support.problems import ALL, numbers, problems, value
 
 
@@ -27,6 +28,17 @@ def nearly(answer):
             yield answer[:place] + str((int(digit) + 1) % 10) + answer[place + 1 :]
         if digit.isdecimal() and answer[place + 1 : place + 2].isdecimal() and digit != answer[place + 1]:
             yield answer[:place] + answer[place + 1] + digit + answer[place + 2 :]
+
+
+@pytest.mark.parametrize("category", ALL)
+def test_a_verdict_gives_the_reason(category):
+    problem = problems(category)[0]
+    right = problem.answer if problem.is_talk else f"\\boxed{{{problem.answer}}}"
+    for text, why in ((right, "passed"), ("\\boxed{-}", "wrong answer"), ("", "there is no closed box")):
+        verdict = categories.verify(problem, text)
+        assert verdict.correct == tasks.check(problem, text) == (text == right)
+        assert verdict.why == ("wrong answer" if problem.is_talk and text != right else why)
+        assert 0 <= verdict.seconds < 1
 
 
 @pytest.mark.parametrize("category", ALL)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import time
+
 from ..problems import Problem
 from ..programs import evaluate, run_rpn
+from .verdict import Verdict
 
 _BOX = "\\boxed{"
 # More points than the degree of any program that `rpn` asks for: programs that agree on all are the same polynomial.
@@ -15,6 +18,19 @@ def boxed(text: str) -> str | None:
     _, box, after = text.rpartition(_BOX)
     inside, brace, _ = after.partition("}")
     return inside if box and brace else None
+
+
+def verify(problem: Problem, text: str) -> Verdict:
+    """Judge the text after </think> by `check`."""
+    started = time.monotonic()
+    correct = check(problem, text)
+    if correct:
+        why = "passed"
+    elif not problem.is_talk and boxed(text) is None:
+        why = "there is no closed box"
+    else:
+        why = "wrong answer"
+    return Verdict(correct, why, time.monotonic() - started)
 
 
 def check(problem: Problem, answer_text: str) -> bool:

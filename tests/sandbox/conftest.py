@@ -1,0 +1,1 @@
+from tests.support.ways import way  # noqa: F401
