@@ -41,8 +41,8 @@ def _silent(count: int) -> None:
 class Answer:
     """Generated ids without the end token; `ended` is False if the limit came before an end token.
 
-    `answers` also gives the end token, and the log-probability of each id and of the end token. Answers are equal without
-    regard to these.
+    `answers` also gives the end token, and the log-probability of each id and of the end token. A comparison of answers
+    leaves these out.
     """
 
     ids: list[int]
