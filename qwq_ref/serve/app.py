@@ -11,6 +11,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.routing import Route
 
 from .. import __version__
 from ..errors import QwqError
@@ -57,7 +58,10 @@ def make_app(
     _add_problems(api)
     pages = add_page(api, page)
     paths = frozenset(route.path for route in api.routes if hasattr(route, "path"))
-    bodies = Bodies(api, engine.limits)
+    posts = frozenset(
+        route.path for route in api.routes if isinstance(route, Route) and "POST" in (route.methods or ())
+    )
+    bodies = Bodies(api, posts, engine.limits)
     guard = Guard(bodies, [*LOOPBACK, *hosts], key, engine.limits.head, pages)
     journal = Journal(guard, paths | {"/metrics"}, verbose)
 

@@ -12,17 +12,17 @@ from .problems import ApiError, unavailable
 from .refusal import refuse
 
 _FREE = 64 << 10  # bytes of a body that do not count: small requests go on where large ones must wait
-_WITH_BODY = ("POST",)  # methods whose bodies are JSON; no path knows others
 
 
 class Bodies:
     """Passes on requests with a body of JSON within the limits. Others get 400, 408, 413, 415 or 503.
 
+    posts  paths that take a body of JSON with POST; the application refuses other paths and methods
     held  bytes of the bodies of requests that have no answer yet, but for the first ones of each
     """
 
-    def __init__(self, app: ASGIApp, limits: ServerLimits) -> None:
-        self._app = app
+    def __init__(self, app: ASGIApp, posts: frozenset[str], limits: ServerLimits) -> None:
+        self._app, self._posts = app, posts
         self._limits = limits
         self.held = 0
 
@@ -47,8 +47,11 @@ class Bodies:
         self.held -= max(0, len(body) - _FREE)
         body.clear()
 
+    def _takes_json(self, scope: Scope) -> bool:
+        return scope["method"] == "POST" and scope["path"] in self._posts
+
     async def _pass_on(self, scope: Scope, body: bytes, receive: Receive, send: Send) -> None:
-        if scope["method"] in _WITH_BODY:
+        if self._takes_json(scope):
             try:
                 read_json(body, self._limits.depth, self._limits.containers)
             except ApiError as problem:
@@ -72,7 +75,7 @@ class Bodies:
         most = self._limits.body
         if int(headers.get(b"content-length", b"0")) > most:
             raise _too_large(most)
-        if scope["method"] in _WITH_BODY and not _is_json(headers.get(b"content-type", b"")):
+        if self._takes_json(scope) and not _is_json(headers.get(b"content-type", b"")):
             raise ApiError(415, "the body must be application/json", param="Content-Type", code="not_json")
         try:
             async with asyncio.timeout(self._limits.body_seconds):

@@ -173,6 +173,15 @@ def test_an_unknown_method_is_an_error(server, method):
     assert b"\r\nallow: POST\r\n" in answer
 
 
+@pytest.mark.parametrize("path", ["/health", "/metrics", "/v1/models", "/v1/models/qwq-nano"])
+@pytest.mark.parametrize("data", [b"", b"{", b"no JSON"])
+def test_a_path_that_takes_no_body_refuses_the_method_first(server, path, data):
+    for name in ("application/json", "text/plain"):
+        answer = server.ask_raw(request(path, data, method="POST", **{"content-type": name}))
+        assert status(answer) == 405
+        assert b"\r\nallow: GET\r\n" in answer
+
+
 @pytest.mark.parametrize("data", [b"\x16\x03\x01\x02\x00\x01", b"GET", b"GET / HTTPS/1.1", b"\r\n" * 50 + b"x"])
 def test_no_http_is_an_error(server, data):
     assert status(server.ask_raw(data + b"\r\n\r\n")) == 400
