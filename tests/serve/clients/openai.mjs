@@ -54,10 +54,15 @@ async function collect(stream) {
   return found;
 }
 
+// Wait until the server works on no prompts; with "waiting", until none waits for its turn.
+async function rests(which = "running|waiting") {
+  while (await prompts(which)) await new Promise((resolve) => setTimeout(resolve, 20));
+}
+
 // The number of prompts that the server works on.
-async function prompts() {
+async function prompts(which) {
   const answer = await fetch(`${url}/metrics`, { headers: { Authorization: `Bearer ${key}` } });
-  const counts = (await answer.text()).matchAll(/^qwq_(?:running|waiting) (\d+)/gm);
+  const counts = (await answer.text()).matchAll(new RegExp(`^qwq_(?:${which}) (\\d+)`, "gm"));
   return [...counts].reduce((sum, [, count]) => sum + Number(count), 0);
 }
 
@@ -314,10 +319,11 @@ const CHECKS = {
 
   async "a busy server is asked again"() {
     // Two answers run, and four wait: the server has no more room. Those of the checks above must be gone.
-    while (await prompts()) await new Promise((resolve) => setTimeout(resolve, 20));
+    await rests();
     const long = { temperature: 9, seed: SEED, messages: SUM, stream: true, max_tokens: 700 };
     const running = [await chat(long), await chat(long)];
     for (const stream of running) await stream[Symbol.asyncIterator]().next();
+    await rests("waiting"); // a stream begins before its turn
     const waiting = await chat({ ...long, n: 4 });
     const problem = await refused(chat({ max_tokens: 1 }), openai.RateLimitError, { status: 429, code: "server_busy" });
     assert.ok(Number(problem.headers.get("retry-after")) >= 1);
