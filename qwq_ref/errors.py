@@ -79,6 +79,10 @@ class KlBaseError(QwqError):
     """A file of base log-probabilities is malformed, or of another text, context or vocabulary."""
 
 
+class SuiteError(QwqError):
+    """A file of problems, or of answers to them, is malformed, or of another run."""
+
+
 class MemoryLimitError(QwqError):
     """A model does not fit in the memory that this process may use; raised before loading."""
 

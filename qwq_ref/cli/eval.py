@@ -12,6 +12,7 @@ from ..config import Config
 from ..errors import NonFiniteError, QwqError, UsageError, did_you_mean
 from ..forms import FILE, FORMS, KV_FORMS
 from ..tables import Table
+from . import eval_suite
 from .cluster import add_ray_argument, check_ray, single_thread, wishes_of, workers_of
 from .ending import kept
 from .energy import Account, accounted, add_watts_argument, energy_of, line_of_all
@@ -47,9 +48,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "-n",
         "--problems",
         type=count,
-        default=2000,
         metavar="N",
-        help="number of problems in each category (default 2000)",
+        help="number of problems in each category (default 2000), or of a suite (default: all)",
     )
     parser.add_argument(
         "--categories", metavar="NAME,...", help="trained: the 23 of the recipe; default: these and harder ones"
@@ -71,8 +71,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="temperature; 0 takes the likeliest token; default: the model's",
     )
     parser.add_argument(
-        "--max-tokens", type=count, default=400, metavar="N", help="most tokens of an answer (default 400)"
+        "--max-tokens",
+        type=count,
+        metavar="N",
+        help="most tokens of an answer (default 400; a suite has its own)",
     )
+    eval_suite.add_arguments(parser)
     add_download_arguments(parser)
     parser.add_argument("--json", action="store_true", help="as JSON")
     add_watts_argument(parser)
@@ -81,7 +85,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    if options.suite is not None:
+        return eval_suite.run(options)
     require_output()
+    eval_suite.refuse_own(options)
+    options.problems, options.max_tokens = options.problems or 2000, options.max_tokens or 400
     set_threads(1)  # the worker threads use the cores
     choices = engine_choices(options)
     from ..tasks import CATEGORIES, FURTHER, HARDER

@@ -10,11 +10,11 @@ import argparse
 from typing import Any
 
 from ..errors import UsageError
-from . import plot_inside, plot_run
+from . import plot_budget, plot_inside, plot_run
 from .options import refuse
 from .streams import print_json, require_output
 
-_FAMILIES = (plot_inside, plot_run)
+_FAMILIES = (plot_inside, plot_run, plot_budget)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             command = subjects.add_parser(subject, help=summary, description=description)
             command.add_argument("-o", "--out", metavar="FILE", help="the picture: its name ends in .svg or .png")
             command.add_argument("--dark", action="store_true", help="light letters on dark paper")
-            command.add_argument("--json", action="store_true", help="print the data as JSON: see docs/inside.md")
+            command.add_argument("--json", action="store_true", help="print the data as JSON")
             family.add_arguments(command, subject)
             command.set_defaults(family=family)
 

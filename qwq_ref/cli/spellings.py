@@ -18,7 +18,7 @@ ALIASES = {
     "--top-n-sigma": ("--top-nsigma",),
     "--logit-bias": ("-l",),
     "--stop": ("--reverse-prompt", "--stop-strings"),
-    "--think-budget": ("--reasoning-budget",),
+    "--think-budget": ("--reasoning-budget", "--thinking-budget"),
     "--alias": ("--served-model-name", "-a"),
     "--out": ("--mlx-path",),
     "--repeats": ("--repetitions",),

@@ -241,6 +241,11 @@ class Model:
         state = ThinkingSplitter(self.tokenizer, thinking and budget.tokens != 0, opened=thinking)
         if thinking and not state.thinking:
             ids = ids + budget.closing
+        if settings.begun:
+            if state.thinking:
+                problem = "is a part of the answer, and this prompt opens the reasoning: a think_budget of 0 closes it"
+                raise UsageError(None, "begun", problem)
+            ids = ids + self.tokenizer.encode(settings.begun)
         if not ids:
             raise UsageError(None, "prompt", "is empty")
         wanted = len(ids) + (settings.max_tokens or 1)

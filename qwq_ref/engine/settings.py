@@ -37,6 +37,8 @@ class Settings:
     stop              texts that end the answer, without being part of it. The reasoning may contain them
     logprobs          likeliest tokens to note in `run.logprobs` with each token of the output; None: nothing is noted
     loop_guard        the output ends when it repeats itself so many times: see `loops`. 0: it goes on
+    begun             text that the answer begins with, given by the caller: the model goes on from it. It is no part of
+                      the output
     suffix            the text behind a gap that the answer fills, for models with tokens for that: see `text.fim`
     response_format, tools, tool_choice, parallel_tool_calls
                       as OpenAI's clients send them. The answer keeps to the grammar that they set, if any: see
@@ -53,6 +55,7 @@ class Settings:
     stop: tuple[str, ...] = ()
     logprobs: int | None = None
     loop_guard: int = loops.TIMES
+    begun: str | None = None
     suffix: str | None = None
     response_format: Mapping[str, Any] | None = None
     tools: list[dict[str, Any]] | None = None
@@ -96,6 +99,11 @@ class Settings:
             raise UsageError(None, "loop_guard", f"must be at least 2, or 0 to turn it off, got {self.loop_guard}")
         if self.suffix is not None and self.response_format is not None:
             raise UsageError(None, "response_format", "does not go together with a suffix")
+        others = {"raw": self.raw, "suffix": self.suffix, "response_format": self.response_format, "tools": self.tools}
+        if self.begun is not None and not isinstance(self.begun, str):
+            raise UsageError(None, "begun", f"must be a text, got {self.begun!r:.40}")
+        if self.begun is not None and (beside := [name for name, value in others.items() if value]):
+            raise UsageError(None, "begun", f"does not go together with {beside[0]}")
         effort = self.reasoning_effort
         if effort is not None and effort not in EFFORTS:
             near = did_you_mean(str(effort), EFFORTS)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+
+import numpy as np
 
 
 def wilson_interval(successes: int, n: int, z: float = 1.96) -> tuple[float, float]:
@@ -13,6 +16,19 @@ def wilson_interval(successes: int, n: int, z: float = 1.96) -> tuple[float, flo
     middle = (share + weight / 2) / (1 + weight)
     spread = z * math.sqrt(share * (1 - share) / n + weight / (4 * n)) / (1 + weight)
     return max(0.0, middle - spread), min(1.0, middle + spread)
+
+
+def bootstrap_interval(values: Sequence[float], draws: int = 10_000, seed: int = 0) -> tuple[float, float]:
+    """Return the bounds of a mean at 95 %: percentiles of the means of `draws` samples with replacement. Efron 1979.
+
+    The same values and seed give the same bounds. (0, 1) for no values.
+    """
+    if not values:
+        return 0.0, 1.0
+    rng, array = np.random.default_rng(seed), np.asarray(values, np.float64)
+    means = [array[rng.integers(0, len(array), len(array))].mean() for _ in range(draws)]
+    low, high = np.percentile(means, (2.5, 97.5))
+    return float(low), float(high)
 
 
 def paired_interval(lost: int, gained: int, n: int, z: float = 1.96) -> tuple[float, float]:

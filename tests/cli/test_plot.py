@@ -200,3 +200,61 @@ def test_packed_weights_are_refused(capsys, tmp_path):
     status, out, err = run(capsys, "lens", ASK, "-m", tmp_path / "packed", "--json")
     assert (status, out, err.count("\n")) == (1, "", 1)
     assert "packed" in err
+
+
+def answers_of(path, suite, accuracies):
+    """A file of answers: budget -> how many of 4 are correct."""
+    lines = [{"version": 1, "run": {"suite": suite}}]
+    for budget, right in accuracies.items():
+        for i in range(4):
+            texts = dict.fromkeys(("group", "prompt", "begun", "text", "reasoning", "why"), "")
+            counts = dict.fromkeys(("sample", "seed", "prompt_tokens", "tokens"), 0)
+            tokens = 99 if budget is None else min(budget, 60)
+            line = {"id": f"t{i}", **texts, **counts, "budget": budget, "reasoning_tokens": tokens}
+            lines.append(
+                {**line, "finish_reason": "stop", "seconds": 0, "judge_seconds": 0, "parts": {}, "correct": i < right}
+            )
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def test_accuracy_against_reasoning(capsys, tmp_path):
+    first = answers_of(tmp_path / "first.jsonl", "toy", {None: 4, 64: 3, 0: 1, 256: 3})
+    second = answers_of(tmp_path / "second.jsonl", "toy", {16: 2})
+    found = data(capsys, "budget", first, second)["runs"]
+    assert [run["file"] for run in found] == [str(first), str(second)]
+    points = found[0]["points"]
+    assert [(point["budget"], point["accuracy"]) for point in points] == [
+        (0, 0.25),
+        (64, 0.75),
+        (256, 0.75),
+        (None, 1.0),
+    ]
+    assert [point["reasoning_tokens"] for point in points] == [0, 60, 60, 99]
+    assert all(point["low"] <= point["accuracy"] <= point["high"] and point["n"] == 4 for point in points)
+    picture = tmp_path / "x.svg"
+    assert run(capsys, "budget", first, second, "-o", picture)[0] == 0
+    text = picture.read_text()
+    assert ">Accuracy and reasoning: toy</text>" in text
+    for label in ("first", "second", "0", "64, 256", "no limit", "16"):
+        assert f">{label}</text>" in text
+    assert 'id="run-0"' in text
+    assert 'id="run-1"' in text
+
+
+@pytest.mark.parametrize(
+    ("content", "status", "problem"),
+    [
+        (None, 1, "is no file"),
+        (b"", 1, "holds no answers yet"),
+        (b'{"version": 1, "run": {"suite": "toy"}}\n', 1, "holds no answers yet"),
+        (b"{}\n", 1, "line 1: is no beginning of a file of answers"),
+    ],
+)
+def test_files_without_answers(content, status, problem, capsys, tmp_path):
+    file = tmp_path / "x.jsonl"
+    if content is not None:
+        file.write_bytes(content)
+    found, out, err = run(capsys, "budget", file, "--json")
+    assert (found, out) == (status, "")
+    assert err.startswith(f"qwq: {file}: {problem}")

@@ -271,3 +271,41 @@ def test_settings_are_values():
     assert hash(settings) == hash(Settings.checked(**asked))
     assert (settings.stop, settings.sampling, settings.loop_guard) == (("x",), {"temperature": 0.5}, TIMES)
     assert set(EFFORTS) == {"none", "minimal", "low", "medium", "high"}
+
+
+# --- an answer that is begun ------------------------------------------------------------------------------------------
+
+
+def test_a_begun_answer_goes_on_from_its_text(small):
+    model = answering(small, "is 42.", prompt="<|im_start|>assistant\n")
+    plain, ready = model.prepare("what?"), model.prepare("what?", begun="The answer ")
+    assert ready.run.prompt == plain.run.prompt + small.encode("The answer ")
+    generation, thinking, answer = ask(model, begun="The answer ")
+    assert (thinking, answer) == ("", "is 42.")
+    assert generation.run.output == small.encode("is 42.")
+    assert model.prepare("what?", begun="").run.prompt == plain.run.prompt
+    with pytest.raises(UsageError, match="do not fit"):
+        answering(small, "x", context=12, prompt="x").prepare(
+            "what?", begun="much more than twelve tokens " * 9, max_tokens=2
+        )
+    with pytest.raises(UsageError, match="begun: must be a text, got 3"):
+        model.prepare("what?", begun=3)
+
+
+def test_a_begun_answer_is_no_reasoning(small):
+    model = answering(small, "4")
+    with pytest.raises(UsageError, match="begun: is a part of the answer, and this prompt opens the reasoning"):
+        model.prepare("what?", begun="The")
+    prompt = model.prepare("what?", begun="The <think>", think_budget=0).run.prompt
+    assert prompt == small.encode("<think>\n</think>\n\n", special=True) + small.encode("The <think>")
+    assert prompt.count(small.think_start) == 1  # a text is never a marker
+    _, thinking, answer = ask(model, begun="It is ", think_budget=0)
+    assert (thinking, answer) == ("", "4")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("raw", True), ("suffix", "x"), ("response_format", {"type": "json_object"}), ("tools", [{}])]
+)
+def test_a_begun_answer_stands_alone(name, value):
+    with pytest.raises(UsageError, match=f"begun: does not go together with {name}"):
+        Settings.checked(begun="x", **{name: value})
