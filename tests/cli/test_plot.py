@@ -91,7 +91,7 @@ def test_the_prompt_comes_from_anywhere(capsys, tmp_path, monkeypatch):
     ("words", "status", "problem"),
     [
         ((), 2, "the following arguments are required: SUBJECT"),
-        (("budgets",), 2, "budgets: is not an action of qwq plot; there are attention, residual, lens"),
+        (("weights",), 2, "weights: is not an action of qwq plot; there are attention, residual, lens"),
         (("lens", ASK), 2, "--out: is missing: name a file for the picture, or print the data with --json"),
         (("lens", ASK, "--json", "--dark"), 2, "--dark: has no effect without -o"),
         (("lens", ASK, "-o", "x.pdf"), 2, "-o/--out: must end in .svg or .png, got x.pdf"),
