@@ -102,6 +102,7 @@ def test_every_option_is_a_setting():
     }
     settings = Settings.checked(**asked)
     own = {each.name for each in dataclasses.fields(Settings)} | {each.name for each in dataclasses.fields(Sampling)}
-    programs = {"tools", "tool_choice", "parallel_tool_calls"}  # for programs alone: a client calls the functions
+    # For programs alone: a client calls the functions, and a suite begins the answers.
+    programs = {"tools", "tool_choice", "parallel_tool_calls", "begun"}
     assert own == {*asked, "sampling", *programs}
     assert own_sampling({}, **settings.sampling).penalty_window == 9

@@ -78,7 +78,7 @@ def test_what_is_refused(convert, text, problem):
         ("golden record -o x -t 0", "-t/--threads: must be at least 1, got 0"),
         ("golden record -o x --max-memory much", "--max-memory: must be a size such as 800M or 8G, got much"),
         ("train base -o x --steps 0", "--steps: must be at least 1, got 0"),
-        ("train bass -o x", "stage: must be one of base, cold-start, got bass (did you mean base?)"),
+        ("train bass -o x", "stage: must be one of base, cold-start, control, rl, got bass (did you mean base?)"),
         ("info -c 0", "-c/--ctx-size: must be at least 1, got 0"),
         ("generate --nothing", "--nothing: is not an option of qwq generate (see qwq generate --help)"),
         ("golden", "the following arguments are required: ACTION (see qwq golden --help)"),
