@@ -1,7 +1,7 @@
 """A small share of `python -m tests.tools.mutate`, and that its judge notices each kind of fault."""
 
-import gc
 import io
+import mmap
 import re
 import sys
 import warnings
@@ -65,7 +65,9 @@ def slow():
 
 
 def large():
-    bytearray(b"x") * 90_000_000  # above 32 MiB, the C library always maps fresh pages
+    with mmap.mmap(-1, 90_000_000, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:  # malloc may have pages to reuse
+        for page in range(0, len(memory), mmap.PAGESIZE):
+            memory[page] = 1
     return "sound"
 
 
@@ -88,7 +90,6 @@ def test_the_judge_notices(words, tmp_path, monkeypatch):
     capture = io.StringIO()
     monkeypatch.setattr(sys, "stdout", capture)
     kind.act = FAULTS[words]
-    gc.collect()  # memory of earlier tests that goes meanwhile would hide what the reader takes
     result = mutate.one(kind, "x", 0, 0, capture)
     assert result["outcome"] == "fault"
     assert re.match(words, result["fault"])
