@@ -1,8 +1,5 @@
 """Published models, as files that people have: right answers, and the numbers of transformers and llama.cpp."""
 
-import re
-import subprocess
-import sys
 from itertools import islice
 
 import numpy as np
@@ -11,6 +8,7 @@ import pytest
 import qwq_ref
 from qwq_ref.eval.kld import kl_divergence
 from qwq_ref.formats import open_floats
+from qwq_ref.tasks.verifiers import code
 from tests.support.real_models import QWEN_05B, QWEN_15B, real_model
 from tests.tools.cache_loss import own_text
 
@@ -18,12 +16,13 @@ pytestmark = pytest.mark.real
 
 QUESTION = "Write a Python function is_prime(n) that says whether n is prime. Answer with the code only."
 CHECK = """
-top = 10_000
-sieve = [n > 1 for n in range(top + 1)]
-for n in range(2, 101):
-    if sieve[n]:
-        sieve[n * n :: n] = [False] * len(sieve[n * n :: n])
-assert [bool(is_prime(n)) for n in range(top + 1)] == sieve
+def check(candidate):
+    top = 2_000
+    sieve = [n > 1 for n in range(top + 1)]
+    for n in range(2, 45):
+        if sieve[n]:
+            sieve[n * n :: n] = [False] * len(sieve[n * n :: n])
+    assert [bool(candidate(n)) for n in range(top + 1)] == sieve
 """
 PROMPTS = [
     "What is the capital of France?",
@@ -44,9 +43,8 @@ TOKENS, CLOSE = 100, 0.1  # logits of the two likeliest tokens nearer than CLOSE
 def test_the_code_that_it_writes_is_right(name):
     model = qwq_ref.load(real_model(name), context=1024, text=True)
     answer = "".join(piece.text for piece in model.generate(QUESTION, max_tokens=300, temperature=0))
-    code = re.search(r"```(?:python)?\n(.*?)```", answer, re.DOTALL)
-    done = subprocess.run([sys.executable, "-I", "-c", (code[1] if code else answer) + CHECK], timeout=60)
-    assert done.returncode == 0, answer
+    verdict = code.verify_function(code.extract_code(answer), "is_prime", CHECK)
+    assert verdict.correct, (verdict.why, answer)
 
 
 @pytest.fixture(scope="module")
