@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import UsageError
 from .ending import run_loop
-from .models import locate
 from .options import chosen_rope, refuse
 from .progress import progress_bar
 from .screen import tell
@@ -69,6 +68,7 @@ def wishes_of(options: argparse.Namespace, context: int | None, chat_template: s
     from ..cluster.load import Wishes
     from ..engine.ahead import check_small
     from ..formats import read_config
+    from .models import locate
 
     path = locate(options, None, lambda folder: check_small(folder, chat_template, text=True))
     rope = chosen_rope(options, read_config(path)) if hasattr(options, "rope_scaling") else None

@@ -53,7 +53,7 @@ LIGHT = Theme(
     faint="#8a8a8a",
     grid="#e2e2e2",
     mark="#d55e00",
-    lines=("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#1a1a1a"),
+    lines=("#0072b2", "#d55e00", "#009e73", "#aa4a7d", "#8a6100", "#1a1a1a"),
     scale=("#f7fafd", "#c6dbef", "#6baed6", "#2171b5", "#08306b"),
 )
 DARK = Theme(
