@@ -40,7 +40,7 @@ apidoc_modules = [
 apidoc_automodule_options = {"members"}
 autodoc_default_options = {"ignore-module-all": True}  # names are documented where they are defined
 autodoc_member_order = "bysource"
-autodoc_mock_imports = ["torch", "transformers", "llama_cpp", "gguf"]  # optional packages
+autodoc_mock_imports = ["torch", "transformers", "llama_cpp", "gguf", "lm_eval"]  # optional packages
 autodoc_preserve_defaults = True
 autodoc_type_aliases = {name: name for name in ("Array", "Round", "Tap")}
 

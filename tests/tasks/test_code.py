@@ -86,16 +86,16 @@ WRONG = {
     ),
     "a false verdict": (
         "import os, sys\nframe = sys.modules['inside.values'].message(None)\n"
-        "for fd in range(64):\n    try: os.write(fd, frame * 9)\n    except OSError: pass\ndef f(x): return [1, 2, 3]",
+        "for fd in range(4096):\n    try: os.write(fd, frame * 9)\n    except OSError: pass\ndef f(x): return [1, 2, 3]",
         "the program's answer cannot be read",
     ),
     "a printed verdict": ("print('passed', flush=True)\nimport os\nos._exit(0)", "the program ends while it loads"),
     "a broken message": (
-        "import os\nfor fd in range(64):\n    try: os.write(fd, b'\\xff' * 9)\n"
+        "import os\nfor fd in range(4096):\n    try: os.write(fd, b'\\xff' * 9)\n"
         "    except OSError: pass\ndef f(x): return 0",
         "the program's answer cannot be read",
     ),
-    "a closed channel": ("import os\nos.closerange(0, 64)\ndef f(x): return sorted(x)", "the program ends"),
+    "a closed channel": ("import os\nos.closerange(0, 4096)\ndef f(x): return sorted(x)", "the program ends"),
     "an endless loop": ("while True: pass", "the program "),
     "an endless call": ("def f(x):\n    while True: pass", "the program "),
     "a call that sleeps": ("import time\ndef f(x): time.sleep(100)", "the program runs for more than 3 seconds"),
@@ -129,7 +129,7 @@ LOOKS = {
     "for v in list(d.values()) if isinstance(v, str)]",
     "code": "import gc, types\nfound = [c for f in gc.get_objects() if isinstance(f, types.FunctionType) "
     "for c in f.__code__.co_consts if isinstance(c, str)]",
-    "descriptors": "import os\nfound = []\nfor fd in range(64):\n"
+    "descriptors": "import os\nfound = []\nfor fd in range(4096):\n"
     "    try: found.append(os.pread(fd, 9999, 0).decode('utf-8', 'replace'))\n    except OSError: pass",
     "arguments": "import sys\nfound = sys.argv + sys.orig_argv",
 }
