@@ -57,16 +57,16 @@ class Settings:
     prompts: int = 512
     group: int = 1
     epochs: int = 2
-    minibatch: int = 256
+    minibatch: int = 512
     clip: float = 0.2
     discount: float = 1.0
     trace: float = 1.0
     kl: float = 0.01
     entropy: float = 0.0
-    warmup: int = 2
-    rate: float = 3e-4
+    warmup: int = 4
+    rate: float = 1e-4
     hidden: float = 2.0
-    value_rate: float = 3e-3
+    value_rate: float = 3e-4
     value_weight: float = 0.1
     max_norm: float = 1.0
 

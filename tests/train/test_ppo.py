@@ -15,7 +15,7 @@ from tests.support.models import config_values, configs, random_weights
 from tests.support.torch_model import assert_close, seeds, torch_model
 from tests.train.test_policy import torch_surrogate
 
-SETTINGS = ppo.Settings(iterations=30, prompts=64, minibatch=32, warmup=2, rate=3e-3, kl=0.0)
+SETTINGS = ppo.Settings(iterations=30, prompts=64, minibatch=32, warmup=2, rate=3e-3, value_rate=3e-3, kl=0.0)
 
 
 def policy_of(seed=0, **changes):

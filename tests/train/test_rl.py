@@ -266,7 +266,7 @@ def rewards(folder, iterations, prompts, category):
 
 
 def test_a_miniature_improves_its_reward(tmp_path):
-    """Half a minute."""
+    """Half a minute on two quiet cores."""
     found = rewards(tmp_path, 10, 128, "compare")
     assert np.mean(found[-3:]) > np.mean(found[:3]) + 0.05
 
