@@ -12,7 +12,7 @@ from .ending import deferred, kept
 from .options import engine_choices, refuse
 from .progress import progress_bar
 from .sampling import facts_of, tell_sampling
-from .screen import show
+from .screen import show, tell
 from .streams import print_json, require_output
 from .values import count, integer, many, unless
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from ..eval.suites.score import SuiteScore
     from ..eval.suites.suite import Suite
 
-_OWN = ("data", "form", "samples", "out", "think_budget", "start", "end", "parallel")
+_OWN = ("data", "form", "samples", "out", "think_budget", "start", "end", "parallel", "lean")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,10 +32,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--suite",
         metavar="NAME",
-        help="ask the problems of a suite: humaneval, gsm8k, aime, livecodebench, livebench, ifeval, or a file that "
-        "ends in .jsonl; default: the recipe's categories",
+        help="ask the problems of a suite: humaneval, gsm8k, aime, livecodebench, livebench, ifeval, generated, or a "
+        "file that ends in .jsonl; default: the recipe's categories",
     )
-    group.add_argument("--data", metavar="FILE", help="the problems of the suite; humaneval has its own in a package")
+    group.add_argument(
+        "--data", metavar="FILE", help="the problems of the suite; humaneval and generated have their own"
+    )
     group.add_argument(
         "--form",
         metavar="NAME",
@@ -54,6 +56,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--from", dest="start", metavar="DATE", help="problems of DATE or later, such as 2024-10-01")
     group.add_argument("--to", dest="end", metavar="DATE", help="problems of DATE or earlier")
+    group.add_argument(
+        "--lean", metavar="FILE", help="JSON that names the programs of Lean, for the proofs of generated"
+    )
     group.add_argument("-np", "--parallel", type=count, metavar="N", help="answers that share a pass (default 16)")
 
 
@@ -71,7 +76,10 @@ def run(options: argparse.Namespace) -> int:
     from ..eval.suites.run import questions
     from ..eval.suites.run import run as ask
 
-    suite = open_suite(options.suite, options.data, form=options.form, start=options.start, end=options.end)
+    own = {name: getattr(options, name) for name in ("form", "start", "end", "lean")}
+    suite = open_suite(options.suite, options.data, **own)
+    if suite.note:
+        tell(f"qwq: {suite.note}")
     choices = engine_choices(options)
     model = _load(options, choices, chat=not suite.form.raw)
     if options.form is None and suite.form.begun and _reasons(model):
@@ -193,6 +201,8 @@ def _print(
     for row in rows:
         further = [f"pass@{k} {share:.1%}" for k, share in row.passed.items() if k > 1]
         further += [f"{name} {share:.1%}" for name, share in row.parts.items()]
+        if row.by_group is not None:
+            further.append(f"mean over categories {row.by_group:.1%}")
         if further:
             show(f"{row.name}{'' if row.budget is None else f', {row.budget} tokens'}: {', '.join(further)}")
 

@@ -85,6 +85,15 @@ def test_json(problems, capsys):
     assert found["run"]["data"]
 
 
+def test_generated_problems_have_a_mean_over_categories(capsys):
+    assert main(["eval", "--suite", "generated", "-m", "qwq-nano", "--temp", "0", "--max-tokens", "9", "-n", "4"]) == 0
+    out, err = capsys.readouterr()
+    rows = [line.split()[:2] for line in out.splitlines()[1:5]]
+    assert rows == [["algorithms", "2"], ["optimisation", "1"], ["science", "1"], ["generated", "4"]]
+    assert "generated: of the reference's speed 0.0%, mean over categories 0.0%" in out
+    assert "qwq: the proofs are left out: --lean names the programs of Lean" in err
+
+
 def test_sampled_answers_have_seeds(problems, tmp_path):
     first, again, other = (tmp_path / name for name in ("a", "b", "c"))
     how = ["--temp", "2", "-k", "3", "-n", "2"]

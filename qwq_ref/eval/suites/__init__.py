@@ -8,7 +8,7 @@ from typing import Any
 from ...errors import UsageError, did_you_mean
 from .suite import Suite
 
-# Name -> the options that it takes beside `data`, which only HumanEval has of its own. A module has its name.
+# Name -> the options that it takes beside `data`. A module has its name.
 _OPTIONS: dict[str, tuple[str, ...]] = {
     "humaneval": ("form",),
     "gsm8k": (),
@@ -16,9 +16,11 @@ _OPTIONS: dict[str, tuple[str, ...]] = {
     "livecodebench": ("start", "end"),
     "livebench": (),
     "ifeval": (),
+    "generated": ("lean",),
     "jsonl": (),
 }
 NAMES = tuple(name for name in _OPTIONS if name != "jsonl")
+_NEED_NONE = ("humaneval", "generated")  # have problems of their own
 _FILE = ".jsonl"
 
 
@@ -27,7 +29,8 @@ def open_suite(name: str, data: str | None = None, **options: str | None) -> Sui
 
     name     of NAMES, or a file that ends in .jsonl
     data     the file of its problems
-    options  `form`: the way to ask; `start` and `end`: the first and the last date of problems. None: the suite's own
+    options  `form`: the way to ask; `start` and `end`: the first and the last date of problems; `lean`: the file that
+             names the programs of Lean. None: the suite's own
     """
     kind = "jsonl" if name.endswith(_FILE) else name
     if kind not in NAMES and kind != "jsonl":
@@ -41,7 +44,7 @@ def open_suite(name: str, data: str | None = None, **options: str | None) -> Sui
         if data is not None:
             raise UsageError(None, "data", "does not go together with a file as the suite")
         data = name
-    elif data is None and kind != "humaneval":
+    elif data is None and kind not in _NEED_NONE:
         raise UsageError(None, "data", f"is missing: name the file with the problems of {kind}")
     found: Suite = getattr(importlib.import_module(f"{__name__}.{kind}"), kind)(data, **given)
     return found

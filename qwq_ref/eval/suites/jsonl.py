@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ...files import StrPath
@@ -84,8 +84,13 @@ def _choices(row: Row, prompt: str) -> tuple[str, Callable[[str], Verdict]]:
     letters = _LETTERS[: len(choices)]
     if len(choices) > len(_LETTERS) or len(gold) != 1 or gold not in letters:
         raise row.wrong("answer", f"must be a letter from A to {letters[-1]}")
-    listed = "\n".join(f"{letter}. {choice}" for letter, choice in zip(letters, choices, strict=True))
-    return f"{prompt}\n{listed}\n{_ASKS}", lambda answer: judge_choice(answer, gold, letters)
+    return ask_choice(prompt, choices), lambda answer: judge_choice(answer, gold, letters)
+
+
+def ask_choice(prompt: str, choices: Sequence[str]) -> str:
+    """Return a prompt with its choices, each behind its letter from A on."""
+    listed = "\n".join(f"{letter}. {choice}" for letter, choice in zip(_LETTERS, choices, strict=False))
+    return f"{prompt}\n{listed}\n{_ASKS}"
 
 
 def judge_choice(answer: str, gold: str, letters: str) -> Verdict:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..intervals import bootstrap_interval, wilson_interval
@@ -22,6 +22,7 @@ class SuiteScore:
     tokens, reasoning_tokens  means of an output
     cut              the share of outputs that a limit ended
     parts            name -> the share of the counts that hold
+    by_group         the mean of the groups' pass@1, in which each group weighs the same; None without groups
     """
 
     name: str
@@ -35,6 +36,7 @@ class SuiteScore:
     reasoning_tokens: float
     cut: float
     parts: dict[str, float] = field(default_factory=dict)
+    by_group: float | None = None
 
     def row(self) -> dict[str, Any]:
         return {**vars(self), "passed": {f"pass@{k}": value for k, value in self.passed.items()}}
@@ -55,9 +57,10 @@ def scores(name: str, records: Iterable[Record]) -> list[SuiteScore]:
         groups: dict[str, list[Record]] = defaultdict(list)
         for one in those:
             groups[one.values["group"]].append(one)
-        if len(groups) > 1:
-            found += [_score(group, budget, each) for group, each in groups.items()]
-        found.append(_score(name, budget, those))
+        parts = [_score(group, budget, each) for group, each in groups.items()] if len(groups) > 1 else []
+        whole = _score(name, budget, those)
+        mean = sum(part.passed[1] for part in parts) / len(parts) if parts else None
+        found += [*parts, replace(whole, by_group=mean)]
     return found
 
 

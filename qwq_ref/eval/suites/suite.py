@@ -60,6 +60,7 @@ class Suite:
     form        how they are asked
     max_tokens  of an answer, reasoning included, where the user names no number
     facts       whatever else decides the results, such as the data's digest: a file of answers keeps to them
+    note        one line that a user should know; "" for none
     """
 
     name: str
@@ -67,3 +68,4 @@ class Suite:
     form: Form = Form()
     max_tokens: int = 4096
     facts: Mapping[str, Any] = field(default_factory=dict)
+    note: str = ""

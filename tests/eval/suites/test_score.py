@@ -55,6 +55,13 @@ def test_several_samples_groups_and_budgets():
     assert whole.row()["passed"] == {f"pass@{k}": share for k, share in whole.passed.items()}
 
 
+def test_each_group_weighs_the_same_in_the_mean_over_groups():
+    *groups, whole = scores("toy", [made(f"t{i}", i > 0, group="a" if i < 4 else "b") for i in range(6)])
+    assert [(group.passed[1], group.by_group) for group in groups] == [(0.75, None), (1.0, None)]
+    assert whole.by_group == 0.875 != whole.passed[1]
+    assert scores("toy", [made("t", True)])[0].by_group is None
+
+
 def test_an_unequal_number_of_samples_counts_the_least():
     (score,) = scores("toy", [made("a", True, 0), made("a", False, 1), made("b", True, 0)])
     assert score.samples == 1
