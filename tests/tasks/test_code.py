@@ -86,7 +86,8 @@ WRONG = {
     ),
     "a false verdict": (
         "import os, sys\nframe = sys.modules['inside.values'].message(None)\n"
-        "for fd in range(4096):\n    try: os.write(fd, frame * 9)\n    except OSError: pass\ndef f(x): return [1, 2, 3]",
+        "for fd in range(4096):\n    try: os.write(fd, frame * 9)\n    except OSError: pass\n"
+        "def f(x): return [1, 2, 3]",
         "the program's answer cannot be read",
     ),
     "a printed verdict": ("print('passed', flush=True)\nimport os\nos._exit(0)", "the program ends while it loads"),
