@@ -25,13 +25,14 @@ import numpy as np
 from ..config import Config
 from ..spec import Sampling
 from ..spec.ops import Array
+from ..text.bpe import holes
 from .environment import Environment
 from .model import Gradients, Weights, backward, forward
 from .optim import adamw, clip_by_global_norm, descend
 from .policy import actions, clipped_surrogate, generalised_advantages, group_advantages, value_loss, whitened
 from .rollout import Answer, answers
 
-VALUE = {"value.weight": "D", "value.bias": ""}  # the value head: one number for each token's last hidden state
+VALUE = ("value.weight", "value.bias")  # the value head: one number for each token's last hidden state
 
 
 @dataclass(frozen=True)
@@ -115,14 +116,15 @@ def sample(
 ) -> list[Episode]:
     """Draw questions, answer each at temperature 1 from the whole vocabulary, and score the answers."""
     questions = [each for each in world.draw(rng, settings.prompts // settings.group) for _ in range(settings.group)]
+    chosen = np.flatnonzero(world.allowed)
     said = answers(
         config,
         weights,
         [prompt for _, prompt in questions],
         Sampling(temperature=1.0),
         end_ids=world.end_ids,
-        vocabulary=len(world.allowed),
-        never=_runs(~world.allowed),
+        vocabulary=int(chosen[-1]) + 1,
+        never=holes(chosen.tolist()),
         max_tokens=world.max_tokens,
         seed=int(rng.integers(2**63)),
         workers=workers,
@@ -136,12 +138,6 @@ def sample(
 def _episode(prompt: list[int], answer: Answer, parts: Mapping[str, float]) -> Episode:
     ids = [*prompt, *answer.ids, *([] if answer.end is None else [answer.end])]
     return Episode(np.array(ids), len(prompt), parts, np.array(answer.logprobs))
-
-
-def _runs(chosen: Array) -> list[range]:
-    """Return the ranges of the places that are True."""
-    edges = np.flatnonzero(np.diff(chosen.astype(np.int8), prepend=0, append=0))
-    return [range(int(start), int(stop)) for start, stop in edges.reshape(-1, 2)]
 
 
 def judge(
@@ -164,7 +160,7 @@ def judge(
 
     done: dict[int, Judged] = {}
     with ThreadPoolExecutor(workers) as pool:
-        for part in pool.map(run, _pieces(episodes, np.arange(len(episodes)))):
+        for part in pool.map(run, _pieces(episodes)):
             done |= part
     return [done[n] for n in range(len(episodes))]
 
@@ -238,7 +234,7 @@ def loss_and_grads(
         return Gains(found.loss, values_loss, found.clipped, backward(tape, found.dlogits, dhidden) | head)
 
     with ThreadPoolExecutor(workers) as pool:
-        return _sum(pool.map(run, _pieces(episodes, np.arange(len(episodes)))))
+        return _sum(pool.map(run, _pieces(episodes)))
 
 
 def improve(
@@ -315,9 +311,9 @@ def _values(weights: Weights, hidden: Array) -> Array:
     return hidden @ weights["value.weight"] + weights["value.bias"]
 
 
-def _pieces(episodes: Sequence[Episode], numbers: Array, size: int = 8) -> Iterator[Array]:
-    """Divide answers into pieces of nearly one length, each small enough for the processor's caches."""
-    order = numbers[np.argsort([len(episodes[n].ids) for n in numbers], kind="stable")]
+def _pieces(episodes: Sequence[Episode], size: int = 8) -> Iterator[Array]:
+    """Divide the numbers of answers into pieces of nearly one length, each small enough for the processor's caches."""
+    order = np.argsort([len(episode.ids) for episode in episodes], kind="stable")
     return iter(np.array_split(order, -(-len(order) // size)))
 
 

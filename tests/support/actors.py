@@ -27,7 +27,7 @@ class _Method:
 
 
 class Actor:
-    """An actor. What goes in and out is pickled, as between processes.
+    """An actor. Arguments and results are pickled, as between processes.
 
     dies_after  calls of `flow` that it still answers; None: it goes on
     """

@@ -71,7 +71,7 @@ class Watched:
         return int(self._proc("statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
     def look(self):
-        """What the server holds once it is at rest: connections, pages, threads, bodies, files and children."""
+        """The holdings of the server at rest: connections, pages, threads, bodies, files and children."""
         end = time.monotonic() + 60
         while True:
             self.process.stdin.write("forget\n")
