@@ -13,6 +13,14 @@ def nano():
 
 
 @pytest.fixture(scope="module")
+def endless():
+    """A model that ends no answer: the limits do."""
+    model = qwq_ref.load("qwq-nano", weights="q8", kv="int8")
+    model.__dict__["end_tokens"] = {}
+    return model
+
+
+@pytest.fixture(scope="module")
 def server(nano):
     with serving(lambda: nano) as running:
         yield running

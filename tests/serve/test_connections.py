@@ -7,9 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-import qwq_ref
 from qwq_ref.serve.limits import ServerLimits
-from tests.support.servers import read_all, request, serving, status, until
+from tests.support.servers import at_rest, read_all, request, serving, status, until
 
 CHAT = "/v1/chat/completions"
 COMPLETE = "/v1/completions"
@@ -23,13 +22,6 @@ def ask(connection="close", **fields):
 
 
 @pytest.fixture(scope="module")
-def endless():
-    model = qwq_ref.load("qwq-nano", weights="q8", kv="int8")
-    model.__dict__["end_tokens"] = {}
-    return model
-
-
-@pytest.fixture(scope="module")
 def strict(endless):
     with serving(lambda: endless, LIMITS) as running:
         yield running
@@ -38,9 +30,7 @@ def strict(endless):
 @pytest.fixture(autouse=True)
 def all_end(strict):
     yield
-    until(lambda: strict.counts.running == strict.counts.waiting == 0)
-    until(lambda: not strict.server.server_state.connections)
-    assert strict.counts.failed == 0
+    at_rest(strict)
 
 
 @pytest.mark.parametrize("stream", [True, False])

@@ -10,9 +10,8 @@ from dataclasses import replace
 import openai
 import pytest
 
-import qwq_ref
 from qwq_ref.serve.limits import ServerLimits
-from tests.support.servers import read_all, request, serving, status, until
+from tests.support.servers import at_rest, read_all, request, serving, status, until
 
 CHAT = "/v1/chat/completions"
 SHORT = ServerLimits(
@@ -38,14 +37,6 @@ def ask(**fields):
 
 
 @pytest.fixture(scope="module")
-def endless():
-    """A model that ends no answer: the limits do."""
-    model = qwq_ref.load("qwq-nano", weights="q8", kv="int8")
-    model.__dict__["end_tokens"] = {}
-    return model
-
-
-@pytest.fixture(scope="module")
 def strict(endless):
     with serving(lambda: endless, SHORT) as running:
         yield running
@@ -53,11 +44,8 @@ def strict(endless):
 
 @pytest.fixture(autouse=True)
 def all_end(strict):
-    """After each test, nothing runs or waits, and no connection stays."""
     yield
-    until(lambda: strict.counts.running == strict.counts.waiting == 0)
-    until(lambda: not strict.server.server_state.connections)
-    assert strict.counts.failed == 0
+    at_rest(strict)
 
 
 @pytest.mark.parametrize("start", [b"", b"GET /health HTTP/1.1\r\nhost: loc", b"G"])

@@ -64,6 +64,13 @@ def until(condition, seconds=20):
         time.sleep(0.005)
 
 
+def at_rest(running):
+    """Wait until nothing runs or waits on a server, and no connection stays. No answer may have failed."""
+    until(lambda: running.counts.running == running.counts.waiting == 0)
+    until(lambda: not running.server.server_state.connections)
+    assert running.counts.failed == 0
+
+
 def read_all(sock):
     """Return the bytes until the other side closes, or resets."""
     data = b""
